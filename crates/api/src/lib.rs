@@ -1,1 +1,14 @@
-//! See the architecture text.
+//! The vocabulary of Krate: what every other crate means by a kind, a name, a quantity, a selector, a patch, a
+//! `Status`. Typed objects themselves are `k8s-openapi`'s.
+//!
+//! This crate never does I/O and is never async: all of it is functions over values.
+
+pub mod field;
+pub mod kind;
+pub mod kinds;
+pub mod names;
+pub mod status;
+
+pub use field::{FieldError, FieldErrors, FieldPath};
+pub use kind::{Gvk, Gvr, Kind, Scope, Subresource, Verbs};
+pub use status::{Reason, StatusError};

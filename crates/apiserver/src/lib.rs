@@ -1,1 +1,6 @@
-//! See the architecture text.
+//! The API server: the gatekeeper. Every request passes the same path (who, may, decode, default, admit, validate,
+//! commit), whatever its kind; what is special to a kind is its [`registry::Strategy`].
+//!
+//! It alone writes to the store. It never calls a controller, and knows nothing of how a pod is run.
+
+pub mod registry;
