@@ -1,0 +1,103 @@
+//! A wire between hosts.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use crate::namespace::{Namespace, index_of};
+
+const BRIDGE: &str = "br0";
+
+/// A bridge in a namespace of its own that joins hosts. Its first address is the gateway that hosts may have
+/// their default route to; the gateway answers for itself and forwards nothing, so that what a host sends to the
+/// world ends there, silently, as behind a firewall.
+#[derive(Debug)]
+pub struct Net {
+    namespace: Namespace,
+    range: IpNet,
+    joined: AtomicU32,
+}
+
+impl Net {
+    /// A net of the addresses 10.200.0.0/24. Any number of nets may have the same range: they never meet.
+    pub fn new() -> io::Result<Self> {
+        Self::of("10.200.0.0/24".parse().expect("a network"))
+    }
+
+    /// A net of the addresses in `range`.
+    pub fn of(range: IpNet) -> io::Result<Self> {
+        let namespace = Namespace::new()?;
+        let gateway = nth(range, 1)?;
+        namespace.netlink(async |handle| {
+            handle.link().add(LinkBridge::new(BRIDGE).build()).execute().await.map_err(io::Error::other)?;
+            let bridge = index_of(&handle, BRIDGE).await?;
+            let address = handle.address().add(bridge, gateway, range.prefix_len());
+            address.execute().await.map_err(io::Error::other)
+        })?;
+        Ok(Self { namespace, range, joined: AtomicU32::new(0) })
+    }
+
+    /// The bridge's own address, which is where default routes lead and end.
+    pub fn gateway(&self) -> IpAddr {
+        nth(self.range, 1).expect("held when the net was made")
+    }
+
+    /// The addresses of this net.
+    pub fn range(&self) -> IpNet {
+        self.range
+    }
+
+    /// Joins a host by an interface `name` and gives it the next address, which is returned.
+    pub(crate) fn join(&self, host: &Namespace, name: &str) -> io::Result<IpAddr> {
+        let number = self.joined.fetch_add(1, Ordering::Relaxed) + 1;
+        let address = nth(self.range, number + 1)?;
+        let port = format!("port{number}");
+        let mut far_end = LinkMessage::default();
+        far_end.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        far_end.attributes.push(LinkAttribute::NetNsFd(host.as_fd().as_raw_fd()));
+        self.namespace.netlink(async |handle| {
+            let bridge = index_of(&handle, BRIDGE).await?;
+            let pair = LinkVeth::new(&port, name)
+                .set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)))
+                .controller(bridge)
+                .up()
+                .build();
+            handle.link().add(pair).execute().await.map_err(io::Error::other)
+        })?;
+        host.netlink(async |handle| {
+            let index = index_of(&handle, name).await?;
+            let up = LinkUnspec::new_with_index(index).up().build();
+            handle.link().set(up).execute().await.map_err(io::Error::other)?;
+            let address = handle.address().add(index, address, self.range.prefix_len());
+            address.execute().await.map_err(io::Error::other)
+        })?;
+        Ok(address)
+    }
+
+    pub(crate) fn default_route(&self, host: &Namespace) -> io::Result<()> {
+        let everything = match self.gateway() {
+            IpAddr::V4(_) => IpAddr::from([0u8; 4]),
+            IpAddr::V6(_) => IpAddr::from([0u8; 16]),
+        };
+        let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(everything, 0);
+        let route = route.and_then(|route| route.gateway(self.gateway())).map_err(io::Error::other)?.build();
+        host.netlink(async |handle| handle.route().add(route).execute().await.map_err(io::Error::other))
+    }
+}
+
+fn nth(range: IpNet, n: u32) -> io::Result<IpAddr> {
+    let address = match range.network() {
+        IpAddr::V4(base) => IpAddr::V4((u32::from(base) + n).into()),
+        IpAddr::V6(base) => IpAddr::V6((u128::from(base) + u128::from(n)).into()),
+    };
+    if range.contains(&address) && address != range.broadcast() {
+        Ok(address)
+    } else {
+        Err(io::Error::new(io::ErrorKind::AddrNotAvailable, format!("{range} has no address left")))
+    }
+}
