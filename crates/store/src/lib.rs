@@ -1,14 +1,18 @@
 //! Where the cluster's objects are kept: revisions, compare-and-set, watch and compaction, as etcd has them, over
 //! opaque bytes; and the watch cache that serves reads and watches from memory.
 //!
-//! [`Backend`] is the door; the embedded backend keeps everything in one directory of this machine. Only the API server
+//! [`Backend`] is the door; [`Embedded`] keeps everything in one directory of this machine. Only the API server
 //! uses this crate. It never looks into a value: what an object is, its owner tells the cache through
 //! a decoder.
 
 pub mod backend;
+pub mod compactor;
+pub mod embedded;
 pub mod types;
 
 pub use backend::{Backend, Progress, ProgressHandle, WatchBatch, WatchStream};
+pub use compactor::Compactor;
+pub use embedded::Embedded;
 pub use types::{
     Committed, CompareAndSet, Error, Expect, KeyRange, KeyValue, Limit, Op, Page, Result, Revision,
     WatchEvent,

@@ -1,0 +1,259 @@
+//! The one thread that writes. It takes all requests that are waiting as one group, decides each on top of those
+//! before it, makes the group durable with one sync, and only then lets anybody see it.
+
+use super::{
+    Shared,
+    engine::{Engine, Failure},
+    state::{Change, Live},
+    storage::Opener,
+};
+use crate::types::{Committed, CompareAndSet, Error, Expect, KeyValue, Op, Result, Revision};
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, TryRecvError},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+
+/// Requests in one group at most, and bytes of their values.
+const GROUP_OPS: usize = 1024;
+const GROUP_BYTES: usize = 4 << 20;
+/// Records that compaction removes with one group.
+const FORGET_AT_ONCE: usize = 512;
+/// How long writes are refused without asking the disk again after it failed.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+pub enum Request {
+    Commit(CompareAndSet, oneshot::Sender<Result<Committed>>),
+    Compact(Revision, oneshot::Sender<Result<()>>),
+    Close,
+}
+
+pub struct Writer {
+    pub shared: Arc<Shared>,
+    pub opener: Box<dyn Opener>,
+    pub engine: Option<Engine>,
+    /// The newest content; equal to the published one between groups.
+    pub live: Live,
+    /// Revisions whose records compaction has still to remove, greatest last.
+    pub forget: Vec<u64>,
+    pub broken: Option<Broken>,
+}
+
+pub struct Broken {
+    error: Error,
+    unsynced: bool,
+    since: Instant,
+}
+
+enum Next {
+    Group(Vec<Request>),
+    Idle,
+    End,
+}
+
+impl Writer {
+    pub fn run(mut self, requests: Receiver<Request>) {
+        loop {
+            match self.next(&requests) {
+                Next::Group(group) => {
+                    if self.serve(group) {
+                        break;
+                    }
+                }
+                // Nobody waits: the time is compaction's.
+                Next::Idle => {
+                    let _ = self.write(&[], None);
+                }
+                Next::End => break,
+            }
+        }
+        self.shared.close();
+    }
+
+    fn next(&self, requests: &Receiver<Request>) -> Next {
+        let first = if self.forget.is_empty() || self.broken.is_some() {
+            match requests.recv() {
+                Ok(request) => request,
+                Err(_) => return Next::End,
+            }
+        } else {
+            match requests.try_recv() {
+                Ok(request) => request,
+                Err(TryRecvError::Empty) => return Next::Idle,
+                Err(TryRecvError::Disconnected) => return Next::End,
+            }
+        };
+        let mut bytes = size(&first);
+        let mut group = vec![first];
+        while group.len() < GROUP_OPS
+            && bytes < GROUP_BYTES
+            && let Ok(request) = requests.try_recv()
+        {
+            bytes += size(&request);
+            group.push(request);
+        }
+        Next::Group(group)
+    }
+
+    /// Whether it was asked to end.
+    fn serve(&mut self, group: Vec<Request>) -> bool {
+        let mut revision = self.shared.state.read().newest;
+        let mut changes = Vec::new();
+        let mut answers = Vec::new();
+        let mut compactions = Vec::new();
+        let mut end = false;
+        for request in group {
+            match request {
+                Request::Commit(op, answer) => {
+                    let result = decide(&mut self.live, op, &mut revision, &mut changes);
+                    answers.push((answer, result));
+                }
+                Request::Compact(to, answer) => compactions.push((to, answer)),
+                Request::Close => end = true,
+            }
+        }
+        if !changes.is_empty()
+            && let Err(error) = self.commit(changes)
+        {
+            // All answers of the group rest on changes that did not happen.
+            self.live = self.shared.state.read().live.clone();
+            for (_, result) in &mut answers {
+                *result = Err(error.clone());
+            }
+        }
+        for (answer, result) in answers {
+            let _ = answer.send(result);
+        }
+        for (to, answer) in compactions {
+            let _ = answer.send(self.compact(to));
+        }
+        end
+    }
+
+    fn commit(&mut self, changes: Vec<Change>) -> Result<()> {
+        self.write(&changes, None)?;
+        let newest = {
+            let mut state = self.shared.state.write();
+            state.publish(changes, self.live.clone());
+            state.newest
+        };
+        self.shared.tell(newest);
+        Ok(())
+    }
+
+    fn compact(&mut self, to: Revision) -> Result<()> {
+        self.shared.state.read().check_compaction(to)?;
+        self.write(&[], Some(to))?;
+        let (mut forget, gone) = self.shared.state.write().compact(to);
+        drop(gone);
+        // The oldest go first, as they lie side by side on disk.
+        forget.append(&mut self.forget);
+        forget.sort_unstable_by(|a, b| b.cmp(a));
+        self.forget = forget;
+        self.shared.wake();
+        Ok(())
+    }
+
+    fn write(&mut self, changes: &[Change], compacted: Option<Revision>) -> Result<()> {
+        let newest = self.shared.state.read().newest;
+        let records: Vec<_> =
+            changes.iter().zip(newest.0 + 1..).map(|(c, revision)| c.record(Revision(revision))).collect();
+        let keep = self.forget.len().saturating_sub(FORGET_AT_ONCE);
+        let forget = self.forget[keep..].to_vec();
+        match self.engine(newest)?.commit(&records, &forget, compacted) {
+            Ok(()) => {
+                self.forget.truncate(keep);
+                Ok(())
+            }
+            Err(failure) => Err(self.fail(failure)),
+        }
+    }
+
+    /// The engine, opened anew if it had failed.
+    fn engine(&mut self, newest: Revision) -> Result<&Engine> {
+        if let Some(broken) = &self.broken {
+            if broken.since.elapsed() < RETRY_AFTER {
+                return Err(broken.error.clone());
+            }
+            let reopened = Engine::open(&*self.opener, broken.unsynced)
+                .and_then(|engine| engine.truncate(newest).map(|()| engine));
+            match reopened {
+                Ok(engine) => {
+                    tracing::info!(%newest, "the store takes writes again");
+                    self.engine = Some(engine);
+                    self.broken = None;
+                }
+                Err(mut failure) => {
+                    failure.unsynced |= broken.unsynced;
+                    return Err(self.fail(failure));
+                }
+            }
+        }
+        self.engine.as_ref().ok_or(Error::Closed)
+    }
+
+    fn fail(&mut self, failure: Failure) -> Error {
+        let Failure { error, unsynced } = failure;
+        if self.broken.is_none() {
+            tracing::error!(%error, "the store refuses writes");
+        }
+        self.engine = None;
+        self.broken = Some(Broken { error: error.clone(), unsynced, since: Instant::now() });
+        error
+    }
+}
+
+fn size(request: &Request) -> usize {
+    match request {
+        Request::Commit(CompareAndSet { op: Op::Put(value), .. }, _) => value.len(),
+        _ => 0,
+    }
+}
+
+fn decide(
+    live: &mut Live,
+    op: CompareAndSet,
+    revision: &mut Revision,
+    changes: &mut Vec<Change>,
+) -> Result<Committed> {
+    let CompareAndSet { key, expect, op } = op;
+    let prev = live.get(&key).cloned();
+    let holds = match expect {
+        Expect::Any => true,
+        Expect::Absent => prev.is_none(),
+        Expect::ModRevision(r) => prev.as_ref().is_some_and(|kv| kv.mod_revision == r),
+    };
+    let previous = prev.as_deref().cloned();
+    if !holds {
+        return Err(Error::Conflict { current: previous });
+    }
+    let next = revision.next();
+    let (change, current) = match (op, prev) {
+        (Op::Put(value), prev) => {
+            let kv = Arc::new(match &prev {
+                // The key's allocation is kept for as long as the key lives.
+                Some(old) => KeyValue {
+                    key: old.key.clone(),
+                    value,
+                    create_revision: old.create_revision,
+                    mod_revision: next,
+                    version: old.version + 1,
+                },
+                None => KeyValue { key, value, create_revision: next, mod_revision: next, version: 1 },
+            });
+            let current = KeyValue::clone(&kv);
+            (Change::Put { kv, prev }, Some(current))
+        }
+        (Op::Delete, Some(prev)) => (Change::Delete { prev }, None),
+        (Op::Delete, None) => {
+            return Ok(Committed { revision: *revision, previous: None, current: None });
+        }
+    };
+    change.apply(live);
+    changes.push(change);
+    *revision = next;
+    Ok(Committed { revision: next, previous, current })
+}
