@@ -3,4 +3,6 @@
 //!
 //! It alone writes to the store. It never calls a controller, and knows nothing of how a pod is run.
 
+pub mod discovery;
+pub mod rbac;
 pub mod registry;

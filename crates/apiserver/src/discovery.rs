@@ -1,0 +1,305 @@
+//! Discovery: which groups, versions and resources are served, in the two forms that clients ask for: one document a
+//! group version, or all at once (KEP-3352).
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use krate_api::{Gvk, Kind, Subresource, Verbs};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+/// The groups in the order in which upstream lists them; groups not named here come after these.
+const ORDER: &[&str] = &[
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+];
+
+/// The media type of aggregated discovery, without the version.
+pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;as=APIGroupDiscoveryList";
+
+struct Group<'a> {
+    name: &'a str,
+    /// The preferred one first.
+    versions: Vec<&'a str>,
+}
+
+fn groups<'a>(kinds: &[&'a Kind]) -> Vec<Group<'a>> {
+    let mut out: Vec<Group<'a>> = Vec::new();
+    for kind in kinds {
+        match out.iter_mut().find(|g| g.name == kind.group) {
+            None => out.push(Group { name: kind.group, versions: vec![kind.version] }),
+            Some(group) if group.versions.contains(&kind.version) => {}
+            Some(group) => group.versions.push(kind.version),
+        }
+    }
+    for group in &mut out {
+        group.versions.sort_by_key(|v| std::cmp::Reverse(priority(v)));
+    }
+    out.sort_by_key(|g| ORDER.iter().position(|name| *name == g.name).unwrap_or(ORDER.len()));
+    out
+}
+
+/// Versions compare as KEP-95 and `version.CompareKubeAwareVersionStrings` say: stable before beta before alpha, then the
+/// higher number.
+fn priority(version: &str) -> (u8, u32, u32) {
+    let Some(rest) = version.strip_prefix('v') else { return (0, 0, 0) };
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let major = rest[..digits].parse().unwrap_or(0);
+    let stage = &rest[digits..];
+    let number = |s: &str| s.parse().unwrap_or(0);
+    if stage.is_empty() {
+        (3, major, 0)
+    } else if let Some(n) = stage.strip_prefix("beta") {
+        (2, major, number(n))
+    } else if let Some(n) = stage.strip_prefix("alpha") {
+        (1, major, number(n))
+    } else {
+        (0, major, 0)
+    }
+}
+
+fn group_version(group: &str, version: &str) -> String {
+    Gvk { group, version, kind: "" }.api_version()
+}
+
+/// `/api`
+pub fn api_versions(server_address: &str) -> Value {
+    json!({
+        "kind": "APIVersions",
+        "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": server_address}],
+    })
+}
+
+fn group_value(group: &Group<'_>) -> Map<String, Value> {
+    let version = |v: &str| json!({"groupVersion": group_version(group.name, v), "version": v});
+    let mut out = Map::new();
+    out.insert("name".into(), group.name.into());
+    out.insert("versions".into(), group.versions.iter().map(|v| version(v)).collect());
+    out.insert("preferredVersion".into(), version(group.versions[0]));
+    out
+}
+
+/// `/apis`
+pub fn api_group_list(kinds: &[&Kind]) -> Value {
+    let all: Vec<Value> = groups(kinds)
+        .iter()
+        .filter(|g| !g.name.is_empty())
+        .map(|group| Value::Object(group_value(group)))
+        .collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": all})
+}
+
+/// `/apis/GROUP`. `None` if nothing of the group is served.
+pub fn api_group(kinds: &[&Kind], name: &str) -> Option<Value> {
+    let all = groups(kinds);
+    let group = all.iter().find(|g| !g.name.is_empty() && g.name == name)?;
+    let mut out = group_value(group);
+    out.insert("kind".into(), "APIGroup".into());
+    out.insert("apiVersion".into(), "v1".into());
+    Some(Value::Object(out))
+}
+
+/// `/api/v1` and `/apis/GROUP/VERSION`. `None` if nothing of it is served.
+pub fn api_resource_list(kinds: &[&Kind], group: &str, version: &str) -> Option<Value> {
+    let mut served: Vec<&Kind> =
+        kinds.iter().copied().filter(|k| k.group == group && k.version == version).collect();
+    if served.is_empty() {
+        return None;
+    }
+    served.sort_by_key(|k| k.plural);
+    let mut resources = Vec::new();
+    for kind in served {
+        resources.push(resource(kind, kinds));
+        resources.extend(kind.subresources.iter().map(|sub| subresource(kind, sub)));
+    }
+    let mut out = json!({
+        "kind": "APIResourceList",
+        "groupVersion": group_version(group, version),
+        "resources": resources,
+    });
+    if !group.is_empty() {
+        out["apiVersion"] = "v1".into();
+    }
+    Some(out)
+}
+
+fn verbs(verbs: Verbs) -> Value {
+    verbs.names().collect::<Vec<_>>().into()
+}
+
+fn resource(kind: &Kind, all: &[&Kind]) -> Value {
+    let mut out = json!({
+        "name": kind.plural,
+        "singularName": kind.singular,
+        "namespaced": kind.is_namespaced(),
+        "kind": kind.kind,
+        "verbs": verbs(kind.verbs),
+    });
+    if !kind.short_names.is_empty() {
+        out["shortNames"] = kind.short_names.into();
+    }
+    if !kind.categories.is_empty() {
+        out["categories"] = kind.categories.into();
+    }
+    if !kind.storage.is_empty() {
+        out["storageVersionHash"] = storage_version_hash(kind, all).into();
+    }
+    out
+}
+
+fn subresource(kind: &Kind, sub: &Subresource) -> Value {
+    let mut out = json!({
+        "name": format!("{}/{}", kind.plural, sub.name),
+        "singularName": "",
+        "namespaced": kind.is_namespaced(),
+        "kind": sub.kind.kind,
+        "verbs": verbs(sub.verbs),
+    });
+    if (sub.kind.group, sub.kind.version) != (kind.group, kind.version) {
+        out["group"] = sub.kind.group.into();
+        out["version"] = sub.kind.version.into();
+    }
+    out
+}
+
+/// Changes when the version in which objects of the kind are stored does. Kinds that share their storage share the hash of
+/// the one that is first in the table.
+fn storage_version_hash(kind: &Kind, all: &[&Kind]) -> String {
+    let stored = all.iter().find(|k| k.storage == kind.storage && k.kind == kind.kind).map_or(kind, |k| *k);
+    let mut text = String::new();
+    let _ = write!(text, "{}/{}/{}", stored.group, stored.version, stored.kind);
+    STANDARD.encode(&Sha256::digest(text.as_bytes())[..8])
+}
+
+/// Aggregated discovery (`APIGroupDiscoveryList`) of the core group (`/api`) or of all others (`/apis`), in version `v2` or
+/// `v2beta1`.
+pub fn aggregated(kinds: &[&Kind], core: bool, version: &str) -> Value {
+    let items: Vec<Value> = groups(kinds)
+        .iter()
+        .filter(|g| g.name.is_empty() == core)
+        .map(|g| aggregated_group(kinds, g))
+        .collect();
+    json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+        "metadata": {},
+        "items": items,
+    })
+}
+
+fn aggregated_group(kinds: &[&Kind], group: &Group<'_>) -> Value {
+    let versions: Vec<Value> = group
+        .versions
+        .iter()
+        .map(|version| {
+            let mut served: Vec<&Kind> =
+                kinds.iter().copied().filter(|k| k.group == group.name && k.version == *version).collect();
+            served.sort_by_key(|k| k.plural);
+            json!({
+                "version": version,
+                "resources": served.iter().map(|k| aggregated_resource(k)).collect::<Vec<_>>(),
+                "freshness": "Current",
+            })
+        })
+        .collect();
+    let metadata = if group.name.is_empty() { json!({}) } else { json!({"name": group.name}) };
+    json!({"metadata": metadata, "versions": versions})
+}
+
+/// A kind of the resource's own group and version is told without these.
+fn response_kind(kind: &Kind, of: Gvk<'_>) -> Value {
+    if (of.group, of.version) == (kind.group, kind.version) {
+        json!({"group": "", "version": "", "kind": of.kind})
+    } else {
+        json!({"group": of.group, "version": of.version, "kind": of.kind})
+    }
+}
+
+fn aggregated_resource(kind: &Kind) -> Value {
+    let mut out = json!({
+        "resource": kind.plural,
+        "responseKind": response_kind(kind, kind.gvk()),
+        "scope": if kind.is_namespaced() { "Namespaced" } else { "Cluster" },
+        "singularResource": kind.singular,
+        "verbs": verbs(kind.verbs),
+    });
+    if !kind.short_names.is_empty() {
+        out["shortNames"] = kind.short_names.into();
+    }
+    if !kind.categories.is_empty() {
+        out["categories"] = kind.categories.into();
+    }
+    if !kind.subresources.is_empty() {
+        out["subresources"] = kind
+            .subresources
+            .iter()
+            .map(|sub| {
+                json!({
+                    "subresource": sub.name,
+                    "responseKind": response_kind(kind, sub.kind),
+                    "verbs": verbs(sub.verbs),
+                })
+            })
+            .collect();
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use krate_api::kinds;
+
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_by_stability_then_number() {
+        let mut versions = vec!["v1alpha1", "v1beta2", "v2", "v1", "v1beta10", "odd"];
+        versions.sort_by_key(|v| std::cmp::Reverse(priority(v)));
+        assert_eq!(versions, ["v2", "v1", "v1beta10", "v1beta2", "v1alpha1", "odd"]);
+    }
+
+    #[test]
+    fn a_resource_list_names_subresources_after_their_resource() {
+        let list = api_resource_list(kinds::ALL, "apps", "v1").expect("served");
+        let names: Vec<&str> =
+            list["resources"].as_array().expect("array").iter().filter_map(|r| r["name"].as_str()).collect();
+        assert_eq!(names[..4], ["controllerrevisions", "daemonsets", "daemonsets/status", "deployments"]);
+        assert_eq!(list["resources"][4]["group"], "autoscaling");
+        assert!(api_resource_list(kinds::ALL, "apps", "v2").is_none());
+    }
+
+    #[test]
+    fn the_core_group_is_alone_in_its_document() {
+        let core = aggregated(kinds::ALL, true, "v2");
+        assert_eq!(core["items"].as_array().map(Vec::len), Some(1));
+        let others = aggregated(kinds::ALL, false, "v2");
+        assert_eq!(others["items"].as_array().map(Vec::len), Some(20));
+        assert_eq!(api_versions("h:1")["versions"][0], "v1");
+        assert_eq!(api_group(kinds::ALL, "apps").expect("served")["preferredVersion"]["version"], "v1");
+        assert!(api_group(kinds::ALL, "").is_none());
+        assert_eq!(api_group_list(kinds::ALL)["groups"][0]["name"], "apiregistration.k8s.io");
+        let pods = resource(&kinds::CONFIG_MAP, kinds::ALL);
+        assert_eq!(pods["storageVersionHash"], "qFsyl6wFWjQ=");
+    }
+}
