@@ -1,1 +1,7 @@
+//! The one binary: its command line, and the wiring of components into a cluster.
+
+mod datadir;
+mod kubeconfig;
+mod pki;
+
 fn main() {}

@@ -1,0 +1,185 @@
+//! The cluster's keys and certificates: one authority, made once, and what it signs. Serving certificates are signed anew
+//! at each start, since the addresses of a machine change; all keys are P-256.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use time::{Duration, OffsetDateTime};
+
+/// As kubeadm: ten years for the authority, one for what it signs.
+const CA_LIFE: Duration = Duration::days(3650);
+const LEAF_LIFE: Duration = Duration::days(365);
+/// A client certificate that ends earlier than this is signed anew.
+const RENEW_BEFORE: Duration = Duration::days(90);
+
+/// A certificate and its key, both PEM.
+#[derive(Clone)]
+pub struct Identity {
+    pub certificate: String,
+    pub key: String,
+}
+
+/// The authority of a cluster, in the `pki` folder of its data directory.
+pub struct Authority {
+    dir: PathBuf,
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// Opens the authority in `dir`, making it if it is not there.
+    pub fn open(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        let (cert_file, key_file) = (dir.join("ca.crt"), dir.join("ca.key"));
+        if !cert_file.exists() {
+            let key = KeyPair::generate()?;
+            let mut params = CertificateParams::default();
+            params.distinguished_name = name("kubernetes", &[]);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![
+                KeyUsagePurpose::DigitalSignature,
+                KeyUsagePurpose::KeyCertSign,
+                KeyUsagePurpose::CrlSign,
+            ];
+            live(&mut params, CA_LIFE);
+            let certificate = params.self_signed(&key)?;
+            // The key first: a certificate in place means that both are.
+            write_private(&key_file, key.serialize_pem().as_bytes())?;
+            write_atomically(&cert_file, certificate.pem().as_bytes(), 0o644)?;
+        }
+        let certificate = read(&cert_file)?;
+        let key = KeyPair::from_pem(&read(&key_file)?).context("reading the authority's key")?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&certificate, key).context("reading the authority's certificate")?;
+        Ok(Authority { dir: dir.to_owned(), certificate, issuer })
+    }
+
+    /// The authority's certificate, PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// A fresh serving certificate for these names and addresses.
+    pub fn serving(&self, common_name: &str, organization: &[&str], hosts: &[String]) -> Result<Identity> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(common_name, organization);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.subject_alt_names = hosts
+            .iter()
+            .map(|host| match host.parse::<IpAddr>() {
+                Ok(address) => Ok(SanType::IpAddress(address)),
+                Err(_) => Ok(SanType::DnsName(host.as_str().try_into()?)),
+            })
+            .collect::<Result<_, rcgen::Error>>()
+            .context("a host name that cannot stand in a certificate")?;
+        self.sign(params)
+    }
+
+    /// A client certificate, kept as `FILE.crt` and `FILE.key`, signed anew when its end is near.
+    pub fn client(&self, file: &str, user: &str, groups: &[&str]) -> Result<Identity> {
+        let cert_file = self.dir.join(format!("{file}.crt"));
+        let key_file = self.dir.join(format!("{file}.key"));
+        if let (Ok(certificate), Ok(key)) = (fs::read_to_string(&cert_file), fs::read_to_string(&key_file))
+            && lasts(&certificate, RENEW_BEFORE)
+        {
+            return Ok(Identity { certificate, key });
+        }
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(user, groups);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let identity = self.sign(params)?;
+        write_private(&key_file, identity.key.as_bytes())?;
+        write_atomically(&cert_file, identity.certificate.as_bytes(), 0o644)?;
+        Ok(identity)
+    }
+
+    /// The key that signs ServiceAccount tokens, PEM (PKCS#8), made if it is not there.
+    pub fn service_account_key(&self) -> Result<String> {
+        let file = self.dir.join("sa.key");
+        if !file.exists() {
+            write_private(&file, KeyPair::generate()?.serialize_pem().as_bytes())?;
+        }
+        read(&file)
+    }
+
+    fn sign(&self, mut params: CertificateParams) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        live(&mut params, LEAF_LIFE);
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+}
+
+fn name(common_name: &str, organization: &[&str]) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    for group in organization {
+        name.push(DnType::OrganizationName, *group);
+    }
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+fn live(params: &mut CertificateParams, life: Duration) {
+    let now = OffsetDateTime::now_utc();
+    // Clocks differ a little from machine to machine.
+    params.not_before = now - Duration::minutes(5);
+    params.not_after = now + life;
+}
+
+fn lasts(certificate: &str, at_least: Duration) -> bool {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()) else { return false };
+    let Ok(parsed) = pem.parse_x509() else { return false };
+    parsed.validity().not_after.timestamp() > (OffsetDateTime::now_utc() + at_least).unix_timestamp()
+}
+
+fn read(file: &Path) -> Result<String> {
+    fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))
+}
+
+fn write_private(file: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically(file, bytes, 0o600)
+}
+
+/// Writes a file so that a reader finds either the old one or the whole new one.
+pub fn write_atomically(file: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let part = file.with_extension(format!("{}.part", std::process::id()));
+    let write = || -> std::io::Result<()> {
+        let mut out =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&part)?;
+        out.write_all(bytes)?;
+        out.sync_all()?;
+        fs::rename(&part, file)
+    };
+    write().with_context(|| format!("writing {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_is_made_once_and_signs_for_its_users() {
+        let dir = std::env::temp_dir().join(format!("krate-pki-{}", std::process::id()));
+        let first = Authority::open(&dir).expect("made");
+        let again = Authority::open(&dir).expect("opened");
+        assert_eq!(first.certificate(), again.certificate());
+        let admin = first.client("admin", "kubernetes-admin", &["system:masters"]).expect("signed");
+        let same = again.client("admin", "kubernetes-admin", &["system:masters"]).expect("read");
+        assert_eq!(admin.certificate, same.certificate, "a certificate that lasts is kept");
+        let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let serving = again.serving("kube-apiserver", &[], &hosts).expect("signed");
+        assert!(lasts(&serving.certificate, Duration::days(364)));
+        assert!(!lasts(&serving.certificate, Duration::days(366)));
+        assert!(first.service_account_key().expect("made").contains("PRIVATE KEY"));
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+}
