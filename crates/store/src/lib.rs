@@ -3,9 +3,10 @@
 //!
 //! [`Backend`] is the door; [`Embedded`] keeps everything in one directory of this machine. Only the API server
 //! uses this crate. It never looks into a value: what an object is, its owner tells the cache through
-//! a decoder.
+//! [`cache::Decode`].
 
 pub mod backend;
+pub mod cache;
 pub mod compactor;
 pub mod embedded;
 pub mod types;

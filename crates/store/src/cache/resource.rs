@@ -1,0 +1,350 @@
+//! The objects of one resource, in memory.
+
+use super::{
+    object::{Decode, Event, Object},
+    query::{CacheError, Freshness, List, ListQuery, Scope, Start, WatchQuery},
+    watcher::{CacheEvent, Watcher, Watchers, next_bookmark},
+};
+use crate::{
+    backend::{Backend, ProgressHandle},
+    types::{Error, KeyRange, KeyValue, Limit, Revision, WatchEvent},
+};
+use bytes::Bytes;
+use imbl::OrdMap;
+use parking_lot::{Mutex, RwLock};
+use std::{
+    collections::VecDeque,
+    ops::Bound,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+
+/// How long a read waits for the cache to reach its revision, as upstream.
+const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Events are kept this long for watches that begin in the past (upstream's 75 s), within these counts.
+const HISTORY: Duration = Duration::from_secs(75);
+const HISTORY_LEAST: usize = 100;
+const HISTORY_MOST: usize = 100_000;
+
+/// What all resources of a cache share.
+pub(super) struct Common {
+    pub backend: Arc<dyn Backend>,
+    /// Everything up to this revision is in the resources and in the watchers' queues.
+    pub fresh: watch::Sender<Revision>,
+    pub progress: Mutex<Option<ProgressHandle>>,
+}
+
+pub(super) struct State {
+    objects: OrdMap<Bytes, Arc<Object>>,
+    /// The last change's revision, or the list's that it began with.
+    revision: Revision,
+    history: VecDeque<(Instant, Arc<Event>)>,
+    /// The history is whole after this revision.
+    oldest: Revision,
+    open: bool,
+}
+
+/// The objects of one resource, and their watchers.
+pub struct Resource {
+    common: Arc<Common>,
+    /// Ends with a slash.
+    prefix: Bytes,
+    decode: Arc<dyn Decode>,
+    state: RwLock<State>,
+    /// Always taken before `state`, so that a watch begins between two events and not within one.
+    watchers: Mutex<Watchers>,
+}
+
+impl Resource {
+    pub(super) fn new(
+        common: Arc<Common>,
+        prefix: Bytes,
+        decode: Arc<dyn Decode>,
+        index: Option<&'static str>,
+    ) -> Self {
+        let state = State {
+            objects: OrdMap::new(),
+            revision: Revision::ZERO,
+            history: VecDeque::new(),
+            oldest: Revision::ZERO,
+            open: true,
+        };
+        Resource {
+            common,
+            prefix,
+            decode,
+            state: RwLock::new(state),
+            watchers: Mutex::new(Watchers::new(index)),
+        }
+    }
+
+    pub(super) fn range(&self) -> KeyRange {
+        KeyRange::prefix(self.prefix.clone())
+    }
+
+    fn object(&self, kv: &KeyValue) -> Option<Arc<Object>> {
+        let Some((bytes, head)) = self.decode.decode(&kv.key, &kv.value, kv.mod_revision) else {
+            tracing::error!(key = %kv.key.escape_ascii(), revision = %kv.mod_revision, "cannot read a stored object");
+            return None;
+        };
+        let KeyValue { key, value, mod_revision, .. } = kv.clone();
+        Some(Arc::new(Object { key, bytes, value, head, revision: mod_revision }))
+    }
+
+    /// Begins anew with all objects at a revision; who was watching must begin anew too.
+    pub(super) fn replace(&self, items: &[KeyValue], revision: Revision) {
+        let objects = items.iter().filter_map(|kv| Some((kv.key.clone(), self.object(kv)?))).collect();
+        let mut watchers = self.watchers.lock();
+        watchers.clear();
+        let mut state = self.state.write();
+        state.objects = objects;
+        state.revision = revision;
+        state.oldest = revision;
+        state.history.clear();
+    }
+
+    pub(super) fn close(&self) {
+        let mut watchers = self.watchers.lock();
+        self.state.write().open = false;
+        watchers.clear();
+    }
+
+    /// Takes in a change and tells those whom it concerns.
+    pub(super) fn apply(&self, change: &WatchEvent) {
+        let revision = change.revision();
+        let current = match change {
+            WatchEvent::Put { kv, .. } => self.object(kv),
+            WatchEvent::Delete { .. } => None,
+        };
+        let mut watchers = self.watchers.lock();
+        let event = {
+            let mut state = self.state.write();
+            if revision <= state.revision {
+                return;
+            }
+            state.revision = revision;
+            let prev = match &current {
+                Some(object) => state.objects.insert(change.key().clone(), object.clone()),
+                None => state.objects.remove(&change.key()[..]),
+            };
+            if current.is_none() && prev.is_none() {
+                return;
+            }
+            let event = Arc::new(Event::new(revision, current, prev, self.decode.clone()));
+            state.remember(event.clone());
+            event
+        };
+        watchers.tell(&event);
+    }
+
+    /// How many watchers there are.
+    pub fn watchers(&self) -> usize {
+        self.watchers.lock().len()
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.state.read().objects.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Waits until the cache has everything up to `revision`.
+    pub async fn wait_until_fresh(&self, revision: Revision) -> Result<(), CacheError> {
+        let mut fresh = self.common.fresh.subscribe();
+        if *fresh.borrow_and_update() >= revision {
+            return Ok(());
+        }
+        if let Some(progress) = &*self.common.progress.lock() {
+            progress.request();
+        }
+        match tokio::time::timeout(FRESH_TIMEOUT, fresh.wait_for(|at| *at >= revision)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(CacheError::Closed),
+            Err(_) => Err(CacheError::TooLarge { asked: revision, current: *self.common.fresh.borrow() }),
+        }
+    }
+
+    async fn wait(&self, freshness: Freshness) -> Result<(), CacheError> {
+        match freshness {
+            Freshness::Any => Ok(()),
+            Freshness::Latest => {
+                let newest = self.common.backend.revision().await?;
+                self.wait_until_fresh(newest).await
+            }
+            Freshness::NotOlderThan(revision) | Freshness::Exact(revision) => {
+                self.wait_until_fresh(revision).await
+            }
+        }
+    }
+
+    /// One object.
+    pub async fn get(
+        &self,
+        namespace: &str,
+        name: &str,
+        freshness: Freshness,
+    ) -> Result<Option<Arc<Object>>, CacheError> {
+        self.wait(freshness).await?;
+        let key = Scope::name(namespace, name).key(&self.prefix);
+        let state = self.state.read();
+        state.check_open()?;
+        Ok(state.objects.get(&key[..]).cloned())
+    }
+
+    /// A page of objects. A revision that memory does not reach back to is read from the store; `TooOld` when it is
+    /// compacted there.
+    pub async fn list(&self, query: &ListQuery) -> Result<List, CacheError> {
+        self.wait(query.freshness).await?;
+        let fresh = *self.common.fresh.borrow();
+        let (objects, revision) = {
+            let state = self.state.read();
+            state.check_open()?;
+            match query.freshness {
+                Freshness::Exact(at) => (state.at(at), at),
+                _ => (Some(state.objects.clone()), fresh.max(state.revision)),
+            }
+        };
+        match objects {
+            Some(objects) => Ok(self.page(query, &objects, revision)),
+            None => self.page_of_store(query, revision).await,
+        }
+    }
+
+    fn page(&self, query: &ListQuery, objects: &OrdMap<Bytes, Arc<Object>>, revision: Revision) -> List {
+        let mut list = List { revision, ..List::default() };
+        let KeyRange { start, end } = self.scope_range(&query.scope);
+        let start = match &query.after {
+            Some(after) if *after >= start => Bound::Excluded(after.clone()),
+            _ => Bound::Included(start),
+        };
+        let end = end.map_or(Bound::Unbounded, Bound::Excluded);
+        let everything = query.selector.is_everything();
+        let mut rest = objects.range::<_, Bytes>((start, end)).map(|(_, object)| object);
+        for object in rest.by_ref() {
+            if !everything && !query.selector.selects(&object.head) {
+                continue;
+            }
+            if query.limit != 0 && list.items.len() == query.limit {
+                list.more = true;
+                break;
+            }
+            list.items.push(object.clone());
+        }
+        if list.more && everything {
+            list.remaining = Some(1 + rest.count());
+        }
+        list
+    }
+
+    fn scope_range(&self, scope: &Scope) -> KeyRange {
+        let key = scope.key(&self.prefix);
+        if scope.name.is_some() { KeyRange::single(key) } else { KeyRange::prefix(key) }
+    }
+
+    async fn page_of_store(&self, query: &ListQuery, revision: Revision) -> Result<List, CacheError> {
+        let page =
+            self.common.backend.range(self.scope_range(&query.scope), Some(revision), Limit::NONE).await;
+        let page = page.map_err(|error| match error {
+            Error::Compacted { at } => CacheError::TooOld { asked: revision, oldest: at },
+            other => other.into(),
+        })?;
+        let objects = page
+            .items
+            .iter()
+            .filter_map(|kv| Some((kv.key.clone(), self.object(kv)?)))
+            .collect::<OrdMap<_, _>>();
+        Ok(self.page(query, &objects, revision))
+    }
+
+    /// Begins a watch.
+    pub async fn watch(&self, query: WatchQuery) -> Result<Watcher, CacheError> {
+        if let Start::State(freshness) = query.start {
+            self.wait(freshness).await?;
+        }
+        if query.start == Start::Now {
+            self.wait(Freshness::Latest).await?;
+        }
+        let WatchQuery { scope, selector, start, bookmarks, initial_events_end } = query;
+        let fresh = *self.common.fresh.borrow();
+        let mut backlog = VecDeque::new();
+        let mut watchers = self.watchers.lock();
+        let state = self.state.read();
+        state.check_open()?;
+        let now = fresh.max(state.revision);
+        let after = match start {
+            Start::After(revision) => {
+                if revision < state.oldest {
+                    return Err(CacheError::TooOld { asked: revision, oldest: state.oldest });
+                }
+                let range = self.scope_range(&scope);
+                let from = state.history.partition_point(|(_, event)| event.revision <= revision);
+                for (_, event) in state.history.range(from..) {
+                    if range.contains(event.key())
+                        && let Some(kind) = selector.classify(event)
+                    {
+                        backlog.push_back(CacheEvent::Change(kind, event.clone()));
+                    }
+                }
+                revision
+            }
+            Start::State(_) => {
+                let query =
+                    ListQuery { selector: selector.clone(), ..ListQuery::new(scope.clone(), Freshness::Any) };
+                let list = self.page(&query, &state.objects, now);
+                backlog.extend(list.items.into_iter().map(CacheEvent::Initial));
+                now
+            }
+            Start::Now => now,
+        };
+        if initial_events_end {
+            backlog.push_back(CacheEvent::Bookmark { revision: now.max(after), initial_events_end: true });
+        }
+        let events = watchers.add(&self.prefix, scope, selector, after.max(state.revision));
+        Ok(Watcher {
+            backlog,
+            events,
+            fresh: self.common.fresh.subscribe(),
+            bookmark: bookmarks.then(next_bookmark),
+            after,
+        })
+    }
+}
+
+impl State {
+    fn check_open(&self) -> Result<(), CacheError> {
+        if self.open { Ok(()) } else { Err(CacheError::Closed) }
+    }
+
+    fn remember(&mut self, event: Arc<Event>) {
+        let now = Instant::now();
+        self.history.push_back((now, event));
+        while self.history.len() > HISTORY_LEAST {
+            let Some((at, event)) = self.history.front() else { break };
+            if self.history.len() <= HISTORY_MOST && now.duration_since(*at) < HISTORY {
+                break;
+            }
+            self.oldest = event.revision;
+            self.history.pop_front();
+        }
+    }
+
+    /// The objects as they were at a revision; `None` when history does not reach back.
+    fn at(&self, revision: Revision) -> Option<OrdMap<Bytes, Arc<Object>>> {
+        if revision < self.oldest {
+            return None;
+        }
+        let mut objects = self.objects.clone();
+        for (_, event) in self.history.iter().rev().take_while(|(_, event)| event.revision > revision) {
+            match &event.prev {
+                Some(prev) => objects.insert(event.key().clone(), prev.clone()),
+                None => objects.remove(&event.key()[..]),
+            };
+        }
+        Some(objects)
+    }
+}
