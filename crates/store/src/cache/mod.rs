@@ -11,7 +11,7 @@ mod watcher;
 pub use object::{Decode, Event, Head, Kind, Object, Owner, frame};
 pub use query::{CacheError, Freshness, List, ListQuery, Scope, Selector, Start, WatchQuery};
 pub use resource::Resource;
-pub use watcher::{CacheEvent, QUEUE, Watcher};
+pub use watcher::{BOOKMARK_EVERY, CacheEvent, QUEUE, Watcher};
 
 use crate::{
     backend::{Backend, WatchStream},

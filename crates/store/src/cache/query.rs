@@ -1,9 +1,12 @@
 //! What a reader or watcher asks of the cache.
 
-use super::object::{Event, Head, Kind, Object};
+use super::{
+    object::{Event, Head, Kind, Object},
+    watcher::BOOKMARK_EVERY,
+};
 use crate::types::Revision;
 use bytes::Bytes;
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// Which part of a resource's objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -163,6 +166,8 @@ pub struct WatchQuery {
     pub start: Start,
     /// `allowWatchBookmarks`: a bookmark about once a minute.
     pub bookmarks: bool,
+    /// A quarter more or less is added by chance.
+    pub bookmark_every: Duration,
     /// `sendInitialEvents` (KEP-3157): a bookmark after the initial events.
     pub initial_events_end: bool,
 }
@@ -174,6 +179,7 @@ impl WatchQuery {
             selector: Selector::everything(),
             start,
             bookmarks: false,
+            bookmark_every: BOOKMARK_EVERY,
             initial_events_end: false,
         }
     }

@@ -269,7 +269,7 @@ impl Resource {
         if query.start == Start::Now {
             self.wait(Freshness::Latest).await?;
         }
-        let WatchQuery { scope, selector, start, bookmarks, initial_events_end } = query;
+        let WatchQuery { scope, selector, start, bookmarks, bookmark_every, initial_events_end } = query;
         let fresh = *self.common.fresh.borrow();
         let mut backlog = VecDeque::new();
         let mut watchers = self.watchers.lock();
@@ -309,7 +309,7 @@ impl Resource {
             backlog,
             events,
             fresh: self.common.fresh.subscribe(),
-            bookmark: bookmarks.then(next_bookmark),
+            bookmark: bookmarks.then(|| next_bookmark(bookmark_every)),
             after,
         })
     }

@@ -21,7 +21,7 @@ use tokio::{
 pub const QUEUE: usize = 8192;
 
 /// About how often a watch that allows bookmarks gets one.
-const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+pub const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 
 /// What a watcher is told.
 #[derive(Clone, Debug)]
@@ -198,7 +198,8 @@ pub struct Watcher {
     pub(super) events: mpsc::Receiver<(Kind, Arc<Event>)>,
     /// How far the cache is; everything up to it is in the queues.
     pub(super) fresh: watch::Receiver<Revision>,
-    pub(super) bookmark: Option<Instant>,
+    /// When the next bookmark is due, and how often one is.
+    pub(super) bookmark: Option<(Instant, Duration)>,
     /// Bookmarks never go back before where the watch began.
     pub(super) after: Revision,
 }
@@ -211,7 +212,7 @@ impl Watcher {
             return Some(event);
         }
         loop {
-            let Some(at) = self.bookmark else {
+            let Some((at, every)) = self.bookmark else {
                 return self.events.recv().await.map(change);
             };
             tokio::select! {
@@ -219,7 +220,7 @@ impl Watcher {
                 event = self.events.recv() => return event.map(change),
                 () = sleep_until(at) => {
                     let revision = *self.fresh.borrow();
-                    self.bookmark = Some(next_bookmark());
+                    self.bookmark = Some(next_bookmark(every));
                     // What was queued before that revision was published goes first.
                     match self.events.try_recv() {
                         Ok(event) => return Some(change(event)),
@@ -244,7 +245,7 @@ fn change((kind, event): (Kind, Arc<Event>)) -> CacheEvent {
     CacheEvent::Change(kind, event)
 }
 
-pub(super) fn next_bookmark() -> Instant {
+pub(super) fn next_bookmark(every: Duration) -> (Instant, Duration) {
     // Up to a quarter more or less, so that watches which began together do not stay together.
-    Instant::now() + BOOKMARK_EVERY.mul_f64(rand::random_range(0.75..1.25))
+    (Instant::now() + every.mul_f64(rand::random_range(0.75..1.25)), every)
 }
