@@ -104,7 +104,7 @@ fn a_client_stays_with_its_endpoint_as_long_as_that_is_one() {
             batch.add_rule("service", &choose.translate_destination());
         };
         let mut batch = table();
-        let timeout = Some(Duration::from_secs(600));
+        let timeout = Some(Duration::from_mins(10));
         let value = Value::Fields(&ENDPOINT);
         batch.add_set(&Set { name: "affinity", key: &[Type::Ipv4], value, timeout });
         fill(&mut batch, &endpoints);

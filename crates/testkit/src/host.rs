@@ -25,12 +25,13 @@ use crate::{Namespace, Net};
 pub struct Host {
     namespace: Arc<Namespace>,
     addresses: Vec<IpAddr>,
+    nets: Vec<Net>,
 }
 
 impl Host {
     /// A host with no interface but its loopback.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { namespace: Arc::new(Namespace::new()?), addresses: Vec::new() })
+        Ok(Self { namespace: Arc::new(Namespace::new()?), addresses: Vec::new(), nets: Vec::new() })
     }
 
     /// A host with an address on `net` (interface `eth0`), that reaches the net's other hosts and nothing else.
@@ -44,6 +45,7 @@ impl Host {
     pub fn join(&mut self, net: &Net) -> io::Result<IpAddr> {
         let address = net.join(&self.namespace, &format!("eth{}", self.addresses.len()))?;
         self.addresses.push(address);
+        self.nets.push(net.clone());
         Ok(address)
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
@@ -15,12 +16,13 @@ const BRIDGE: &str = "br0";
 
 /// A bridge in a namespace of its own that joins hosts. Its first address is the gateway that hosts may have
 /// their default route to; the gateway answers for itself and forwards nothing, so that what a host sends to the
-/// world ends there, silently, as behind a firewall.
-#[derive(Debug)]
+/// world ends there, silently, as behind a firewall. Clones are the same net, and it lasts as long as one of them or
+/// a host on it.
+#[derive(Clone, Debug)]
 pub struct Net {
-    namespace: Namespace,
+    namespace: Arc<Namespace>,
     range: IpNet,
-    joined: AtomicU32,
+    joined: Arc<AtomicU32>,
 }
 
 impl Net {
@@ -39,7 +41,7 @@ impl Net {
             let address = handle.address().add(bridge, gateway, range.prefix_len());
             address.execute().await.map_err(io::Error::other)
         })?;
-        Ok(Self { namespace, range, joined: AtomicU32::new(0) })
+        Ok(Self { namespace: Arc::new(namespace), range, joined: Arc::default() })
     }
 
     /// The bridge's own address, which is where default routes lead and end.
