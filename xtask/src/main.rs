@@ -1,6 +1,7 @@
 //! The project's own chores: `cargo xtask up`, `cargo xtask test`.
 
 mod kubectl;
+mod map;
 mod packages;
 mod test;
 
@@ -14,6 +15,7 @@ usage: cargo xtask COMMAND
 
   up [ARGS…]        install what is missing, build the release binary, run `krate up ARGS…`
   test              all that CI checks: format, clippy, unit tests, the end-to-end test with a real kubectl
+  map               mend the lines that ARCHITECTURE.md names
   kubectl           fetch the kubectl that the tests use; print where it is";
 
 fn main() -> ExitCode {
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
     let done = match command.as_str() {
         "up" => up(&rest),
         "test" => test::run_tests(),
+        "map" => map::update(),
         "kubectl" => kubectl::fetch().map(|path| println!("{}", path.display())),
         "" | "help" | "-h" | "--help" => {
             println!("{USAGE}");

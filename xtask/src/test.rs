@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{cargo, kubectl, packages, run};
+use crate::{cargo, kubectl, map, packages, run};
 
 fn checks() -> Result<()> {
     packages::install(packages::BUILD)?;
     packages::install(packages::TEST)?;
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    map::check()?;
     let kubectl = kubectl::fetch()?;
     run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     let mut tests = if has_nextest() {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ipnet::IpNet;
+use ipnet::Ipv4Net;
 
 use crate::datadir;
 
@@ -47,11 +47,11 @@ pub struct Up {
 
     /// The addresses of Services [default: 10.96.0.0/16]
     #[arg(long, value_name = "RANGE")]
-    pub service_cidr: Option<IpNet>,
+    pub service_cidr: Option<Ipv4Net>,
 
     /// The addresses of pods [default: 10.244.0.0/16]
     #[arg(long, value_name = "RANGE")]
-    pub pod_cidr: Option<IpNet>,
+    pub pod_cidr: Option<Ipv4Net>,
 
     /// Start the control plane alone, without a node; needs no root
     #[arg(long)]

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::IpNet;
+use ipnet::Ipv4Net;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -24,8 +24,8 @@ pub const DEFAULT: &str = "/var/lib/krate";
 pub struct Settings {
     pub layout: u32,
     pub bind: SocketAddr,
-    pub service_cidr: IpNet,
-    pub pod_cidr: IpNet,
+    pub service_cidr: Ipv4Net,
+    pub pod_cidr: Ipv4Net,
     /// Whether this machine is a node of the cluster.
     pub node: bool,
 }

@@ -1,0 +1,11 @@
+//! The commands beside `up`.
+
+mod down;
+mod image;
+mod status;
+mod version;
+
+pub use down::run as down;
+pub use image::run as image;
+pub use status::run as status;
+pub use version::{KUBERNETES, run as version};
