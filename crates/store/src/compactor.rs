@@ -7,7 +7,7 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 
 /// Upstream's `--etcd-compaction-interval`.
-pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(5 * 60);
+pub const DEFAULT_INTERVAL: Duration = Duration::from_mins(5);
 
 /// Compacts every interval to where the store stood an interval ago, as upstream does: between one and two
 /// intervals of history can be read and watched.

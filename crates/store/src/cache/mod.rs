@@ -9,7 +9,7 @@ mod resource;
 mod watcher;
 
 pub use object::{Decode, Event, Head, Kind, Object, Owner, frame};
-pub use query::{CacheError, Freshness, List, ListQuery, Scope, Selector, Start, WatchQuery};
+pub use query::{CacheError, Freshness, List, ListQuery, Matches, Scope, Selector, Start, WatchQuery};
 pub use resource::Resource;
 pub use watcher::{BOOKMARK_EVERY, CacheEvent, QUEUE, Watcher};
 

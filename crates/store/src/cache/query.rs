@@ -45,6 +45,9 @@ impl Scope {
     }
 }
 
+/// A condition on an object's head.
+pub type Matches = Arc<dyn Fn(&Head) -> bool + Send + Sync>;
+
 /// Whether an object is meant.
 #[derive(Clone, Default)]
 pub struct Selector {
@@ -52,7 +55,7 @@ pub struct Selector {
     /// for events of other values.
     pub field: Option<(String, String)>,
     /// All else that labels and fields must fulfil.
-    pub matches: Option<Arc<dyn Fn(&Head) -> bool + Send + Sync>>,
+    pub matches: Option<Matches>,
 }
 
 impl Selector {

@@ -21,7 +21,7 @@ use tokio::{
 pub const QUEUE: usize = 8192;
 
 /// About how often a watch that allows bookmarks gets one.
-pub const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+pub const BOOKMARK_EVERY: Duration = Duration::from_mins(1);
 
 /// What a watcher is told.
 #[derive(Clone, Debug)]

@@ -182,24 +182,25 @@ impl View {
             Limit::COUNT_ONLY => 0,
             Limit(n) => n,
         };
-        let mut take = |kv: &KeyValue| {
+        let mut take = |kv: Option<&Arc<KeyValue>>| {
+            let Some(kv) = kv else { return };
             page.count += 1;
             if page.items.len() < max {
-                page.items.push(kv.clone());
+                page.items.push(KeyValue::clone(kv));
             }
         };
         let mut then = self.then.iter().peekable();
         for (key, kv) in self.live.range(range.bounds()) {
             while let Some((_, was)) = then.next_if(|(k, _)| *k < key) {
-                was.iter().for_each(|kv| take(kv));
+                take(was.as_ref());
             }
             match then.next_if(|(k, _)| *k == key) {
-                Some((_, was)) => was.iter().for_each(|kv| take(kv)),
-                None => take(kv),
+                Some((_, was)) => take(was.as_ref()),
+                None => take(Some(kv)),
             }
         }
         for (_, was) in then {
-            was.iter().for_each(|kv| take(kv));
+            take(was.as_ref());
         }
         page.more = page.count > page.items.len();
         page
