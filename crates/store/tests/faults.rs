@@ -84,7 +84,7 @@ async fn put(store: &Embedded, key: &str, value: impl Into<Bytes>) -> Result<Rev
 
 /// Tries until the store takes writes again.
 async fn put_again(store: &Embedded, key: &str) -> Revision {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         match put(store, key, "again").await {
             Ok(revision) => return revision,
