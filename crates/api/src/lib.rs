@@ -7,8 +7,10 @@ pub mod field;
 pub mod kind;
 pub mod kinds;
 pub mod names;
+pub mod quantity;
 pub mod status;
 
 pub use field::{FieldError, FieldErrors, FieldPath};
 pub use kind::{Gvk, Gvr, Kind, Scope, Subresource, Verbs};
+pub use quantity::Quantity;
 pub use status::{Reason, StatusError};
