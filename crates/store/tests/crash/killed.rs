@@ -54,7 +54,7 @@ pub fn writer(directory: &Path) -> ! {
             writers.spawn(async move {
                 loop {
                     for n in 0..KEYS_EACH {
-                        write(&*store, &format!("/r/{writer}/{n}"), rand::random()).await;
+                        write(&store, &format!("/r/{writer}/{n}"), rand::random()).await;
                     }
                     if writer == 0 && rand::random_ratio(1, 8) {
                         let newest = store.revision().await.unwrap();
