@@ -6,11 +6,14 @@
 pub mod field;
 pub mod kind;
 pub mod kinds;
+pub mod meta;
 pub mod names;
 pub mod quantity;
+pub mod selector;
 pub mod status;
 
 pub use field::{FieldError, FieldErrors, FieldPath};
 pub use kind::{Gvk, Gvr, Kind, Scope, Subresource, Verbs};
 pub use quantity::Quantity;
+pub use selector::{FieldSelector, LabelSelector};
 pub use status::{Reason, StatusError};

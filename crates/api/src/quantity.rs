@@ -273,7 +273,7 @@ fn binary(mantissa: i128, scale: i32, exponent: i32) -> (i128, i32) {
 
 /// Whether upstream takes its short way for a binary amount of so many digits; only there it keeps the text.
 fn fits_fast_path(digits: usize, exponent: i32) -> bool {
-    15 - digits as i32 - exponent * 3 / 10 - 1 >= 0
+    15 - digits as i32 - exponent * 3 / 10 > 0
 }
 
 /// Two amounts at one scale; what does not fit is capped.
