@@ -6,3 +6,4 @@
 pub mod discovery;
 pub mod rbac;
 pub mod registry;
+pub mod reviews;

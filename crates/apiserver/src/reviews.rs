@@ -1,0 +1,280 @@
+//! The reviews: kinds that are answered and not stored. Who am I, who has this token, who may do what.
+
+use k8s_openapi::api::authentication::v1::{
+    SelfSubjectReview, SelfSubjectReviewStatus, TokenReview, TokenReviewStatus, UserInfo,
+};
+use k8s_openapi::api::authorization::v1::{
+    LocalSubjectAccessReview, NonResourceAttributes, NonResourceRule, ResourceAttributes, ResourceRule,
+    SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview, SubjectAccessReviewSpec,
+    SubjectAccessReviewStatus, SubjectRulesReviewStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use krate_api::{FieldErrors, FieldPath, Gvk, StatusError};
+
+use crate::rbac::{Ask, Target};
+
+const AUTHORIZATION: &str = "authorization.k8s.io";
+
+/// What a review may ask the server.
+pub trait Judge: Send + Sync {
+    /// Whether it is allowed, and if so why.
+    fn allows(&self, ask: &Ask<'_>) -> Option<String>;
+    /// All rules of someone in a namespace.
+    fn rules_of(
+        &self,
+        user: &str,
+        groups: &[String],
+        namespace: &str,
+    ) -> Vec<k8s_openapi::api::rbac::v1::PolicyRule>;
+}
+
+/// Answers a `SelfSubjectReview`.
+pub fn self_subject(mut review: SelfSubjectReview, who: &UserInfo) -> SelfSubjectReview {
+    review.metadata.creation_timestamp = Some(Time(jiff::Timestamp::now()));
+    review.status = Some(SelfSubjectReviewStatus { user_info: Some(who.clone()) });
+    review
+}
+
+/// Answers a `TokenReview`; `found` is what authentication said of the token, with the audiences that it is good for.
+///
+/// # Errors
+/// There is no token to be reviewed.
+pub fn token(
+    mut review: TokenReview,
+    found: Result<(UserInfo, Vec<String>), String>,
+) -> Result<TokenReview, StatusError> {
+    if review.spec.token.is_empty() {
+        return Err(StatusError::bad_request(
+            "token is required for TokenReview in authentication".to_owned(),
+        ));
+    }
+    review.status = Some(match found {
+        Ok((user, audiences)) => TokenReviewStatus {
+            authenticated: Some(true),
+            user: Some(user),
+            audiences: Some(audiences),
+            error: None,
+        },
+        Err(error) => TokenReviewStatus {
+            error: Some(error),
+            user: Some(UserInfo::default()),
+            ..TokenReviewStatus::default()
+        },
+    });
+    Ok(review)
+}
+
+/// Answers a `SubjectAccessReview`.
+///
+/// # Errors
+/// What is asked is not said, or who asks.
+pub fn subject_access(
+    mut review: SubjectAccessReview,
+    judge: &dyn Judge,
+) -> Result<SubjectAccessReview, StatusError> {
+    let mut errors = FieldErrors::new();
+    check_spec(&review.spec, &FieldPath::new("spec"), &mut errors);
+    refuse("SubjectAccessReview", &errors)?;
+    review.status = Some(decide(&review.spec, judge));
+    Ok(review)
+}
+
+/// Answers a `LocalSubjectAccessReview`, which is about one namespace.
+///
+/// # Errors
+/// As [`subject_access`], or it asks about another namespace.
+pub fn local_subject_access(
+    mut review: LocalSubjectAccessReview,
+    namespace: &str,
+    judge: &dyn Judge,
+) -> Result<LocalSubjectAccessReview, StatusError> {
+    let at = FieldPath::new("spec");
+    let mut errors = FieldErrors::new();
+    check_spec(&review.spec, &at, &mut errors);
+    match &review.spec.resource_attributes {
+        Some(resource) if resource.namespace.as_deref() != Some(namespace) => errors.invalid(
+            &at.child("resourceAttributes").child("namespace"),
+            resource.namespace.clone().unwrap_or_default(),
+            "must match metadata.namespace",
+        ),
+        _ => {}
+    }
+    if review.spec.non_resource_attributes.is_some() {
+        errors.invalid(
+            &at.child("nonResourceAttributes"),
+            &review.spec.non_resource_attributes,
+            "disallowed on this kind of request",
+        );
+    }
+    refuse("LocalSubjectAccessReview", &errors)?;
+    review.status = Some(decide(&review.spec, judge));
+    Ok(review)
+}
+
+/// Answers a `SelfSubjectAccessReview`.
+///
+/// # Errors
+/// What is asked is not said.
+pub fn self_subject_access(
+    mut review: SelfSubjectAccessReview,
+    who: &UserInfo,
+    judge: &dyn Judge,
+) -> Result<SelfSubjectAccessReview, StatusError> {
+    let spec = SubjectAccessReviewSpec {
+        user: who.username.clone(),
+        groups: who.groups.clone(),
+        resource_attributes: review.spec.resource_attributes.clone(),
+        non_resource_attributes: review.spec.non_resource_attributes.clone(),
+        ..SubjectAccessReviewSpec::default()
+    };
+    let mut errors = FieldErrors::new();
+    check_attributes(&spec, &FieldPath::new("spec"), &mut errors);
+    refuse("SelfSubjectAccessReview", &errors)?;
+    review.status = Some(decide(&spec, judge));
+    Ok(review)
+}
+
+/// Answers a `SelfSubjectRulesReview`.
+///
+/// # Errors
+/// It names no namespace.
+pub fn self_subject_rules(
+    mut review: SelfSubjectRulesReview,
+    who: &UserInfo,
+    judge: &dyn Judge,
+) -> Result<SelfSubjectRulesReview, StatusError> {
+    let namespace = review.spec.namespace.take().unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(StatusError::bad_request("no namespace on request"));
+    }
+    let user = who.username.clone().unwrap_or_default();
+    let rules = judge.rules_of(&user, who.groups.as_deref().unwrap_or_default(), &namespace);
+    let mut status = SubjectRulesReviewStatus::default();
+    for rule in rules {
+        match rule.non_resource_urls.filter(|urls| !urls.is_empty()) {
+            Some(urls) => status
+                .non_resource_rules
+                .push(NonResourceRule { verbs: rule.verbs, non_resource_urls: Some(urls) }),
+            None => status.resource_rules.push(ResourceRule {
+                verbs: rule.verbs,
+                api_groups: rule.api_groups,
+                resources: rule.resources,
+                resource_names: rule.resource_names,
+            }),
+        }
+    }
+    review.status = Some(status);
+    Ok(review)
+}
+
+fn refuse(kind: &str, errors: &FieldErrors) -> Result<(), StatusError> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    // Upstream judges the request before it knows its kind, and so names none.
+    let _ = kind;
+    Err(StatusError::invalid(Gvk { group: AUTHORIZATION, version: "v1", kind: "" }, "", errors))
+}
+
+fn check_spec(spec: &SubjectAccessReviewSpec, at: &FieldPath, errors: &mut FieldErrors) {
+    check_attributes(spec, at, errors);
+    let nobody =
+        spec.user.as_deref().unwrap_or_default().is_empty() && spec.groups.as_ref().is_none_or(Vec::is_empty);
+    if nobody {
+        errors.invalid(&at.child("user"), "", "at least one of user or group must be specified");
+    }
+}
+
+fn check_attributes(spec: &SubjectAccessReviewSpec, at: &FieldPath, errors: &mut FieldErrors) {
+    match (&spec.resource_attributes, &spec.non_resource_attributes) {
+        (Some(_), Some(non)) => errors.invalid(
+            &at.child("nonResourceAttributes"),
+            non,
+            "cannot be specified in combination with resourceAttributes",
+        ),
+        (None, None) => errors.invalid(
+            &at.child("resourceAttributes"),
+            None::<ResourceAttributes>,
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        ),
+        _ => {}
+    }
+}
+
+fn decide(spec: &SubjectAccessReviewSpec, judge: &dyn Judge) -> SubjectAccessReviewStatus {
+    fn text(value: &Option<String>) -> &str {
+        value.as_deref().unwrap_or_default()
+    }
+    let no_path = NonResourceAttributes::default();
+    let (verb, target) = match &spec.resource_attributes {
+        Some(r) => (
+            text(&r.verb),
+            Target::Resource {
+                group: text(&r.group),
+                resource: text(&r.resource),
+                subresource: text(&r.subresource),
+                namespace: text(&r.namespace),
+                name: text(&r.name),
+            },
+        ),
+        None => {
+            let path = spec.non_resource_attributes.as_ref().unwrap_or(&no_path);
+            (text(&path.verb), Target::Path(text(&path.path)))
+        }
+    };
+    let ask =
+        Ask { user: text(&spec.user), groups: spec.groups.as_deref().unwrap_or_default(), verb, target };
+    let reason = judge.allows(&ask);
+    SubjectAccessReviewStatus {
+        allowed: reason.is_some(),
+        reason: reason.filter(|reason| !reason.is_empty()),
+        ..SubjectAccessReviewStatus::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct OnlyPods;
+
+    impl Judge for OnlyPods {
+        fn allows(&self, ask: &Ask<'_>) -> Option<String> {
+            matches!(ask.target, Target::Resource { resource: "pods", .. }).then(|| "because".to_owned())
+        }
+
+        fn rules_of(&self, _: &str, _: &[String], _: &str) -> Vec<k8s_openapi::api::rbac::v1::PolicyRule> {
+            Vec::new()
+        }
+    }
+
+    fn review(resource: &str) -> SubjectAccessReview {
+        SubjectAccessReview {
+            spec: SubjectAccessReviewSpec {
+                user: Some("amy".into()),
+                resource_attributes: Some(ResourceAttributes {
+                    resource: Some(resource.into()),
+                    ..ResourceAttributes::default()
+                }),
+                ..SubjectAccessReviewSpec::default()
+            },
+            ..SubjectAccessReview::default()
+        }
+    }
+
+    #[test]
+    fn a_decision_tells_its_reason() {
+        let allowed = subject_access(review("pods"), &OnlyPods).expect("sound").status.expect("decided");
+        assert!(allowed.allowed);
+        assert_eq!(allowed.reason.as_deref(), Some("because"));
+        assert!(!subject_access(review("nodes"), &OnlyPods).expect("sound").status.expect("decided").allowed);
+    }
+
+    #[test]
+    fn a_review_that_asks_nothing_is_refused_with_both_causes() {
+        let refused = subject_access(SubjectAccessReview::default(), &OnlyPods).expect_err("refused");
+        let causes = refused.0.details.as_ref().and_then(|d| d.causes.as_ref()).map(Vec::len);
+        assert_eq!(causes, Some(2), "{refused}");
+        assert!(refused.to_string().contains("Invalid value: null: exactly one of"), "{refused}");
+    }
+}
