@@ -9,10 +9,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rtnetlink::RouteMessageBuilder;
 
 use crate::{Namespace, Net};
 
@@ -51,7 +53,20 @@ impl Host {
 
     /// Sends everything that no other route wants to the net's gateway, where it ends.
     pub fn default_route(&self, net: &Net) -> io::Result<()> {
-        net.default_route(&self.namespace)
+        let everything = match net.gateway() {
+            IpAddr::V4(_) => IpNet::from(ipnet::Ipv4Net::default()),
+            IpAddr::V6(_) => IpNet::from(ipnet::Ipv6Net::default()),
+        };
+        self.route(everything, net.gateway())
+    }
+
+    /// Sends what is for `range` to the neighbour `via`.
+    pub fn route(&self, range: IpNet, via: IpAddr) -> io::Result<()> {
+        let route =
+            RouteMessageBuilder::<IpAddr>::new().destination_prefix(range.network(), range.prefix_len());
+        let route = route.and_then(|route| route.gateway(via)).map_err(io::Error::other)?.build();
+        self.namespace
+            .netlink(async |handle| handle.route().add(route).execute().await.map_err(io::Error::other))
     }
 
     /// The address on the net that was joined first.

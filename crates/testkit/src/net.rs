@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth};
 
 use crate::namespace::{Namespace, index_of};
 
@@ -79,16 +79,6 @@ impl Net {
             address.execute().await.map_err(io::Error::other)
         })?;
         Ok(address)
-    }
-
-    pub(crate) fn default_route(&self, host: &Namespace) -> io::Result<()> {
-        let everything = match self.gateway() {
-            IpAddr::V4(_) => IpAddr::from([0u8; 4]),
-            IpAddr::V6(_) => IpAddr::from([0u8; 16]),
-        };
-        let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(everything, 0);
-        let route = route.and_then(|route| route.gateway(self.gateway())).map_err(io::Error::other)?.build();
-        host.netlink(async |handle| handle.route().add(route).execute().await.map_err(io::Error::other))
     }
 }
 
