@@ -4,6 +4,7 @@
 //! It alone writes to the store. It never calls a controller, and knows nothing of how a pod is run.
 
 pub mod discovery;
+pub mod node_authorizer;
 pub mod rbac;
 pub mod registry;
 pub mod reviews;
