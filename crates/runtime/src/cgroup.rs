@@ -1,0 +1,293 @@
+//! Control groups, versions 1 (also beside version 2) and 2: where they are, what they count, how they end. Making
+//! them is libcontainer's work.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use k8s_cri::v1::LinuxContainerResources;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// Where the host's controllers are.
+#[derive(Debug)]
+enum Layout {
+    /// Each controller's mount point, with the controllers' names.
+    V1(Vec<(Vec<String>, PathBuf)>),
+    V2,
+}
+
+fn layout() -> &'static Layout {
+    static LAYOUT: OnceLock<Layout> = OnceLock::new();
+    LAYOUT.get_or_init(|| {
+        if statfs(ROOT).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC) {
+            return Layout::V2;
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        Layout::V1(mounts.lines().filter_map(v1_mount).collect())
+    })
+}
+
+fn v1_mount(line: &str) -> Option<(Vec<String>, PathBuf)> {
+    let (mount, filesystem) = line.split_once(" - ")?;
+    let mut filesystem = filesystem.split(' ');
+    if filesystem.next()? != "cgroup" {
+        return None;
+    }
+    let controllers = filesystem.nth(1)?.split(',').map(str::to_owned).collect();
+    Some((controllers, PathBuf::from(mount.split(' ').nth(4)?)))
+}
+
+/// Whether the host has only version 2.
+pub fn is_v2() -> bool {
+    matches!(layout(), Layout::V2)
+}
+
+/// A control group, by its path below every controller's root.
+#[derive(Clone, Debug)]
+pub struct Cgroup(String);
+
+/// What a group has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub cpu_nanoseconds: u64,
+    pub memory: u64,
+    /// Memory that cannot be taken back at once.
+    pub working_set: u64,
+    pub rss: u64,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
+    pub processes: u64,
+    /// None when there is no limit.
+    pub memory_limit: Option<u64>,
+}
+
+impl Cgroup {
+    pub fn new(path: &str) -> Self {
+        Self(path.trim_matches('/').to_owned())
+    }
+
+    pub fn child(&self, name: &str) -> Self {
+        Self(format!("{}/{name}", self.0).trim_start_matches('/').to_owned())
+    }
+
+    /// The path as libcontainer wants it.
+    pub fn path(&self) -> String {
+        format!("/{}", self.0)
+    }
+
+    fn directory(&self, controller: &str) -> Option<PathBuf> {
+        match layout() {
+            Layout::V2 => Some(Path::new(ROOT).join(&self.0)),
+            Layout::V1(mounts) => mounts
+                .iter()
+                .find(|(controllers, _)| controllers.iter().any(|c| c == controller))
+                .map(|(_, mount)| mount.join(&self.0)),
+        }
+    }
+
+    fn directories(&self) -> Vec<PathBuf> {
+        match layout() {
+            Layout::V2 => vec![Path::new(ROOT).join(&self.0)],
+            Layout::V1(mounts) => mounts.iter().map(|(_, mount)| mount.join(&self.0)).collect(),
+        }
+    }
+
+    pub fn exists(&self) -> bool {
+        self.directories().iter().any(|directory| directory.is_dir())
+    }
+
+    /// Where its processes are listed.
+    pub fn processes(&self) -> Option<PathBuf> {
+        ["pids", "memory", "cpu", "freezer"].iter().find_map(|controller| self.directory(controller))
+    }
+
+    /// Files with the count of out-of-memory kills.
+    pub fn oom_files(&self) -> Vec<PathBuf> {
+        let name = if is_v2() { "memory.events" } else { "memory.oom_control" };
+        self.directory("memory").map(|directory| directory.join(name)).into_iter().collect()
+    }
+
+    /// Kills whatever is still in the group.
+    pub fn kill(&self) {
+        let Some(directory) = self.processes() else { return };
+        let Ok(listed) = fs::read_to_string(directory.join("cgroup.procs")) else { return };
+        for pid in listed.lines().filter_map(|line| line.parse().ok()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
+    /// Removes the group and what is below it, once its processes are gone. Blocks for a moment at most.
+    pub fn remove(&self) -> io::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let outcome = self.directories().iter().try_for_each(|directory| remove_tree(directory));
+            match outcome {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                    // The kernel lets go of a group some time after its last process, and tells nobody.
+                    self.kill();
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(50));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Removes the group if nothing is in it.
+    pub fn remove_empty(&self) -> io::Result<()> {
+        self.directories().iter().try_for_each(|directory| match fs::remove_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
+        })
+    }
+
+    pub fn usage(&self) -> Option<Usage> {
+        if is_v2() { self.usage_v2() } else { self.usage_v1() }
+    }
+
+    fn usage_v1(&self) -> Option<Usage> {
+        let memory = self.directory("memory")?;
+        let stat = fs::read_to_string(memory.join("memory.stat")).ok()?;
+        let used = number(&memory.join("memory.usage_in_bytes"))?;
+        let limit = number(&memory.join("memory.limit_in_bytes")).filter(|limit| *limit < 1 << 60);
+        Some(Usage {
+            cpu_nanoseconds: self.directory("cpuacct").and_then(|d| number(&d.join("cpuacct.usage")))?,
+            memory: used,
+            working_set: used.saturating_sub(field(&stat, "total_inactive_file")),
+            rss: field(&stat, "total_rss"),
+            page_faults: field(&stat, "total_pgfault"),
+            major_page_faults: field(&stat, "total_pgmajfault"),
+            processes: self.directory("pids").and_then(|d| number(&d.join("pids.current"))).unwrap_or(0),
+            memory_limit: limit,
+        })
+    }
+
+    fn usage_v2(&self) -> Option<Usage> {
+        let directory = self.directory("memory")?;
+        let stat = fs::read_to_string(directory.join("memory.stat")).ok()?;
+        let cpu = fs::read_to_string(directory.join("cpu.stat")).ok()?;
+        let used = number(&directory.join("memory.current"))?;
+        Some(Usage {
+            cpu_nanoseconds: field(&cpu, "usage_usec") * 1000,
+            memory: used,
+            working_set: used.saturating_sub(field(&stat, "inactive_file")),
+            rss: field(&stat, "anon"),
+            page_faults: field(&stat, "pgfault"),
+            major_page_faults: field(&stat, "pgmajfault"),
+            processes: number(&directory.join("pids.current")).unwrap_or(0),
+            memory_limit: number(&directory.join("memory.max")),
+        })
+    }
+
+    /// Changes the limits of a running group. What is zero or empty stays as it is.
+    pub fn update(&self, resources: &LinuxContainerResources) -> io::Result<()> {
+        let changes = if is_v2() { changes_v2(resources) } else { changes_v1(resources) };
+        for (controller, file, value) in changes {
+            if let Some(directory) = self.directory(controller) {
+                fs::write(directory.join(file), &value)
+                    .map_err(|e| io::Error::new(e.kind(), format!("writing {value} to {file}: {e}")))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type Change = (&'static str, &'static str, String);
+
+fn changes_v1(resources: &LinuxContainerResources) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (value, controller, file) in [
+        (resources.cpu_period, "cpu", "cpu.cfs_period_us"),
+        (resources.cpu_quota, "cpu", "cpu.cfs_quota_us"),
+        (resources.cpu_shares, "cpu", "cpu.shares"),
+        (resources.memory_limit_in_bytes, "memory", "memory.limit_in_bytes"),
+    ] {
+        if value != 0 {
+            changes.push((controller, file, value.to_string()));
+        }
+    }
+    changes.extend(cpusets(resources));
+    changes
+}
+
+fn changes_v2(resources: &LinuxContainerResources) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if resources.cpu_quota != 0 {
+        let quota = if resources.cpu_quota < 0 { "max".to_owned() } else { resources.cpu_quota.to_string() };
+        let period = if resources.cpu_period > 0 { resources.cpu_period } else { 100_000 };
+        changes.push(("cpu", "cpu.max", format!("{quota} {period}")));
+    }
+    if resources.cpu_shares > 0 {
+        let weight = 1 + ((resources.cpu_shares.clamp(2, 262_144) - 2) * 9999) / 262_142;
+        changes.push(("cpu", "cpu.weight", weight.to_string()));
+    }
+    if resources.memory_limit_in_bytes != 0 {
+        let limit = resources.memory_limit_in_bytes;
+        changes.push(("memory", "memory.max", if limit < 0 { "max".to_owned() } else { limit.to_string() }));
+    }
+    changes.extend(cpusets(resources));
+    changes
+}
+
+fn cpusets(resources: &LinuxContainerResources) -> impl Iterator<Item = Change> {
+    [("cpuset.cpus", resources.cpuset_cpus.clone()), ("cpuset.mems", resources.cpuset_mems.clone())]
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(file, value)| ("cpuset", file, value))
+}
+
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
+    for entry in entries.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+fn field(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_of_version_one_are_found() {
+        let line = "35 25 0:30 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct";
+        let (controllers, mount) = v1_mount(line).unwrap();
+        assert!(controllers.contains(&"cpuacct".to_owned()));
+        assert_eq!(mount, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
+        assert!(v1_mount("30 25 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw").is_none());
+    }
+
+    #[test]
+    fn shares_become_weights() {
+        for (shares, weight) in [(2, "1"), (1024, "39"), (262_144, "10000")] {
+            let resources = LinuxContainerResources { cpu_shares: shares, ..Default::default() };
+            assert_eq!(changes_v2(&resources), vec![("cpu", "cpu.weight", weight.to_owned())]);
+        }
+    }
+
+    #[test]
+    fn a_path_is_below_every_root() {
+        assert_eq!(Cgroup::new("/kubepods/pod1/").child("c").path(), "/kubepods/pod1/c");
+        assert_eq!(Cgroup::new("").child("c").path(), "/c");
+    }
+}

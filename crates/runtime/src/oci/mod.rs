@@ -1,0 +1,9 @@
+//! From CRI's words for a container to those of the OCI runtime specification.
+
+pub mod capabilities;
+pub mod devices;
+pub mod mounts;
+pub mod process;
+pub mod resources;
+pub mod spec;
+pub mod user;

@@ -1,0 +1,146 @@
+//! What a container's file system is put together from.
+
+use std::path::{Component, Path, PathBuf};
+
+use k8s_cri::v1::{Mount, MountPropagation};
+use serde_json::{Value, json};
+
+/// Files that the sandbox gives to each of its containers, unless they bring their own.
+#[derive(Clone, Debug)]
+pub struct SandboxFiles {
+    pub hostname: Option<PathBuf>,
+    pub hosts: PathBuf,
+    pub resolv_conf: PathBuf,
+    pub shm: PathBuf,
+}
+
+/// All mounts, in the order in which they are made: each after what it lies in.
+pub fn mounts(asked: &[Mount], files: &SandboxFiles, privileged: bool, readonly_rootfs: bool, own_cgroup: bool) -> Vec<Value> {
+    let access = if privileged { "rw" } else { "ro" };
+    let mut all = vec![
+        json!({ "destination": "/proc", "type": "proc", "source": "proc",
+                "options": ["nosuid", "noexec", "nodev"] }),
+        json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+                "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] }),
+        json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] }),
+        json!({ "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+                "options": ["nosuid", "noexec", "nodev"] }),
+        json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
+                "options": ["nosuid", "noexec", "nodev", access] }),
+        json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                "options": ["nosuid", "noexec", "nodev", "relatime", access] }),
+    ];
+    if !own_cgroup {
+        all.pop();
+    }
+    let brings = |path: &str| asked.iter().any(|mount| clean(&mount.container_path) == Path::new(path));
+    let writable = if readonly_rootfs { "ro" } else { "rw" };
+    let shared: [(&str, Option<&PathBuf>, &str); 4] = [
+        ("/etc/hostname", files.hostname.as_ref(), writable),
+        ("/etc/hosts", Some(&files.hosts), writable),
+        ("/etc/resolv.conf", Some(&files.resolv_conf), writable),
+        ("/dev/shm", Some(&files.shm), "rw"),
+    ];
+    for (destination, source, access) in shared {
+        if let Some(source) = source
+            && !brings(destination)
+        {
+            all.push(json!({ "destination": destination, "type": "bind", "source": source,
+                             "options": ["rbind", "rprivate", access] }));
+        }
+    }
+    // What a pod brings replaces what everybody has.
+    all.retain(|mount| !brings(mount["destination"].as_str().unwrap_or_default()));
+    let mut own: Vec<&Mount> = asked.iter().collect();
+    own.sort_by_key(|mount| clean(&mount.container_path).components().count());
+    all.extend(own.into_iter().map(volume));
+    all
+}
+
+fn volume(mount: &Mount) -> Value {
+    let propagation = match mount.propagation() {
+        MountPropagation::PropagationPrivate => "rprivate",
+        MountPropagation::PropagationHostToContainer => "rslave",
+        MountPropagation::PropagationBidirectional => "rshared",
+    };
+    let access = match (mount.readonly, mount.recursive_read_only) {
+        (true, true) => "rro",
+        (true, false) => "ro",
+        (false, _) => "rw",
+    };
+    json!({ "destination": clean(&mount.container_path), "type": "bind", "source": mount.host_path,
+            "options": ["rbind", propagation, access] })
+}
+
+/// How mounts of the container and the host reach each other.
+pub fn rootfs_propagation(asked: &[Mount]) -> Option<&'static str> {
+    let any = |wanted| asked.iter().any(|mount| mount.propagation() == wanted);
+    if any(MountPropagation::PropagationBidirectional) {
+        Some("rshared")
+    } else if any(MountPropagation::PropagationHostToContainer) {
+        Some("rslave")
+    } else {
+        None
+    }
+}
+
+/// An absolute path without detours.
+fn clean(path: &str) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => drop(clean.pop()),
+            _ => {}
+        }
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files() -> SandboxFiles {
+        SandboxFiles {
+            hostname: Some("/s/hostname".into()),
+            hosts: "/s/hosts".into(),
+            resolv_conf: "/s/resolv.conf".into(),
+            shm: "/s/shm".into(),
+        }
+    }
+
+    fn at<'a>(mounts: &'a [Value], path: &str) -> Vec<&'a Value> {
+        mounts.iter().filter(|mount| mount["destination"] == path).collect()
+    }
+
+    #[test]
+    fn a_pods_own_mount_replaces_the_common_one() {
+        let own = Mount { container_path: "/etc/hosts/".into(), host_path: "/mine".into(), ..Default::default() };
+        let made = mounts(&[own], &files(), false, false, true);
+        assert_eq!(at(&made, "/etc/hosts").len(), 1);
+        assert_eq!(at(&made, "/etc/hosts")[0]["source"], "/mine");
+        assert_eq!(at(&made, "/etc/resolv.conf")[0]["source"], "/s/resolv.conf");
+    }
+
+    #[test]
+    fn outer_before_inner_and_options_as_asked() {
+        let mount = |path: &str, readonly, propagation: MountPropagation| Mount {
+            container_path: path.into(),
+            host_path: "/h".into(),
+            readonly,
+            propagation: propagation as i32,
+            ..Default::default()
+        };
+        let asked = [
+            mount("/data/inner", true, MountPropagation::PropagationHostToContainer),
+            mount("/data", false, MountPropagation::PropagationPrivate),
+        ];
+        let made = mounts(&asked, &files(), false, false, true);
+        let last: Vec<_> = made.iter().rev().take(2).map(|m| m["destination"].as_str().unwrap()).collect();
+        assert_eq!(last, ["/data/inner", "/data"]);
+        assert_eq!(at(&made, "/data/inner")[0]["options"], json!(["rbind", "rslave", "ro"]));
+        assert_eq!(rootfs_propagation(&asked), Some("rslave"));
+    }
+}

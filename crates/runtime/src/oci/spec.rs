@@ -1,0 +1,236 @@
+//! The whole of a container, as the OCI runtime specification has it.
+
+use std::path::{Path, PathBuf};
+
+use k8s_cri::v1::{ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext};
+use serde_json::{Map, Value, json};
+
+use super::mounts::SandboxFiles;
+use super::user::User;
+use super::{capabilities, devices, mounts, process, resources};
+use crate::cgroup;
+use crate::image::store::RunConfig;
+
+/// Paths hidden from containers when nothing is said (containerd's defaults).
+const MASKED: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/firmware",
+];
+const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// The namespaces that a container enters; what is absent is the host's.
+#[derive(Clone, Debug, Default)]
+pub struct Namespaces {
+    pub network: Option<PathBuf>,
+    pub ipc: Option<PathBuf>,
+    pub uts: Option<PathBuf>,
+    pub pid: PidNamespace,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PidNamespace {
+    #[default]
+    Own,
+    Host,
+    At(PathBuf),
+}
+
+/// What a specification is made from.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    pub config: &'a ContainerConfig,
+    pub image: &'a RunConfig,
+    pub user: &'a User,
+    pub rootfs: &'a Path,
+    pub hostname: &'a str,
+    pub cgroup: String,
+    pub namespaces: Namespaces,
+    pub files: SandboxFiles,
+    /// The capabilities that there are to give.
+    pub held: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    #[error(transparent)]
+    Command(#[from] process::NoCommand),
+    #[error(transparent)]
+    Device(#[from] std::io::Error),
+}
+
+/// Writes it all down.
+pub fn build(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
+    let config = inputs.config;
+    let none = LinuxContainerSecurityContext::default();
+    let linux = config.linux.as_ref();
+    let security = linux.and_then(|linux| linux.security_context.as_ref()).unwrap_or(&none);
+    let no_limits = LinuxContainerResources::default();
+    let limits = linux.and_then(|linux| linux.resources.as_ref()).unwrap_or(&no_limits);
+    let privileged = security.privileged;
+
+    let mut rules = vec![json!({ "allow": privileged, "access": "rwm" })];
+    let mut given = devices::asked(&config.devices)?;
+    if privileged {
+        given.extend(devices::of_host()?);
+    }
+    rules.extend(given.iter().map(|given| given.rule.clone()));
+
+    let mut part = Map::from_iter([
+        ("cgroupsPath".to_owned(), json!(inputs.cgroup)),
+        ("namespaces".to_owned(), namespaces(&inputs.namespaces, privileged)),
+        ("resources".to_owned(), resources::resources(limits, rules)),
+        ("devices".to_owned(), given.into_iter().map(|given| given.device).collect()),
+    ]);
+    if !privileged {
+        part.insert("maskedPaths".into(), paths(&security.masked_paths, &MASKED));
+        part.insert("readonlyPaths".into(), paths(&security.readonly_paths, &READONLY));
+    }
+    if let Some(propagation) = mounts::rootfs_propagation(&config.mounts) {
+        part.insert("rootfsPropagation".into(), propagation.into());
+    }
+    let mut env = process::env(&config.envs, inputs.image, inputs.hostname, config.tty);
+    if let Some(home) = &inputs.user.home
+        && !env.iter().any(|pair| pair.starts_with("HOME="))
+    {
+        env.push(format!("HOME={home}"));
+    }
+    Ok(json!({
+        "ociVersion": "1.2.0",
+        "process": {
+            "terminal": config.tty,
+            "user": { "uid": inputs.user.uid, "gid": inputs.user.gid, "additionalGids": inputs.user.groups },
+            "args": process::args(config, inputs.image)?,
+            "env": env,
+            "cwd": process::directory(config, inputs.image),
+            "capabilities":
+                capabilities::capabilities(security.capabilities.as_ref(), privileged, inputs.held),
+            "noNewPrivileges": security.no_new_privs,
+            "oomScoreAdj":
+                resources::oom_score(limits.oom_score_adj, capabilities::may_raise_limits(inputs.held)),
+        },
+        "root": { "path": inputs.rootfs, "readonly": security.readonly_rootfs },
+        "mounts":
+            mounts::mounts(&config.mounts, &inputs.files, privileged, security.readonly_rootfs, true),
+        "linux": part,
+    }))
+}
+
+fn namespaces(wanted: &Namespaces, privileged: bool) -> Value {
+    let mut all = vec![json!({ "type": "mount" })];
+    for (kind, path) in [("network", &wanted.network), ("ipc", &wanted.ipc), ("uts", &wanted.uts)] {
+        if let Some(path) = path {
+            all.push(json!({ "type": kind, "path": path }));
+        }
+    }
+    match &wanted.pid {
+        PidNamespace::Own => all.push(json!({ "type": "pid" })),
+        PidNamespace::Host => {}
+        PidNamespace::At(path) => all.push(json!({ "type": "pid", "path": path })),
+    }
+    // As containerd: a view of its own where the kernel makes it whole.
+    if cgroup::is_v2() && !privileged {
+        all.push(json!({ "type": "cgroup" }));
+    }
+    all.into()
+}
+
+/// CRI gives the whole list, or none to mean the usual.
+fn paths(asked: &[String], usual: &[&str]) -> Value {
+    if asked.is_empty() { json!(usual) } else { json!(asked) }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_cri::v1::LinuxContainerConfig;
+    use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+    use super::*;
+
+    fn built(config: &ContainerConfig, image: &RunConfig, namespaces: Namespaces) -> Spec {
+        let files = SandboxFiles {
+            hostname: None,
+            hosts: "/s/hosts".into(),
+            resolv_conf: "/s/resolv.conf".into(),
+            shm: "/s/shm".into(),
+        };
+        let user = User { uid: 7, gid: 8, groups: vec![8, 9], home: Some("/home/x".into()) };
+        let inputs = Inputs {
+            config,
+            image,
+            user: &user,
+            rootfs: Path::new("/r"),
+            hostname: "pod",
+            cgroup: "/kubepods/p/c".into(),
+            namespaces,
+            files,
+            held: u64::MAX,
+        };
+        serde_json::from_value(build(&inputs).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_ordinary_container() {
+        let config = ContainerConfig { command: vec!["/bin/true".into()], ..Default::default() };
+        let namespaces = Namespaces { network: Some("/proc/1/ns/net".into()), ..Default::default() };
+        let spec = built(&config, &RunConfig::default(), namespaces);
+        let process = spec.process().as_ref().unwrap();
+        assert_eq!(process.args().as_ref().unwrap(), &["/bin/true"]);
+        assert_eq!((process.user().uid(), process.user().gid()), (7, 8));
+        assert_eq!(process.cwd(), Path::new("/"));
+        let env = process.env().as_ref().unwrap();
+        assert!(env.iter().any(|e| e.starts_with("PATH=")) && env.contains(&"HOME=/home/x".to_owned()));
+        let linux = spec.linux().as_ref().unwrap();
+        assert_eq!(linux.masked_paths().as_ref().unwrap().len(), MASKED.len());
+        let kinds: Vec<_> = linux.namespaces().as_ref().unwrap().iter().map(|n| n.typ()).collect();
+        assert!(kinds.contains(&LinuxNamespaceType::Pid) && kinds.contains(&LinuxNamespaceType::Network));
+        assert!(!kinds.contains(&LinuxNamespaceType::Uts));
+    }
+
+    #[test]
+    fn a_privileged_container_sees_all() {
+        let security = LinuxContainerSecurityContext { privileged: true, ..Default::default() };
+        let config = ContainerConfig {
+            command: vec!["sh".into()],
+            linux: Some(LinuxContainerConfig { security_context: Some(security), ..Default::default() }),
+            ..Default::default()
+        };
+        let spec = built(&config, &RunConfig::default(), Namespaces::default());
+        let linux = spec.linux().as_ref().unwrap();
+        assert!(linux.masked_paths().is_none());
+        assert!(!linux.devices().as_ref().unwrap().is_empty());
+        assert!(linux.resources().as_ref().unwrap().devices().as_ref().unwrap()[0].allow());
+    }
+
+    #[test]
+    fn nothing_to_run_is_an_error() {
+        let config = ContainerConfig::default();
+        let image = RunConfig::default();
+        let user = User::default();
+        let files = SandboxFiles {
+            hostname: None,
+            hosts: "/h".into(),
+            resolv_conf: "/r".into(),
+            shm: "/s".into(),
+        };
+        let inputs = Inputs {
+            config: &config,
+            image: &image,
+            user: &user,
+            rootfs: Path::new("/r"),
+            hostname: "",
+            cgroup: "/c".into(),
+            namespaces: Namespaces::default(),
+            files,
+            held: 0,
+        };
+        assert!(matches!(build(&inputs), Err(SpecError::Command(_))));
+    }
+}

@@ -1,0 +1,115 @@
+//! The server's side of the talk with shims.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::Stdio;
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use super::protocol::{Incoming, Init, Reply, Request, encode, send_some};
+use super::sandbox::SOCKET;
+
+/// The internal command that a shim is started by.
+pub const COMMAND: &str = "__shim";
+
+/// One connection to a shim.
+#[derive(Debug)]
+pub struct Connection {
+    socket: UnixStream,
+    incoming: Incoming,
+}
+
+impl Connection {
+    /// Connects to the shim whose state lies in `state_dir`.
+    pub async fn open(state_dir: &Path) -> io::Result<Self> {
+        // Through a descriptor, since a socket's address holds no long path.
+        let directory = std::fs::File::open(state_dir)?;
+        let path = format!("/proc/self/fd/{}/{SOCKET}", std::os::fd::AsRawFd::as_raw_fd(&directory));
+        let socket = UnixStream::connect(path).await?;
+        Ok(Self { socket, incoming: Incoming::default() })
+    }
+
+    pub async fn send(&self, request: &Request, fds: &[OwnedFd]) -> io::Result<()> {
+        let frame = encode(request)?;
+        let riders: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let mut sent = 0;
+        while sent < frame.len() {
+            self.socket.writable().await?;
+            let with = if sent == 0 { riders.as_slice() } else { &[] };
+            let write = || send_some(self.socket.as_fd(), &frame[sent..], with);
+            match self.socket.try_io(Interest::WRITABLE, write) {
+                Ok(n) => sent += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next reply; none when the shim is gone.
+    pub async fn receive(&mut self) -> io::Result<Option<(Reply, Vec<OwnedFd>)>> {
+        loop {
+            if let Some(whole) = self.incoming.next()? {
+                return Ok(Some(whole));
+            }
+            self.socket.readable().await?;
+            let socket = &self.socket;
+            let incoming = &mut self.incoming;
+            match socket.try_io(Interest::READABLE, || incoming.fill(socket.as_fd())) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sends a request and waits for its answer. What the shim refuses becomes an error.
+    pub async fn ask(&mut self, request: &Request, fds: &[OwnedFd]) -> io::Result<(Reply, Vec<OwnedFd>)> {
+        self.send(request, fds).await?;
+        match self.receive().await? {
+            Some((Reply::Error(why), _)) => Err(io::Error::other(why)),
+            Some(answer) => Ok(answer),
+            None => Err(io::Error::new(io::ErrorKind::ConnectionReset, "the pod's shim is gone")),
+        }
+    }
+}
+
+/// A shim that was just started. Its connection is subscribed.
+#[derive(Debug)]
+pub struct Spawned {
+    pub pid: i32,
+    pub pause: Option<i32>,
+    pub connection: Connection,
+}
+
+/// Starts a shim and waits until its sandbox stands.
+pub async fn spawn(init: &Init, log: &Path) -> io::Result<Spawned> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let log = std::fs::File::options().append(true).create(true).open(log)?;
+    let mut child = tokio::process::Command::new("/proc/self/exe")
+        .arg0(OsStr::new("krate"))
+        .args([COMMAND, &init.sandbox_id])
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::from(log.try_clone()?))
+        .stderr(Stdio::from(log))
+        .spawn()?;
+    let mut connection = Connection { socket: UnixStream::from_std(ours)?, incoming: Incoming::default() };
+    // Whenever it ends, somebody must fetch it.
+    tokio::spawn(async move { child.wait().await });
+    match connection.ask(&Request::Init(init.clone()), &[]).await? {
+        (Reply::Ready { pid, pause }, _) => Ok(Spawned { pid, pause, connection }),
+        (other, _) => Err(io::Error::other(format!("unexpected answer of the shim: {other:?}"))),
+    }
+}
+
+/// One request on a connection of its own.
+pub async fn ask(state_dir: &Path, request: &Request) -> io::Result<Reply> {
+    Ok(Connection::open(state_dir).await?.ask(request, &[]).await?.0)
+}

@@ -1,0 +1,274 @@
+//! Starting processes in containers. libcontainer wants a process of its own, with one thread, that it may fork
+//! and change at will: so each start happens in a fork of the shim, which reports back and ends.
+
+use std::error::Error as _;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::{ForkResult, Pid, fork};
+
+use super::protocol::{Exec, Incoming, Reply, Start, send};
+
+/// What a new process reads from and writes to.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+}
+
+/// Starts a container's first process. The answer comes through the socket: one [`Reply`], with the terminal's
+/// master when there is one.
+pub fn start(start: &Start, stdio: Stdio) -> io::Result<UnixStream> {
+    in_fork(|channel| {
+        let outcome = console(start.tty, &start.bundle, "tty.sock", |console| {
+            take_stdio(&stdio)?;
+            let mut container = ContainerBuilder::new(start.id.clone(), SyscallType::Linux)
+                .with_root_path(&start.runtime_root)
+                .map_err(told)?
+                .with_console_socket(console)
+                .as_init(&start.bundle)
+                .with_systemd(false)
+                .with_detach(true)
+                .build()
+                .map_err(told)?;
+            container.start().map_err(told)?;
+            container
+                .pid()
+                .map(nix_pid)
+                .ok_or_else(|| "the container has no process".to_owned())
+        });
+        report(channel, outcome, |pid| Reply::Started { pid });
+    })
+}
+
+/// Starts one more process in a running container.
+pub fn exec(exec: &Exec, serial: u64, stdio: Stdio) -> io::Result<UnixStream> {
+    in_fork(|channel| {
+        // libcontainer leaves a socket behind for each such process, so each gets a directory that goes
+        // away with it, in which the container's record appears by a link.
+        let scratch = exec.bundle.join(format!("exec-{serial}"));
+        let outcome = prepare(exec, &scratch).and_then(|process| {
+            console(exec.tty, &scratch, "tty.sock", |console| {
+                take_stdio(&stdio)?;
+                ContainerBuilder::new(exec.container.clone(), SyscallType::Linux)
+                    .with_root_path(&scratch)
+                    .map_err(told)?
+                    .with_console_socket(console)
+                    .as_tenant()
+                    .with_process(Some(process))
+                    .with_detach(true)
+                    .build()
+                    .map_err(told)
+                    .map(nix_pid)
+            })
+        });
+        let _ = std::fs::remove_dir_all(&scratch);
+        report(channel, outcome, |pid| Reply::ExecStarted { pid });
+    })
+}
+
+/// libcontainer speaks of processes in an older nix's words.
+fn nix_pid(pid: impl Into<i32>) -> i32 {
+    pid.into()
+}
+
+fn prepare(exec: &Exec, scratch: &Path) -> Result<std::path::PathBuf, String> {
+    let record = scratch.join(&exec.container);
+    std::fs::create_dir_all(&record).map_err(|e| format!("making {}: {e}", record.display()))?;
+    let original = exec.runtime_root.join(&exec.container).join("state.json");
+    std::fs::copy(&original, record.join("state.json"))
+        .map_err(|e| format!("reading {}: {e}", original.display()))?;
+    let process = scratch.join("process.json");
+    let text = serde_json::to_vec(&exec.process).map_err(|e| e.to_string())?;
+    std::fs::write(&process, text).map_err(|e| format!("writing {}: {e}", process.display()))?;
+    Ok(process)
+}
+
+type Outcome = Result<(i32, Option<OwnedFd>), String>;
+
+/// Runs `launch` with a console socket when a terminal is wanted, and fetches the terminal's master from it.
+fn console(
+    tty: bool,
+    directory: &Path,
+    name: &str,
+    launch: impl FnOnce(Option<std::path::PathBuf>) -> Result<i32, String>,
+) -> Outcome {
+    if !tty {
+        return Ok((launch(None)?, None));
+    }
+    // Bound by its short name: a socket's address holds no long path.
+    std::env::set_current_dir(directory).map_err(|e| e.to_string())?;
+    let _ = std::fs::remove_file(name);
+    let listener = UnixListener::bind(name).map_err(|e| format!("binding the console socket: {e}"))?;
+    let pid = launch(Some(directory.join(name)))?;
+    let (connection, _) = listener.accept().map_err(|e| e.to_string())?;
+    let _ = std::fs::remove_file(directory.join(name));
+    Ok((pid, Some(receive_one(&connection).map_err(|e| format!("receiving the terminal: {e}"))?)))
+}
+
+fn receive_one(connection: &UnixStream) -> io::Result<OwnedFd> {
+    let mut incoming = Incoming::default();
+    incoming.fill(connection.as_fd())?;
+    incoming.take_fds().into_iter().next().ok_or_else(|| io::Error::other("no descriptor came"))
+}
+
+fn take_stdio(stdio: &Stdio) -> Result<(), String> {
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(|e| format!("/dev/null: {e}"))?;
+    let or_null = |fd: &Option<OwnedFd>| -> io::Result<OwnedFd> {
+        fd.as_ref().map_or_else(|| null.as_fd(), AsFd::as_fd).try_clone_to_owned()
+    };
+    let place = || -> io::Result<()> {
+        nix::unistd::dup2_stdin(or_null(&stdio.stdin)?)?;
+        nix::unistd::dup2_stdout(or_null(&stdio.stdout)?)?;
+        nix::unistd::dup2_stderr(or_null(&stdio.stderr)?)?;
+        Ok(())
+    };
+    place().map_err(|e| format!("setting up the standard streams: {e}"))
+}
+
+fn told(error: libcontainer::error::LibcontainerError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn report(channel: BorrowedFd<'_>, outcome: Outcome, started: impl FnOnce(i32) -> Reply) {
+    let sent = match &outcome {
+        Ok((pid, Some(master))) => send(channel, &started(*pid), &[master.as_fd()]),
+        Ok((pid, None)) => send(channel, &started(*pid), &[]),
+        Err(why) => send(channel, &Reply::Error(why.clone()), &[]),
+    };
+    // Nobody to tell: the shim sees the channel end without an answer.
+    drop(sent);
+}
+
+/// Runs `child` in a fork, which is over when it returns.
+#[allow(unsafe_code)]
+fn in_fork(child: impl FnOnce(BorrowedFd<'_>)) -> io::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    // SAFETY: the shim has one thread, so the child finds every lock free.
+    match unsafe { fork() }? {
+        ForkResult::Parent { .. } => Ok(ours),
+        ForkResult::Child => {
+            drop(ours);
+            forget_the_shim();
+            let run = std::panic::AssertUnwindSafe(|| child(theirs.as_fd()));
+            let code = i32::from(std::panic::catch_unwind(run).is_err());
+            // SAFETY: nothing of the shim's may be flushed or dropped twice.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+/// Undoes what a payload must not inherit: the blocked signals and the ignored SIGPIPE.
+#[allow(unsafe_code)]
+fn forget_the_shim() {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no code of ours.
+    let _ = unsafe { sigaction(Signal::SIGPIPE, &default) };
+    let _ = SigSet::all().thread_unblock();
+}
+
+/// The first process of a process namespace that a pod's containers share. It reaps, and ends when the returned
+/// socket is closed, be it by the shim's death.
+#[allow(unsafe_code)]
+pub fn pause() -> io::Result<(Pid, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    // SAFETY: as in `in_fork`. Two forks, because the namespace holds only the children of who asked for it,
+    // and the shim's other children belong elsewhere.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => {
+            drop(theirs);
+            let mut incoming = Incoming::default();
+            let answer = loop {
+                if let Some((reply, _)) = incoming.next::<Reply>()? {
+                    break reply;
+                }
+                if incoming.fill(ours.as_fd())? == 0 {
+                    break Reply::Error("the process namespace could not be made".into());
+                }
+            };
+            let _ = nix::sys::wait::waitpid(child, None);
+            match answer {
+                Reply::Started { pid } => Ok((Pid::from_raw(pid), ours)),
+                Reply::Error(why) => Err(io::Error::other(why)),
+                other => Err(io::Error::other(format!("unexpected {other:?}"))),
+            }
+        }
+        ForkResult::Child => {
+            drop(ours);
+            let made = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID)
+                // SAFETY: as above.
+                .and_then(|()| unsafe { fork() });
+            let answer = match made {
+                Ok(ForkResult::Child) => reap_until_closed(&theirs),
+                Ok(ForkResult::Parent { child }) => Reply::Started { pid: child.as_raw() },
+                Err(error) => Reply::Error(error.to_string()),
+            };
+            let _ = send(theirs.as_fd(), &answer, &[]);
+            // SAFETY: as in `in_fork`.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn reap_until_closed(life: &UnixStream) -> ! {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::signalfd::{SfdFlags, SignalFd};
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    let _ = nix::sys::prctl::set_name(c"krate-pause");
+    let mut awaited = SigSet::empty();
+    awaited.add(Signal::SIGCHLD);
+    let _ = awaited.thread_block();
+    let signals = SignalFd::with_flags(&awaited, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
+    while let Ok(signals) = &signals {
+        let mut ready =
+            [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(life.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut ready, PollTimeout::NONE);
+        if ready[1].any().unwrap_or(true) {
+            break;
+        }
+        while let Ok(Some(_)) = signals.read_signal() {}
+        while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
+            waitpid(None, Some(WaitPidFlag::WNOHANG))
+        {}
+    }
+    // SAFETY: as in `in_fork`.
+    unsafe { libc::_exit(0) }
+}
+
+/// The socket that the server handed over as our standard input.
+#[allow(unsafe_code)]
+pub fn first_connection() -> io::Result<UnixStream> {
+    // SAFETY: descriptor 0 is the server's socket; it is duplicated, and the original then replaced.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(0) };
+    let owned = borrowed.try_clone_to_owned()?;
+    let null = std::fs::File::open("/dev/null")?;
+    nix::unistd::dup2_stdin(null)?;
+    Ok(UnixStream::from(owned))
+}
+
+/// A pipe's two ends, the second for a child.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    Ok((read, write))
+}

@@ -1,0 +1,108 @@
+//! Root file systems: an image's layers below, what the container writes above.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Longest option text that the kernel takes, with a margin.
+const MAX_OPTIONS: usize = 4000;
+
+/// Mounts `layers` (the lowest first) with a writable layer in `scratch` at `target`.
+pub fn mount_writable(layers: &[PathBuf], scratch: &Path, target: &Path) -> io::Result<()> {
+    let (upper, work) = (scratch.join("upper"), scratch.join("work"));
+    for directory in [&upper, &work, &target.to_owned()] {
+        std::fs::create_dir_all(directory)?;
+    }
+    overlay(layers, Some((&upper, &work)), target)
+}
+
+/// Mounts `layers` at `target`, for reading only.
+pub fn mount_readonly(layers: &[PathBuf], target: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(target)?;
+    if let [only] = layers {
+        mount(Some(only), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        let readonly = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        return Ok(mount(None::<&str>, target, None::<&str>, readonly, None::<&str>)?);
+    }
+    overlay(layers, None, target)
+}
+
+fn overlay(layers: &[PathBuf], writable: Option<(&Path, &Path)>, target: &Path) -> io::Result<()> {
+    let empty;
+    let layers = if layers.is_empty() {
+        // An image without layers is an empty directory.
+        let place = target.with_extension("empty");
+        std::fs::create_dir_all(&place)?;
+        empty = [place];
+        &empty[..]
+    } else {
+        layers
+    };
+    let mut above = String::new();
+    if let Some((upper, work)) = writable {
+        above = format!(",upperdir={},workdir={}", upper.display(), work.display());
+    }
+    let join = |shown: &dyn Fn(&Path) -> String| {
+        let lower: Vec<String> = layers.iter().rev().map(|layer| shown(layer)).collect();
+        format!("lowerdir={}{above}", lower.join(":"))
+    };
+    let mut options = join(&|layer| layer.display().to_string());
+    // Many layers fit when each is named through a descriptor of the directory that they share.
+    let directory = layers.first().and_then(|layer| layer.parent()).map(std::fs::File::open).transpose()?;
+    if let Some(directory) = &directory
+        && options.len() > MAX_OPTIONS
+    {
+        let fd = directory.as_raw_fd();
+        options = join(&|layer| {
+            let name = layer.file_name().unwrap_or_default().to_string_lossy();
+            format!("/proc/self/fd/{fd}/{name}")
+        });
+    }
+    let with = |options: &str| mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options));
+    // Nothing of a container's own layer must survive a crash of the host, so it need not be flushed.
+    match with(&format!("{options},volatile")) {
+        Err(Errno::EINVAL) => Ok(with(&options)?),
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Unmounts what is mounted at `target`, whoever still uses it.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    loop {
+        match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // There may be more than one over another.
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A memory file system for a pod's shared memory.
+pub fn mount_shm(target: &Path, bytes: u64) -> io::Result<()> {
+    std::fs::create_dir_all(target)?;
+    let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("shm"), target, Some("tmpfs"), flags, Some(format!("mode=1777,size={bytes}").as_str()))?;
+    Ok(())
+}
+
+/// Bytes and inodes that a directory takes.
+pub fn usage(directory: &Path) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    let (mut bytes, mut inodes) = (0, 0);
+    let mut pending = vec![directory.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            bytes += meta.blocks() * 512;
+            inodes += 1;
+            if meta.is_dir() {
+                pending.push(entry.path());
+            }
+        }
+    }
+    (bytes, inodes)
+}
