@@ -4,10 +4,12 @@
 //! This crate never does I/O and is never async: all of it is functions over values.
 
 pub mod field;
+pub mod json;
 pub mod kind;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod patch;
 pub mod quantity;
 pub mod selector;
 pub mod status;

@@ -276,7 +276,7 @@ mod tests {
             Scope::Cluster,
         );
         let starts = [
-            "metadata.generateName: Invalid value: \"A-\": a lowercase RFC 1123 subdomain",
+            "metadata.generateName: Invalid value: \"A_-\": a lowercase RFC 1123 subdomain",
             "metadata.generation: Invalid value: -1: must be greater than or equal to 0",
             "metadata.labels: Invalid value: \"v v\": a valid label",
             "metadata.annotations: Too long: may not be more than 262144 bytes",
