@@ -274,11 +274,12 @@ fn own<R: Read>(entry: &Entry<'_, R>, parent: &OwnedFd, name: &OsStr) -> io::Res
 }
 
 fn uid<R: Read>(entry: &Entry<'_, R>) -> io::Result<Uid> {
-    Ok(Uid::from_raw(u32::try_from(entry.header().uid()?).map_err(io::Error::other)?))
+    // A field left blank means zero.
+    Ok(Uid::from_raw(u32::try_from(entry.header().uid().unwrap_or(0)).map_err(io::Error::other)?))
 }
 
 fn gid<R: Read>(entry: &Entry<'_, R>) -> io::Result<Gid> {
-    Ok(Gid::from_raw(u32::try_from(entry.header().gid()?).map_err(io::Error::other)?))
+    Ok(Gid::from_raw(u32::try_from(entry.header().gid().unwrap_or(0)).map_err(io::Error::other)?))
 }
 
 fn mode<R: Read>(entry: &Entry<'_, R>) -> io::Result<Mode> {
