@@ -49,8 +49,8 @@ impl Rules for Memory {
             return Err(error);
         }
         self.state.send_modify(|state| {
-            state.services = desired.clone();
-            state.changed = changed.clone();
+            state.services.clone_from(desired);
+            state.changed.clone_from(changed);
             state.count += 1;
         });
         Ok(())

@@ -91,14 +91,15 @@ impl World {
         self.node.run(|| rules.sync(&desired, &changed).unwrap());
         self.known = desired;
     }
+}
 
-    fn servers_seen(&self, from: &Namespace, at: SocketAddr) -> BTreeMap<usize, usize> {
-        let mut seen = BTreeMap::new();
-        for _ in 0..60 {
-            *seen.entry(from.run(|| ask(at)).unwrap().0).or_default() += 1;
-        }
-        seen
+/// How often each server answers, of many times.
+fn servers_seen(from: &Namespace, at: SocketAddr) -> BTreeMap<usize, usize> {
+    let mut seen = BTreeMap::new();
+    for _ in 0..60 {
+        *seen.entry(from.run(|| ask(at)).unwrap().0).or_default() += 1;
     }
+    seen
 }
 
 fn network(state: &tempfile::TempDir) -> krate_network::Config {
@@ -197,7 +198,7 @@ fn a_cluster_address_is_answered_by_each_endpoint_in_turn() {
     let mut world = World::new(3);
     world.sync(vec![web(world.endpoints())]);
     for from in [&world.client.namespace, world.node.namespace()] {
-        assert_eq!(world.servers_seen(from, SERVICE).len(), 3);
+        assert_eq!(servers_seen(from, SERVICE).len(), 3);
     }
     // A pod is seen as itself, also by its neighbour; the node is of the pod network.
     assert_eq!(world.client.namespace.run(|| ask(SERVICE)).unwrap().1, world.client.address);
@@ -212,7 +213,7 @@ fn a_cluster_address_is_answered_by_each_endpoint_in_turn() {
 
     // Endpoints come and go.
     world.sync(vec![web(vec![world.endpoint(1), world.endpoint(2)])]);
-    let seen = world.servers_seen(&world.client.namespace, SERVICE);
+    let seen = servers_seen(&world.client.namespace, SERVICE);
     assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [1, 2]);
 }
 
@@ -262,12 +263,12 @@ fn who_comes_from_without_is_led_in() {
     let node_port = SocketAddr::new(world.node.address(), NODE_PORT);
     let others = [node_port, SocketAddr::new(EXTERNAL_IP, 80), SocketAddr::new(BALANCER_IP, 80)];
     for at in others {
-        assert_eq!(world.servers_seen(world.other.namespace(), at).len(), 2, "{at}");
+        assert_eq!(servers_seen(world.other.namespace(), at).len(), 2, "{at}");
         let seen = world.other.run(|| ask(at)).unwrap().1;
         assert_ne!(seen, world.other.address(), "{at}: endpoints may be on other nodes");
     }
-    assert_eq!(world.servers_seen(&world.client.namespace, node_port).len(), 2);
-    assert_eq!(world.servers_seen(world.node.namespace(), node_port).len(), 2);
+    assert_eq!(servers_seen(&world.client.namespace, node_port).len(), 2);
+    assert_eq!(servers_seen(world.node.namespace(), node_port).len(), 2);
 
     // Only this node's endpoints, which see who asks.
     let (first, second) = (world.endpoint(0), world.endpoint(1));
@@ -278,12 +279,12 @@ fn who_comes_from_without_is_led_in() {
     };
     world.sync(vec![with(web(vec![first, second]), local)]);
     for at in others {
-        let seen = world.servers_seen(world.other.namespace(), at);
+        let seen = servers_seen(world.other.namespace(), at);
         assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [0], "{at}");
         assert_eq!(world.other.run(|| ask(at)).unwrap().1, world.other.address(), "{at}");
     }
-    assert_eq!(world.servers_seen(&world.client.namespace, node_port).len(), 2, "a pod is no stranger");
-    assert_eq!(world.servers_seen(world.node.namespace(), node_port).len(), 2, "nor is the node");
+    assert_eq!(servers_seen(&world.client.namespace, node_port).len(), 2, "a pod is no stranger");
+    assert_eq!(servers_seen(world.node.namespace(), node_port).len(), 2, "nor is the node");
 
     // None of them here. The node would send what it does not translate on its way out.
     world.node.default_route(&world.net).unwrap();
@@ -295,7 +296,7 @@ fn who_comes_from_without_is_led_in() {
     for at in others {
         assert!(is_ignored(world.other.namespace(), at), "{at}");
     }
-    assert_eq!(world.servers_seen(&world.client.namespace, node_port).len(), 2);
+    assert_eq!(servers_seen(&world.client.namespace, node_port).len(), 2);
 
     // Not everyone may use the load balancer's address; all others are open.
     let guarded = |ranges: &[&str]| {
@@ -320,28 +321,28 @@ fn a_client_keeps_its_endpoint_while_that_is_one() {
     let mut world = World::new(4);
     let sticky = |port: &mut ServicePort| port.affinity = Some(Duration::from_mins(10));
     world.sync(vec![with(web(world.endpoints()), sticky)]);
-    let seen = world.servers_seen(&world.client.namespace, SERVICE);
+    let seen = servers_seen(&world.client.namespace, SERVICE);
     assert_eq!(seen.len(), 1);
     let chosen = *seen.keys().next().unwrap();
 
     let mut others = world.endpoints();
     others.remove((chosen + 1) % 4);
     world.sync(vec![with(web(others), sticky)]);
-    let seen = world.servers_seen(&world.client.namespace, SERVICE);
+    let seen = servers_seen(&world.client.namespace, SERVICE);
     assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [chosen], "another one went");
 
     let mut others = world.endpoints();
     others.remove(chosen);
     world.sync(vec![with(web(others), sticky)]);
-    let seen = world.servers_seen(&world.client.namespace, SERVICE);
+    let seen = servers_seen(&world.client.namespace, SERVICE);
     assert_eq!(seen.len(), 1);
     assert!(!seen.contains_key(&chosen), "its own went");
 
     let shorter = |port: &mut ServicePort| port.affinity = Some(Duration::from_mins(5));
     world.sync(vec![with(web(world.endpoints()), shorter)]);
-    assert_eq!(world.servers_seen(&world.client.namespace, SERVICE).len(), 1);
+    assert_eq!(servers_seen(&world.client.namespace, SERVICE).len(), 1);
     world.sync(vec![web(world.endpoints())]);
-    assert_eq!(world.servers_seen(&world.client.namespace, SERVICE).len(), 4);
+    assert_eq!(servers_seen(&world.client.namespace, SERVICE).len(), 4);
 }
 
 #[test]
@@ -424,6 +425,54 @@ fn a_change_leaves_all_others_alone_and_a_new_process_takes_over() {
     world.sync(vec![web(vec![second])]);
     assert_eq!(world.client.namespace.run(|| ask(SERVICE)).unwrap().0, 1);
     assert!(is_ignored(&world.client.namespace, at_neighbour));
+}
+
+#[test]
+fn the_other_address_family_is_served_alike() {
+    if !available() {
+        return;
+    }
+    let net = Net::of("fd00:200::/64".parse().unwrap()).unwrap();
+    let node = Host::on(&net).unwrap();
+    node.default_route(&net).unwrap();
+    let listener = node.run(|| TcpListener::bind((node.address(), 8080)).unwrap());
+    std::thread::spawn(move || {
+        while let Ok((mut stream, from)) = listener.accept() {
+            let _ = stream.write_all(format!("7 {}", from.ip()).as_bytes());
+        }
+    });
+    let ranges = |texts: [&str; 2]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let both = Config {
+        cluster_cidrs: ranges(["10.244.0.0/16", "fd00:244::/56"]),
+        service_cidrs: ranges(["10.96.0.0/16", "fd00:96::/112"]),
+        ..config()
+    };
+    let mut rules = Nftables::new(&both);
+    let address: IpAddr = "fd00:96::a".parse().unwrap();
+    let port = |endpoints: Vec<SocketAddr>| {
+        with(web(endpoints), |port| {
+            port.cluster_ips.push(address);
+            port.node_port = Some(NODE_PORT);
+            port.external_local = true;
+            port.load_balancer_ips = vec!["fd00:97::1".parse().unwrap(), BALANCER_IP];
+            port.source_ranges = vec!["fd00:200::/64".parse().unwrap()];
+            port.affinity = Some(Duration::from_mins(10));
+        })
+    };
+    let mut sync = |port| {
+        let desired = ServiceMap::from([port]);
+        let changed = desired.keys().cloned().collect();
+        node.run(|| rules.sync(&desired, &changed).unwrap());
+    };
+    let endpoint = SocketAddr::new(node.address(), 8080);
+    sync(port(vec![endpoint, SocketAddr::new([10, 244, 3, 9].into(), 8080)]));
+    for _ in 0..5 {
+        assert_eq!(node.run(|| ask(SocketAddr::new(address, 80))).unwrap().0, 7);
+    }
+    sync(port(Vec::new()));
+    assert!(is_refused(node.namespace(), SocketAddr::new(address, 80)));
+    sync(port(vec![endpoint]));
+    assert_eq!(node.run(|| ask(SocketAddr::new(address, 80))).unwrap().0, 7);
 }
 
 #[test]

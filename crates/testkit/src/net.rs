@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth};
 
@@ -75,7 +76,9 @@ impl Net {
             let index = index_of(&handle, name).await?;
             let up = LinkUnspec::new_with_index(index).up().build();
             handle.link().set(up).execute().await.map_err(io::Error::other)?;
-            let address = handle.address().add(index, address, self.range.prefix_len());
+            let mut address = handle.address().add(index, address, self.range.prefix_len());
+            // Nobody else can have it, so it need not be asked for, which would take a second in IPv6.
+            address.message_mut().header.flags |= AddressHeaderFlags::Nodad;
             address.execute().await.map_err(io::Error::other)
         })?;
         Ok(address)
