@@ -1,0 +1,181 @@
+//! Node selectors and node affinity: where a pod must go, and where it would rather go.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
+};
+
+use crate::framework::{ClusterEvent, Cycle, Filter, Plugin, Reasons, Score, stretch};
+use crate::nodes::{NodeId, Nodes};
+use crate::pod::PodInfo;
+
+pub struct NodeAffinity;
+
+/// Where a pod must go: its node selector and its required terms, both.
+pub struct RequiredNodes<'a> {
+    nodes: &'a Nodes,
+    selector: Option<&'a BTreeMap<String, String>>,
+    terms: Option<&'a [NodeSelectorTerm]>,
+}
+
+impl<'a> RequiredNodes<'a> {
+    /// None if the pod may go anywhere.
+    pub fn of(spec: &'a PodSpec, nodes: &'a Nodes) -> Option<Self> {
+        let selector = spec.node_selector.as_ref().filter(|s| !s.is_empty());
+        let terms = spec
+            .affinity
+            .as_ref()
+            .and_then(|a| a.node_affinity.as_ref())
+            .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
+            .map(|s| s.node_selector_terms.as_slice());
+        (selector.is_some() || terms.is_some()).then_some(RequiredNodes { nodes, selector, terms })
+    }
+
+    pub fn allow(&self, node: NodeId) -> bool {
+        let labels = &self.nodes.labels[node];
+        self.selector.is_none_or(|s| s.iter().all(|(k, v)| labels.get(k) == Some(v)))
+            && self.terms.is_none_or(|terms| terms.iter().any(|t| term_matches(t, self.nodes, node)))
+    }
+}
+
+/// All of a term must hold; an empty term holds nowhere.
+fn term_matches(term: &NodeSelectorTerm, nodes: &Nodes, node: NodeId) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    (!expressions.is_empty() || !fields.is_empty())
+        && expressions
+            .iter()
+            .all(|r| requirement_holds(r, nodes.labels[node].get(&r.key).map(String::as_str)))
+        && fields.iter().all(|r| r.key == "metadata.name" && requirement_holds(r, Some(&nodes.names[node])))
+}
+
+fn requirement_holds(requirement: &NodeSelectorRequirement, has: Option<&str>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let listed = |has: &str| values.iter().any(|v| v == has);
+    let number = |s: &str| s.parse::<i64>().ok();
+    match requirement.operator.as_str() {
+        "In" => has.is_some_and(listed),
+        "NotIn" => !has.is_some_and(listed),
+        "Exists" => has.is_some(),
+        "DoesNotExist" => has.is_none(),
+        order @ ("Gt" | "Lt") => match (has.and_then(number), values.first().and_then(|v| number(v))) {
+            (Some(has), Some(bound)) => (order == "Gt" && has > bound) || (order == "Lt" && has < bound),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+struct Preferred<'a> {
+    nodes: &'a Nodes,
+    terms: &'a [PreferredSchedulingTerm],
+}
+
+impl Plugin for NodeAffinity {
+    fn name(&self) -> &'static str {
+        "NodeAffinity"
+    }
+
+    fn filter<'a>(&self, cycle: Cycle<'a>) -> Option<Box<dyn Filter + 'a>> {
+        RequiredNodes::of(cycle.pod.spec(), cycle.nodes).map(|r| Box::new(r) as _)
+    }
+
+    fn score<'a>(&self, cycle: Cycle<'a>, _: &[NodeId]) -> Option<Box<dyn Score + 'a>> {
+        let affinity = cycle.pod.spec().affinity.as_ref()?.node_affinity.as_ref()?;
+        let terms = affinity.preferred_during_scheduling_ignored_during_execution.as_deref()?;
+        (!terms.is_empty()).then(|| Box::new(Preferred { nodes: cycle.nodes, terms }) as _)
+    }
+
+    fn may_help(&self, pod: &PodInfo, nodes: &Nodes, event: ClusterEvent<'_>) -> bool {
+        let node = match event {
+            ClusterEvent::NodeAdded(node) => node,
+            ClusterEvent::NodeChanged { node, what } if what.labels => node,
+            _ => return false,
+        };
+        RequiredNodes::of(pod.spec(), nodes).is_none_or(|r| r.allow(node))
+    }
+}
+
+impl Filter for RequiredNodes<'_> {
+    fn filter(&self, node: NodeId) -> Reasons {
+        Reasons::when(!self.allow(node), 0)
+    }
+
+    fn reason(&self, _: u32) -> Cow<'_, str> {
+        "node(s) didn't match Pod's node affinity/selector".into()
+    }
+
+    /// A pod of a DaemonSet names its node in every term: no other needs to be asked about.
+    fn candidates(&self) -> Option<Vec<NodeId>> {
+        let mut candidates = Vec::new();
+        for term in self.terms? {
+            let name = term
+                .match_fields
+                .iter()
+                .flatten()
+                .find(|r| r.key == "metadata.name" && r.operator == "In")?;
+            candidates.extend(name.values.iter().flatten().filter_map(|name| self.nodes.id(name)));
+        }
+        candidates.sort_unstable();
+        candidates.dedup();
+        Some(candidates)
+    }
+}
+
+impl Score for Preferred<'_> {
+    fn score(&self, node: NodeId) -> i64 {
+        let holds = |t: &&PreferredSchedulingTerm| term_matches(&t.preference, self.nodes, node);
+        self.terms.iter().filter(holds).map(|t| i64::from(t.weight)).sum()
+    }
+
+    fn normalize(&self, _: &[NodeId], scores: &mut [i64]) {
+        stretch(scores, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::nodes::tests::{node, pod};
+
+    #[test]
+    fn requirements_hold_as_upstream_has_it() {
+        let cases = [
+            ("In", json!(["a", "b"]), Some("a"), true),
+            ("In", json!(["a"]), None, false),
+            ("NotIn", json!(["a"]), None, true),
+            ("NotIn", json!(["a"]), Some("a"), false),
+            ("Exists", json!([]), Some(""), true),
+            ("DoesNotExist", json!([]), Some(""), false),
+            ("Gt", json!(["5"]), Some("6"), true),
+            ("Gt", json!(["5"]), Some("x"), false),
+            ("Lt", json!(["5"]), Some("4"), true),
+        ];
+        for (operator, values, has, wanted) in cases {
+            let r = serde_json::from_value(json!({"key": "k", "operator": operator, "values": values}));
+            assert_eq!(requirement_holds(&r.expect("a requirement"), has), wanted, "{operator} {has:?}");
+        }
+    }
+
+    #[test]
+    fn a_named_node_is_the_only_candidate() {
+        let mut nodes = Nodes::default();
+        nodes.put(&node("a", json!({})));
+        nodes.put(&node("b", json!({"disk": "fast"})));
+        let p = pod(
+            &mut nodes,
+            "p",
+            json!({}),
+            json!({"containers": [], "affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                    {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["b"]}]}]}}}}),
+        );
+        let required = RequiredNodes::of(p.spec(), &nodes).expect("is required");
+        assert_eq!(required.candidates(), nodes.id("b").map(|b| vec![b]));
+        assert!(!required.allow(nodes.id("a").expect("a")));
+    }
+}
