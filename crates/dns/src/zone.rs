@@ -216,7 +216,7 @@ impl Zone {
         }
         let mut answers: Vec<Record> =
             targets.into_iter().map(|target| record(name, RData::PTR(PTR(target)))).collect();
-        answers.sort_by(|a, b| a.data.to_string().cmp(&b.data.to_string()));
+        answers.sort_by_key(|record| record.data.to_string());
         answer(answers)
     }
 
