@@ -49,7 +49,8 @@ pub enum Field {
     Mark,
 }
 
-/// A rule, in the making. `Rule::new(family)` matches every packet and does nothing.
+/// A rule, in the making. `Rule::new(family)` matches every packet and does nothing. Rules are equal when they do the
+/// same; those with sets of their own equal none, because nobody else has these sets.
 #[derive(Clone, Debug)]
 pub struct Rule {
     family: Family,
@@ -57,6 +58,13 @@ pub struct Rule {
     /// Sets to be made before the rule: how, their numbers, and what is in them.
     pub(crate) anonymous: Vec<(Attributes, u32, Elements)>,
     pub(crate) comment: Option<String>,
+}
+
+impl PartialEq for Rule {
+    fn eq(&self, other: &Self) -> bool {
+        let shared = self.anonymous.is_empty() && other.anonymous.is_empty();
+        shared && self.expressions == other.expressions && self.comment == other.comment
+    }
 }
 
 const DATA_VALUE: u16 = 1;
@@ -192,22 +200,15 @@ impl Rule {
         self.load(fields).lookup(map, 0, Some(REGISTER + 4), false)
     }
 
-    /// Loads one of `values`, whose fields are `of`, each as likely as the others.
+    /// Loads the value that one of the numbers `first..first + count` leads to in a map, each as likely as the
+    /// others.
     #[must_use]
-    pub fn pick(self, of: &[Type], values: &[Key]) -> Self {
-        let mut elements = Elements::new();
-        for (number, value) in values.iter().enumerate() {
-            elements.value(&Key::new().number(number as u32), value);
-        }
-        let (mut rule, id) = self.anonymous_set(&[Type::Number], Value::Fields(of), elements);
-        rule.expression("numgen", |numgen| {
+    pub fn pick(mut self, first: u32, count: u32, map: &str) -> Self {
+        self.expression("numgen", |numgen| {
             const RANDOM: u32 = 1;
-            numgen.number(1, REGISTER).number(2, values.len() as u32).number(3, RANDOM);
+            numgen.number(1, REGISTER).number(2, count).number(3, RANDOM).number(4, first);
         });
-        rule.expression("lookup", |lookup| {
-            lookup.text(1, ANONYMOUS).number(2, REGISTER).number(3, REGISTER + 4).number(4, id);
-        });
-        rule
+        self.lookup(map, 0, Some(REGISTER + 4), false)
     }
 
     /// Sends the connection to the address and port that were loaded.

@@ -144,7 +144,7 @@ impl Elements {
 
     /// In pieces that fit into an attribute.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Attributes> {
-        self.list.chunks(256).map(|chunk| {
+        self.list.chunks(200).map(|chunk| {
             let mut piece = Attributes::default();
             for element in chunk {
                 piece.bytes(LIST_ELEM | NESTED, &element.0);

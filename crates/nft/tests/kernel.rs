@@ -23,6 +23,8 @@ fn table() -> Batch {
     let mut batch = Batch::new(Family::Ipv4, "krate-test");
     batch.renew_table();
     batch.add_set(&Set { name: "services", key: &SERVICE_KEY, value: Value::Verdict, timeout: None });
+    let endpoints = Value::Fields(&ENDPOINT);
+    batch.add_set(&Set { name: "endpoints", key: &[Type::Number], value: endpoints, timeout: None });
     batch.add_base_chain("output", Hook::TranslateOutput);
     batch.add_rule("output", &Rule::new(Family::Ipv4).verdict_by(&SERVICE, "services"));
     batch.add_chain("service");
@@ -32,6 +34,15 @@ fn table() -> Batch {
 fn lead_to_service(batch: &mut Batch, protocol: u8) {
     let key = Key::new().address(ADDRESS).protocol(protocol).port(80);
     batch.add_elements("services", Elements::new().verdict(&key, &Verdict::Goto("service")));
+}
+
+/// Puts endpoints into the map `endpoints`, under the numbers from `first` on.
+fn number(batch: &mut Batch, first: u32, endpoints: &[Key]) {
+    let mut elements = Elements::new();
+    for (number, endpoint) in (first..).zip(endpoints) {
+        elements.value(&Key::new().number(number), endpoint);
+    }
+    batch.add_elements("endpoints", &elements);
 }
 
 /// A server on the host that says its number to whoever connects, until the process ends.
@@ -71,10 +82,8 @@ fn connections_are_spread_over_the_values_of_a_map() {
     host.run(|| {
         let mut batch = table();
         let endpoints: Vec<_> = servers.iter().map(|at| endpoint(*at)).collect();
-        batch.add_rule(
-            "service",
-            &Rule::new(Family::Ipv4).pick(&ENDPOINT, &endpoints).translate_destination(),
-        );
+        number(&mut batch, 7, &endpoints);
+        batch.add_rule("service", &Rule::new(Family::Ipv4).pick(7, 3, "endpoints").translate_destination());
         lead_to_service(&mut batch, TCP);
         batch.commit().unwrap();
         let mut seen = [0; 3];
@@ -94,20 +103,22 @@ fn a_client_stays_with_its_endpoint_as_long_as_that_is_one() {
     let servers: Vec<_> = (0..4).map(|number| server(&host, number)).collect();
     host.run(|| {
         let endpoints: Vec<_> = servers.iter().map(|at| endpoint(*at)).collect();
-        let fill = |batch: &mut Batch, endpoints: &[Key]| {
+        let fill = |batch: &mut Batch, first: u32, endpoints: &[Key]| {
+            number(batch, first, endpoints);
             let rule = || Rule::new(Family::Ipv4);
             let client = [Field::Source];
             let stay = rule().map(&client, "affinity").value_in(&ENDPOINT, endpoints);
             batch.add_rule("service", &stay.remember(&client, "affinity").translate_destination());
             batch.add_rule("service", &rule().forget(&client, "affinity"));
-            let choose = rule().pick(&ENDPOINT, endpoints).remember(&client, "affinity");
+            let choose =
+                rule().pick(first, endpoints.len() as u32, "endpoints").remember(&client, "affinity");
             batch.add_rule("service", &choose.translate_destination());
         };
         let mut batch = table();
         let timeout = Some(Duration::from_mins(10));
         let value = Value::Fields(&ENDPOINT);
         batch.add_set(&Set { name: "affinity", key: &[Type::Ipv4], value, timeout });
-        fill(&mut batch, &endpoints);
+        fill(&mut batch, 0, &endpoints);
         lead_to_service(&mut batch, TCP);
         batch.commit().unwrap();
         let first = ask(SocketAddr::new(ADDRESS, 80)).unwrap();
@@ -119,7 +130,7 @@ fn a_client_stays_with_its_endpoint_as_long_as_that_is_one() {
         let mut others = endpoints.clone();
         others.remove(usize::from(first));
         batch.flush_chain("service");
-        fill(&mut batch, &others);
+        fill(&mut batch, 10, &others);
         batch.commit().unwrap();
         let second = ask(SocketAddr::new(ADDRESS, 80)).unwrap();
         assert_ne!(second, first);
@@ -186,10 +197,8 @@ fn a_flow_of_datagrams_is_found_and_forgotten() {
         let server = UdpSocket::bind((host.address(), 0)).unwrap();
         let at = server.local_addr().unwrap();
         let mut batch = table();
-        batch.add_rule(
-            "service",
-            &Rule::new(Family::Ipv4).pick(&ENDPOINT, &[endpoint(at)]).translate_destination(),
-        );
+        number(&mut batch, 1, &[endpoint(at)]);
+        batch.add_rule("service", &Rule::new(Family::Ipv4).pick(1, 1, "endpoints").translate_destination());
         lead_to_service(&mut batch, UDP);
         batch.commit().unwrap();
         let client = UdpSocket::bind("0.0.0.0:0").unwrap();

@@ -8,10 +8,12 @@
 //! a new process replaces whatever rules an earlier one left, and a packet sees either the old ones or the new.
 
 mod backend;
+mod base;
 mod endpoints;
 mod memory;
 mod nftables;
 mod program;
+mod programmed;
 mod run;
 mod service;
 mod tracker;

@@ -1,11 +1,13 @@
 //! What one port of a Service is in the kernel: chains, and the elements of maps and sets that lead to them. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use krate_nft::{Family, Field, Key, Rule, Type, Verdict};
+use krate_nft::{Elements, Family, Field, Key, Rule, Type, Verdict};
 
 use crate::{Config, PortName, ServicePort};
 
@@ -30,10 +32,13 @@ pub(crate) enum Table {
     ClusterIps,
     /// Every endpoint with itself, to know a pod that was led back to itself.
     Hairpins,
+    /// Endpoints by number: each chain that chooses has a run of numbers. There are many such maps, because the
+    /// kernel checks every element of a map against all rules that look into it.
+    Endpoints(u8),
 }
 
 impl Table {
-    pub(crate) const ALL: [Table; 7] = [
+    pub(crate) const FIXED: [Table; 7] = [
         Table::Services,
         Table::NodePorts,
         Table::DeadServices,
@@ -43,8 +48,15 @@ impl Table {
         Table::Hairpins,
     ];
 
-    pub(crate) fn name(self) -> &'static str {
-        match self {
+    /// The map of a port's endpoints.
+    fn endpoints(name: &PortName) -> Self {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        Table::Endpoints(hasher.finish() as u8)
+    }
+
+    pub(crate) fn name(self) -> Cow<'static, str> {
+        let name = match self {
             Table::Services => "services",
             Table::NodePorts => "node-ports",
             Table::DeadServices => "services-without-endpoints",
@@ -52,7 +64,9 @@ impl Table {
             Table::Guarded => "guarded",
             Table::ClusterIps => "cluster-ips",
             Table::Hairpins => "hairpins",
-        }
+            Table::Endpoints(number) => return format!("endpoints-{number}").into(),
+        };
+        name.into()
     }
 }
 
@@ -63,15 +77,52 @@ pub(crate) enum Target {
     None,
     Chain(String),
     Drop,
+    Endpoint(Key),
 }
 
 impl Target {
-    pub(crate) fn verdict(&self) -> Option<Verdict<'_>> {
+    /// Adds the element by which `key` leads there.
+    pub(crate) fn add(&self, key: &Key, to: &mut Elements) {
         match self {
-            Target::None => None,
-            Target::Chain(name) => Some(Verdict::Goto(name)),
-            Target::Drop => Some(Verdict::Drop),
+            Target::None => to.key(key),
+            Target::Chain(name) => to.verdict(key, &Verdict::Goto(name)),
+            Target::Drop => to.verdict(key, &Verdict::Drop),
+            Target::Endpoint(value) => to.value(key, value),
+        };
+    }
+}
+
+/// A run of numbers in the maps of endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    first: u32,
+    room: u32,
+}
+
+/// Gives out runs of numbers, never one number twice.
+#[derive(Debug, Default)]
+pub(crate) struct Numbers {
+    next: u32,
+}
+
+impl Numbers {
+    /// A run with room for `count` endpoints: the one that there was, if it suffices. So an endpoint that is
+    /// replaced by another one changes an element and no rule.
+    fn run(&mut self, before: Option<Run>, count: usize) -> Run {
+        let count = count as u32;
+        match before {
+            Some(run) if count <= run.room => run,
+            _ => {
+                let run = Run { first: self.next, room: count.next_power_of_two() };
+                self.next += run.room;
+                run
+            }
         }
+    }
+
+    /// Whether numbers are running out, so that it is time to begin anew.
+    pub(crate) fn run_low(&self) -> bool {
+        self.next > u32::MAX / 2
     }
 }
 
@@ -82,6 +133,8 @@ pub(crate) struct Program {
     pub(crate) elements: BTreeMap<(Table, Key), Target>,
     /// The map of clients to endpoints, and for how long.
     pub(crate) affinity: Option<(String, Duration)>,
+    /// The runs of the chains that choose.
+    runs: BTreeMap<&'static str, Run>,
 }
 
 pub(crate) fn endpoint_type(family: Family) -> [Type; 2] {
@@ -99,10 +152,21 @@ pub(crate) fn is_of(family: Family, address: IpAddr) -> bool {
     address.is_ipv4() == (family == Family::Ipv4)
 }
 
-/// The program of a port.
-pub(crate) fn program(family: Family, config: &Config, name: &PortName, port: &ServicePort) -> Program {
+fn endpoint(at: SocketAddr) -> Key {
+    Key::new().address(at.ip()).port(at.port())
+}
+
+/// The program of a port, which had the program `before`.
+pub(crate) fn program(
+    family: Family,
+    config: &Config,
+    name: &PortName,
+    port: &ServicePort,
+    before: &Program,
+    numbers: &mut Numbers,
+) -> Program {
     let mut maker = Maker { family, config, name, port, made: Program::default() };
-    maker.endpoints();
+    maker.endpoints(before, numbers);
     maker.internal();
     maker.external();
     maker.made
@@ -143,7 +207,7 @@ impl Maker<'_> {
     }
 
     /// The chains that choose an endpoint: one for the whole cluster's, one for this node's, where they are used.
-    fn endpoints(&mut self) {
+    fn endpoints(&mut self, before: &Program, numbers: &mut Numbers) {
         let port = self.port;
         let uses_local = port.internal_local || port.external_local;
         // A policy of Local is for strangers: the node and its pods are served by all endpoints.
@@ -155,10 +219,17 @@ impl Maker<'_> {
             if !used || endpoints.is_empty() {
                 continue;
             }
+            let run = numbers.run(before.runs.get(kind).copied(), endpoints.len());
+            self.made.runs.insert(kind, run);
             let mut rules = self.mark_strangers();
-            rules.extend(self.choose(&endpoints));
+            rules.extend(self.choose(run, &endpoints));
             self.made.chains.insert(self.chain(kind), rules);
-            for at in endpoints {
+            for (number, at) in (run.first..).zip(endpoints) {
+                self.lead(
+                    Table::endpoints(self.name),
+                    Key::new().number(number),
+                    Target::Endpoint(endpoint(at)),
+                );
                 self.lead(Table::Hairpins, Key::new().address(at.ip()).address(at.ip()), Target::None);
             }
         }
@@ -185,21 +256,20 @@ impl Maker<'_> {
         rules
     }
 
-    fn choose(&mut self, endpoints: &[SocketAddr]) -> Vec<Rule> {
-        let fields = endpoint_type(self.family);
-        let values: Vec<Key> =
-            endpoints.iter().map(|at| Key::new().address(at.ip()).port(at.port())).collect();
+    fn choose(&mut self, run: Run, endpoints: &[SocketAddr]) -> Vec<Rule> {
+        let pick = self.rule().pick(run.first, endpoints.len() as u32, &Table::endpoints(self.name).name());
         let Some(timeout) = self.port.affinity else {
-            return vec![self.rule().pick(&fields, &values).translate_destination()];
+            return vec![pick.translate_destination()];
         };
         let map = self.chain("affinity");
         let client = [Field::Source];
-        let known = self.rule().map(&client, &map).value_in(&fields, &values).remember(&client, &map);
+        let values: Vec<Key> = endpoints.iter().copied().map(endpoint).collect();
+        let known = self.rule().map(&client, &map).value_in(&endpoint_type(self.family), &values);
         let rules = vec![
-            known.translate_destination(),
+            known.remember(&client, &map).translate_destination(),
             // Who comes here had no endpoint, or one that is not there any more.
             self.rule().forget(&client, &map),
-            self.rule().pick(&fields, &values).remember(&client, &map).translate_destination(),
+            pick.remember(&client, &map).translate_destination(),
         ];
         self.made.affinity = Some((map, timeout));
         rules
