@@ -1,6 +1,18 @@
 //! What is special to a kind, and only that: one file a kind under `registry/<group>/<kind>.rs`, one line in the
 //! table of strategies.
 
+pub mod apps;
+pub mod column;
+pub mod coordination;
+pub mod core;
+pub mod discovery;
+pub mod encode;
+pub mod prepare;
+pub mod quantities;
+pub mod rbac;
+pub mod rules;
+pub mod scheduling;
 pub mod strategy;
+pub mod table;
 
 pub use strategy::{Column, Context, Selectable, Strategy};

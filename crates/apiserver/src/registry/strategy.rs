@@ -42,7 +42,9 @@ pub type Selectable = Vec<(&'static str, String)>;
 /// update: `default`, (mutating admission), `prepare_for_update`, `validate`, `validate_update`; for `…/status`:
 /// `default`, `prepare_for_status_update`, `validate_status_update`. Names, labels and the rest of the metadata are
 /// validated by the generic path. Objects read from the store are defaulted as well.
-pub trait Strategy: Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
+pub trait Strategy:
+    Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned + Clone + Send + Sync + 'static
+{
     /// Its row.
     const KIND: &'static Kind;
     /// What `kubectl get` prints. Name and age alone where a kind has nothing to add.

@@ -1,0 +1,43 @@
+//! ControllerRevision: an earlier state of a workload, kept to go back to.
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use crate::registry::column::{age, name, text};
+use crate::registry::rules::{IMMUTABLE, not_negative};
+use crate::registry::{Column, Strategy};
+
+impl Strategy for ControllerRevision {
+    const KIND: &'static Kind = &kinds::CONTROLLER_REVISION;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        text("Controller", "The workload whose state it is.", |r| {
+            let owners = r.metadata.owner_references.iter().flatten();
+            match owners.into_iter().find(|o| o.controller == Some(true)) {
+                Some(owner) => {
+                    let group =
+                        owner.api_version.split_once('/').map_or(String::new(), |(g, _)| format!(".{g}"));
+                    format!("{}{group}/{}", owner.kind.to_lowercase(), owner.name).into()
+                }
+                None => "<none>".into(),
+            }
+        }),
+        text("Revision", "Its number among the workload's states.", |r| r.revision.into()),
+        age(),
+    ];
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        not_negative(self.revision, &at.child("revision"), errors);
+        match self.data.as_ref().map(|d| &d.0) {
+            None | Some(serde_json::Value::Null) => errors.required(&at.child("data"), "data is mandatory"),
+            Some(_) => {}
+        }
+    }
+
+    fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        // Upstream finds the data of an update changed whenever its encoding is, which a patch's always is.
+        if self.data != old.data {
+            errors.invalid(&at.child("data"), &self.data, IMMUTABLE);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Deployment: pods of one template, replaced a few at a time.
+
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, RollingUpdateDeployment};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use super::{Missing, pod_spec, workload};
+use crate::registry::column::{age, container_images, container_names, integer, name, selector, text, wide};
+use crate::registry::prepare::spec_and_status;
+use crate::registry::rules::{IMMUTABLE, count_or_percent, not_more_than_all, not_negative, one_of, percent};
+use crate::registry::{Column, Strategy};
+
+impl Strategy for Deployment {
+    const KIND: &'static Kind = &kinds::DEPLOYMENT;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        text("Ready", "Ready pods of those that are asked for.", |d| {
+            let ready = d.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
+            format!("{ready}/{}", d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0)).into()
+        }),
+        integer("Up-to-date", "Pods made from the newest template.", |d| {
+            d.status.as_ref().and_then(|s| s.updated_replicas).unwrap_or(0).into()
+        }),
+        integer("Available", "Pods that have been ready for long enough.", |d| {
+            d.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0).into()
+        }),
+        age(),
+        wide("Containers", "Names of the template's containers.", |d| {
+            container_names(d.spec.as_ref().map(|s| &s.template))
+        }),
+        wide("Images", "Images of the template's containers.", |d| {
+            container_images(d.spec.as_ref().map(|s| &s.template))
+        }),
+        wide("Selector", "Which pods it counts as its own.", |d| {
+            selector(d.spec.as_ref().map(|s| &s.selector))
+        }),
+    ];
+
+    fn default(&mut self) {
+        let spec = self.spec.get_or_insert_default();
+        spec.replicas.get_or_insert(1);
+        let strategy = spec.strategy.get_or_insert_default();
+        if strategy.type_.as_deref().is_none_or(str::is_empty) {
+            strategy.type_ = Some("RollingUpdate".to_owned());
+        }
+        if strategy.type_.as_deref() == Some("RollingUpdate") {
+            let rolling: &mut RollingUpdateDeployment = strategy.rolling_update.get_or_insert_default();
+            rolling.max_unavailable.get_or_insert_with(|| IntOrString::String("25%".to_owned()));
+            rolling.max_surge.get_or_insert_with(|| IntOrString::String("25%".to_owned()));
+        }
+        spec.revision_history_limit.get_or_insert(10);
+        spec.progress_deadline_seconds.get_or_insert(600);
+        pod_spec::default_template(&mut spec.template);
+        self.status.get_or_insert_default();
+    }
+
+    spec_and_status!(generation);
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("spec");
+        let Some(spec) = &self.spec else { return };
+        not_negative(spec.replicas.unwrap_or(0), &at.child("replicas"), errors);
+        workload(&spec.selector, &spec.template, &Missing::Required, &at, errors);
+        strategy(spec, &at.child("strategy"), errors);
+        let ready = spec.min_ready_seconds.unwrap_or(0);
+        not_negative(ready, &at.child("minReadySeconds"), errors);
+        if let Some(limit) = spec.revision_history_limit {
+            not_negative(limit, &at.child("revisionHistoryLimit"), errors);
+        }
+        if let Some(deadline) = spec.progress_deadline_seconds {
+            let at = at.child("progressDeadlineSeconds");
+            not_negative(deadline, &at, errors);
+            if deadline <= ready {
+                errors.invalid(&at, deadline, "must be greater than minReadySeconds");
+            }
+        }
+    }
+
+    fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        let selector = |d: &Self| d.spec.as_ref().map(|s| s.selector.clone()).unwrap_or_default();
+        if crate::registry::prepare::differ(&selector(self), &selector(old)) {
+            errors.invalid(&at.child("spec").child("selector"), selector(self), IMMUTABLE);
+        }
+    }
+
+    fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("status");
+        let status = self.status.clone().unwrap_or_default();
+        let replicas = status.replicas.unwrap_or(0);
+        for (name, value) in [
+            ("replicas", status.replicas),
+            ("updatedReplicas", status.updated_replicas),
+            ("readyReplicas", status.ready_replicas),
+            ("availableReplicas", status.available_replicas),
+            ("unavailableReplicas", status.unavailable_replicas),
+        ] {
+            let value = value.unwrap_or(0);
+            not_negative(value, &at.child(name), errors);
+            if matches!(name, "updatedReplicas" | "readyReplicas" | "availableReplicas") && value > replicas {
+                errors.invalid(&at.child(name), value, "cannot be greater than status.replicas");
+            }
+        }
+        if status.available_replicas.unwrap_or(0) > status.ready_replicas.unwrap_or(0) {
+            errors.invalid(
+                &at.child("availableReplicas"),
+                status.available_replicas,
+                "cannot be greater than readyReplicas",
+            );
+        }
+        let collisions = |d: &Self| d.status.as_ref().and_then(|s| s.collision_count);
+        if collisions(old).is_some_and(|was| collisions(self).is_none_or(|is| is < was)) {
+            errors.invalid(&at.child("collisionCount"), collisions(self), "cannot be decremented");
+        }
+    }
+}
+
+fn strategy(spec: &DeploymentSpec, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(strategy) = &spec.strategy else { return };
+    match strategy.type_.as_deref().unwrap_or_default() {
+        "Recreate" => {
+            if strategy.rolling_update.is_some() {
+                errors.forbidden(
+                    &at.child("rollingUpdate"),
+                    "may not be specified when strategy `type` is 'Recreate'",
+                );
+            }
+        }
+        "RollingUpdate" => {
+            let at = at.child("rollingUpdate");
+            let Some(rolling) = &strategy.rolling_update else {
+                errors.required(&at, "this should be defaulted and never be nil");
+                return;
+            };
+            let zero = |v: &IntOrString| match v {
+                IntOrString::Int(n) => *n == 0,
+                IntOrString::String(text) => percent(text) == Some(0),
+            };
+            let none = IntOrString::Int(0);
+            let unavailable = rolling.max_unavailable.as_ref().unwrap_or(&none);
+            let surge = rolling.max_surge.as_ref().unwrap_or(&none);
+            count_or_percent(unavailable, &at.child("maxUnavailable"), errors);
+            count_or_percent(surge, &at.child("maxSurge"), errors);
+            if zero(unavailable) && zero(surge) {
+                errors.invalid(&at.child("maxUnavailable"), unavailable, "may not be 0 when `maxSurge` is 0");
+            }
+            not_more_than_all(unavailable, &at.child("maxUnavailable"), errors);
+        }
+        other => one_of(other, &["Recreate", "RollingUpdate"], &at.child("type"), errors),
+    }
+}

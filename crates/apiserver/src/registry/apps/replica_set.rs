@@ -1,0 +1,90 @@
+//! ReplicaSet: so many pods of one template.
+
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use super::{Missing, pod_spec, workload};
+use crate::registry::column::{age, container_images, container_names, integer, name, selector, wide};
+use crate::registry::prepare::{differ, spec_and_status};
+use crate::registry::rules::{IMMUTABLE, not_negative};
+use crate::registry::{Column, Selectable, Strategy};
+
+impl Strategy for ReplicaSet {
+    const KIND: &'static Kind = &kinds::REPLICA_SET;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        integer("Desired", "Pods that are asked for.", |r| {
+            r.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0).into()
+        }),
+        integer("Current", "Pods that there are.", |r| r.status.as_ref().map_or(0, |s| s.replicas).into()),
+        integer("Ready", "Pods that are ready.", |r| {
+            r.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0).into()
+        }),
+        age(),
+        wide("Containers", "Names of the template's containers.", |r| {
+            container_names(r.spec.as_ref().and_then(|s| s.template.as_ref()))
+        }),
+        wide("Images", "Images of the template's containers.", |r| {
+            container_images(r.spec.as_ref().and_then(|s| s.template.as_ref()))
+        }),
+        wide("Selector", "Which pods it counts as its own.", |r| {
+            selector(r.spec.as_ref().map(|s| &s.selector))
+        }),
+    ];
+
+    fn default(&mut self) {
+        let spec = self.spec.get_or_insert_default();
+        spec.replicas.get_or_insert(1);
+        pod_spec::default_template(spec.template.get_or_insert_default());
+        self.status.get_or_insert_default();
+    }
+
+    spec_and_status!(generation);
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("spec");
+        let Some(spec) = &self.spec else { return };
+        not_negative(spec.replicas.unwrap_or(0), &at.child("replicas"), errors);
+        not_negative(spec.min_ready_seconds.unwrap_or(0), &at.child("minReadySeconds"), errors);
+        match &spec.template {
+            Some(template) => workload(&spec.selector, template, &Missing::Required, &at, errors),
+            None => errors.required(&at.child("template"), ""),
+        }
+    }
+
+    fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        let selector = |r: &Self| r.spec.as_ref().map(|s| s.selector.clone()).unwrap_or_default();
+        if differ(&selector(self), &selector(old)) {
+            errors.invalid(&at.child("spec").child("selector"), selector(self), IMMUTABLE);
+        }
+    }
+
+    fn validate_status_update(&self, _: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("status");
+        let status = self.status.clone().unwrap_or_default();
+        let counts = [
+            ("replicas", Some(status.replicas)),
+            ("fullyLabeledReplicas", status.fully_labeled_replicas),
+            ("readyReplicas", status.ready_replicas),
+            ("availableReplicas", status.available_replicas),
+        ];
+        for (name, value) in counts {
+            let value = value.unwrap_or(0);
+            not_negative(value, &at.child(name), errors);
+            if value > status.replicas {
+                errors.invalid(&at.child(name), value, "cannot be greater than status.replicas");
+            }
+        }
+        if status.available_replicas.unwrap_or(0) > status.ready_replicas.unwrap_or(0) {
+            errors.invalid(
+                &at.child("availableReplicas"),
+                status.available_replicas,
+                "cannot be greater than readyReplicas",
+            );
+        }
+    }
+
+    fn selectable(&self) -> Selectable {
+        vec![("status.replicas", self.status.as_ref().map_or(0, |s| s.replicas).to_string())]
+    }
+}

@@ -1,0 +1,3 @@
+//! Who may act.
+
+pub mod lease;

@@ -1,0 +1,146 @@
+//! Event: something that happened to an object.
+
+use k8s_openapi::api::core::v1::Event;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+use serde_json::Value;
+
+use crate::registry::column::{since, since_at, text, wide};
+use crate::registry::rules::label_name;
+use crate::registry::{Column, Selectable, Strategy};
+
+impl Strategy for Event {
+    const KIND: &'static Kind = &kinds::EVENT;
+    const COLUMNS: &'static [Column<Self>] = &[
+        text("Last Seen", "Time since it happened last.", last_seen),
+        text("Type", "Normal or Warning.", |e| e.type_.as_deref().unwrap_or_default().into()),
+        text("Reason", "Why it happened, in a word.", |e| e.reason.as_deref().unwrap_or_default().into()),
+        text("Object", "What it happened to.", object),
+        wide("Subobject", "The part of the object that it is about.", |e| {
+            e.involved_object.field_path.as_deref().unwrap_or_default().into()
+        }),
+        wide("Source", "Who reported it.", source),
+        text("Message", "What happened.", |e| e.message.as_deref().unwrap_or_default().trim().into()),
+        wide("First Seen", "Time since it happened first.", |e| first_seen(e).into()),
+        wide("Count", "How often it happened.", count),
+        Column {
+            name: "Name",
+            kind: "string",
+            format: "name",
+            priority: 1,
+            description: "Name of the object, unique among its kind in its namespace.",
+            cell: |e| e.metadata.name.as_deref().unwrap_or_default().into(),
+        },
+    ];
+    const ALLOW_CREATE_ON_UPDATE: bool = true;
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        in_its_namespace(self, at, errors);
+        if self.event_time.is_some() {
+            new_style(self, "reportingComponent", at, errors);
+        }
+    }
+
+    fn selectable(&self) -> Selectable {
+        selectable(self)
+    }
+}
+
+/// An event lives where its object does; of an object without namespace, in `default`.
+pub fn in_its_namespace(event: &Event, at: &FieldPath, errors: &mut FieldErrors) {
+    let own = event.metadata.namespace.as_deref().unwrap_or_default();
+    let objects = event.involved_object.namespace.as_deref().unwrap_or_default();
+    let right = if objects.is_empty() { matches!(own, "" | "default") } else { own == objects };
+    if !right {
+        errors.invalid(
+            &at.child("involvedObject").child("namespace"),
+            objects,
+            "does not match event.namespace",
+        );
+    }
+}
+
+/// What an event with an event time must say (`events.k8s.io`).
+pub fn new_style(event: &Event, controller: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    let reporter = event.reporting_component.as_deref().unwrap_or_default();
+    if reporter.is_empty() {
+        errors.required(&at.child(controller), "");
+    } else {
+        label_name(reporter, &at.child(controller), errors);
+    }
+    for (name, value, must, most) in [
+        ("reportingInstance", event.reporting_instance.as_deref(), true, 128),
+        ("action", event.action.as_deref(), true, 128),
+        ("reason", event.reason.as_deref(), true, 128),
+        ("message", event.message.as_deref(), false, 1024),
+    ] {
+        let value = value.unwrap_or_default();
+        if must && value.is_empty() {
+            errors.required(&at.child(name), "");
+        }
+        if value.len() > most {
+            errors.invalid(&at.child(name), "", format!("can have at most {most} characters"));
+        }
+    }
+}
+
+pub fn selectable(event: &Event) -> Selectable {
+    let text = |o: &Option<String>| o.clone().unwrap_or_default();
+    let object = &event.involved_object;
+    let source = event.source.as_ref().and_then(|s| s.component.clone()).filter(|c| !c.is_empty());
+    vec![
+        ("involvedObject.kind", text(&object.kind)),
+        ("involvedObject.namespace", text(&object.namespace)),
+        ("involvedObject.name", text(&object.name)),
+        ("involvedObject.uid", text(&object.uid)),
+        ("involvedObject.apiVersion", text(&object.api_version)),
+        ("involvedObject.resourceVersion", text(&object.resource_version)),
+        ("involvedObject.fieldPath", text(&object.field_path)),
+        ("reason", text(&event.reason)),
+        ("reportingComponent", text(&event.reporting_component)),
+        ("source", source.unwrap_or_else(|| text(&event.reporting_component))),
+        ("type", text(&event.type_)),
+    ]
+}
+
+pub fn first_seen(event: &Event) -> String {
+    match (&event.first_timestamp, &event.event_time) {
+        (Some(first), _) => since(Some(first)),
+        (None, Some(time)) => since_at(time.0, jiff::Timestamp::now()),
+        (None, None) => since(None),
+    }
+}
+
+pub fn last_seen(event: &Event) -> Value {
+    let series = event.series.as_ref().and_then(|s| s.last_observed_time.as_ref());
+    match (series, &event.last_timestamp) {
+        (Some(time), _) => since_at(time.0, jiff::Timestamp::now()).into(),
+        (None, Some(time)) => since(Some(time)).into(),
+        (None, None) => first_seen(event).into(),
+    }
+}
+
+pub fn count(event: &Event) -> Value {
+    let count = event.series.as_ref().map_or(event.count, |s| s.count).unwrap_or(0);
+    if count == 0 && event.series.is_none() { 1.into() } else { count.into() }
+}
+
+pub fn object(event: &Event) -> Value {
+    let kind = event.involved_object.kind.as_deref().unwrap_or_default().to_lowercase();
+    match event.involved_object.name.as_deref().filter(|n| !n.is_empty()) {
+        Some(name) => format!("{kind}/{name}").into(),
+        None => kind.into(),
+    }
+}
+
+pub fn source(event: &Event) -> Value {
+    let source = event.source.clone().unwrap_or_default();
+    let component = source
+        .component
+        .filter(|c| !c.is_empty())
+        .or_else(|| event.reporting_component.clone())
+        .unwrap_or_default();
+    match source.host.or_else(|| event.reporting_instance.clone()).filter(|h| !h.is_empty()) {
+        Some(host) => format!("{component}, {host}").into(),
+        None => component.into(),
+    }
+}

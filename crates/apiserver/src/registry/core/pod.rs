@@ -1,0 +1,226 @@
+//! Pod: containers that run together on one node.
+
+mod columns;
+
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use super::pod_spec;
+use crate::registry::column::{age, name, text, wide};
+use crate::registry::prepare::{first_generation, next_generation};
+use crate::registry::rules::IMMUTABLE;
+use crate::registry::{Column, Context, Selectable, Strategy};
+
+impl Strategy for Pod {
+    const KIND: &'static Kind = &kinds::POD;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        text("Ready", "Ready containers of all.", |p| columns::summary(p).ready.into()),
+        text("Status", "What its containers are doing, in a word.", |p| columns::summary(p).status.into()),
+        text("Restarts", "How often its containers were restarted, and when last.", |p| {
+            columns::summary(p).restarts.into()
+        }),
+        age(),
+        wide("IP", "Its address in the pod network.", columns::ip),
+        wide("Node", "The node that it is bound to.", columns::node),
+        wide("Nominated Node", "The node on which room is being made for it.", columns::nominated_node),
+        wide("Readiness Gates", "Met readiness gates of all.", columns::readiness_gates),
+    ];
+    const GRACEFUL: bool = true;
+
+    fn default(&mut self) {
+        let spec = self.spec.get_or_insert_default();
+        pod_spec::default_spec(spec);
+        pod_spec::default_pod(spec);
+        self.status.get_or_insert_default();
+    }
+
+    fn prepare_for_create(&mut self, _: &Context) {
+        let spec = self.spec.get_or_insert_default();
+        let mut status = PodStatus {
+            phase: Some("Pending".to_owned()),
+            qos_class: Some(pod_spec::qos_class(spec).to_owned()),
+            ..PodStatus::default()
+        };
+        if spec.scheduling_gates.as_ref().is_some_and(|g| !g.is_empty()) {
+            status.conditions = Some(vec![PodCondition {
+                type_: "PodScheduled".to_owned(),
+                status: "False".to_owned(),
+                reason: Some("SchedulingGated".to_owned()),
+                message: Some("Scheduling is blocked due to non-empty scheduling gates".to_owned()),
+                ..PodCondition::default()
+            }]);
+        }
+        self.status = Some(status);
+        first_generation(&mut self.metadata);
+    }
+
+    fn prepare_for_update(&mut self, old: &Self, context: &Context) {
+        self.status.clone_from(&old.status);
+        let spec = self.spec.get_or_insert_default();
+        let was = old.spec.clone().unwrap_or_default();
+        if context.subresource == "ephemeralcontainers" {
+            let ephemeral = spec.ephemeral_containers.take();
+            *spec = was.clone();
+            spec.ephemeral_containers = ephemeral;
+        } else {
+            spec.ephemeral_containers.clone_from(&was.ephemeral_containers);
+        }
+        let changed = crate::registry::prepare::differ(&*spec, &was);
+        next_generation(&mut self.metadata, &old.metadata, changed);
+        self.metadata.deletion_grace_period_seconds = old.metadata.deletion_grace_period_seconds;
+    }
+
+    fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
+        self.spec.clone_from(&old.spec);
+        self.metadata.generation = old.metadata.generation;
+        self.metadata.deletion_timestamp = old.metadata.deletion_timestamp.clone();
+        self.metadata.owner_references.clone_from(&old.metadata.owner_references);
+        let status = self.status.get_or_insert_default();
+        // The class follows from the spec, whoever writes the status.
+        if status.qos_class.as_deref().is_none_or(str::is_empty) {
+            status.qos_class = old.status.as_ref().and_then(|s| s.qos_class.clone());
+        }
+    }
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        if let Some(spec) = &self.spec {
+            pod_spec::spec(spec, &at.child("spec"), errors);
+            if self.metadata.resource_version.is_none() {
+                let at = at.child("spec");
+                if spec.ephemeral_containers.as_ref().is_some_and(|e| !e.is_empty()) {
+                    errors.forbidden(&at.child("ephemeralContainers"), "cannot be set on create");
+                }
+                let gated = spec.scheduling_gates.as_ref().is_some_and(|g| !g.is_empty());
+                if gated && spec.node_name.as_deref().is_some_and(|n| !n.is_empty()) {
+                    errors.forbidden(
+                        &at.child("nodeName"),
+                        "cannot be set until all schedulingGates have been cleared",
+                    );
+                }
+            }
+        }
+    }
+
+    fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("spec");
+        let (new, was) = (self.spec.clone().unwrap_or_default(), old.spec.clone().unwrap_or_default());
+        if crate::registry::prepare::differ(&new.ephemeral_containers, &was.ephemeral_containers) {
+            pod_spec::ephemeral_containers(&new, &at, errors);
+            pod_spec::ephemeral_update(&new, &was, &at, errors);
+        }
+        pod_spec::update(&new, &was, &at, errors);
+    }
+
+    fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("status");
+        let empty = PodStatus::default();
+        let (new, was) = (self.status.as_ref().unwrap_or(&empty), old.status.as_ref().unwrap_or(&empty));
+        if new.qos_class != was.qos_class {
+            errors.invalid(&at.child("qosClass"), &new.qos_class, IMMUTABLE);
+        }
+        if let Some(node) = new.nominated_node_name.as_deref().filter(|n| !n.is_empty()) {
+            crate::registry::rules::dns_subdomain(node, &at.child("nominatedNodeName"), errors);
+        }
+        let ips: Vec<&str> = new.pod_ips.iter().flatten().map(|p| p.ip.as_str()).collect();
+        for (i, ip) in ips.iter().enumerate() {
+            crate::registry::rules::ip(ip, &at.child("podIPs").index(i), errors);
+        }
+        if ips.len() > 2 {
+            errors.invalid(
+                &at.child("podIPs"),
+                &new.pod_ips,
+                "may specify no more than one IP for each IP family",
+            );
+        }
+    }
+
+    fn selectable(&self) -> Selectable {
+        let text = |o: Option<&String>| o.cloned().unwrap_or_default();
+        let spec = self.spec.as_ref();
+        let status = self.status.as_ref();
+        let ip = status
+            .and_then(|s| s.pod_ip.as_ref().or_else(|| s.pod_ips.iter().flatten().map(|i| &i.ip).next()));
+        vec![
+            ("spec.nodeName", text(spec.and_then(|s| s.node_name.as_ref()))),
+            ("spec.restartPolicy", text(spec.and_then(|s| s.restart_policy.as_ref()))),
+            ("spec.schedulerName", text(spec.and_then(|s| s.scheduler_name.as_ref()))),
+            ("spec.serviceAccountName", text(spec.and_then(|s| s.service_account_name.as_ref()))),
+            ("spec.hostNetwork", spec.and_then(|s| s.host_network).unwrap_or(false).to_string()),
+            ("status.phase", text(status.and_then(|s| s.phase.as_ref()))),
+            ("status.podIP", text(ip)),
+            ("status.podIPs", text(ip)),
+            ("status.nominatedNodeName", text(status.and_then(|s| s.nominated_node_name.as_ref()))),
+        ]
+    }
+
+    /// A pod that no node has taken, or that has come to its end, needs no grace.
+    fn grace_period(&self, asked: Option<i64>) -> Option<i64> {
+        let spec = self.spec.as_ref();
+        let period = asked.or_else(|| spec.and_then(|s| s.termination_grace_period_seconds)).unwrap_or(0);
+        let unbound = spec.and_then(|s| s.node_name.as_deref()).is_none_or(str::is_empty);
+        let phase = self.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+        Some(if unbound || matches!(phase, "Succeeded" | "Failed") {
+            0
+        } else if period < 0 {
+            1
+        } else {
+            period
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(json: serde_json::Value) -> Pod {
+        serde_json::from_value(json).expect("pod")
+    }
+
+    #[test]
+    fn only_a_running_pod_has_grace() {
+        let bound = pod(serde_json::json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30,
+            "containers": []}}));
+        assert_eq!(bound.grace_period(None), Some(30));
+        assert_eq!(bound.grace_period(Some(5)), Some(5));
+        let mut done = bound.clone();
+        done.status = Some(PodStatus { phase: Some("Failed".to_owned()), ..PodStatus::default() });
+        assert_eq!(done.grace_period(None), Some(0));
+        let waiting =
+            pod(serde_json::json!({"spec": {"terminationGracePeriodSeconds": 30, "containers": []}}));
+        assert_eq!(waiting.grace_period(Some(10)), Some(0));
+    }
+
+    #[test]
+    fn the_class_follows_from_requests_and_limits() {
+        for (resources, class) in [
+            (serde_json::json!({}), "BestEffort"),
+            (serde_json::json!({"requests": {"cpu": "1"}}), "Burstable"),
+            (serde_json::json!({"limits": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed"),
+            (
+                serde_json::json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}),
+                "Burstable",
+            ),
+        ] {
+            let mut p =
+                pod(serde_json::json!({"spec": {"containers": [{"name": "c", "resources": resources}]}}));
+            p.default();
+            p.prepare_for_create(&Context::default());
+            assert_eq!(p.status.and_then(|s| s.qos_class).as_deref(), Some(class));
+        }
+    }
+
+    #[test]
+    fn an_image_may_change_and_a_command_may_not() {
+        let old = pod(serde_json::json!({"spec": {"containers": [{"name": "c", "image": "a:1"}]}}));
+        let mut new = old.clone();
+        new.spec.as_mut().expect("spec").containers[0].image = Some("a:2".to_owned());
+        let mut errors = FieldErrors::new();
+        new.validate_update(&old, &FieldPath::default(), &mut errors);
+        assert!(errors.is_empty(), "{errors:?}");
+        new.spec.as_mut().expect("spec").containers[0].command = Some(vec!["x".to_owned()]);
+        new.validate_update(&old, &FieldPath::default(), &mut errors);
+        assert_eq!(errors.len(), 1);
+    }
+}

@@ -1,0 +1,33 @@
+//! PodTemplate: a pod to be, kept for others to refer to.
+
+use k8s_openapi::api::core::v1::PodTemplate;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use super::pod_spec;
+use crate::registry::column::{container_images, container_names, labels, name, text};
+use crate::registry::prepare::counted;
+use crate::registry::{Column, Strategy};
+
+impl Strategy for PodTemplate {
+    const KIND: &'static Kind = &kinds::POD_TEMPLATE;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        text("Containers", "Names of the template's containers.", |t| container_names(t.template.as_ref())),
+        text("Images", "Images of the template's containers.", |t| container_images(t.template.as_ref())),
+        text("Pod Labels", "Labels of the pods made from it.", |t| {
+            labels(t.template.as_ref().and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.as_ref()))
+        }),
+    ];
+
+    fn default(&mut self) {
+        pod_spec::default_template(self.template.get_or_insert_default());
+    }
+
+    counted!(template);
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        if let Some(template) = &self.template {
+            pod_spec::template(template, &at.child("template"), errors);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Service: one address and name for a set of pods.
+
+mod rules;
+
+use k8s_openapi::api::core::v1::{ClientIPConfig, Service, ServiceSpec, SessionAffinityConfig};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+use serde_json::Value;
+
+use crate::registry::column::{age, labels, name, or_none, text, wide};
+use crate::registry::{Column, Context, Selectable, Strategy};
+
+impl Strategy for Service {
+    const KIND: &'static Kind = &kinds::SERVICE;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        text("Type", "How it is reached.", |s| kind(s).into()),
+        text("Cluster-IP", "Its address inside the cluster.", |s| {
+            or_none(
+                s.spec
+                    .as_ref()
+                    .and_then(|s| s.cluster_ips.as_ref())
+                    .and_then(|i| i.first())
+                    .map(String::as_str),
+            )
+        }),
+        text("External-IP", "Its addresses outside of the cluster.", external_ips),
+        text("Port(s)", "Its ports, each with its node port.", ports),
+        age(),
+        wide("Selector", "Which pods serve it.", |s| {
+            labels(s.spec.as_ref().and_then(|s| s.selector.as_ref()))
+        }),
+    ];
+
+    fn default(&mut self) {
+        let spec = self.spec.get_or_insert_default();
+        affinity(spec);
+        let kind = text_or(&mut spec.type_, "ClusterIP").to_owned();
+        for port in spec.ports.iter_mut().flatten() {
+            text_or(&mut port.protocol, "TCP");
+            let unset = match &port.target_port {
+                None | Some(IntOrString::Int(0)) => true,
+                Some(IntOrString::String(name)) => name.is_empty(),
+                Some(IntOrString::Int(_)) => false,
+            };
+            if unset {
+                port.target_port = Some(IntOrString::Int(port.port));
+            }
+        }
+        if is_external(spec) {
+            text_or(&mut spec.external_traffic_policy, "Cluster");
+        }
+        if kind != "ExternalName" {
+            spec.internal_traffic_policy.get_or_insert_with(|| "Cluster".to_owned());
+        }
+        if kind == "LoadBalancer" {
+            spec.allocate_load_balancer_node_ports.get_or_insert(true);
+        }
+        let status = self.status.get_or_insert_default();
+        let ingress = status.load_balancer.get_or_insert_default().ingress.iter_mut().flatten();
+        if kind == "LoadBalancer" {
+            for point in ingress.filter(|p| p.ip.as_deref().is_some_and(|ip| !ip.is_empty())) {
+                point.ip_mode.get_or_insert_with(|| "VIP".to_owned());
+            }
+        }
+    }
+
+    fn prepare_for_create(&mut self, _: &Context) {
+        self.status = Some(Default::default());
+        self.status.get_or_insert_default().load_balancer.get_or_insert_default();
+        if let Some(spec) = &mut self.spec {
+            one_address_in_both_fields(spec, None);
+            drop_what_the_type_has_not(spec, None);
+        }
+    }
+
+    fn prepare_for_update(&mut self, old: &Self, _: &Context) {
+        self.status.clone_from(&old.status);
+        if let (Some(spec), Some(was)) = (&mut self.spec, &old.spec) {
+            keep_allocated(spec, was);
+            one_address_in_both_fields(spec, Some(was));
+            drop_what_the_type_has_not(spec, Some(was));
+        }
+    }
+
+    fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
+        self.spec.clone_from(&old.spec);
+    }
+
+    /// A label that begins with a letter: it becomes a variable of pods and a name in DNS.
+    fn validate_name(name: &str) -> Vec<String> {
+        // Since 1.36 a digit may come first.
+        krate_api::names::is_dns1123_label(name)
+    }
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        if let Some(spec) = &self.spec {
+            rules::spec(spec, &at.child("spec"), errors);
+        }
+    }
+
+    fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        if let (Some(spec), Some(was)) = (&self.spec, &old.spec) {
+            rules::update(spec, was, &at.child("spec"), errors);
+        }
+    }
+
+    fn selectable(&self) -> Selectable {
+        let spec = self.spec.as_ref();
+        vec![
+            ("spec.clusterIP", spec.and_then(|s| s.cluster_ip.clone()).unwrap_or_default()),
+            ("spec.type", spec.and_then(|s| s.type_.clone()).unwrap_or_default()),
+        ]
+    }
+}
+
+fn text_or<'a>(field: &'a mut Option<String>, value: &str) -> &'a str {
+    if field.as_deref().is_none_or(str::is_empty) {
+        *field = Some(value.to_owned());
+    }
+    field.as_deref().unwrap_or_default()
+}
+
+fn affinity(spec: &mut ServiceSpec) {
+    const THREE_HOURS: i32 = 10800;
+    match text_or(&mut spec.session_affinity, "None") {
+        "None" => spec.session_affinity_config = None,
+        "ClientIP" => {
+            let timeout = spec
+                .session_affinity_config
+                .as_ref()
+                .and_then(|c| c.client_ip.as_ref())
+                .and_then(|c| c.timeout_seconds);
+            if timeout.is_none() {
+                spec.session_affinity_config = Some(SessionAffinityConfig {
+                    client_ip: Some(ClientIPConfig { timeout_seconds: Some(THREE_HOURS) }),
+                });
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Whether it is reached from outside of the cluster.
+pub fn is_external(spec: &ServiceSpec) -> bool {
+    matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
+        || (spec.type_.as_deref() == Some("ClusterIP")
+            && spec.external_ips.as_ref().is_some_and(|i| !i.is_empty()))
+}
+
+/// Whether its type has node ports.
+pub fn needs_node_ports(spec: &ServiceSpec) -> bool {
+    match spec.type_.as_deref() {
+        Some("NodePort") => true,
+        Some("LoadBalancer") => spec.allocate_load_balancer_node_ports != Some(false),
+        _ => false,
+    }
+}
+
+/// Whether its type has a port by which load balancers ask a node for pods of its own.
+pub fn needs_health_port(spec: &ServiceSpec) -> bool {
+    spec.type_.as_deref() == Some("LoadBalancer") && spec.external_traffic_policy.as_deref() == Some("Local")
+}
+
+pub fn is_headless(spec: &ServiceSpec) -> bool {
+    spec.cluster_ip.as_deref() == Some("None")
+        || spec.cluster_ips.as_ref().and_then(|i| i.first()).is_some_and(|i| i == "None")
+}
+
+/// An update that does not speak of what was allocated keeps it, where its type still has it.
+fn keep_allocated(spec: &mut ServiceSpec, was: &ServiceSpec) {
+    let unset = |o: &Option<String>| o.as_deref().is_none_or(str::is_empty);
+    let type_has = |s: &ServiceSpec| s.type_.as_deref() != Some("ExternalName");
+    if type_has(spec) && type_has(was) {
+        if unset(&spec.cluster_ip) && spec.cluster_ips.as_ref().is_none_or(Vec::is_empty) {
+            spec.cluster_ip.clone_from(&was.cluster_ip);
+            spec.cluster_ips.clone_from(&was.cluster_ips);
+        }
+        if spec.ip_families.as_ref().is_none_or(Vec::is_empty) {
+            spec.ip_families.clone_from(&was.ip_families);
+        }
+        if spec.ip_family_policy.is_none() {
+            spec.ip_family_policy.clone_from(&was.ip_family_policy);
+        }
+    }
+    if needs_node_ports(spec) && needs_node_ports(was) {
+        let mut taken: Vec<i32> = spec.ports.iter().flatten().filter_map(|p| p.node_port).collect();
+        for port in spec.ports.iter_mut().flatten().filter(|p| p.node_port.unwrap_or(0) == 0) {
+            let same =
+                was.ports.iter().flatten().find(|o| o.protocol == port.protocol && o.port == port.port);
+            if let Some(number) = same.and_then(|o| o.node_port).filter(|n| *n != 0 && !taken.contains(n)) {
+                port.node_port = Some(number);
+                taken.push(number);
+            }
+        }
+    }
+    if needs_health_port(spec) && needs_health_port(was) && spec.health_check_node_port.unwrap_or(0) == 0 {
+        spec.health_check_node_port = was.health_check_node_port;
+    }
+}
+
+/// `clusterIP` is the first of `clusterIPs`; a client may write either.
+fn one_address_in_both_fields(spec: &mut ServiceSpec, was: Option<&ServiceSpec>) {
+    let single = spec.cluster_ip.clone().filter(|i| !i.is_empty());
+    let empty = spec.cluster_ips.as_ref().is_none_or(Vec::is_empty);
+    let Some(was) = was else {
+        if let (Some(single), true) = (single, empty) {
+            spec.cluster_ips = Some(vec![single]);
+        }
+        return;
+    };
+    if spec.cluster_ip != was.cluster_ip && spec.cluster_ips == was.cluster_ips {
+        spec.cluster_ips = single.map(|s| vec![s]);
+    }
+}
+
+/// A change of type takes with it what the new type has not, as long as the client did not write it anew.
+fn drop_what_the_type_has_not(spec: &mut ServiceSpec, was: Option<&ServiceSpec>) {
+    let kind = spec.type_.as_deref().unwrap_or_default();
+    if kind == "ExternalName" {
+        let keep = |now: bool| was.is_some() || !now;
+        if keep(spec.cluster_ip.as_deref().is_some_and(|i| !i.is_empty())) {
+            spec.cluster_ip = None;
+            spec.cluster_ips = None;
+            spec.ip_families = None;
+            spec.ip_family_policy = None;
+        }
+        if was.is_some() {
+            spec.internal_traffic_policy = None;
+        }
+    }
+    let Some(was) = was else { return };
+    if !needs_node_ports(spec) {
+        for port in spec.ports.iter_mut().flatten() {
+            let old =
+                was.ports.iter().flatten().any(|o| o.node_port.is_some() && o.node_port == port.node_port);
+            if old {
+                port.node_port = None;
+            }
+        }
+    }
+    if !needs_health_port(spec) && spec.health_check_node_port == was.health_check_node_port {
+        spec.health_check_node_port = None;
+    }
+    if spec.type_.as_deref() != Some("LoadBalancer") {
+        if spec.allocate_load_balancer_node_ports == was.allocate_load_balancer_node_ports {
+            spec.allocate_load_balancer_node_ports = None;
+        }
+        if spec.load_balancer_class == was.load_balancer_class {
+            spec.load_balancer_class = None;
+        }
+    }
+    if !is_external(spec) && spec.external_traffic_policy == was.external_traffic_policy {
+        spec.external_traffic_policy = None;
+    }
+}
+
+fn kind(service: &Service) -> &str {
+    service.spec.as_ref().and_then(|s| s.type_.as_deref()).unwrap_or_default()
+}
+
+fn external_ips(service: &Service) -> Value {
+    let Some(spec) = &service.spec else { return "<none>".into() };
+    let own = spec.external_ips.clone().unwrap_or_default();
+    match kind(service) {
+        "ExternalName" => or_none(spec.external_name.as_deref()),
+        "LoadBalancer" => {
+            let points = service.status.iter().flat_map(|s| s.load_balancer.iter());
+            let balancers: Vec<String> = points
+                .flat_map(|l| l.ingress.iter().flatten())
+                .filter_map(|p| p.ip.clone().filter(|i| !i.is_empty()).or_else(|| p.hostname.clone()))
+                .collect();
+            let all = [balancers, own].concat().join(",");
+            if all.is_empty() { "<pending>".into() } else { all.into() }
+        }
+        _ => or_none(Some(&own.join(","))),
+    }
+}
+
+fn ports(service: &Service) -> Value {
+    let ports = service.spec.iter().flat_map(|s| s.ports.iter().flatten());
+    let list: Vec<String> = ports
+        .map(|p| {
+            let protocol = p.protocol.as_deref().unwrap_or("TCP");
+            match p.node_port.filter(|n| *n > 0) {
+                Some(node) => format!("{}:{node}/{protocol}", p.port),
+                None => format!("{}/{protocol}", p.port),
+            }
+        })
+        .collect();
+    or_none(Some(&list.join(",")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(spec: Value) -> Service {
+        let mut s: Service =
+            serde_json::from_value(json!({"metadata": {"name": "s"}, "spec": spec})).expect("service");
+        s.default();
+        s
+    }
+
+    #[test]
+    fn a_type_without_node_ports_gives_them_back() {
+        let mut old = service(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}],
+                                     "clusterIP": "10.0.0.1"}));
+        old.prepare_for_create(&Context::default());
+        let mut new = old.clone();
+        new.spec.as_mut().expect("spec").type_ = Some("ClusterIP".to_owned());
+        new.default();
+        new.prepare_for_update(&old, &Context::default());
+        let spec = new.spec.expect("spec");
+        assert_eq!(spec.ports.expect("ports")[0].node_port, None);
+        assert_eq!(spec.external_traffic_policy, None);
+        assert_eq!(spec.cluster_ips, Some(vec!["10.0.0.1".to_owned()]));
+    }
+
+    #[test]
+    fn what_was_allocated_is_kept() {
+        let mut old = service(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}],
+                                     "clusterIP": "10.0.0.1"}));
+        old.prepare_for_create(&Context::default());
+        let mut new = service(json!({"type": "NodePort", "ports": [{"port": 80}]}));
+        new.prepare_for_update(&old, &Context::default());
+        let spec = new.spec.expect("spec");
+        assert_eq!(spec.cluster_ip.as_deref(), Some("10.0.0.1"));
+        assert_eq!(spec.ports.expect("ports")[0].node_port, Some(30080));
+    }
+}

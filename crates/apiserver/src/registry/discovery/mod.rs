@@ -1,0 +1,3 @@
+//! Where a Service's traffic may go.
+
+pub mod endpoint_slice;

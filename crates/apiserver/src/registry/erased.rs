@@ -1,0 +1,240 @@
+//! Strategies without their types, so that the path that every request takes is compiled once.
+
+use std::any::Any;
+use std::marker::PhantomData;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use krate_api::{FieldErrors, FieldPath, Kind};
+use serde_json::{Value, json};
+
+use super::encode;
+use super::strategy::{Context, Selectable, Strategy};
+
+/// An object of some kind.
+pub trait Object: Any + Send + Sync {
+    fn meta(&self) -> &ObjectMeta;
+    fn meta_mut(&mut self) -> &mut ObjectMeta;
+    /// The object as it is stored and, its resourceVersion added, sent.
+    fn to_json(&self) -> Vec<u8>;
+    fn boxed_clone(&self) -> Box<dyn Object>;
+    fn as_any(&self) -> &dyn Any;
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+impl<S: Strategy + k8s_openapi::Resource> Object for S {
+    fn meta(&self) -> &ObjectMeta {
+        self.metadata()
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        self.metadata_mut()
+    }
+
+    fn to_json(&self) -> Vec<u8> {
+        encode::to_vec(self)
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Object> {
+        Box::new(self.clone())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+impl dyn Object {
+    /// The typed object, if it is of this kind.
+    pub fn is<T: 'static>(&self) -> Option<&T> {
+        self.as_any().downcast_ref()
+    }
+
+    pub fn is_mut<T: 'static>(&mut self) -> Option<&mut T> {
+        self.as_any_mut().downcast_mut()
+    }
+}
+
+/// Why bytes are no object of a kind.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct DecodeError(#[from] serde_json::Error);
+
+/// A strategy, whatever its kind. A custom resource implements it from its schema.
+pub trait Registry: Send + Sync + 'static {
+    fn kind(&self) -> &'static Kind;
+    /// Reads an object; `unknown` gets the paths of fields that the kind does not have.
+    fn decode(&self, json: &[u8], unknown: Option<&mut Vec<String>>) -> Result<Box<dyn Object>, DecodeError>;
+    fn default(&self, object: &mut dyn Object);
+    fn prepare_for_create(&self, object: &mut dyn Object, context: &Context);
+    fn prepare_for_update(&self, object: &mut dyn Object, old: &dyn Object, context: &Context);
+    fn prepare_for_status_update(&self, object: &mut dyn Object, old: &dyn Object, context: &Context);
+    fn validate_name(&self, name: &str) -> Vec<String>;
+    fn validate(&self, object: &dyn Object, errors: &mut FieldErrors);
+    fn validate_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors);
+    fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors);
+    fn warnings(&self, object: &dyn Object, old: Option<&dyn Object>) -> Vec<String>;
+    fn selectable(&self, object: &dyn Object) -> Selectable;
+    /// The column definitions of its table.
+    fn columns(&self) -> Value;
+    /// The cells of its row.
+    fn cells(&self, object: &dyn Object) -> Vec<Value>;
+    /// Seconds of grace of a deletion; `None` for a kind that is deleted at once.
+    fn grace_period(&self, object: &dyn Object, asked: Option<i64>) -> Option<i64>;
+    fn allows_create_on_update(&self) -> bool;
+    fn allows_unconditional_update(&self) -> bool;
+}
+
+/// The registry of a strategy.
+pub struct Typed<S>(PhantomData<fn() -> S>);
+
+impl<S> Default for Typed<S> {
+    fn default() -> Self {
+        Typed(PhantomData)
+    }
+}
+
+fn typed<S: 'static>(object: &dyn Object) -> &S {
+    object.is().expect("a registry is given objects of its own kind")
+}
+
+fn typed_mut<S: 'static>(object: &mut dyn Object) -> &mut S {
+    object.is_mut().expect("a registry is given objects of its own kind")
+}
+
+impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
+    fn kind(&self) -> &'static Kind {
+        S::KIND
+    }
+
+    fn decode(&self, json: &[u8], unknown: Option<&mut Vec<String>>) -> Result<Box<dyn Object>, DecodeError> {
+        let object: S = match unknown {
+            None => serde_json::from_slice(json)?,
+            Some(unknown) => {
+                let mut reader = serde_json::Deserializer::from_slice(json);
+                let object =
+                    serde_ignored::deserialize(&mut reader, |path| unknown.push(show_path(&path)))?;
+                reader.end()?;
+                object
+            }
+        };
+        Ok(Box::new(object))
+    }
+
+    fn default(&self, object: &mut dyn Object) {
+        typed_mut::<S>(object).default();
+    }
+
+    fn prepare_for_create(&self, object: &mut dyn Object, context: &Context) {
+        typed_mut::<S>(object).prepare_for_create(context);
+    }
+
+    fn prepare_for_update(&self, object: &mut dyn Object, old: &dyn Object, context: &Context) {
+        typed_mut::<S>(object).prepare_for_update(typed(old), context);
+    }
+
+    fn prepare_for_status_update(&self, object: &mut dyn Object, old: &dyn Object, context: &Context) {
+        typed_mut::<S>(object).prepare_for_status_update(typed(old), context);
+    }
+
+    fn validate_name(&self, name: &str) -> Vec<String> {
+        S::validate_name(name)
+    }
+
+    fn validate(&self, object: &dyn Object, errors: &mut FieldErrors) {
+        typed::<S>(object).validate(&FieldPath::new(""), errors);
+    }
+
+    fn validate_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {
+        typed::<S>(object).validate_update(typed(old), &FieldPath::new(""), errors);
+    }
+
+    fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {
+        typed::<S>(object).validate_status_update(typed(old), &FieldPath::new(""), errors);
+    }
+
+    fn warnings(&self, object: &dyn Object, old: Option<&dyn Object>) -> Vec<String> {
+        typed::<S>(object).warnings(old.map(typed))
+    }
+
+    fn selectable(&self, object: &dyn Object) -> Selectable {
+        typed::<S>(object).selectable()
+    }
+
+    fn columns(&self) -> Value {
+        S::COLUMNS
+            .iter()
+            .map(|c| {
+                json!({
+                    "name": c.name,
+                    "type": c.kind,
+                    "format": c.format,
+                    "description": c.description,
+                    "priority": c.priority,
+                })
+            })
+            .collect()
+    }
+
+    fn cells(&self, object: &dyn Object) -> Vec<Value> {
+        let object = typed::<S>(object);
+        S::COLUMNS.iter().map(|column| (column.cell)(object)).collect()
+    }
+
+    fn grace_period(&self, object: &dyn Object, asked: Option<i64>) -> Option<i64> {
+        if S::GRACEFUL { typed::<S>(object).grace_period(asked) } else { None }
+    }
+
+    fn allows_create_on_update(&self) -> bool {
+        S::ALLOW_CREATE_ON_UPDATE
+    }
+
+    fn allows_unconditional_update(&self) -> bool {
+        S::ALLOW_UNCONDITIONAL_UPDATE
+    }
+}
+
+/// `spec.containers[0].foo`.
+fn show_path(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", show_path(parent)),
+        Path::Map { parent, key } => {
+            let parent = show_path(parent);
+            if parent.is_empty() { key.clone() } else { format!("{parent}.{key}") }
+        }
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => show_path(parent),
+    }
+}
+
+macro_rules! erase {
+    ($($kind:ty),* $(,)?) => {
+        /// The registry of every kind that is stored.
+        pub fn all() -> Vec<Box<dyn Registry>> {
+            vec![$(Box::new(Typed::<$kind>::default())),*]
+        }
+    };
+}
+crate::every_kind!(erase);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pods() -> Box<dyn Registry> {
+        all().into_iter().find(|r| r.kind().plural == "pods").expect("pods are served")
+    }
+
+    #[test]
+    fn unknown_fields_are_named_by_their_path() {
+        let mut unknown = Vec::new();
+        let json = br#"{"metadata":{"name":"x"},"spec":{"containers":[{"name":"c","foo":1}]},"bar":{"a":2}}"#;
+        let pod = pods().decode(json, Some(&mut unknown)).expect("a pod");
+        assert_eq!(unknown, ["spec.containers[0].foo", "bar"]);
+        assert_eq!(pod.meta().name.as_deref(), Some("x"));
+    }
+}

@@ -1,0 +1,79 @@
+//! What most kinds do before a write: the generation counts the changes of the spec, and the status is written
+//! through its own door.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Serialize;
+
+use super::encode::part_to_vec;
+
+/// The generation of a new object.
+pub fn first_generation(meta: &mut ObjectMeta) {
+    meta.generation = Some(1);
+}
+
+/// The generation after an update: one more if something changed that a controller must act on.
+pub fn next_generation(meta: &mut ObjectMeta, old: &ObjectMeta, changed: bool) {
+    let before = old.generation.unwrap_or(0);
+    meta.generation = if changed { Some(before + 1) } else { old.generation };
+}
+
+/// Whether two values differ in what is written of them: an empty list is as good as none.
+pub fn differ<T: PartialEq + Serialize>(new: &T, old: &T) -> bool {
+    new != old && part_to_vec(new, "") != part_to_vec(old, "")
+}
+
+/// The metadata that an update of a status may not touch.
+pub fn keep_labels(meta: &mut ObjectMeta, old: &ObjectMeta) {
+    meta.labels.clone_from(&old.labels);
+}
+
+/// The rules of a kind with a spec and a status: the creator sets no status, an update of the object keeps it, an
+/// update of the status changes nothing of the spec. With `generation`, changes of the spec are counted.
+macro_rules! spec_and_status {
+    (generation) => {
+        fn prepare_for_create(&mut self, _: &$crate::registry::Context) {
+            self.status = Default::default();
+            $crate::registry::prepare::first_generation(&mut self.metadata);
+        }
+
+        fn prepare_for_update(&mut self, old: &Self, _: &$crate::registry::Context) {
+            self.status.clone_from(&old.status);
+            $crate::registry::prepare::next_generation(&mut self.metadata, &old.metadata, $crate::registry::prepare::differ(&self.spec, &old.spec));
+        }
+
+        $crate::registry::prepare::spec_and_status!(status only);
+    };
+    (uncounted) => {
+        fn prepare_for_create(&mut self, _: &$crate::registry::Context) {
+            self.status = Default::default();
+        }
+
+        fn prepare_for_update(&mut self, old: &Self, _: &$crate::registry::Context) {
+            self.status.clone_from(&old.status);
+        }
+
+        $crate::registry::prepare::spec_and_status!(status only);
+    };
+    (status only) => {
+        fn prepare_for_status_update(&mut self, old: &Self, _: &$crate::registry::Context) {
+            self.spec.clone_from(&old.spec);
+        }
+    };
+}
+
+/// The rules of a kind that counts changes of some of its fields as generations, and has no status.
+macro_rules! counted {
+    ($($field:ident),*) => {
+        fn prepare_for_create(&mut self, _: &$crate::registry::Context) {
+            $crate::registry::prepare::first_generation(&mut self.metadata);
+        }
+
+        fn prepare_for_update(&mut self, old: &Self, _: &$crate::registry::Context) {
+            let changed = $($crate::registry::prepare::differ(&self.$field, &old.$field))||*;
+            $crate::registry::prepare::next_generation(&mut self.metadata, &old.metadata, changed);
+        }
+    };
+}
+
+pub(crate) use counted;
+pub(crate) use spec_and_status;

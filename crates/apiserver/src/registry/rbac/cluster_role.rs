@@ -1,0 +1,35 @@
+//! ClusterRole: permissions everywhere, or a set of them to be bound in a namespace.
+
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use super::{path_segment, rule};
+use crate::registry::column::{created_at, name};
+use crate::registry::rules::label_selector;
+use crate::registry::{Column, Strategy};
+
+impl Strategy for ClusterRole {
+    const KIND: &'static Kind = &kinds::CLUSTER_ROLE;
+    const COLUMNS: &'static [Column<Self>] = &[name(), created_at()];
+    const ALLOW_CREATE_ON_UPDATE: bool = true;
+
+    fn validate_name(name: &str) -> Vec<String> {
+        path_segment(name)
+    }
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        for (i, r) in self.rules.iter().flatten().enumerate() {
+            rule(r, false, &at.child("rules").index(i), errors);
+        }
+        if let Some(aggregation) = &self.aggregation_rule {
+            let at = at.child("aggregationRule").child("clusterRoleSelectors");
+            if aggregation.cluster_role_selectors.as_ref().is_none_or(Vec::is_empty) {
+                errors
+                    .required(&at, "at least one clusterRoleSelector required if aggregationRule is non-nil");
+            }
+            for (i, selector) in aggregation.cluster_role_selectors.iter().flatten().enumerate() {
+                label_selector(selector, &at.index(i), errors);
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Who may do what.
+
+pub mod cluster_role;
+pub mod cluster_role_binding;
+pub mod role;
+pub mod role_binding;
+
+use k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef, Subject};
+use krate_api::{FieldErrors, FieldPath};
+use serde_json::Value;
+
+use super::rules::{one_of, required};
+
+const GROUP: &str = "rbac.authorization.k8s.io";
+
+/// A name that is a part of a path.
+fn path_segment(name: &str) -> Vec<String> {
+    match name {
+        "." | ".." => vec![format!("may not be '{name}'")],
+        _ => ["/", "%"]
+            .iter()
+            .filter(|c| name.contains(**c))
+            .map(|c| format!("may not contain '{c}'"))
+            .collect(),
+    }
+}
+
+fn rule(rule: &PolicyRule, namespaced: bool, at: &FieldPath, errors: &mut FieldErrors) {
+    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    if rule.verbs.is_empty() {
+        errors.required(&at.child("verbs"), "verbs must contain at least one value");
+    }
+    if some(&rule.non_resource_urls) {
+        let at = at.child("nonResourceURLs");
+        if namespaced {
+            errors.invalid(
+                &at,
+                &rule.non_resource_urls,
+                "namespaced rules cannot apply to non-resource URLs",
+            );
+        }
+        if some(&rule.api_groups) || some(&rule.resources) || some(&rule.resource_names) {
+            errors.invalid(
+                &at,
+                &rule.non_resource_urls,
+                "rules cannot apply to both regular resources and non-resource URLs",
+            );
+        }
+        return;
+    }
+    if !some(&rule.api_groups) {
+        errors.required(&at.child("apiGroups"), "resource rules must supply at least one api group");
+    }
+    if !some(&rule.resources) {
+        errors.required(&at.child("resources"), "resource rules must supply at least one resource");
+    }
+}
+
+/// The group of a reference or a subject follows from its kind.
+fn default_ref(reference: &mut RoleRef) {
+    if reference.api_group.as_deref().is_none_or(str::is_empty) {
+        reference.api_group = Some(GROUP.to_owned());
+    }
+}
+
+fn default_subjects(subjects: Option<&mut Vec<Subject>>) {
+    for subject in subjects.into_iter().flatten() {
+        if subject.api_group.as_deref().is_none_or(str::is_empty) {
+            subject.api_group = matches!(subject.kind.as_str(), "User" | "Group").then(|| GROUP.to_owned());
+        }
+    }
+}
+
+fn role_ref(reference: &RoleRef, kinds: &[&str], at: &FieldPath, errors: &mut FieldErrors) {
+    let at = at.child("roleRef");
+    if reference.api_group.as_deref() != Some(GROUP) {
+        errors.not_supported(&at.child("apiGroup"), &reference.api_group, &[GROUP]);
+    }
+    // Upstream names the kinds in this order.
+    one_of(&reference.kind, kinds, &at.child("kind"), errors);
+    if reference.name.is_empty() {
+        errors.required(&at.child("name"), "");
+    } else {
+        super::rules::each(path_segment(&reference.name), &reference.name, &at.child("name"), errors);
+    }
+}
+
+fn subjects(list: Option<&[Subject]>, namespaced: bool, at: &FieldPath, errors: &mut FieldErrors) {
+    for (i, subject) in list.unwrap_or_default().iter().enumerate() {
+        let at = at.child("subjects").index(i);
+        required(Some(&subject.name), &at.child("name"), errors);
+        let group = subject.api_group.as_deref().unwrap_or_default();
+        match subject.kind.as_str() {
+            "ServiceAccount" => {
+                if !subject.name.is_empty() {
+                    super::rules::dns_subdomain(&subject.name, &at.child("name"), errors);
+                }
+                if !group.is_empty() {
+                    errors.not_supported(&at.child("apiGroup"), group, &[""]);
+                }
+                if !namespaced && subject.namespace.as_deref().is_none_or(str::is_empty) {
+                    errors.required(&at.child("namespace"), "");
+                }
+            }
+            "User" | "Group" => {
+                if group != GROUP {
+                    errors.not_supported(&at.child("apiGroup"), group, &[GROUP]);
+                }
+            }
+            other => errors.not_supported(&at.child("kind"), other, &["ServiceAccount", "User", "Group"]),
+        }
+    }
+}
+
+/// The subjects of one kind, as `kubectl get -o wide` lists them.
+fn named(list: Option<&[Subject]>, kind: &str) -> Value {
+    let subjects = list.unwrap_or_default().iter().filter(|s| s.kind == kind);
+    let names: Vec<String> = subjects
+        .map(|s| match s.namespace.as_deref().filter(|n| !n.is_empty() && kind == "ServiceAccount") {
+            Some(namespace) => format!("{namespace}/{}", s.name),
+            None => s.name.clone(),
+        })
+        .collect();
+    names.join(", ").into()
+}

@@ -1,0 +1,45 @@
+//! RoleBinding: who has the permissions of a role in one namespace.
+
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use super::{default_ref, default_subjects, named, path_segment, role_ref, subjects};
+use crate::registry::column::{age, name, text, wide};
+use crate::registry::{Column, Strategy};
+
+impl Strategy for RoleBinding {
+    const KIND: &'static Kind = &kinds::ROLE_BINDING;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        text("Role", "The role that it gives.", |b| {
+            format!("{}/{}", b.role_ref.kind, b.role_ref.name).into()
+        }),
+        age(),
+        wide("Users", "Users that it is given to.", |b| named(b.subjects.as_deref(), "User")),
+        wide("Groups", "Groups that it is given to.", |b| named(b.subjects.as_deref(), "Group")),
+        wide("ServiceAccounts", "Service accounts that it is given to.", |b| {
+            named(b.subjects.as_deref(), "ServiceAccount")
+        }),
+    ];
+    const ALLOW_CREATE_ON_UPDATE: bool = true;
+
+    fn default(&mut self) {
+        default_ref(&mut self.role_ref);
+        default_subjects(self.subjects.as_mut());
+    }
+
+    fn validate_name(name: &str) -> Vec<String> {
+        path_segment(name)
+    }
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        role_ref(&self.role_ref, &["Role", "ClusterRole"], at, errors);
+        subjects(self.subjects.as_deref(), true, at, errors);
+    }
+
+    fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        if self.role_ref != old.role_ref {
+            errors.invalid(&at.child("roleRef"), &self.role_ref, "cannot change roleRef");
+        }
+    }
+}

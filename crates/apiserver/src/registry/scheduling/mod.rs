@@ -1,0 +1,3 @@
+//! Which pods come first.
+
+pub mod priority_class;
