@@ -1,5 +1,6 @@
 //! The project's own chores: `cargo xtask up`, `cargo xtask test`.
 
+mod codegen;
 mod kubectl;
 mod map;
 mod packages;
@@ -16,6 +17,7 @@ usage: cargo xtask COMMAND
   up [ARGS…]        install what is missing, build the release binary, run `krate up ARGS…`
   test              all that CI checks: format, clippy, unit tests, the end-to-end test with a real kubectl
   map               mend the lines that ARCHITECTURE.md names
+  codegen FACTS     make the schema table of crates/api from a folder of openapi-v2.json and proto-fields.json
   kubectl           fetch the kubectl that the tests use; print where it is";
 
 fn main() -> ExitCode {
@@ -26,6 +28,12 @@ fn main() -> ExitCode {
         "up" => up(&rest),
         "test" => test::run_tests(),
         "map" => map::update(),
+        "codegen" => match rest.first() {
+            Some(facts) => {
+                codegen::write_schema(Path::new(facts), &root().join("crates/api/src/schema/table.txt"))
+            }
+            None => Err(anyhow::anyhow!("codegen: where are the facts?\n{USAGE}")),
+        },
         "kubectl" => kubectl::fetch().map(|path| println!("{}", path.display())),
         "" | "help" | "-h" | "--help" => {
             println!("{USAGE}");
