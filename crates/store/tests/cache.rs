@@ -1,14 +1,17 @@
 //! What readers and watchers of the cache are promised, over the embedded store.
 
+use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream;
 use krate_store::{
-    Backend, CompareAndSet, Embedded, Revision,
+    Backend, Committed, CompareAndSet, Embedded, Error, KeyRange, Limit, Page, Result, Revision, WatchStream,
     cache::{
         Cache, CacheError, CacheEvent, Freshness, Head, ListQuery, Resource, Scope, Selector, Start,
         WatchQuery, Watcher,
     },
 };
 use std::{sync::Arc, time::Duration};
+use tokio::sync::Notify;
 
 /// Values are words: `app=web` is a label, `.node=a` a field. What is served begins with the revision.
 fn decode(key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)> {
@@ -324,4 +327,70 @@ async fn bookmarks_come_by_themselves_and_are_never_ahead_of_events() {
             }
         }
     }
+}
+
+/// A store whose watches break when told to, as one behind a network does.
+struct Breaking {
+    store: Arc<Embedded>,
+    broken: Arc<Notify>,
+}
+
+#[async_trait]
+impl Backend for Breaking {
+    async fn range(&self, range: KeyRange, at: Option<Revision>, limit: Limit) -> Result<Page> {
+        self.store.range(range, at, limit).await
+    }
+
+    async fn commit(&self, op: CompareAndSet) -> Result<Committed> {
+        self.store.commit(op).await
+    }
+
+    fn watch(&self, range: KeyRange, after: Revision) -> WatchStream {
+        let watch = self.store.watch(range, after);
+        let progress = watch.progress();
+        let broken = self.broken.clone();
+        let error = stream::once(async move {
+            broken.notified().await;
+            Err(Error::Compacted { at: Revision(1) })
+        });
+        WatchStream::new(stream::select(watch, error), progress)
+    }
+
+    async fn compact(&self, to: Revision) -> Result<()> {
+        self.store.compact(to).await
+    }
+
+    async fn revision(&self) -> Result<Revision> {
+        self.store.revision().await
+    }
+}
+
+#[tokio::test]
+async fn a_broken_watch_of_the_store_is_begun_anew_with_everything() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(directory.path()).unwrap());
+    let broken = Arc::new(Notify::new());
+    let breaking = Breaking { store: store.clone(), broken: broken.clone() };
+    let cache = Cache::start(Arc::new(breaking), "/registry/").await.unwrap();
+    let pods = cache.add("/registry/pods", Arc::new(decode), None).await.unwrap();
+    let put = async |pod: &str| {
+        store.commit(CompareAndSet::put(format!("/registry/pods/{pod}"), "v=1")).await.unwrap().revision
+    };
+    put("a/one").await;
+    for _ in 0..3 {
+        let mut watcher = pods.watch(WatchQuery::new(Scope::all(), Start::Now)).await.unwrap();
+        broken.notify_one();
+        let ended = tokio::time::timeout(Duration::from_secs(30), watcher.next()).await.unwrap();
+        assert!(ended.is_none(), "who watched must begin anew: {ended:?}");
+        let revision = put("a/two").await;
+        let object = pods.get("a", "two", Freshness::Latest).await.unwrap().unwrap();
+        assert_eq!(object.revision, revision);
+        let list = pods.list(&ListQuery::new(Scope::all(), Freshness::Latest)).await.unwrap();
+        assert_eq!(list.items.len(), 2);
+    }
+    // The end of the store is the end of the cache, and no reader waits for ever.
+    let mut watcher = pods.watch(WatchQuery::new(Scope::all(), Start::Now)).await.unwrap();
+    drop(cache);
+    assert!(tokio::time::timeout(Duration::from_secs(30), watcher.next()).await.unwrap().is_none());
+    assert!(matches!(pods.get("a", "one", Freshness::Any).await, Err(CacheError::Closed)));
 }

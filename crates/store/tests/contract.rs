@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use futures::StreamExt;
 use krate_store::{
-    Backend, CompareAndSet, Embedded, Error, KeyRange, Limit, Revision, WatchBatch, WatchEvent, WatchStream,
+    Backend, Compactor, CompareAndSet, Embedded, Error, KeyRange, Limit, Revision, WatchBatch, WatchEvent,
+    WatchStream,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -46,6 +47,7 @@ contract!(
     compaction_keeps_what_lives,
     concurrent_writers_of_one_key_never_both_win,
     the_future_is_refused,
+    the_compactor_keeps_an_interval_of_history,
 );
 
 async fn put(store: &dyn Backend, key: &str, value: &str) -> Revision {
@@ -301,4 +303,20 @@ async fn the_future_is_refused(store: Arc<dyn Backend>) {
     assert!(matches!(error, Error::FutureRevision { .. }), "{error:?}");
     let error = store.compact(future).await.unwrap_err();
     assert!(matches!(error, Error::FutureRevision { .. }), "{error:?}");
+}
+
+async fn the_compactor_keeps_an_interval_of_history(store: Arc<dyn Backend>) {
+    let compactor = Compactor::new(store.clone(), Duration::from_mins(5));
+    let reads = async |at| store.range(KeyRange::all(), Some(at), Limit::NONE).await.is_ok();
+    let r1 = put(&*store, "/r/a", "1").await;
+    let first = compactor.step(None).await;
+    assert_eq!(first, Some(r1));
+    let r2 = put(&*store, "/r/a", "2").await;
+    let r3 = put(&*store, "/r/a", "3").await;
+    let second = compactor.step(first).await;
+    assert_eq!(second, Some(r3));
+    assert!(reads(r1).await && reads(r2).await, "what is younger than an interval stays");
+    let third = compactor.step(second).await;
+    assert!(!reads(r1).await && !reads(r2).await && reads(r3).await);
+    assert_eq!(compactor.step(third).await, Some(r3), "when nothing was written there is nothing to do");
 }

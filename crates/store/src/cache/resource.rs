@@ -271,40 +271,37 @@ impl Resource {
         }
         let WatchQuery { scope, selector, start, bookmarks, bookmark_every, initial_events_end } = query;
         let fresh = *self.common.fresh.borrow();
-        let mut backlog = VecDeque::new();
-        let mut watchers = self.watchers.lock();
-        let state = self.state.read();
-        state.check_open()?;
-        let now = fresh.max(state.revision);
-        let after = match start {
-            Start::After(revision) => {
-                if revision < state.oldest {
-                    return Err(CacheError::TooOld { asked: revision, oldest: state.oldest });
-                }
+        // Under the locks only what must be of one moment: where the watch stands, and what it has to be told first.
+        let (events, after, now, first) = {
+            let mut watchers = self.watchers.lock();
+            let state = self.state.read();
+            state.check_open()?;
+            let now = fresh.max(state.revision);
+            let (after, first) = match start {
+                Start::After(revision) => (revision, First::Events(state.since(revision)?)),
+                Start::State(_) => (now, First::Objects(state.objects.clone())),
+                Start::Now => (now, First::Events(Vec::new())),
+            };
+            let events =
+                watchers.add(&self.prefix, scope.clone(), selector.clone(), after.max(state.revision));
+            (events, after, now, first)
+        };
+        let mut backlog: VecDeque<CacheEvent> = match first {
+            First::Events(events) => {
                 let range = self.scope_range(&scope);
-                let from = state.history.partition_point(|(_, event)| event.revision <= revision);
-                for (_, event) in state.history.range(from..) {
-                    if range.contains(event.key())
-                        && let Some(kind) = selector.classify(event)
-                    {
-                        backlog.push_back(CacheEvent::Change(kind, event.clone()));
-                    }
-                }
-                revision
+                let concerned = events.into_iter().filter(|event| range.contains(event.key()));
+                concerned
+                    .filter_map(|event| Some(CacheEvent::Change(selector.classify(&event)?, event)))
+                    .collect()
             }
-            Start::State(_) => {
-                let query =
-                    ListQuery { selector: selector.clone(), ..ListQuery::new(scope.clone(), Freshness::Any) };
-                let list = self.page(&query, &state.objects, now);
-                backlog.extend(list.items.into_iter().map(CacheEvent::Initial));
-                now
+            First::Objects(objects) => {
+                let query = ListQuery { selector, ..ListQuery::new(scope, Freshness::Any) };
+                self.page(&query, &objects, now).items.into_iter().map(CacheEvent::Initial).collect()
             }
-            Start::Now => now,
         };
         if initial_events_end {
             backlog.push_back(CacheEvent::Bookmark { revision: now.max(after), initial_events_end: true });
         }
-        let events = watchers.add(&self.prefix, scope, selector, after.max(state.revision));
         Ok(Watcher {
             backlog,
             events,
@@ -313,6 +310,12 @@ impl Resource {
             after,
         })
     }
+}
+
+/// What a new watch is told before it follows.
+enum First {
+    Objects(OrdMap<Bytes, Arc<Object>>),
+    Events(Vec<Arc<Event>>),
 }
 
 impl State {
@@ -331,6 +334,15 @@ impl State {
             self.oldest = event.revision;
             self.history.pop_front();
         }
+    }
+
+    /// The changes after a revision.
+    fn since(&self, revision: Revision) -> Result<Vec<Arc<Event>>, CacheError> {
+        if revision < self.oldest {
+            return Err(CacheError::TooOld { asked: revision, oldest: self.oldest });
+        }
+        let from = self.history.partition_point(|(_, event)| event.revision <= revision);
+        Ok(self.history.range(from..).map(|(_, event)| event.clone()).collect())
     }
 
     /// The objects as they were at a revision; `None` when history does not reach back.

@@ -1,11 +1,12 @@
 //! What is on disk: one redb file with one record a revision, as etcd has it, so that a group of commits is one run
 //! of pages at the end of a tree, wherever its keys lie.
 //!
-//! Measured on 2 cores with values of 1 KiB, processor time an operation, by the number of operations in a durable
-//! group (1 / 8 / 64): redb keyed by revision 270 / 48 / 12 µs, redb keyed by the object's key 266 / 67 / 45 µs,
-//! fjall keyed by revision 101 / 33 / 8 µs. fjall is cheaper; redb is here because its storage can be replaced, so
-//! that every single write and sync of it is cut off and failed in tests, because it is one file and no background
-//! threads, and because it holds 9 MB less memory. At 64 both are well under what the rest of a request costs.
+//! Measured on 2 cores of a busy virtual machine with values of 1 KiB, processor time an operation, by the number of
+//! operations in a durable group (1 / 8 / 64): redb keyed by revision 180 to 270 / 39 to 48 / 10 to 12 µs, redb
+//! keyed by the object's key 266 / 67 / 45 µs, fjall keyed by revision 101 / 33 / 8 µs; most of each is the
+//! kernel's. fjall is cheaper; redb is here because its storage can be replaced, so that every single write and sync
+//! of it is cut off and failed in tests, because it is one file without background threads, and because it held
+//! 9 MB less memory.
 
 use super::storage::{Opener, Watched};
 use crate::types::{Error, KeyValue, Result, Revision};
