@@ -7,8 +7,10 @@ use crate::json;
 use crate::status::{Reason, StatusError};
 
 mod json_patch;
+mod strategic;
 
 pub use json_patch::{JsonPatch, MAX_OPERATIONS};
+pub use strategic::strategic;
 
 /// Why a patch was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,13 +23,25 @@ pub enum PatchError {
     /// It does not fit the object.
     #[error("{0}")]
     DoesNotApply(String),
+    /// What it says to the merge is not such as may be said.
+    #[error("{0}")]
+    Malformed(String),
+    /// A fault that upstream answers as one of its own.
+    #[error("{0}")]
+    Internal(String),
 }
 
 impl PatchError {
     /// As it is sent. Upstream does not say why a JSON patch failed, only that it did.
     pub fn status(&self) -> StatusError {
         match self {
-            PatchError::Decode(_) => StatusError::bad_request(self.to_string()),
+            PatchError::Decode(_) | PatchError::Malformed(_) => StatusError::bad_request(self.to_string()),
+            PatchError::Internal(text) => {
+                // Upstream sends such an error as it is, without a reason.
+                let mut status = StatusError::new(Reason::InternalError, text.clone());
+                status.0.reason = None;
+                status
+            }
             PatchError::TooManyOperations(_) => {
                 StatusError::new(Reason::RequestEntityTooLarge, self.to_string())
             }
