@@ -1,5 +1,6 @@
 //! Interfaces, addresses and routes, through rtnetlink.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
@@ -10,7 +11,7 @@ use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::{Error, Result};
@@ -140,6 +141,57 @@ pub(crate) async fn plug(handle: &Handle, netns: &Path, wire: &Wire<'_>) -> Resu
         .scope(RouteScope::Link)
         .build();
     handle.route().add(route).replace().execute().await.map_err(cannot(format!("route {address} to {name}")))
+}
+
+/// Marks routes to the pods of other nodes as made here: a number that no routing daemon is known to use.
+const OURS: RouteProtocol = RouteProtocol::Other(0x6b);
+
+/// Brings the routes to other nodes' pods, all of them within `cluster`, to what is wanted: a way for each range.
+pub(crate) async fn set_routes(
+    handle: &Handle,
+    cluster: Ipv4Net,
+    wanted: &BTreeMap<Ipv4Net, Ipv4Addr>,
+) -> Result<()> {
+    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let routes = handle.route().get(all).execute();
+    let routes: Vec<_> = routes.try_collect().await.map_err(cannot("list routes"))?;
+    let mut there = BTreeMap::new();
+    for route in routes.into_iter().filter(|route| route.header.protocol == OURS) {
+        let Some((range, gateway)) = way(&route).filter(|(range, _)| cluster.contains(range)) else {
+            continue;
+        };
+        if wanted.get(&range) == Some(&gateway) {
+            there.insert(range, gateway);
+        } else {
+            let delete = handle.route().del(route).execute();
+            delete.await.map_err(cannot(format!("remove the route to {range}")))?;
+        }
+    }
+    for (range, gateway) in wanted.iter().filter(|(range, _)| !there.contains_key(*range)) {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(range.network(), range.prefix_len())
+            .gateway(*gateway)
+            .protocol(OURS)
+            .build();
+        let add = handle.route().add(route).replace().execute();
+        add.await.map_err(cannot(format!("route {range} to {gateway}")))?;
+    }
+    Ok(())
+}
+
+/// Where a route leads, and by way of whom.
+fn way(route: &RouteMessage) -> Option<(Ipv4Net, Ipv4Addr)> {
+    let (mut range, mut gateway) = (None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                range = Ipv4Net::new(*address, route.header.destination_prefix_length).ok();
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            _ => {}
+        }
+    }
+    Some((range?, gateway?))
 }
 
 /// Removes an interface, and with it its other end and its routes. One that is not there is no error.

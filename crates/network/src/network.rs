@@ -1,6 +1,6 @@
 //! The network of one node, as a whole.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,9 @@ use rtnetlink::Handle;
 use crate::lease::{HostPort, Lease, Leases, gateway};
 use crate::link::{self, Wire};
 use crate::{Error, Result, rules};
+
+/// The file that keeps the range of the cluster's pods.
+const CLUSTER: &str = "cluster-cidr";
 
 /// What a node's pod network is made of.
 #[derive(Clone, Debug)]
@@ -52,6 +55,10 @@ impl PodNetwork {
     pub async fn new(config: Config) -> Result<Self> {
         check(&config.instance)?;
         let leases = Leases::open(&config.state_dir, config.pod_cidr)?;
+        // Known to who cleans up without a configuration.
+        let path = config.state_dir.join(CLUSTER);
+        std::fs::write(&path, config.cluster_cidr.to_string())
+            .map_err(|error| Error::State { path, error })?;
         forward_packets()?;
         let (handle, connection) = link::connect()?;
         let network = Self { handle, connection, leases: Mutex::new(leases), config };
@@ -109,6 +116,13 @@ impl PodNetwork {
             return self.renew_rules();
         }
         self.unplug_and_free(sandbox, &lease).await
+    }
+
+    /// Sends what is for the pods of other nodes to these nodes: `nodes` has every other node's range and the address
+    /// under which this one reaches it without a hop between. Ranges that were given before and are not in it lose
+    /// their way.
+    pub async fn set_routes(&self, nodes: &BTreeMap<Ipv4Net, Ipv4Addr>) -> Result<()> {
+        link::set_routes(&self.handle, self.config.cluster_cidr, nodes).await
     }
 
     /// Frees what belongs to no sandbox of `live`: leases, interfaces, ports.
@@ -177,6 +191,10 @@ pub async fn clean_up(instance: &str, state_dir: &Path) -> Result<()> {
         link::unplug(&handle, &name).await?;
     }
     link::unplug(&handle, &anchor(instance)).await?;
+    let cluster = std::fs::read_to_string(state_dir.join(CLUSTER)).ok().and_then(|text| text.parse().ok());
+    if let Some(cluster) = cluster {
+        link::set_routes(&handle, cluster, &BTreeMap::new()).await?;
+    }
     connection.abort();
     rules::delete(instance)?;
     match std::fs::remove_dir_all(state_dir) {

@@ -1,6 +1,6 @@
 //! Pods of a node reach each other, the node and the world, through the real kernel of a host of its own.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -214,6 +214,47 @@ fn ports_of_the_node_lead_to_pods() {
     world.with(async |network| network.attach("late", &late.path(), &[port(None, 8080)]).await.unwrap());
     mirror(&late, 80);
     assert_eq!(ask(world.other.namespace(), 8080).unwrap(), other);
+}
+
+#[test]
+fn pods_of_other_nodes_are_reached_by_their_nodes() {
+    if !available() {
+        return;
+    }
+    let world = World::new();
+    let (near_pod, near) = world.pod("one", &[]);
+    let far_pod = Namespace::new().unwrap();
+    mirror(&far_pod, 80);
+    let v4 = |host: &Host| match host.address() {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("{address} is not of this net"),
+    };
+    let (near_range, far_range) = ("10.244.3.0/24".parse().unwrap(), "10.244.4.0/24".parse().unwrap());
+    let far_state = world.state.path().join("far");
+    let far_config = Config { pod_cidr: far_range, ..config(&far_state) };
+    let (node, other) = (v4(&world.node), v4(&world.other));
+    let far = world.other.block_on(async || {
+        std::fs::create_dir(&far_state).unwrap();
+        let network = PodNetwork::new(far_config).await.unwrap();
+        network.set_routes(&BTreeMap::from([(near_range, node)])).await.unwrap();
+        network.attach("two", &far_pod.path(), &[]).await.unwrap()[0]
+    });
+    let before = routes(&world.node);
+    let ask = || near_pod.run(|| seen_by((far, 80).into()));
+    assert!(ask().is_err());
+    // A node that moved, then where it is now; and the same once more.
+    for (way, count) in [([10, 200, 0, 99].into(), 1), (other, 1), (other, 1)] {
+        let elsewhere = "10.244.9.0/24".parse().unwrap();
+        world.with(async |network| {
+            network.set_routes(&BTreeMap::from([(far_range, way), (elsewhere, way)])).await.unwrap();
+            network.set_routes(&BTreeMap::from([(far_range, way)])).await.unwrap();
+        });
+        assert_eq!(routes(&world.node), before + count);
+    }
+    assert_eq!(ask().unwrap(), near, "pods see each other's address across nodes");
+    world.with(async |network| network.clean_up().await.unwrap());
+    let table = world.node.run(|| std::fs::read_to_string("/proc/thread-self/net/route").unwrap());
+    assert_eq!(table.lines().count(), 2, "the net's own route alone is left: {table}");
 }
 
 #[test]

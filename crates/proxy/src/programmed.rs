@@ -1,6 +1,7 @@
 //! What the kernel holds, and how it is changed: only by what differs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use krate_nft::{Batch, Elements, Family, Key, Set, Value};
 
@@ -17,8 +18,8 @@ pub(crate) struct Programmed {
     pub(crate) known: bool,
     ports: HashMap<PortName, Program>,
     numbers: Numbers,
-    /// The maps of endpoints that there are; a map is made when it is first needed.
-    maps: BTreeSet<Table>,
+    /// The maps of endpoints that there are, and how many are in each; a map is there while it is needed.
+    maps: BTreeMap<Table, usize>,
     /// Who wants an element, and where to. Two Services may want the same one (an external address and port of
     /// both, an endpoint of both): the first by name has it.
     wanted: HashMap<(Table, Key), BTreeMap<PortName, Target>>,
@@ -31,7 +32,7 @@ impl Programmed {
             known: false,
             ports: HashMap::new(),
             numbers: Numbers::default(),
-            maps: BTreeSet::new(),
+            maps: BTreeMap::new(),
             wanted: HashMap::new(),
         }
     }
@@ -59,6 +60,12 @@ impl Programmed {
         for chain in gone {
             batch.delete_chain(&chain);
         }
+        self.maps.retain(|map, count| {
+            if *count == 0 {
+                batch.delete_set(&map.name());
+            }
+            *count > 0
+        });
     }
 
     fn change_port(
@@ -80,7 +87,8 @@ impl Programmed {
         for map in
             new.elements.keys().map(|(table, _)| *table).filter(|table| matches!(table, Table::Endpoints(_)))
         {
-            if self.maps.insert(map) {
+            if let Entry::Vacant(entry) = self.maps.entry(map) {
+                entry.insert(0);
                 add_set(batch, self.family, map);
             }
         }
@@ -138,6 +146,9 @@ impl Programmed {
                 if let Some(target) = after {
                     target.add(key, add);
                 }
+            }
+            if let Some(count) = self.maps.get_mut(&at.0) {
+                *count = *count + usize::from(after.is_some()) - usize::from(before.is_some());
             }
             if after.is_none() {
                 self.wanted.remove(&at);

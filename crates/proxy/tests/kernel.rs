@@ -246,6 +246,14 @@ fn what_nobody_serves_is_refused_or_ends_here() {
     assert_eq!(world.client.namespace.run(|| ask(SERVICE)).unwrap().0, 0, "alive again");
     world.sync(Vec::new());
     assert!(is_ignored(&world.client.namespace, SERVICE), "nobody's address again");
+    for number in 0..=255 {
+        let mut batch = Batch::new(Family::Ipv4, "krate-proxy-test1");
+        batch.delete_set(&format!("endpoints-{number}"));
+        assert!(
+            world.node.run(|| batch.commit()).unwrap_err().is_not_found(),
+            "a map without a Service is left"
+        );
+    }
 }
 
 #[test]
@@ -311,6 +319,46 @@ fn who_comes_from_without_is_led_in() {
     assert!(world.other.run(|| ask(others[0])).is_ok());
     world.sync(vec![with(web(vec![first, second]), guarded(&["203.0.113.0/24", "10.200.0.0/24"]))]);
     assert!(world.other.run(|| ask(others[2])).is_ok());
+}
+
+#[test]
+fn an_endpoint_on_another_node_is_reached() {
+    if !available() {
+        return;
+    }
+    let mut world = World::new(1);
+    let far_pod = Namespace::new().unwrap();
+    serve(&far_pod, 9);
+    let far_state = tempfile::tempdir().unwrap();
+    let far_range = "10.244.4.0/24".parse().unwrap();
+    let (near, far) = (v4(world.node.address()), Host::on(&world.net).unwrap());
+    let address = far.block_on(async || {
+        let config = krate_network::Config { pod_cidr: far_range, ..network(&far_state) };
+        let network = PodNetwork::new(config).await.unwrap();
+        network.set_routes(&BTreeMap::from([("10.244.3.0/24".parse().unwrap(), near)])).await.unwrap();
+        network.attach("pod", &far_pod.path(), &[]).await.unwrap()[0]
+    });
+    let state = &world.state;
+    world.node.block_on(async || {
+        let network = PodNetwork::new(network(state)).await.unwrap();
+        network.set_routes(&BTreeMap::from([(far_range, v4(far.address()))])).await.unwrap();
+    });
+    let far_only = |port: &mut ServicePort| {
+        port.node_port = Some(NODE_PORT);
+        port.local.clear();
+    };
+    world.sync(vec![with(web(vec![SocketAddr::new(address, 8080)]), far_only)]);
+    assert_eq!(world.client.namespace.run(|| ask(SERVICE)).unwrap(), (9, world.client.address));
+    assert_eq!(world.node.run(|| ask(SERVICE)).unwrap(), (9, IpAddr::from([10, 244, 3, 1])));
+    let node_port = SocketAddr::new(world.node.address(), NODE_PORT);
+    assert_eq!(world.other.run(|| ask(node_port)).unwrap(), (9, world.node.address()));
+}
+
+fn v4(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("{address} is not of this net"),
+    }
 }
 
 #[test]
