@@ -7,11 +7,15 @@ pub mod coordination;
 pub mod core;
 pub mod discovery;
 pub mod encode;
+pub mod lifecycle;
+pub mod networking;
+pub mod policy;
 pub mod prepare;
 pub mod quantities;
 pub mod rbac;
 pub mod rules;
 pub mod scheduling;
+pub mod storage;
 pub mod strategy;
 pub mod table;
 

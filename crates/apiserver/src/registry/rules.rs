@@ -6,7 +6,13 @@ use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use krate_api::meta::{validate_annotations, validate_labels};
+pub use krate_api::names::{
+    is_config_map_key as config_key, is_label_value as label_value, is_port_name as port_name,
+    is_qualified_name as qualified_name,
+};
 use krate_api::names::{is_dns1123_label, is_dns1123_subdomain};
+pub use krate_api::selector::validate_label_selector as label_selector;
 use krate_api::{FieldErrors, FieldPath};
 use serde::Serialize;
 
@@ -105,85 +111,21 @@ pub fn cidr(value: &str, at: &FieldPath, errors: &mut FieldErrors) {
     }
 }
 
-fn alnum_ends(s: &str, inner: fn(u8) -> bool) -> bool {
-    let b = s.as_bytes();
-    matches!((b.first(), b.last()), (Some(f), Some(l)) if f.is_ascii_alphanumeric() && l.is_ascii_alphanumeric())
-        && b.iter().all(|&c| c.is_ascii_alphanumeric() || inner(c))
+/// A map of labels, all of whose faults are shown at the map itself.
+pub fn labels(labels: Option<&BTreeMap<String, String>>, at: &FieldPath, errors: &mut FieldErrors) {
+    if let Some(labels) = labels {
+        validate_labels(labels, at, errors);
+    }
 }
 
-/// A key of a label: `name` or `dns.prefix/name`.
-pub fn qualified_name(value: &str) -> Vec<String> {
-    const FORM: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
-                        alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for \
-                        validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
-    let mut wrong = Vec::new();
-    let name = match value.split('/').collect::<Vec<_>>()[..] {
-        [name] => name,
-        [prefix, name] => {
-            if prefix.is_empty() {
-                wrong.push("prefix part must be non-empty".to_owned());
-            } else {
-                wrong.extend(is_dns1123_subdomain(prefix).into_iter().map(|w| format!("prefix part {w}")));
-            }
-            name
-        }
-        _ => {
-            wrong.push(format!(
-                "a qualified name {FORM} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
-            ));
-            return wrong;
-        }
-    };
-    if name.is_empty() {
-        wrong.push("name part must be non-empty".to_owned());
-    } else if name.len() > 63 {
-        wrong.push("name part must be no more than 63 bytes".to_owned());
+pub fn annotations(annotations: Option<&BTreeMap<String, String>>, at: &FieldPath, errors: &mut FieldErrors) {
+    if let Some(annotations) = annotations {
+        validate_annotations(annotations, at, errors);
     }
-    if !alnum_ends(name, |c| matches!(c, b'-' | b'_' | b'.')) {
-        wrong.push(format!("name part {FORM}"));
-    }
-    wrong
-}
-
-pub fn label_value(value: &str) -> Vec<String> {
-    let mut wrong = Vec::new();
-    if value.len() > 63 {
-        wrong.push("must be no more than 63 bytes".to_owned());
-    }
-    if !value.is_empty() && !alnum_ends(value, |c| matches!(c, b'-' | b'_' | b'.')) {
-        wrong.push(
-            "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must \
-             start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for \
-             validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
-                .to_owned(),
-        );
-    }
-    wrong
 }
 
 pub fn label_name(key: &str, at: &FieldPath, errors: &mut FieldErrors) {
     each(qualified_name(key), key, at, errors);
-}
-
-/// A map of labels, all of whose faults are shown at the map itself.
-pub fn labels(labels: Option<&BTreeMap<String, String>>, at: &FieldPath, errors: &mut FieldErrors) {
-    for (key, value) in labels.into_iter().flatten() {
-        label_name(key, at, errors);
-        each(label_value(value), value, at, errors);
-    }
-}
-
-/// The keys of annotations; their values are free, their size together is not.
-pub fn annotations(annotations: Option<&BTreeMap<String, String>>, at: &FieldPath, errors: &mut FieldErrors) {
-    const MOST: usize = 256 * 1024;
-    let mut size = 0;
-    for (key, value) in annotations.into_iter().flatten() {
-        each(qualified_name(&key.to_lowercase()), key, at, errors);
-        size += key.len() + value.len();
-    }
-    if size > MOST {
-        errors.too_long(at, MOST);
-    }
 }
 
 /// The metadata of something that is not an object yet, as a pod template.
@@ -191,37 +133,6 @@ pub fn template_metadata(meta: Option<&ObjectMeta>, at: &FieldPath, errors: &mut
     let Some(meta) = meta else { return };
     labels(meta.labels.as_ref(), &at.child("labels"), errors);
     annotations(meta.annotations.as_ref(), &at.child("annotations"), errors);
-}
-
-pub fn label_selector(selector: &LabelSelector, at: &FieldPath, errors: &mut FieldErrors) {
-    labels(selector.match_labels.as_ref(), &at.child("matchLabels"), errors);
-    for (i, rule) in selector.match_expressions.iter().flatten().enumerate() {
-        let at = at.child("matchExpressions").index(i);
-        let values = rule.values.as_deref().unwrap_or_default();
-        match rule.operator.as_str() {
-            "In" | "NotIn" => {
-                if values.is_empty() {
-                    errors.required(
-                        &at.child("values"),
-                        "must be specified when `operator` is 'In' or 'NotIn'",
-                    );
-                }
-            }
-            "Exists" | "DoesNotExist" => {
-                if !values.is_empty() {
-                    errors.forbidden(
-                        &at.child("values"),
-                        "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-                    );
-                }
-            }
-            other => errors.invalid(&at.child("operator"), other, "not a valid selector operator"),
-        }
-        label_name(&rule.key, &at.child("key"), errors);
-        for (i, value) in values.iter().enumerate() {
-            each(label_value(value), value, &at.child("values").index(i), errors);
-        }
-    }
 }
 
 pub fn is_empty_selector(selector: &LabelSelector) -> bool {
@@ -244,27 +155,6 @@ pub fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String
                 _ => false,
             }
         })
-}
-
-/// A name of a port, as `IANA_SVC_NAME`s are (RFC 6335).
-pub fn port_name(value: &str) -> Vec<String> {
-    let mut wrong = Vec::new();
-    if value.len() > 15 {
-        wrong.push("must be no more than 15 characters".to_owned());
-    }
-    if !value.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-') {
-        wrong.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned());
-    }
-    if !value.bytes().any(|c| c.is_ascii_lowercase()) {
-        wrong.push("must contain at least one letter (a-z)".to_owned());
-    }
-    if value.contains("--") {
-        wrong.push("must not contain consecutive hyphens".to_owned());
-    }
-    if value.starts_with('-') || value.ends_with('-') {
-        wrong.push("must not begin or end with a hyphen".to_owned());
-    }
-    wrong
 }
 
 /// A port by number or by name.
@@ -307,44 +197,9 @@ pub fn not_more_than_all(value: &IntOrString, at: &FieldPath, errors: &mut Field
     }
 }
 
-/// A key of a ConfigMap or a Secret, or the name of a file made from one.
-pub fn config_key(value: &str) -> Vec<String> {
-    let mut wrong = Vec::new();
-    if value.len() > 253 {
-        wrong.push("must be no more than 253 bytes".to_owned());
-    }
-    if value.is_empty()
-        || !value.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
-    {
-        wrong.push(
-            "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or \
-             'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')"
-                .to_owned(),
-        );
-    }
-    if value == "." {
-        wrong.push("must not be '.'".to_owned());
-    } else if value == ".." {
-        wrong.push("must not be '..'".to_owned());
-    } else if value.starts_with("..") {
-        wrong.push("must not start with '..'".to_owned());
-    }
-    wrong
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn qualified_names_have_at_most_one_prefix() {
-        for good in ["a", "A_b.c-d", "example.com/x", "kubernetes.io/metadata.name"] {
-            assert!(qualified_name(good).is_empty(), "{good}");
-        }
-        for bad in ["", "-a", "a b", "/x", "a/", "A.B/c", "a/b/c"] {
-            assert!(!qualified_name(bad).is_empty(), "{bad}");
-        }
-    }
 
     #[test]
     fn selectors_take_what_their_rules_say() {

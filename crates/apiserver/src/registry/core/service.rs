@@ -1,6 +1,9 @@
 //! Service: one address and name for a set of pods.
 
+mod allocate;
 mod rules;
+
+pub use allocate::{Allocator, FAMILY, MANAGED_BY, MANAGER, NODE_PORTS, RangeError};
 
 use k8s_openapi::api::core::v1::{ClientIPConfig, Service, ServiceSpec, SessionAffinityConfig};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;

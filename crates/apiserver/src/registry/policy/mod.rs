@@ -1,0 +1,3 @@
+//! How much may be away at once.
+
+pub mod pod_disruption_budget;
