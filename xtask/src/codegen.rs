@@ -12,7 +12,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-const POINTERS: &str = include_str!("../data/pointers.txt");
+const GO_FIELDS: &str = include_str!("../data/go-fields.txt");
 
 /// Definitions that are no objects in JSON, by the last part of their names, and what they are.
 const SPECIAL: &[(&str, &str)] = &[
@@ -53,7 +53,8 @@ struct Table<'a> {
     proto: &'a Value,
     /// The place of each definition: how fields refer to it.
     places: HashMap<&'a str, usize>,
-    pointers: BTreeSet<(&'static str, &'static str)>,
+    /// How Go holds and prints a field of a type.
+    go_fields: HashMap<(&'static str, &'static str), &'static str>,
 }
 
 fn words(value: &Value) -> Vec<&str> {
@@ -84,13 +85,15 @@ fn proto_field_names(json: &str) -> Vec<String> {
 impl<'a> Table<'a> {
     fn new(definitions: &'a Definitions, proto: &'a Value) -> Self {
         let places = definitions.keys().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
-        let pointers = POINTERS
+        let go_fields = GO_FIELDS
             .lines()
             .filter(|line| !line.starts_with('#'))
             .filter_map(|line| line.split_once(' '))
-            .flat_map(|(name, fields)| fields.split(' ').map(move |field| (name, field)))
+            .flat_map(|(name, fields)| {
+                fields.split(' ').filter_map(move |f| f.split_once(':').map(|(f, how)| ((name, f), how)))
+            })
             .collect();
-        Table { definitions, proto, places, pointers }
+        Table { definitions, proto, places, go_fields }
     }
 
     fn render(&self) -> Result<String> {
@@ -131,8 +134,8 @@ impl<'a> Table<'a> {
             if required.contains(field.as_str()) {
                 line.push_str(" !");
             }
-            if self.pointers.contains(&(name, field.as_str())) {
-                line.push_str(" p");
+            for flag in self.go_fields.get(&(name, field.as_str())).into_iter().flat_map(|how| how.chars()) {
+                write!(line, " {flag}")?;
             }
             attributes(property, &mut line)?;
             if let Some(path) = self.proto_path(&proto_name(name), field, &mut line) {

@@ -72,7 +72,15 @@ pub enum ListKind {
     /// Each item is its own key.
     Set,
     /// These fields of an item are its key.
-    Map(Box<[Text]>),
+    Map(Box<[ListKey]>),
+}
+
+/// A field that is a part of a list item's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListKey {
+    pub name: Text,
+    /// What stands for it in the key of an item that does not have it.
+    pub default: Option<serde_json::Value>,
 }
 
 /// A type with named fields.
@@ -100,6 +108,10 @@ pub struct Field {
     pub required: bool,
     /// Its zero value is a value: upstream holds it behind a pointer.
     pub pointer: bool,
+    /// It is printed even if it is empty.
+    pub always: bool,
+    /// An empty object or time is left out; without this only a pointer's is.
+    pub omit_zero: bool,
     /// Whether the published schema says that the list is atomic, rather than say nothing.
     pub says_atomic: bool,
     pub patch: PatchStrategy,
@@ -325,7 +337,7 @@ mod tests {
         assert_eq!(containers.proto, [2, 0, 0]);
         let ports = spec.of_field(containers).item().and_then(|c| c.member("ports")).expect("ports");
         assert!(
-            matches!(ports.node(), Node::List { kind: ListKind::Map(keys), .. } if keys.len() == 2 && keys[0] == "containerPort")
+            matches!(ports.node(), Node::List { kind: ListKind::Map(keys), .. } if keys.len() == 2 && keys[0].name == "containerPort")
         );
         assert!(spec.field("automountServiceAccountToken").expect("a field").pointer);
         assert!(!spec.field("hostNetwork").expect("a field").pointer);

@@ -248,16 +248,13 @@ fn merge_list(old: Vec<Value>, new: Vec<Value>, how: &How<'_>, deletes: bool) ->
     for value in &new {
         let Value::Object(fields) = value else { continue };
         let wanted = fields.get(key).ok_or_else(|| no_merge_key(fields, key))?;
-        match merged.iter_mut().find(|i| i.get(key) == Some(wanted)) {
-            Some(found) => {
-                let Value::Object(old) = mem::take(found) else { continue };
-                *found = Value::Object(merge_object(old, fields.clone(), item)?);
-            }
-            None => {
-                let mut value = value.clone();
-                discard_nulls(&mut value);
-                merged.push(drop_directives(value));
-            }
+        if let Some(found) = merged.iter_mut().find(|i| i.get(key) == Some(wanted)) {
+            let Value::Object(old) = mem::take(found) else { continue };
+            *found = Value::Object(merge_object(old, fields.clone(), item)?);
+        } else {
+            let mut value = value.clone();
+            discard_nulls(&mut value);
+            merged.push(drop_directives(value));
         }
     }
     Ok(arrange(merged, &new, &before, Some(key)))

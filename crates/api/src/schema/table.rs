@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Field, ListKind, Node, NodeId, Object, PatchStrategy, Schema, Text};
+use super::{Field, ListKey, ListKind, Node, NodeId, Object, PatchStrategy, Schema, Text};
 use crate::kind::Gvk;
 
 const TABLE: &str = include_str!("table.txt");
@@ -76,6 +76,11 @@ fn special(shape: &str) -> Node {
     }
 }
 
+/// The field of a key. A port's protocol is the one that upstream gives a default.
+fn list_key(name: &'static str) -> ListKey {
+    ListKey { name: Text::Borrowed(name), default: (name == "protocol").then(|| "TCP".into()) }
+}
+
 impl Reader {
     fn field(&mut self, line: &'static str) -> Option<Field> {
         let mut words = line.split(' ');
@@ -86,6 +91,8 @@ impl Reader {
             node: NodeId(0),
             required: false,
             pointer: false,
+            always: false,
+            omit_zero: false,
             says_atomic: false,
             patch: PatchStrategy::default(),
             merge_key: None,
@@ -97,6 +104,8 @@ impl Reader {
             match word.split_at(1) {
                 ("!", _) => field.required = true,
                 ("p", _) => field.pointer = true,
+                ("n", _) => field.always = true,
+                ("z", _) => field.omit_zero = true,
                 ("a", _) => atomic = true,
                 ("w", _) => wrapped = true,
                 ("=", rest) => list = rest,
@@ -134,7 +143,7 @@ impl Reader {
         let node = match kind.split_at(1) {
             ("[", item) => {
                 let list = match attributes.split_once(':') {
-                    Some(("m", keys)) => ListKind::Map(keys.split(',').map(Text::Borrowed).collect()),
+                    Some(("m", keys)) => ListKind::Map(keys.split(',').map(list_key).collect()),
                     _ if attributes == "s" => ListKind::Set,
                     _ => ListKind::Atomic,
                 };

@@ -87,7 +87,9 @@ fn sorted(mut value: Value) -> Value {
     match &mut value {
         Value::Array(items) => {
             items.sort_by_key(|i| i["name"].as_str().map(str::to_owned));
-            items.iter_mut().for_each(|i| *i = sorted(i.take()));
+            for item in items {
+                *item = sorted(item.take());
+            }
         }
         Value::Object(fields) => fields.values_mut().for_each(|v| *v = sorted(v.take())),
         _ => {}
