@@ -116,7 +116,8 @@ impl Cgroup {
         let Some(directory) = self.processes() else { return };
         let Ok(listed) = fs::read_to_string(directory.join("cgroup.procs")) else { return };
         for pid in listed.lines().filter_map(|line| line.parse().ok()) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
     }
 
@@ -259,9 +260,7 @@ fn number(file: &Path) -> Option<u64> {
 }
 
 fn field(text: &str, name: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-        .unwrap_or(0)
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -270,7 +269,8 @@ mod tests {
 
     #[test]
     fn mounts_of_version_one_are_found() {
-        let line = "35 25 0:30 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct";
+        let line =
+            "35 25 0:30 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct";
         let (controllers, mount) = v1_mount(line).unwrap();
         assert!(controllers.contains(&"cpuacct".to_owned()));
         assert_eq!(mount, Path::new("/sys/fs/cgroup/cpu,cpuacct"));

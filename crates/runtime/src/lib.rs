@@ -17,3 +17,4 @@ pub use config::{
     Config, Loopback, NetworkError, PodAddresses, PodIdentity, PodNetwork, PortMapping, Protocol, Registries,
 };
 pub use server::{ServeError, serve};
+pub use streaming::spdy;

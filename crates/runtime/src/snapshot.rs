@@ -61,7 +61,8 @@ fn overlay(layers: &[PathBuf], writable: Option<(&Path, &Path)>, target: &Path) 
             format!("/proc/self/fd/{fd}/{name}")
         });
     }
-    let with = |options: &str| mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options));
+    let with =
+        |options: &str| mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options));
     // Nothing of a container's own layer must survive a crash of the host, so it need not be flushed.
     match with(&format!("{options},volatile")) {
         Err(Errno::EINVAL) => Ok(with(&options)?),

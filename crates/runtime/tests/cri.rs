@@ -7,6 +7,8 @@ mod fixture;
 mod image;
 #[path = "cri/lifecycle.rs"]
 mod lifecycle;
+#[path = "cri/streams.rs"]
+mod streams;
 
 use libtest_mimic::{Arguments, Trial};
 use nix::mount::{MsFlags, mount};
@@ -27,6 +29,7 @@ fn main() {
     }
     let trials = lifecycle::TESTS
         .iter()
+        .chain(streams::TESTS)
         .map(|(name, test)| {
             Trial::test(*name, move || {
                 if usable {

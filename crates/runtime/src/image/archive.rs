@@ -46,13 +46,14 @@ impl Archive {
         if path.is_dir() {
             return Ok(Self::Directory(path.to_owned()));
         }
-        let mut file =
-            File::open(path).map_err(|e| ImageError::Invalid(format!("cannot open {}: {e}", path.display())))?;
+        let mut file = File::open(path)
+            .map_err(|e| ImageError::Invalid(format!("cannot open {}: {e}", path.display())))?;
         let mut magic = [0; 4];
         let read = file.read(&mut magic)?;
         file.rewind()?;
         if is_compressed(&magic[..read]) {
-            let place = store.root().join(format!(".import-{}-{:016x}", std::process::id(), rand::random::<u64>()));
+            let place =
+                store.root().join(format!(".import-{}-{:016x}", std::process::id(), rand::random::<u64>()));
             let mut plain = File::options().read(true).write(true).create_new(true).open(&place)?;
             std::fs::remove_file(&place)?;
             io::copy(&mut decompress(file)?, &mut plain)?;
@@ -68,7 +69,8 @@ impl Archive {
             let kind = entry.header().entry_type();
             if kind.is_symlink() || kind.is_hard_link() {
                 let Some(target) = entry.link_name()? else { continue };
-                let base = if kind.is_symlink() { name.parent().unwrap_or(Path::new("")) } else { Path::new("") };
+                let base =
+                    if kind.is_symlink() { name.parent().unwrap_or(Path::new("")) } else { Path::new("") };
                 if let Some(target) = normal(&base.join(target)) {
                     entries.insert(name, Place::At(target));
                 }
@@ -277,7 +279,11 @@ fn oci(store: &Store, archive: &Archive, progress: ProgressFn<'_>) -> Result<Vec
 }
 
 /// Follows indexes to the manifest that fits.
-fn for_this_machine(archive: &Archive, from: &Descriptor, depth: u8) -> Result<Option<Descriptor>, ImageError> {
+fn for_this_machine(
+    archive: &Archive,
+    from: &Descriptor,
+    depth: u8,
+) -> Result<Option<Descriptor>, ImageError> {
     let fits = from.platform.as_ref().is_none_or(|p| platform_matches(&p.os, &p.architecture));
     if !fits || depth > 4 {
         return Ok(None);

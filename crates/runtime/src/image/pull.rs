@@ -55,7 +55,8 @@ async fn pull_from(
     credentials: &Credentials,
     progress: &Arc<dyn Fn(super::Progress) + Send + Sync>,
 ) -> Result<Image, ImageError> {
-    let protocol = if is_plain(&from.registry, registries) { ClientProtocol::Http } else { ClientProtocol::Https };
+    let protocol =
+        if is_plain(&from.registry, registries) { ClientProtocol::Http } else { ClientProtocol::Https };
     let client = oci_client::Client::new(ClientConfig { protocol, ..ClientConfig::default() });
     let auth = match credentials {
         Credentials::Anonymous => RegistryAuth::Anonymous,
@@ -64,11 +65,9 @@ async fn pull_from(
     };
     let failed = |source| ImageError::Registry { name: name.to_string(), source: Box::new(source) };
     let wanted = match (&from.digest, &from.tag) {
-        (Some(digest), _) => oci_client::Reference::with_digest(
-            from.registry.clone(),
-            from.repository.clone(),
-            digest.clone(),
-        ),
+        (Some(digest), _) => {
+            oci_client::Reference::with_digest(from.registry.clone(), from.repository.clone(), digest.clone())
+        }
         (None, tag) => oci_client::Reference::with_tag(
             from.registry.clone(),
             from.repository.clone(),

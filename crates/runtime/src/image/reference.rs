@@ -148,9 +148,21 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused() {
-        for given in
-            ["", "Busybox", "a//b", "a:", "a:b c", "a@sha256:12", "../x", "a/..", "-a", "a/b-", "x/ y", "@", ":"]
-        {
+        for given in [
+            "",
+            "Busybox",
+            "a//b",
+            "a:",
+            "a:b c",
+            "a@sha256:12",
+            "../x",
+            "a/..",
+            "-a",
+            "a/b-",
+            "x/ y",
+            "@",
+            ":",
+        ] {
             assert!(given.parse::<Reference>().is_err(), "{given}");
         }
     }

@@ -56,7 +56,9 @@ pub struct RootFs {
 }
 
 /// Old tools write `null` for what is empty.
-fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
@@ -126,7 +128,11 @@ impl Store {
         };
         let mut cache = self.cache.lock();
         if cache.0 != stamp {
-            let index = if stamp.is_some() { serde_json::from_slice(&std::fs::read(&path)?)? } else { Index::default() };
+            let index = if stamp.is_some() {
+                serde_json::from_slice(&std::fs::read(&path)?)?
+            } else {
+                Index::default()
+            };
             *cache = (stamp, Arc::new(index));
         }
         Ok(Arc::clone(&cache.1))
@@ -150,7 +156,13 @@ impl Store {
     }
 
     /// Keeps an image whose layers have been unpacked, under its names. A tag leaves the image that had it before.
-    pub fn keep(&self, id: &str, config: ImageConfig, tag: Option<String>, digest: Option<String>) -> io::Result<Image> {
+    pub fn keep(
+        &self,
+        id: &str,
+        config: ImageConfig,
+        tag: Option<String>,
+        digest: Option<String>,
+    ) -> io::Result<Image> {
         let size = config.rootfs.diff_ids.iter().map(|layer| self.layer_size(layer)).sum();
         self.change(|index| {
             if let Some(tag) = &tag {
@@ -233,7 +245,8 @@ impl Store {
         if self.has_layer(diff_id) {
             return Ok(());
         }
-        let partial = self.root.join("layers").join(format!(".{}-{:016x}", std::process::id(), rand::random::<u64>()));
+        let partial =
+            self.root.join("layers").join(format!(".{}-{:016x}", std::process::id(), rand::random::<u64>()));
         std::fs::create_dir(&partial)?;
         let outcome = self.fill_layer(diff_id, tar, &partial);
         if outcome.is_err() {
@@ -275,7 +288,8 @@ impl Store {
         for entry in std::fs::read_dir(self.root.join("layers"))? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let owner = name.strip_prefix('.').and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid.to_owned());
+            let owner =
+                name.strip_prefix('.').and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid.to_owned());
             if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
                 let _ = std::fs::remove_dir_all(entry.path());
             }

@@ -33,8 +33,9 @@ pub enum UnpackError {
 
 /// Unpacks the tar `archive` into `directory`, which must be empty. Returns how many bytes of files it holds.
 pub fn unpack(archive: impl Read, directory: &Path) -> Result<u64, UnpackError> {
-    let root = openat(AT_FDCWD, directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(io::Error::from)?;
+    let root =
+        openat(AT_FDCWD, directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(io::Error::from)?;
     let mut layer = Layer { root, parents: HashMap::new(), directories: Vec::new(), bytes: 0 };
     let mut archive = tar::Archive::new(archive);
     for entry in archive.entries()? {
@@ -120,7 +121,8 @@ impl Layer {
                 };
                 let target_parent = target.parent().unwrap_or(Path::new(""));
                 let source = self.open(target_parent).map_err(|e| fail(e.into()))?;
-                linkat(&source, target_name, parent, name, LinkatFlags::empty()).map_err(|e| fail(e.into()))?;
+                linkat(&source, target_name, parent, name, LinkatFlags::empty())
+                    .map_err(|e| fail(e.into()))?;
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 let flag = match kind {
@@ -139,7 +141,8 @@ impl Layer {
                 }
                 mknodat(parent, name, flag, Mode::empty(), device).map_err(|e| fail(e.into()))?;
                 own(entry, parent, name).map_err(fail)?;
-                fchmodat(parent, name, mode(entry)?, FchmodatFlags::FollowSymlink).map_err(|e| fail(e.into()))?;
+                fchmodat(parent, name, mode(entry)?, FchmodatFlags::FollowSymlink)
+                    .map_err(|e| fail(e.into()))?;
             }
             // All else is a file, whatever it calls itself.
             _ => self.file(entry, parent, name).map_err(fail)?,
@@ -259,7 +262,8 @@ fn link_name<R: Read>(entry: &Entry<'_, R>) -> Result<OsString, UnpackError> {
 }
 
 fn set_opaque(directory: &OwnedFd) -> io::Result<()> {
-    let readable = openat(directory, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let readable =
+        openat(directory, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     xattr::FileExt::set_xattr(&std::fs::File::from(readable), "trusted.overlay.opaque", b"y")
 }
 

@@ -89,8 +89,10 @@ pub fn capabilities(asked: Option<&Capability>, privileged: bool, held: u64) -> 
         ALL.iter().copied().filter(wanted).collect()
     };
     set.retain(|name| is_held(name, held));
-    let ambient: Vec<String> =
-        names(&asked.add_ambient_capabilities).into_iter().filter(|name| set.contains(&name.as_str())).collect();
+    let ambient: Vec<String> = names(&asked.add_ambient_capabilities)
+        .into_iter()
+        .filter(|name| set.contains(&name.as_str()))
+        .collect();
     json!({
         "bounding": set,
         "effective": set,

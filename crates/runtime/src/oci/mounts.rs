@@ -15,7 +15,13 @@ pub struct SandboxFiles {
 }
 
 /// All mounts, in the order in which they are made: each after what it lies in.
-pub fn mounts(asked: &[Mount], files: &SandboxFiles, privileged: bool, readonly_rootfs: bool, own_cgroup: bool) -> Vec<Value> {
+pub fn mounts(
+    asked: &[Mount],
+    files: &SandboxFiles,
+    privileged: bool,
+    readonly_rootfs: bool,
+    own_cgroup: bool,
+) -> Vec<Value> {
     let access = if privileged { "rw" } else { "ro" };
     let mut all = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc",
@@ -117,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_pods_own_mount_replaces_the_common_one() {
-        let own = Mount { container_path: "/etc/hosts/".into(), host_path: "/mine".into(), ..Default::default() };
+        let own =
+            Mount { container_path: "/etc/hosts/".into(), host_path: "/mine".into(), ..Default::default() };
         let made = mounts(&[own], &files(), false, false, true);
         assert_eq!(at(&made, "/etc/hosts").len(), 1);
         assert_eq!(at(&made, "/etc/hosts")[0]["source"], "/mine");

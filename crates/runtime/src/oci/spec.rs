@@ -214,12 +214,8 @@ mod tests {
         let config = ContainerConfig::default();
         let image = RunConfig::default();
         let user = User::default();
-        let files = SandboxFiles {
-            hostname: None,
-            hosts: "/h".into(),
-            resolv_conf: "/r".into(),
-            shm: "/s".into(),
-        };
+        let files =
+            SandboxFiles { hostname: None, hosts: "/h".into(), resolv_conf: "/r".into(), shm: "/s".into() };
         let inputs = Inputs {
             config: &config,
             image: &image,

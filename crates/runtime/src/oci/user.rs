@@ -35,9 +35,9 @@ impl Accounts {
 
     fn account(&self, wanted: &str) -> Option<Account<'_>> {
         let accounts = || self.passwd.lines().filter_map(Account::parse);
-        accounts()
-            .find(|account| account.name == wanted)
-            .or_else(|| wanted.parse().ok().and_then(|uid: u32| accounts().find(|account| account.uid == uid)))
+        accounts().find(|account| account.name == wanted).or_else(|| {
+            wanted.parse().ok().and_then(|uid: u32| accounts().find(|account| account.uid == uid))
+        })
     }
 
     fn group(&self, wanted: &str) -> Option<u32> {
@@ -78,7 +78,8 @@ impl<'a> Account<'a> {
 
 /// A small file of the image, with links followed inside the image only.
 fn read_within(rootfs: &Path, path: &str) -> io::Result<String> {
-    let root = openat(AT_FDCWD, rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let root =
+        openat(AT_FDCWD, rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
@@ -153,7 +154,12 @@ mod tests {
         }
     }
 
-    fn who(image: &str, uid: Option<i64>, gid: Option<i64>, extra: &[i64]) -> Result<(u32, u32, Vec<u32>), UserError> {
+    fn who(
+        image: &str,
+        uid: Option<i64>,
+        gid: Option<i64>,
+        extra: &[i64],
+    ) -> Result<(u32, u32, Vec<u32>), UserError> {
         let security = LinuxContainerSecurityContext {
             run_as_user: uid.map(|value| Int64Value { value }),
             run_as_group: gid.map(|value| Int64Value { value }),

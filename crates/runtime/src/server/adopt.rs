@@ -16,7 +16,8 @@ use crate::snapshot;
 /// Takes up what an earlier server left: running pods go on untouched, half-made ones are cleared away.
 pub async fn adopt(node: &Arc<Node>) {
     for id in node.layout.listed("containers") {
-        let known: Option<ContainerRecord> = record::load(&node.layout.container(&id).join(record::CONTAINER));
+        let known: Option<ContainerRecord> =
+            record::load(&node.layout.container(&id).join(record::CONTAINER));
         let Some(record) = known.filter(|record| record.id == id) else {
             if let Err(error) = container::discard(node, &id, Vec::new(), None) {
                 tracing::warn!(container = %id, %error, "could not clear away a half-made container");

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_cri::v1::{
-    ContainerConfig, ContainerEventType, ContainerState, CreateContainerRequest, LinuxContainerSecurityContext,
-    NamespaceMode, UpdateContainerResourcesRequest,
+    ContainerConfig, ContainerEventType, ContainerState, CreateContainerRequest,
+    LinuxContainerSecurityContext, NamespaceMode, UpdateContainerResourcesRequest,
 };
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::signal::Signal;
@@ -44,7 +44,10 @@ pub async fn create(node: &Arc<Node>, request: CreateContainerRequest) -> Result
     }
     let name = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
     let index = node.images.index().map_err(|e| unknown("read the images", e))?;
-    let image = index.find(&name).ok_or_else(|| Status::not_found(format!("failed to resolve image {name:?}: not found")))?.clone();
+    let image = index
+        .find(&name)
+        .ok_or_else(|| Status::not_found(format!("failed to resolve image {name:?}: not found")))?
+        .clone();
     let id = new_id();
     let made = {
         let (node, sandbox, id) = (Arc::clone(node), Arc::clone(&sandbox), id.clone());
@@ -104,7 +107,8 @@ fn prepare(
             uts: of_pod("uts", options.network()),
             pid,
         };
-        let parent = record.config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
+        let parent =
+            record.config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
         (parent, record.config.hostname.clone(), record.config.log_directory.clone(), namespaces)
     };
     let parent = if parent.is_empty() { &node.config.cgroup_parent } else { &parent };
@@ -155,7 +159,11 @@ fn prepare(
     Ok(record)
 }
 
-fn pid_namespace(node: &Node, sandbox: &Sandbox, security: &LinuxContainerSecurityContext) -> Result<PidNamespace, Status> {
+fn pid_namespace(
+    node: &Node,
+    sandbox: &Sandbox,
+    security: &LinuxContainerSecurityContext,
+) -> Result<PidNamespace, Status> {
     let options = security.namespace_options.clone().unwrap_or_default();
     let at = |pid: i32| PidNamespace::At(PathBuf::from(format!("/proc/{pid}/ns/pid")));
     Ok(match options.pid() {
@@ -179,9 +187,9 @@ fn mount_images(node: &Node, bundle: &Path, config: &mut ContainerConfig) -> Res
     for (number, mount) in config.mounts.iter_mut().enumerate() {
         let Some(wanted) = mount.image.as_ref().filter(|image| !image.image.is_empty()) else { continue };
         let index = node.images.index().map_err(|e| unknown("read the images", e))?;
-        let image = index
-            .find(&wanted.image)
-            .ok_or_else(|| Status::not_found(format!("failed to resolve image {:?}: not found", wanted.image)))?;
+        let image = index.find(&wanted.image).ok_or_else(|| {
+            Status::not_found(format!("failed to resolve image {:?}: not found", wanted.image))
+        })?;
         let layers: Vec<PathBuf> =
             image.config.rootfs.diff_ids.iter().map(|layer| node.images.layer(layer)).collect();
         let place = bundle.join(format!("image-{number}"));
@@ -195,7 +203,8 @@ fn mount_images(node: &Node, bundle: &Path, config: &mut ContainerConfig) -> Res
 
 /// Makes a directory in a root file system, with links followed inside it only.
 fn make_within(rootfs: &Path, directory: &str) -> io::Result<()> {
-    let mut parent = openat(AT_FDCWD, rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut parent =
+        openat(AT_FDCWD, rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let root = parent.try_clone()?;
     let mut walked = PathBuf::new();
     for part in Path::new(directory).components() {
@@ -308,7 +317,8 @@ pub async fn remove(node: &Arc<Node>, id: &str) -> Result<(), Status> {
     let _ = client::ask(&node.shim(&record.sandbox), &Request::Forget { id: record.id.clone() }).await;
     let removal = {
         let (node, id) = (Arc::clone(node), record.id.clone());
-        tokio::task::spawn_blocking(move || discard(&node, &id, record.image_mounts, Some(record.cgroup))).await
+        tokio::task::spawn_blocking(move || discard(&node, &id, record.image_mounts, Some(record.cgroup)))
+            .await
     };
     removal
         .map_err(io::Error::other)
@@ -329,9 +339,8 @@ pub fn discard(node: &Node, id: &str, image_mounts: Vec<PathBuf>, cgroup: Option
     }
     let bundle = node.layout.bundle(id);
     let found = std::fs::read_dir(&bundle).into_iter().flatten().flatten().map(|entry| entry.path());
-    let images = found.filter(|path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("image-"))
-    });
+    let images = found
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("image-")));
     for place in images.chain(image_mounts).chain([node.layout.rootfs(id)]) {
         snapshot::unmount(&place)?;
     }

@@ -1,6 +1,7 @@
 //! Further processes in running containers, and joining the first one.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ const MAX_OUTPUT: usize = 16 << 20;
 #[derive(Debug)]
 pub struct Running {
     pid: i32,
+    shim: PathBuf,
     connection: Connection,
-    shim: std::path::PathBuf,
 }
 
 impl Running {
@@ -37,8 +38,9 @@ impl Running {
         }
     }
 
-    pub async fn kill(&self) {
+    async fn kill(&self) {
         let signal = Request::SignalExec { pid: self.pid, signal: libc::SIGKILL };
+        // With the pod gone, so is the process.
         let _ = client::ask(&self.shim, &signal).await;
     }
 }
@@ -59,30 +61,31 @@ pub async fn start(
     let mut process = spec["process"].clone();
     process["args"] = json!(command);
     process["terminal"] = json!(tty);
-    if tty && let Some(env) = process["env"].as_array_mut()
+    if tty
+        && let Some(env) = process["env"].as_array_mut()
         && !env.iter().any(|pair| pair.as_str().is_some_and(|pair| pair.starts_with("TERM=")))
     {
         env.push("TERM=xterm".into());
     }
-    let exec =
-        Exec { container: record.id.clone(), bundle, runtime_root: node.layout.runtime(&record.id), process, tty };
+    let exec = Exec {
+        container: record.id.clone(),
+        bundle,
+        runtime_root: node.layout.runtime(&record.id),
+        process,
+        tty,
+    };
     let shim = node.shim(&record.sandbox);
     let mut connection = Connection::open(&shim).await.map_err(failed)?;
     match connection.ask(&Request::Exec(exec), stdio).await.map_err(failed)? {
-        (Reply::ExecStarted { pid }, fds) => Ok((Running { pid, connection, shim }, fds.into_iter().next())),
+        (Reply::ExecStarted { pid }, fds) => Ok((Running { pid, shim, connection }, fds.into_iter().next())),
         (other, _) => Err(Status::internal(format!("unexpected answer of the shim: {other:?}"))),
     }
 }
 
 /// A pipe whose end here is for tokio, whose other end is for a child.
-pub fn output() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
+fn output() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
     let (sender, receiver) = pipe::pipe()?;
     Ok((receiver, sender.into_blocking_fd()?))
-}
-
-pub fn input() -> std::io::Result<(pipe::Sender, OwnedFd)> {
-    let (sender, receiver) = pipe::pipe()?;
-    Ok((sender, receiver.into_blocking_fd()?))
 }
 
 /// Runs a command to its end and gives what it said. A `timeout` of zero is none.
@@ -93,20 +96,17 @@ pub async fn sync(node: &Arc<Node>, request: ExecSyncRequest) -> Result<ExecSync
     let (mut stdout, stdout_end) = output().map_err(io)?;
     let (mut stderr, stderr_end) = output().map_err(io)?;
     let stdio = [OwnedFd::from(null), stdout_end, stderr_end];
-    let work = async {
-        let (mut running, _) = start(node, &container, &request.cmd, false, &stdio).await?;
-        drop(stdio);
-        Ok::<_, Status>((running.wait().await, running))
-    };
+    let (mut running, _) = start(node, &container, &request.cmd, false, &stdio).await?;
+    drop(stdio);
     let (mut said, mut complained) = (Vec::new(), Vec::new());
     let all = async {
-        tokio::pin!(work);
-        let mut out_open = true;
-        let mut err_open = true;
+        let wait = running.wait();
+        tokio::pin!(wait);
+        let (mut out_open, mut err_open) = (true, true);
         let mut buffers = (vec![0; 8192], vec![0; 8192]);
-        let outcome = loop {
+        let code = loop {
             tokio::select! {
-                outcome = &mut work => break outcome,
+                code = &mut wait => break code,
                 read = stdout.read(&mut buffers.0), if out_open => {
                     out_open = keep(read, &buffers.0, &mut said);
                 }
@@ -118,20 +118,19 @@ pub async fn sync(node: &Arc<Node>, request: ExecSyncRequest) -> Result<ExecSync
         // What it left in the pipes; a child of its own that lives on keeps them open, and is not waited for.
         drain(&stdout, &mut said);
         drain(&stderr, &mut complained);
-        outcome
+        code
     };
-    let (code, _running) = if request.timeout > 0 {
+    let code = if request.timeout > 0 {
         let limit = Duration::from_secs(request.timeout.unsigned_abs());
-        match tokio::time::timeout(limit, all).await {
-            Ok(outcome) => outcome?,
-            Err(_) => {
-                return Err(Status::deadline_exceeded(format!(
-                    "failed to exec in container: timeout {limit:?} exceeded: context deadline exceeded"
-                )));
-            }
-        }
+        let Ok(code) = tokio::time::timeout(limit, all).await else {
+            running.kill().await;
+            return Err(Status::deadline_exceeded(format!(
+                "failed to exec in container: timeout {limit:?} exceeded: context deadline exceeded"
+            )));
+        };
+        code
     } else {
-        all.await?
+        all.await
     };
     Ok(ExecSyncResponse { stdout: said, stderr: complained, exit_code: code.map_err(io)? })
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use k8s_cri::v1::image_service_server::ImageService;
-use k8s_cri::v1::{self as cri, AuthConfig, FilesystemIdentifier, FilesystemUsage, ImageSpec, Int64Value, UInt64Value};
+use k8s_cri::v1::{
+    self as cri, AuthConfig, FilesystemIdentifier, FilesystemUsage, ImageSpec, Int64Value, UInt64Value,
+};
 use nix::sys::statvfs::statvfs;
 use tonic::{Request, Response, Status};
 
@@ -77,7 +79,10 @@ impl ImageService for Images {
         Ok(Response::new(cri::ListImagesResponse { images }))
     }
 
-    async fn image_status(&self, request: Request<cri::ImageStatusRequest>) -> Answer<cri::ImageStatusResponse> {
+    async fn image_status(
+        &self,
+        request: Request<cri::ImageStatusRequest>,
+    ) -> Answer<cri::ImageStatusResponse> {
         let request = request.into_inner();
         let name = named(request.image)?;
         let index = self.0.images.index().map_err(failed)?;
@@ -100,12 +105,16 @@ impl ImageService for Images {
             }
         };
         let (images, registries) = (&self.0.images, &self.0.config.registries);
-        let image = pull(images, registries, &name, &credentials, Arc::new(progress)).await.map_err(failed)?;
+        let image =
+            pull(images, registries, &name, &credentials, Arc::new(progress)).await.map_err(failed)?;
         tracing::info!(image = %name, id = %image.id, "pulled");
         Ok(Response::new(cri::PullImageResponse { image_ref: image.id }))
     }
 
-    async fn remove_image(&self, request: Request<cri::RemoveImageRequest>) -> Answer<cri::RemoveImageResponse> {
+    async fn remove_image(
+        &self,
+        request: Request<cri::RemoveImageRequest>,
+    ) -> Answer<cri::RemoveImageResponse> {
         let name = named(request.into_inner().image)?;
         let index = self.0.images.index().map_err(failed)?;
         if let Some(image) = index.find(&name) {

@@ -55,7 +55,8 @@ pub async fn serve(
     let images = Store::open(&images_dir(&config.root)).map_err(io_error("opening the image store"))?;
     images.sweep().map_err(io_error("tidying the image store"))?;
     let layout = record::Layout::new(&config).map_err(io_error("making the runtime's directories"))?;
-    let streams = TcpListener::bind(config.streaming_address).await.map_err(io_error("listening for streams"))?;
+    let streams =
+        TcpListener::bind(config.streaming_address).await.map_err(io_error("listening for streams"))?;
     let address = streams.local_addr().map_err(io_error("listening for streams"))?;
     let socket = config.socket.clone();
     let node = Arc::new(Node {

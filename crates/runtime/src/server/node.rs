@@ -28,7 +28,11 @@ pub struct Sandbox {
 
 impl Sandbox {
     pub fn new(record: SandboxRecord, ready: bool) -> Arc<Self> {
-        Arc::new(Self { record: RwLock::new(record), ready: AtomicBool::new(ready), changing: Mutex::default() })
+        Arc::new(Self {
+            record: RwLock::new(record),
+            ready: AtomicBool::new(ready),
+            changing: Mutex::default(),
+        })
     }
 
     pub fn is_ready(&self) -> bool {
@@ -110,7 +114,8 @@ pub struct Node {
 impl Node {
     /// Finds a sandbox by its identifier or a beginning of it that only it has.
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, Status> {
-        by_prefix(&self.sandboxes.read(), id).ok_or_else(|| Status::not_found(format!("sandbox {id:?}: not found")))
+        by_prefix(&self.sandboxes.read(), id)
+            .ok_or_else(|| Status::not_found(format!("sandbox {id:?}: not found")))
     }
 
     pub fn container(&self, id: &str) -> Result<Arc<Container>, Status> {
@@ -162,7 +167,10 @@ impl Node {
             container_event_type: kind as i32,
             created_at: record::now(),
             pod_sandbox_status: known.map(|sandbox| super::status::sandbox(&sandbox)),
-            containers_statuses: containers.iter().map(|container| super::status::container(container)).collect(),
+            containers_statuses: containers
+                .iter()
+                .map(|container| super::status::container(container))
+                .collect(),
         });
     }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use futures::Stream;
 use k8s_cri::v1::runtime_service_server::RuntimeService;
-use k8s_cri::v1::{self as cri, CgroupDriver, ContainerEventResponse, LinuxRuntimeConfiguration, RuntimeCondition};
+use k8s_cri::v1::{
+    self as cri, CgroupDriver, ContainerEventResponse, LinuxRuntimeConfiguration, RuntimeCondition,
+};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
@@ -131,7 +133,8 @@ impl RuntimeService for Runtime {
         request: Request<cri::StopContainerRequest>,
     ) -> Answer<cri::StopContainerResponse> {
         let (node, request) = (Arc::clone(&self.0), request.into_inner());
-        self.change(async move { container::stop(&node, &request.container_id, request.timeout).await }).await?;
+        self.change(async move { container::stop(&node, &request.container_id, request.timeout).await })
+            .await?;
         answer(cri::StopContainerResponse {})
     }
 
@@ -229,7 +232,9 @@ impl RuntimeService for Runtime {
         if !self.0.sandbox(&request.pod_sandbox_id)?.is_ready() {
             return Err(Status::failed_precondition("the sandbox is not ready"));
         }
-        answer(cri::PortForwardResponse { url: self.0.sessions.issue("portforward", Ask::PortForward(request)) })
+        answer(cri::PortForwardResponse {
+            url: self.0.sessions.issue("portforward", Ask::PortForward(request)),
+        })
     }
 
     async fn container_stats(

@@ -33,7 +33,10 @@ pub fn namespace_options(config: &PodSandboxConfig) -> NamespaceOption {
 /// Makes a sandbox and attaches it to the network. On failure nothing of it is left.
 pub async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Result<String, Status> {
     let config = request.config.ok_or_else(|| Status::invalid_argument("sandbox config is nil"))?;
-    let metadata = config.metadata.clone().ok_or_else(|| Status::invalid_argument("sandbox config must include metadata"))?;
+    let metadata = config
+        .metadata
+        .clone()
+        .ok_or_else(|| Status::invalid_argument("sandbox config must include metadata"))?;
     if !request.runtime_handler.is_empty() {
         return Err(Status::invalid_argument(format!(
             "no runtime for {:?} is configured",
@@ -44,7 +47,8 @@ pub async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Result<Stri
     if options.userns_options.as_ref().is_some_and(|user| user.mode() == NamespaceMode::Pod) {
         return Err(Status::unimplemented("user namespaces are not supported by this runtime"));
     }
-    let taken = node.sandboxes.read().values().any(|s| s.record.read().config.metadata.as_ref() == Some(&metadata));
+    let taken =
+        node.sandboxes.read().values().any(|s| s.record.read().config.metadata.as_ref() == Some(&metadata));
     if taken {
         return Err(Status::already_exists(format!(
             "a sandbox of pod {}/{} ({}), attempt {}, exists",
@@ -118,9 +122,8 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, options: &NamespaceOpti
         let netns = netns(pid);
         let ports = ports(&config.port_mappings);
         let addresses = node.config.network.attach(&sandbox.identity(), &netns, &ports).await;
-        let addresses = addresses.map_err(|e| {
-            Status::unknown(format!("failed to setup network for sandbox {id:?}: {e}"))
-        })?;
+        let addresses = addresses
+            .map_err(|e| Status::unknown(format!("failed to setup network for sandbox {id:?}: {e}")))?;
         sandbox.record.write().addresses = addresses;
         node.save_sandbox(sandbox).map_err(|e| failed("record the sandbox", e))?;
     }
@@ -145,7 +148,12 @@ fn sysctls(config: &PodSandboxConfig, host_network: bool) -> BTreeMap<String, St
     all
 }
 
-fn write_files(directory: &Path, state: &Path, config: &PodSandboxConfig, host_network: bool) -> std::io::Result<()> {
+fn write_files(
+    directory: &Path,
+    state: &Path,
+    config: &PodSandboxConfig,
+    host_network: bool,
+) -> std::io::Result<()> {
     std::fs::create_dir_all(directory)?;
     std::fs::create_dir_all(state)?;
     let hostname = if config.hostname.is_empty() && host_network {
@@ -155,10 +163,16 @@ fn write_files(directory: &Path, state: &Path, config: &PodSandboxConfig, host_n
     };
     std::fs::write(directory.join("hostname"), format!("{hostname}\n"))?;
     let hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
-    let hosts = if host_network { std::fs::read_to_string("/etc/hosts").unwrap_or(hosts.into()) } else { hosts.into() };
+    let hosts = if host_network {
+        std::fs::read_to_string("/etc/hosts").unwrap_or(hosts.into())
+    } else {
+        hosts.into()
+    };
     std::fs::write(directory.join("hosts"), hosts)?;
     let resolv = match &config.dns_config {
-        Some(dns) if !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty()) => resolv_conf(dns),
+        Some(dns) if !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty()) => {
+            resolv_conf(dns)
+        }
         _ => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
     };
     std::fs::write(directory.join("resolv.conf"), resolv)
@@ -221,9 +235,11 @@ async fn tear_down(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Statu
     if options.network() != NamespaceMode::Node {
         let shim = sandbox.record.read().shim;
         let netns = Some(netns(shim)).filter(|path| sandbox.ready.load(Ordering::Acquire) && path.exists());
-        node.config.network.detach(&sandbox.identity(), netns.as_deref()).await.map_err(|e| {
-            Status::unknown(format!("failed to destroy network for sandbox {id:?}: {e}"))
-        })?;
+        node.config
+            .network
+            .detach(&sandbox.identity(), netns.as_deref())
+            .await
+            .map_err(|e| Status::unknown(format!("failed to destroy network for sandbox {id:?}: {e}")))?;
     }
     // Answered when all is over. A shim that is gone has nothing more to end.
     let ended = client::ask(&node.shim(&id), &Request::Shutdown).await;

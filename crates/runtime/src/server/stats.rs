@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use k8s_cri::v1::{
-    ContainerAttributes, ContainerStats, CpuUsage, FilesystemIdentifier, FilesystemUsage, LinuxPodSandboxStats,
-    MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxStats, ProcessUsage,
-    UInt64Value,
+    ContainerAttributes, ContainerStats, CpuUsage, FilesystemIdentifier, FilesystemUsage,
+    LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes,
+    PodSandboxStats, ProcessUsage, UInt64Value,
 };
 use parking_lot::Mutex;
 
@@ -55,10 +55,7 @@ fn cpu(node: &Node, id: &str, at: i64, usage: &Usage) -> CpuUsage {
     CpuUsage {
         timestamp: at,
         usage_core_nano_seconds: value(usage.cpu_nanoseconds),
-        usage_nano_cores: node
-            .samples
-            .rate(id, at, usage.cpu_nanoseconds)
-            .map(|value| UInt64Value { value }),
+        usage_nano_cores: node.samples.rate(id, at, usage.cpu_nanoseconds).map(|value| UInt64Value { value }),
     }
 }
 
@@ -124,8 +121,7 @@ pub fn sandbox(node: &Node, sandbox: &Sandbox) -> PodSandboxStats {
             cpu: usage.map(|usage| cpu(node, &record.id, at, &usage)),
             memory: usage.map(|usage| memory(at, &usage)),
             network: if sandbox.is_ready() { network(at, record.shim) } else { None },
-            process: usage
-                .map(|usage| ProcessUsage { timestamp: at, process_count: value(usage.processes) }),
+            process: usage.map(|usage| ProcessUsage { timestamp: at, process_count: value(usage.processes) }),
             containers,
         }),
         windows: None,

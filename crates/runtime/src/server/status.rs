@@ -1,9 +1,9 @@
 //! What CRI is told of sandboxes and containers.
 
 use k8s_cri::v1::{
-    self as cri, ContainerFilter, ContainerResources, ContainerState, ContainerUser, ImageSpec,
-    LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxFilter, PodSandboxNetworkStatus,
-    PodSandboxState, PodSandboxStatus,
+    self as cri, ContainerFilter, ContainerResources, ContainerUser, ImageSpec, LinuxContainerUser,
+    LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxFilter, PodSandboxNetworkStatus, PodSandboxState,
+    PodSandboxStatus,
 };
 use std::collections::HashMap;
 
@@ -143,9 +143,4 @@ pub fn container_matches(item: &cri::Container, filter: Option<&ContainerFilter>
 
 pub fn labels_match(labels: &HashMap<String, String>, wanted: &HashMap<String, String>) -> bool {
     wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
-}
-
-/// Whether it may still be changed.
-pub fn is_exited(container: &Container) -> bool {
-    container.state() == ContainerState::ContainerExited
 }

@@ -38,10 +38,7 @@ pub fn start(start: &Start, stdio: Stdio) -> io::Result<UnixStream> {
                 .build()
                 .map_err(told)?;
             container.start().map_err(told)?;
-            container
-                .pid()
-                .map(nix_pid)
-                .ok_or_else(|| "the container has no process".to_owned())
+            container.pid().map(nix_pid).ok_or_else(|| "the container has no process".to_owned())
         });
         report(channel, outcome, |pid| Reply::Started { pid });
     })

@@ -129,7 +129,10 @@ mod tests {
     #[test]
     fn whole_lines_are_full() {
         let mut lines = Lines::new(Stream::Stdout);
-        assert_eq!(said(&mut lines, &[b"a\nb", b"c\n\n"], false), "T stdout F a\nT stdout F bc\nT stdout F \n");
+        assert_eq!(
+            said(&mut lines, &[b"a\nb", b"c\n\n"], false),
+            "T stdout F a\nT stdout F bc\nT stdout F \n"
+        );
     }
 
     #[test]

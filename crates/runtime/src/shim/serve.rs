@@ -113,8 +113,7 @@ impl Shim {
             add(Source::Launch(*serial), launch.channel.as_fd(), PollFlags::POLLIN);
         }
         for (id, container) in &self.containers {
-            for (stream, output) in
-                [(Stream::Stdout, &container.stdout), (Stream::Stderr, &container.stderr)]
+            for (stream, output) in [(Stream::Stdout, &container.stdout), (Stream::Stderr, &container.stderr)]
             {
                 if let Some(source) = &output.source
                     && container.record.pid != 0
@@ -134,8 +133,7 @@ impl Shim {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let ready: Vec<PollFlags> =
-            fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect();
+        let ready: Vec<PollFlags> = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect();
         Ok(sources.into_iter().zip(ready).filter(|(_, flags)| !flags.is_empty()).collect())
     }
 

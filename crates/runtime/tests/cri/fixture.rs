@@ -9,9 +9,10 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerStatus, CreateContainerRequest, ImageSpec, LinuxContainerConfig,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RunPodSandboxRequest, StartContainerRequest,
+    ContainerConfig, ContainerMetadata, ContainerStatus, CreateContainerRequest, ImageSpec,
+    LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RunPodSandboxRequest,
+    StartContainerRequest,
 };
 use krate_runtime::{Config, Loopback, Registries};
 use tokio_util::sync::CancellationToken;
@@ -61,7 +62,8 @@ pub struct Node {
 impl Node {
     pub fn start() -> Self {
         let base = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let mut node = Self { base, server: None, runtime, channel: None };
         node.up();
         node
@@ -133,10 +135,8 @@ impl Node {
     }
 
     pub fn pod_with(&self, name: &str, pid: NamespaceMode) -> PodSandboxConfig {
-        let security = LinuxSandboxSecurityContext {
-            namespace_options: Some(options(pid)),
-            ..Default::default()
-        };
+        let security =
+            LinuxSandboxSecurityContext { namespace_options: Some(options(pid)), ..Default::default() };
         PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.into(),
@@ -253,7 +253,8 @@ impl Drop for Node {
             let _ = server.wait();
         }
         let kill = |pid| {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         };
         for directory in cgroups(&self.cgroup()) {
             for group in groups_in(&directory) {
@@ -311,10 +312,8 @@ pub fn shell(name: &str, script: &str) -> ContainerConfig {
 }
 
 pub fn container(name: &str, command: &[&str], pid: NamespaceMode) -> ContainerConfig {
-    let security = LinuxContainerSecurityContext {
-        namespace_options: Some(options(pid)),
-        ..Default::default()
-    };
+    let security =
+        LinuxContainerSecurityContext { namespace_options: Some(options(pid)), ..Default::default() };
     ContainerConfig {
         metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
         image: Some(ImageSpec { image: "krate.test/busybox:1".into(), ..Default::default() }),

@@ -6,8 +6,9 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
 pub const BUSYBOX: &str = "/bin/busybox";
-const TOOLS: [&str; 14] =
-    ["sh", "sleep", "cat", "echo", "id", "ls", "tail", "hostname", "stty", "nc", "ps", "kill", "true", "head"];
+const TOOLS: [&str; 14] = [
+    "sh", "sleep", "cat", "echo", "id", "ls", "tail", "hostname", "stty", "nc", "ps", "kill", "true", "head",
+];
 
 pub fn busybox(archive: &Path) {
     let layer = layer();
@@ -24,9 +25,11 @@ pub fn busybox(archive: &Path) {
     ])
     .to_string();
     let mut tar = Builder::new(std::fs::File::create(archive).unwrap());
-    for (name, content) in
-        [("layer.tar", layer.as_slice()), ("config.json", config.as_bytes()), ("manifest.json", manifest.as_bytes())]
-    {
+    for (name, content) in [
+        ("layer.tar", layer.as_slice()),
+        ("config.json", config.as_bytes()),
+        ("manifest.json", manifest.as_bytes()),
+    ] {
         add(&mut tar, EntryType::Regular, name, "", content, 0o644);
     }
     tar.finish().unwrap();
@@ -47,7 +50,14 @@ fn layer() -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn add<W: std::io::Write>(tar: &mut Builder<W>, kind: EntryType, name: &str, link: &str, content: &[u8], mode: u32) {
+fn add<W: std::io::Write>(
+    tar: &mut Builder<W>,
+    kind: EntryType,
+    name: &str,
+    link: &str,
+    content: &[u8],
+    mode: u32,
+) {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
