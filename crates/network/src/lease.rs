@@ -56,6 +56,8 @@ pub(crate) struct Leases {
     directory: PathBuf,
     range: Ipv4Net,
     taken: BTreeMap<String, Lease>,
+    /// Those that an earlier process leased and that nobody of this one has asked for yet.
+    inherited: BTreeSet<String>,
     last: Ipv4Addr,
 }
 
@@ -88,7 +90,8 @@ impl Leases {
         }
         let last = std::fs::read_to_string(directory.join(LAST)).ok();
         let last = last.and_then(|text| text.trim().parse().ok()).unwrap_or(gateway(range));
-        Ok(Self { directory: directory.to_owned(), range, taken, last })
+        let inherited = taken.keys().cloned().collect();
+        Ok(Self { directory: directory.to_owned(), range, taken, inherited, last })
     }
 
     pub(crate) fn get(&self, sandbox: &str) -> Option<&Lease> {
@@ -102,6 +105,7 @@ impl Leases {
     /// Leases the next free address to a sandbox, or gives the lease that it has.
     pub(crate) fn take(&mut self, sandbox: &str, host_ports: &[HostPort]) -> Result<Lease> {
         if let Some(lease) = self.taken.get(sandbox) {
+            self.inherited.remove(sandbox);
             return Ok(lease.clone());
         }
         let path = self.file(sandbox)?;
@@ -116,6 +120,11 @@ impl Leases {
         Ok(lease)
     }
 
+    /// Leases of an earlier process that nobody of this one has asked for yet.
+    pub(crate) fn inherited(&self) -> impl Iterator<Item = &String> {
+        self.inherited.iter()
+    }
+
     /// Ends a sandbox's lease, if it has one.
     pub(crate) fn free(&mut self, sandbox: &str) -> Result<Option<Lease>> {
         if !self.taken.contains_key(sandbox) {
@@ -124,7 +133,10 @@ impl Leases {
         let path = self.file(sandbox)?;
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::State { path, error }),
-            _ => Ok(self.taken.remove(sandbox)),
+            _ => {
+                self.inherited.remove(sandbox);
+                Ok(self.taken.remove(sandbox))
+            }
         }
     }
 

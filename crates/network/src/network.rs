@@ -66,8 +66,22 @@ impl PodNetwork {
             .expect("the prefix is that of a network");
         let (anchor, services) = (anchor(&network.config.instance), network.config.service_cidr);
         link::make_anchor(&network.handle, &anchor, at, services, network.config.mtu).await?;
+        network.free_leases_without_wire().await?;
         network.renew_rules()?;
         Ok(network)
+    }
+
+    /// A sandbox's end on the node goes with its network namespace: a lease without one is that of a sandbox that is
+    /// gone, as all are after the machine was started anew.
+    async fn free_leases_without_wire(&self) -> Result<()> {
+        let there = link::named(&self.handle, &interface_prefix(&self.config.instance)).await?;
+        let mut leases = self.leases.lock();
+        let gone: Vec<String> = leases
+            .iter()
+            .filter(|(_, lease)| !there.contains(&self.interface(lease.address)))
+            .map(|(sandbox, _)| sandbox.clone())
+            .collect();
+        gone.iter().try_for_each(|sandbox| leases.free(sandbox).map(drop))
     }
 
     /// The node's own address in the pod network.
@@ -125,16 +139,11 @@ impl PodNetwork {
         link::set_routes(&self.handle, self.config.cluster_cidr, nodes).await
     }
 
-    /// Frees what belongs to no sandbox of `live`: leases, interfaces, ports.
+    /// Frees what an earlier process left and what belongs to no sandbox of `live`: leases, interfaces, ports. What
+    /// was attached through this value stays.
     pub async fn sweep(&self, live: &HashSet<String>) -> Result<()> {
-        let dead: Vec<String> = self
-            .leases
-            .lock()
-            .iter()
-            .map(|(sandbox, _)| sandbox)
-            .filter(|id| !live.contains(*id))
-            .cloned()
-            .collect();
+        let dead: Vec<String> =
+            self.leases.lock().inherited().filter(|id| !live.contains(*id)).cloned().collect();
         for sandbox in dead {
             self.detach(&sandbox).await?;
         }

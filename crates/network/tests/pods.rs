@@ -147,7 +147,13 @@ fn what_was_made_is_taken_over_swept_and_cleaned_up() {
     std::fs::remove_file(world.state.path().join("network/leases/three")).unwrap();
     assert_eq!(interfaces(&world.node).len(), interfaces_before.len() + 4);
     drop(two);
-    world.with(async |network| network.sweep(&HashSet::from(["one".to_owned()])).await.unwrap());
+    let young = Namespace::new().unwrap();
+    world.with(async |network| {
+        network.attach("young", &young.path(), &[]).await.unwrap();
+        network.sweep(&HashSet::from(["one".to_owned()])).await.unwrap();
+        assert!(network.lease("young").is_some(), "who came since is not in the list, and stays");
+        network.detach("young").await.unwrap();
+    });
     assert_eq!(interfaces(&world.node).len(), interfaces_before.len() + 2);
     assert!(three.run(|| seen_by((first, 80).into())).is_err());
     assert_eq!(world.node.run(|| seen_by((first, 80).into())).unwrap().to_string(), "10.244.3.1");
@@ -255,6 +261,26 @@ fn pods_of_other_nodes_are_reached_by_their_nodes() {
     world.with(async |network| network.clean_up().await.unwrap());
     let table = world.node.run(|| std::fs::read_to_string("/proc/thread-self/net/route").unwrap());
     assert_eq!(table.lines().count(), 2, "the net's own route alone is left: {table}");
+}
+
+#[test]
+fn leases_of_before_the_machine_was_started_anew_are_free() {
+    if !available() {
+        return;
+    }
+    let mut world = World::new();
+    for sandbox in ["one", "two"] {
+        world.pod(
+            sandbox,
+            &[HostPort { protocol: Protocol::Tcp, host_ip: None, host_port: 80, pod_port: 80 }],
+        );
+        world.with(async |network| network.detach("one").await.unwrap());
+    }
+    assert!(world.state.path().join("network/leases/two").exists());
+    world.node = World::new().node;
+    world.with(async |network| assert_eq!(network.lease("two"), None));
+    assert!(!world.state.path().join("network/leases/two").exists());
+    world.pod("three", &[HostPort { protocol: Protocol::Tcp, host_ip: None, host_port: 80, pod_port: 80 }]);
 }
 
 #[test]
