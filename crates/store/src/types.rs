@@ -261,7 +261,7 @@ pub enum Error {
         "data directory {path} is in use by another process: stop that process, or name another directory"
     )]
     Locked { path: String },
-    #[error("the store's data is damaged: {0}")]
+    #[error("the store's data is damaged ({0}): move the data directory away and restore from a backup")]
     Corrupt(String),
 }
 

@@ -196,5 +196,9 @@ fn a_directory_of_another_version_or_in_use_is_refused() {
     let error = Embedded::open(directory.path()).err().unwrap();
     assert!(matches!(&error, Error::Format { found, .. } if found == "none"), "{error:?}");
     std::fs::write(&format, "1\n").unwrap();
-    assert!(Embedded::open(directory.path()).is_ok());
+    drop(Embedded::open(directory.path()).unwrap());
+
+    std::fs::write(directory.path().join("store.redb"), "something else").unwrap();
+    let error = Embedded::open(directory.path()).err().unwrap();
+    assert!(matches!(error, Error::Corrupt(_)), "{error:?}");
 }

@@ -202,10 +202,11 @@ fn from_redb(error: impl Into<redb::Error>) -> Error {
 }
 
 pub fn io_error(error: &std::io::Error) -> Error {
-    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    use std::io::ErrorKind::{InvalidData, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     match error.kind() {
         StorageFull | QuotaExceeded => Error::NoSpace(error.to_string()),
         ReadOnlyFilesystem | PermissionDenied => Error::ReadOnly(error.to_string()),
+        InvalidData => Error::Corrupt(error.to_string()),
         _ => Error::Io(error.to_string()),
     }
 }

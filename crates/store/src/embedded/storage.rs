@@ -30,15 +30,33 @@ where
 #[derive(Debug)]
 pub struct InFile(pub PathBuf);
 
+impl InFile {
+    /// Makes an empty database under another name first: one that was only begun cannot be opened.
+    fn create(&self) -> io::Result<()> {
+        let new = self.0.with_extension("new");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&new)?;
+        let synced = file.try_clone()?;
+        let backend = FileBackend::new(file).map_err(|e| io::Error::other(e.to_string()))?;
+        drop(redb::Builder::new().create_with_backend(backend).map_err(|e| match e {
+            redb::DatabaseError::Storage(redb::StorageError::Io(e)) => e,
+            other => io::Error::other(other.to_string()),
+        })?);
+        synced.sync_all()?;
+        std::fs::rename(&new, &self.0)?;
+        match self.0.parent() {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Opener for InFile {
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
-        let new = !self.0.exists();
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.0)?;
-        if new && let Some(parent) = self.0.parent() {
-            File::open(parent)?.sync_all()?;
+        if !self.0.exists() {
+            self.create()?;
         }
-        let backend = FileBackend::new(file).map_err(|e| io::Error::other(e.to_string()))?;
-        Ok(Box::new(backend))
+        let file = OpenOptions::new().read(true).write(true).open(&self.0)?;
+        Ok(Box::new(FileBackend::new(file).map_err(|e| io::Error::other(e.to_string()))?))
     }
 }
 

@@ -134,7 +134,9 @@ pub fn survives_kills() {
     let mut newest = Revision(1);
     let mut acknowledged = 0;
     for round in 0..rounds {
-        said.take(&write_and_kill(directory.path()));
+        // Sometimes it is killed while it opens the store, mostly while it writes.
+        let early = rand::random_ratio(1, 10);
+        said.take(&write_and_kill(directory.path(), early, Duration::from_millis(40)));
         acknowledged += said.by_revision.len();
         newest = runtime.block_on(check(directory.path(), &mut said, newest, round));
     }
@@ -142,8 +144,18 @@ pub fn survives_kills() {
     eprintln!("{acknowledged} acknowledged writes survived {rounds} kills; revision {newest}");
 }
 
+pub fn survives_a_kill_at_the_first_start() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for round in 0..40 {
+        let directory = tempfile::tempdir().unwrap();
+        let mut said = Said::default();
+        said.take(&write_and_kill(&directory.path().join("new"), true, Duration::from_millis(25)));
+        runtime.block_on(check(&directory.path().join("new"), &mut said, Revision(1), round));
+    }
+}
+
 /// What the process said before it was killed.
-fn write_and_kill(directory: &Path) -> String {
+fn write_and_kill(directory: &Path, early: bool, most: Duration) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .env(DIRECTORY, directory)
         .stdin(Stdio::null())
@@ -151,14 +163,13 @@ fn write_and_kill(directory: &Path) -> String {
         .spawn()
         .unwrap();
     let mut stdout = child.stdout.take().unwrap();
-    // Sometimes it is killed while it opens the store, mostly while it writes.
     let mut text = Vec::new();
-    if !rand::random_ratio(1, 10) {
+    if !early {
         let mut first = [0; 2];
         stdout.read_exact(&mut first).expect("the writer opens the store");
         text.extend_from_slice(&first);
     }
-    std::thread::sleep(Duration::from_micros(rand::random_range(0..40_000)));
+    std::thread::sleep(most.mul_f64(rand::random_range(0.0..1.0)));
     child.kill().unwrap();
     stdout.read_to_end(&mut text).unwrap();
     let status = child.wait().unwrap();

@@ -14,6 +14,7 @@ fn main() {
     }
     let trials = vec![
         trial("what_was_acknowledged_survives_every_kill", killed::survives_kills),
+        trial("a_first_start_that_was_killed_can_be_begun_again", killed::survives_a_kill_at_the_first_start),
         trial("what_was_acknowledged_survives_every_power_cut", power::survives_cuts),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
