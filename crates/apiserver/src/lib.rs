@@ -3,6 +3,7 @@
 //!
 //! It alone writes to the store. It never calls a controller, and knows nothing of how a pod is run.
 
+pub mod bootstrap;
 pub mod discovery;
 pub mod node_authorizer;
 pub mod rbac;

@@ -1,0 +1,387 @@
+//! The objects that are there before anybody makes one: the first namespaces, the API server's own Service, classes
+//! of priority, the levels of fairness, the list of what this server serves.
+//!
+//! [`objects`] says what they are, [`ensure`] writes them through the same path as any client's write. It is done at
+//! each start: what is missing is made again, and what the server itself must keep true (its own address, its
+//! certificates) is brought up to date. What users may tune is left as it is.
+
+use std::net::{IpAddr, SocketAddr};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use krate_api::{Kind, Reason, StatusError, kinds};
+use serde_json::{Value, json};
+
+use crate::registry::scheduling::priority_class::SYSTEM;
+
+/// What the objects depend on.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the API server is reached by pods and nodes.
+    pub advertise: SocketAddr,
+    /// The range of the Services' addresses.
+    pub service_cidr: String,
+    /// The address of the API server's Service: the first of the range.
+    pub service_address: IpAddr,
+    /// The certificates that client certificates are checked against, in PEM.
+    pub client_ca: String,
+    /// The certificates that front proxies are checked against, in PEM, if there are any.
+    pub front_proxy_ca: Option<String>,
+}
+
+/// What is done with an object that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It is left alone.
+    AsItIs,
+    /// All but its metadata is made as it is here.
+    UpToDate,
+}
+
+/// One object, without what the server fills in.
+#[derive(Clone, Debug)]
+pub struct Object {
+    pub kind: &'static Kind,
+    /// Empty for a kind of cluster scope.
+    pub namespace: &'static str,
+    pub value: Value,
+    /// Written after the object itself, to its status.
+    pub status: Option<Value>,
+    pub keep: Keep,
+}
+
+/// The way of a write, with the rights of the server itself. Objects are JSON in their kind's version.
+#[async_trait]
+pub trait Commits: Send + Sync {
+    async fn get(&self, kind: &'static Kind, namespace: &str, name: &str) -> Result<Value, StatusError>;
+
+    async fn create(&self, kind: &'static Kind, namespace: &str, object: Value)
+    -> Result<Value, StatusError>;
+
+    /// Replaces the object, or with `status` its status.
+    async fn update(
+        &self,
+        kind: &'static Kind,
+        namespace: &str,
+        object: Value,
+        status: bool,
+    ) -> Result<Value, StatusError>;
+}
+
+/// Makes what is missing and updates what must be true now.
+///
+/// # Errors
+/// A write was refused for another reason than that somebody else had written.
+pub async fn ensure(commits: &dyn Commits, config: &Config) -> Result<(), StatusError> {
+    for object in objects(config) {
+        ensure_one(commits, &object).await?;
+    }
+    Ok(())
+}
+
+async fn ensure_one(commits: &dyn Commits, wanted: &Object) -> Result<(), StatusError> {
+    let name = wanted.value["metadata"]["name"].as_str().unwrap_or_default();
+    // Another writer may come between reading and writing; it is read again then.
+    loop {
+        let written = match commits.get(wanted.kind, wanted.namespace, name).await {
+            Ok(there) => bring_up_to_date(commits, wanted, there).await,
+            Err(e) if e.is(Reason::NotFound) => {
+                match commits.create(wanted.kind, wanted.namespace, wanted.value.clone()).await {
+                    Ok(made) => write_status(commits, wanted, made).await,
+                    Err(e) => Err(e),
+                }
+            }
+            Err(e) => Err(e),
+        };
+        match written {
+            Err(e) if e.is(Reason::Conflict) || e.is(Reason::AlreadyExists) => {}
+            other => return other,
+        }
+    }
+}
+
+async fn bring_up_to_date(
+    commits: &dyn Commits,
+    wanted: &Object,
+    mut there: Value,
+) -> Result<(), StatusError> {
+    if wanted.keep == Keep::AsItIs {
+        return Ok(());
+    }
+    let mut changed = false;
+    for (field, value) in wanted.value.as_object().into_iter().flatten() {
+        if !matches!(field.as_str(), "metadata" | "apiVersion" | "kind") && !says(&there[field], value) {
+            there[field] = value.clone();
+            changed = true;
+        }
+    }
+    if changed {
+        there = commits.update(wanted.kind, wanted.namespace, there, false).await?;
+    }
+    write_status(commits, wanted, there).await
+}
+
+async fn write_status(commits: &dyn Commits, wanted: &Object, mut there: Value) -> Result<(), StatusError> {
+    let Some(status) =
+        wanted.status.as_ref().filter(|s| there["status"]["conditions"].is_null() && !s.is_null())
+    else {
+        return Ok(());
+    };
+    there["status"] = status.clone();
+    commits.update(wanted.kind, wanted.namespace, there, true).await.map(drop)
+}
+
+/// Whether an object says all that is wanted; what it says beyond was filled in by the server.
+fn says(there: &Value, wanted: &Value) -> bool {
+    match (there, wanted) {
+        (Value::Object(there), Value::Object(wanted)) => {
+            wanted.iter().all(|(key, value)| there.get(key).is_some_and(|t| says(t, value)))
+        }
+        (Value::Array(there), Value::Array(wanted)) => {
+            there.len() == wanted.len() && there.iter().zip(wanted).all(|(t, w)| says(t, w))
+        }
+        _ => there == wanted,
+    }
+}
+
+fn object(kind: &'static Kind, namespace: &'static str, mut value: Value, keep: Keep) -> Object {
+    value["apiVersion"] = kind.api_version().into();
+    value["kind"] = kind.kind.into();
+    if !namespace.is_empty() {
+        value["metadata"]["namespace"] = namespace.into();
+    }
+    Object { kind, namespace, value, status: None, keep }
+}
+
+/// Every object, in an order in which each finds what it needs.
+pub fn objects(config: &Config) -> Vec<Object> {
+    let mut all = Vec::new();
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        all.push(object(&kinds::NAMESPACE, "", json!({"metadata": {"name": name}}), Keep::AsItIs));
+    }
+    for (name, value, description) in SYSTEM {
+        let class = json!({"metadata": {"name": name}, "value": value, "description": description});
+        all.push(object(&kinds::PRIORITY_CLASS, "", class, Keep::AsItIs));
+    }
+    all.extend(fairness());
+    all.extend(own_service(config));
+    all.extend(authentication(config));
+    all.extend(served());
+    all
+}
+
+fn condition(kind: &str, status: &str, reason: &str, message: &str) -> Value {
+    let now = Timestamp::now();
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
+    json!({"conditions": [{
+        "type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": now,
+    }]})
+}
+
+/// The mandatory and the suggested levels of priority and fairness.
+fn fairness() -> Vec<Object> {
+    let list: Vec<Value> = serde_json::from_str(include_str!("flowcontrol.json")).unwrap_or_default();
+    list.into_iter()
+        .map(|value| {
+            let level = value["spec"]["priorityLevelConfiguration"]["name"].as_str().map(str::to_owned);
+            let kind = if level.is_some() { &kinds::FLOW_SCHEMA } else { &kinds::PRIORITY_LEVEL_CONFIGURATION };
+            let status = level.map(|level| {
+                let message = format!(
+                    "This FlowSchema references the PriorityLevelConfiguration object named \"{level}\" and it exists"
+                );
+                condition("Dangling", "False", "Found", &message)
+            });
+            Object { status, ..object(kind, "", value, Keep::AsItIs) }
+        })
+        .collect()
+}
+
+/// The API server as a Service: its address, and what is behind it.
+fn own_service(config: &Config) -> Vec<Object> {
+    let family = if config.service_address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let ready = condition("Ready", "True", "", "Kubernetes Service CIDR is ready");
+    let cidr = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [config.service_cidr]}});
+    let service = json!({
+        "metadata": {"name": "kubernetes", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": config.service_address,
+            "clusterIPs": [config.service_address],
+            "ipFamilies": [family],
+            "ipFamilyPolicy": "SingleStack",
+            "sessionAffinity": "None",
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.advertise.port()}],
+        },
+    });
+    let port = json!({"name": "https", "port": config.advertise.port(), "protocol": "TCP"});
+    let endpoints = json!({
+        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": config.advertise.ip()}], "ports": [port]}],
+    });
+    let slice = json!({
+        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": if config.advertise.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [config.advertise.ip()], "conditions": {"ready": true}}],
+        "ports": [port],
+    });
+    vec![
+        Object { status: Some(ready), ..object(&kinds::SERVICE_CIDR, "", cidr, Keep::AsItIs) },
+        object(&kinds::SERVICE, "default", service, Keep::AsItIs),
+        object(&kinds::ENDPOINTS, "default", endpoints, Keep::UpToDate),
+        object(&kinds::ENDPOINT_SLICE, "default", slice, Keep::UpToDate),
+    ]
+}
+
+/// How servers behind this one check who asks.
+fn authentication(config: &Config) -> Vec<Object> {
+    let mut data = json!({"client-ca-file": config.client_ca});
+    if let Some(ca) = &config.front_proxy_ca {
+        data["requestheader-client-ca-file"] = ca.as_str().into();
+        data["requestheader-allowed-names"] = r#"["front-proxy-client"]"#.into();
+        data["requestheader-username-headers"] = r#"["X-Remote-User"]"#.into();
+        data["requestheader-uid-headers"] = r#"["X-Remote-Uid"]"#.into();
+        data["requestheader-group-headers"] = r#"["X-Remote-Group"]"#.into();
+        data["requestheader-extra-headers-prefix"] = r#"["X-Remote-Extra-"]"#.into();
+    }
+    let checks = json!({"metadata": {"name": "extension-apiserver-authentication"}, "data": data});
+    // Since when uses of tokens that are kept in Secrets are noted: since the cluster began.
+    let since = Timestamp::now().strftime("%Y-%m-%d").to_string();
+    let tracking = json!({
+        "metadata": {"name": "kube-apiserver-legacy-service-account-token-tracking"},
+        "data": {"since": since},
+    });
+    vec![
+        object(&kinds::CONFIG_MAP, "kube-system", checks, Keep::UpToDate),
+        object(&kinds::CONFIG_MAP, "kube-system", tracking, Keep::AsItIs),
+    ]
+}
+
+/// Group, version, and the priorities of the group and of the version, by which clients order what they find.
+const SERVED: [(&str, &str, i32, i32); 21] = [
+    ("", "v1", 18000, 1),
+    ("apps", "v1", 17800, 15),
+    ("events.k8s.io", "v1", 17750, 15),
+    ("authentication.k8s.io", "v1", 17700, 15),
+    ("authorization.k8s.io", "v1", 17600, 15),
+    ("autoscaling", "v1", 17500, 15),
+    ("autoscaling", "v2", 17500, 30),
+    ("batch", "v1", 17400, 15),
+    ("certificates.k8s.io", "v1", 17300, 15),
+    ("networking.k8s.io", "v1", 17200, 15),
+    ("policy", "v1", 17100, 15),
+    ("rbac.authorization.k8s.io", "v1", 17000, 15),
+    ("storage.k8s.io", "v1", 16800, 15),
+    ("apiextensions.k8s.io", "v1", 16700, 15),
+    ("admissionregistration.k8s.io", "v1", 16700, 15),
+    ("scheduling.k8s.io", "v1", 16600, 15),
+    ("coordination.k8s.io", "v1", 16500, 15),
+    ("node.k8s.io", "v1", 16300, 15),
+    ("discovery.k8s.io", "v1", 16200, 15),
+    ("resource.k8s.io", "v1", 16200, 21),
+    ("flowcontrol.apiserver.k8s.io", "v1", 16100, 21),
+];
+
+/// What this server serves itself, beside what others serve for it.
+fn served() -> Vec<Object> {
+    SERVED
+        .into_iter()
+        .map(|(group, version, group_priority, version_priority)| {
+            let mut spec = json!({
+                "version": version, "groupPriorityMinimum": group_priority, "versionPriority": version_priority,
+            });
+            if !group.is_empty() {
+                spec["group"] = group.into();
+            }
+            let value = json!({
+                "metadata": {
+                    "name": format!("{version}.{group}"),
+                    "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"},
+                },
+                "spec": spec,
+            });
+            let status = condition("Available", "True", "Local", "Local APIServices are always available");
+            Object { status: Some(status), ..object(&kinds::API_SERVICE, "", value, Keep::UpToDate) }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// A store that knows nothing of kinds.
+    #[derive(Default)]
+    struct Memory {
+        objects: Mutex<BTreeMap<String, Value>>,
+        writes: Mutex<usize>,
+    }
+
+    #[async_trait]
+    impl Commits for Memory {
+        async fn get(&self, kind: &'static Kind, namespace: &str, name: &str) -> Result<Value, StatusError> {
+            let found = self.objects.lock().get(&kind.key(namespace, name)).cloned();
+            found.ok_or_else(|| StatusError::not_found(kind.group, kind.plural, name))
+        }
+
+        async fn create(
+            &self,
+            kind: &'static Kind,
+            namespace: &str,
+            object: Value,
+        ) -> Result<Value, StatusError> {
+            self.update(kind, namespace, object, false).await
+        }
+
+        async fn update(
+            &self,
+            kind: &'static Kind,
+            namespace: &str,
+            object: Value,
+            _: bool,
+        ) -> Result<Value, StatusError> {
+            *self.writes.lock() += 1;
+            let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            self.objects.lock().insert(kind.key(namespace, &name), object.clone());
+            Ok(object)
+        }
+    }
+
+    fn config(advertise: &str) -> Config {
+        Config {
+            advertise: advertise.parse().expect("address"),
+            service_cidr: "10.96.0.0/16".to_owned(),
+            service_address: "10.96.0.1".parse().expect("address"),
+            client_ca: "pem".to_owned(),
+            front_proxy_ca: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_start_writes_only_what_changed() {
+        let memory = Memory::default();
+        ensure(&memory, &config("10.0.0.1:6443")).await.expect("bootstrap");
+        let writes = *memory.writes.lock();
+        assert!(writes > 40);
+        ensure(&memory, &config("10.0.0.1:6443")).await.expect("bootstrap");
+        assert_eq!(*memory.writes.lock(), writes);
+        ensure(&memory, &config("10.0.0.2:6443")).await.expect("bootstrap");
+        assert_eq!(*memory.writes.lock(), writes + 2, "Endpoints and EndpointSlice follow the address");
+        let slice = memory.get(&kinds::ENDPOINT_SLICE, "default", "kubernetes").await.expect("slice");
+        assert_eq!(slice["endpoints"][0]["addresses"][0], "10.0.0.2");
+    }
+
+    #[test]
+    fn every_group_that_is_served_is_listed() {
+        for kind in krate_api::kinds::ALL {
+            assert!(
+                SERVED.iter().any(|(g, v, ..)| *g == kind.group && *v == kind.version),
+                "{}",
+                kind.api_version()
+            );
+        }
+    }
+}
