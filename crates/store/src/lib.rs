@@ -13,7 +13,7 @@ pub mod types;
 
 pub use backend::{Backend, Progress, ProgressHandle, WatchBatch, WatchStream};
 pub use compactor::Compactor;
-pub use embedded::Embedded;
+pub use embedded::{Embedded, Options};
 pub use types::{
     Committed, CompareAndSet, Error, Expect, KeyRange, KeyValue, Limit, Op, Page, Result, Revision,
     WatchEvent,

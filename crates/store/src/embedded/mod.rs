@@ -52,6 +52,20 @@ impl Shared {
     }
 }
 
+/// What may be chosen when a store is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Bytes of memory that history may take beyond what lives. When it takes more, the oldest half is compacted
+    /// before its time.
+    pub history_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { history_bytes: 256 << 20 }
+    }
+}
+
 /// A store in a directory of this machine.
 pub struct Embedded {
     shared: Arc<Shared>,
@@ -65,16 +79,21 @@ impl Embedded {
     ///
     /// Fails with `Locked` when another process has it, `Format` when another version wrote it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, Options::default())
+    }
+
+    /// The same, with options.
+    pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Self> {
         let (lock, file) = directory::prepare(path.as_ref())?;
-        Self::start(Box::new(storage::InFile(file)), Some(lock))
+        Self::start(Box::new(storage::InFile(file)), Some(lock), options)
     }
 
     /// Opens a store on a storage of the caller's making, such as one in memory or one that fails on purpose.
     pub fn open_on(opener: impl Opener) -> Result<Self> {
-        Self::start(Box::new(opener), None)
+        Self::start(Box::new(opener), None, Options::default())
     }
 
-    fn start(opener: Box<dyn Opener>, lock: Option<directory::Lock>) -> Result<Self> {
+    fn start(opener: Box<dyn Opener>, lock: Option<directory::Lock>, options: Options) -> Result<Self> {
         let engine = Engine::open(&*opener, false).map_err(|failure| failure.error)?;
         let mut loader = Loader::new();
         let compacted = engine.load(|record| loader.take(record)).map_err(|failure| failure.error)?;
@@ -84,8 +103,15 @@ impl Embedded {
         let newest = watch::Sender::new(Some(state.newest));
         let shared = Arc::new(Shared { state: RwLock::new(state), newest });
         let (requests, queue) = mpsc::channel();
-        let writer =
-            Writer { shared: shared.clone(), opener, engine: Some(engine), live, forget, broken: None };
+        let writer = Writer {
+            shared: shared.clone(),
+            opener,
+            engine: Some(engine),
+            live,
+            forget,
+            broken: None,
+            history_bytes: options.history_bytes,
+        };
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || writer.run(queue))

@@ -35,6 +35,11 @@ impl Change {
         }
     }
 
+    /// Bytes that are in memory only because this change is remembered.
+    fn held(&self) -> u64 {
+        self.prev().map_or(0, |kv| (kv.value.len() + OVERHEAD) as u64)
+    }
+
     pub fn apply(&self, live: &mut Live) {
         match self {
             Change::Put { kv, .. } => live.insert(kv.key.clone(), kv.clone()),
@@ -72,10 +77,15 @@ pub struct State {
     pub live: Live,
     /// The change of revision `first + i` is at place `i`: every revision is exactly one change.
     log: VecDeque<Change>,
+    /// Bytes that the log holds beyond what lives.
+    held: u64,
     first: Revision,
     pub newest: Revision,
     compacted: Revision,
 }
+
+/// About what a value costs in memory besides its bytes.
+const OVERHEAD: usize = 200;
 
 /// How many events one look at the log takes at most, so that the lock is held shortly.
 const EVENTS_AT_ONCE: u64 = 1024;
@@ -84,6 +94,7 @@ impl State {
     /// Takes in changes that are durable; `live` is the content after them.
     pub fn publish(&mut self, changes: Vec<Change>, live: Live) {
         self.newest.0 += changes.len() as u64;
+        self.held += changes.iter().map(Change::held).sum::<u64>();
         self.log.extend(changes);
         self.live = live;
     }
@@ -109,6 +120,7 @@ impl State {
         let n = ((to.0 + 1).saturating_sub(self.first.0) as usize).min(self.log.len());
         let first = self.first.0;
         let gone: Vec<Change> = self.log.drain(..n).collect();
+        self.held -= gone.iter().map(Change::held).sum::<u64>();
         self.first.0 += n as u64;
         let mut forget: Vec<u64> = gone
             .iter()
@@ -117,6 +129,19 @@ impl State {
             .collect();
         forget.sort_unstable();
         (forget, gone)
+    }
+
+    /// Where to compact to when history holds more than `limit` bytes: so far that half of that is left.
+    pub fn overfull(&self, limit: u64) -> Option<Revision> {
+        if self.held <= limit {
+            return None;
+        }
+        let mut held = self.held;
+        let enough = self.log.iter().position(|change| {
+            held -= change.held();
+            held <= limit / 2
+        });
+        Some(Revision(self.first.0 + enough? as u64))
     }
 
     /// What a range read needs, taken under the lock: a snapshot, and for the past the keys that were otherwise.
@@ -253,7 +278,8 @@ impl Loader {
             let found = self.changes.len();
             return Err(Error::Corrupt(format!("{found} records from revision {first} to {newest}")));
         }
-        let log = self.changes.into_iter().map(|(_, change)| change).collect();
-        Ok((State { live: self.live, log, first, newest: Revision(newest), compacted }, forget))
+        let log: VecDeque<Change> = self.changes.into_iter().map(|(_, change)| change).collect();
+        let held = log.iter().map(Change::held).sum();
+        Ok((State { live: self.live, log, held, first, newest: Revision(newest), compacted }, forget))
     }
 }

@@ -40,6 +40,7 @@ pub struct Writer {
     /// Revisions whose records compaction has still to remove, greatest last.
     pub forget: Vec<u64>,
     pub broken: Option<Broken>,
+    pub history_bytes: u64,
 }
 
 pub struct Broken {
@@ -135,12 +136,18 @@ impl Writer {
 
     fn commit(&mut self, changes: Vec<Change>) -> Result<()> {
         self.write(&changes, None)?;
-        let newest = {
+        let (newest, overfull) = {
             let mut state = self.shared.state.write();
             state.publish(changes, self.live.clone());
-            state.newest
+            (state.newest, state.overfull(self.history_bytes))
         };
         self.shared.tell(newest);
+        if let Some(to) = overfull {
+            tracing::info!(%to, "history takes too much memory: compacting before its time");
+            if let Err(error) = self.compact(to) {
+                tracing::warn!(%error, "compaction failed");
+            }
+        }
         Ok(())
     }
 
