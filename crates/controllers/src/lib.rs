@@ -1,1 +1,79 @@
-//! See the architecture text.
+//! The controllers: each one brings a part of the cluster closer to what is asked, by reading informers and writing
+//! through the API. One module a controller; [`CONTROLLERS`] is their table.
+//!
+//! No controller calls another, and none keeps anything that it could not rebuild from the API: queues, expectations
+//! and the garbage collector's graph are gone with the process and made anew.
+
+mod context;
+mod deployment;
+mod discovery;
+mod endpoints;
+mod expectations;
+mod meta;
+mod namespace;
+mod node;
+mod pod_gc;
+mod replicaset;
+mod root_ca;
+mod serviceaccount;
+
+pub use context::{Config, Context, Error};
+
+use std::future::Future;
+use std::pin::Pin;
+
+use krate_client::{CancellationToken, Client, Informers};
+use tokio::task::JoinSet;
+
+type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A controller: upstream's name for it, and how it is run until the context's shutdown.
+pub struct Controller {
+    pub name: &'static str,
+    pub run: fn(Context) -> Running,
+}
+
+macro_rules! table {
+    ($($name:literal => $run:path,)*) => {
+        &[$(Controller { name: $name, run: |cx| Box::pin($run(cx)) },)*]
+    };
+}
+
+/// All controllers. To add one, add its module and its line.
+pub static CONTROLLERS: &[Controller] = table! {
+    "serviceaccount-controller" => serviceaccount::run,
+    "root-ca-certificate-publisher-controller" => root_ca::run,
+    "namespace-controller" => namespace::run,
+    "node-ipam-controller" => node::ipam::run,
+    "node-lifecycle-controller" => node::lifecycle::run,
+    "taint-eviction-controller" => node::eviction::run,
+    "replicaset-controller" => replicaset::run::<k8s_openapi::api::apps::v1::ReplicaSet>,
+    "replicationcontroller-controller" => replicaset::run::<k8s_openapi::api::core::v1::ReplicationController>,
+    "deployment-controller" => deployment::run,
+    "endpointslice-controller" => endpoints::slices::run,
+    "endpoints-controller" => endpoints::legacy::run,
+    "pod-garbage-collector-controller" => pod_gc::run,
+};
+
+/// Runs every controller until `shutdown`.
+///
+/// # Errors
+/// A controller has ended by a panic outside its reconciler, which is a bug.
+pub async fn run(
+    client: Client,
+    informers: Informers,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let context = Context::new(client, informers, config, shutdown);
+    let mut running = JoinSet::new();
+    for controller in CONTROLLERS {
+        running.spawn((controller.run)(context.clone()));
+    }
+    while let Some(ended) = running.join_next().await {
+        if let Err(error) = ended {
+            return Err(Error::Ended(error.to_string()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! What every controller is given.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use krate_client::{CancellationToken, Client, EventRecorder, Informers, Reconcile, WorkQueue};
+
+/// What the controllers are told at their start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The certificates that clients in pods trust, as PEM: what `kube-root-ca.crt` says in each namespace.
+    pub root_ca_pem: String,
+    /// Where nodes' pod ranges are cut from. None leaves it to somebody else.
+    pub cluster_cidr: Option<IpNet>,
+    /// How long a node's prefix is: 24 gives each 254 addresses.
+    pub node_cidr_prefix: u8,
+    /// A node that has been silent for so long is taken to be gone.
+    pub node_grace_period: Duration,
+    /// How many pods that have run to their end are kept.
+    pub terminated_pods: usize,
+}
+
+impl Default for Config {
+    /// Upstream's defaults, and the pod range that flannel and kubeadm's examples use.
+    fn default() -> Self {
+        Config {
+            root_ca_pem: String::new(),
+            cluster_cidr: "10.244.0.0/16".parse().ok(),
+            node_cidr_prefix: 24,
+            node_grace_period: Duration::from_secs(50),
+            terminated_pods: 12_500,
+        }
+    }
+}
+
+/// Clones share everything.
+#[derive(Clone)]
+pub struct Context {
+    pub client: Client,
+    pub informers: Informers,
+    pub config: Arc<Config>,
+    pub shutdown: CancellationToken,
+}
+
+impl Context {
+    pub fn new(client: Client, informers: Informers, config: Config, shutdown: CancellationToken) -> Self {
+        Context { client, informers, config: Arc::new(config), shutdown }
+    }
+
+    pub fn recorder(&self, component: &str) -> EventRecorder {
+        EventRecorder::new(self.client.clone(), component, "")
+    }
+
+    /// Works the queue off until shutdown.
+    pub async fn work<R: Reconcile>(
+        &self,
+        name: &'static str,
+        reconciler: R,
+        queue: WorkQueue<R::Key>,
+        workers: usize,
+    ) {
+        krate_client::run(name, Arc::new(reconciler), queue, workers, self.shutdown.clone()).await;
+    }
+
+    /// Waits until the informers have their first list; false if shutdown comes before.
+    pub async fn ready(&self, informers: impl Future<Output = ()>) -> bool {
+        tokio::select! {
+            () = self.shutdown.cancelled() => false,
+            () = informers => true,
+        }
+    }
+}
+
+/// Why a key could not be reconciled, or the controllers ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("a controller has ended: {0}")]
+    Ended(String),
+}
+
+impl Error {
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Error::Api(error) if krate_client::is_not_found(error))
+    }
+}
