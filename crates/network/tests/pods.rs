@@ -269,18 +269,13 @@ fn leases_of_before_the_machine_was_started_anew_are_free() {
         return;
     }
     let mut world = World::new();
-    for sandbox in ["one", "two"] {
-        world.pod(
-            sandbox,
-            &[HostPort { protocol: Protocol::Tcp, host_ip: None, host_port: 80, pod_port: 80 }],
-        );
-        world.with(async |network| network.detach("one").await.unwrap());
-    }
-    assert!(world.state.path().join("network/leases/two").exists());
+    let port = [HostPort { protocol: Protocol::Tcp, host_ip: None, host_port: 80, pod_port: 80 }];
+    let _one = world.pod("one", &port);
+    assert!(world.state.path().join("network/leases/one").exists());
     world.node = World::new().node;
-    world.with(async |network| assert_eq!(network.lease("two"), None));
-    assert!(!world.state.path().join("network/leases/two").exists());
-    world.pod("three", &[HostPort { protocol: Protocol::Tcp, host_ip: None, host_port: 80, pod_port: 80 }]);
+    world.with(async |network| assert_eq!(network.lease("one"), None));
+    assert!(!world.state.path().join("network/leases/one").exists());
+    world.pod("two", &port);
 }
 
 #[test]

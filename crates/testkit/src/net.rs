@@ -1,16 +1,18 @@
 //! A wire between hosts.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth};
 
+use crate::eventually;
 use crate::namespace::{Namespace, index_of};
 
 const BRIDGE: &str = "br0";
@@ -81,8 +83,19 @@ impl Net {
             address.message_mut().header.flags |= AddressHeaderFlags::Nodad;
             address.execute().await.map_err(io::Error::other)
         })?;
+        // In IPv6, an address becomes usable when the kernel has noticed that the wire is connected.
+        host.run(|| {
+            eventually("a host reaches itself", Duration::from_secs(10), || reaches_itself(address).ok())
+        });
         Ok(address)
     }
+}
+
+fn reaches_itself(address: IpAddr) -> io::Result<()> {
+    let socket = UdpSocket::bind((address, 0))?;
+    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    socket.send_to(b"?", socket.local_addr()?)?;
+    socket.recv(&mut [0]).map(drop)
 }
 
 fn nth(range: IpNet, n: u32) -> io::Result<IpAddr> {
