@@ -22,7 +22,8 @@ use std::net::SocketAddr;
 /// What the server must be told.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where it listens, by UDP and TCP.
+    /// Where it listens, by UDP and TCP. An address of the machine's own rather than 0.0.0.0, where there is more than
+    /// one: answers must come from the address that was asked.
     pub listen: Vec<SocketAddr>,
     /// `cluster.local`, unless the cluster says otherwise.
     pub cluster_domain: String,
