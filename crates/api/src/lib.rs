@@ -7,6 +7,7 @@ pub mod field;
 pub mod json;
 pub mod kind;
 pub mod kinds;
+pub mod managed;
 pub mod meta;
 pub mod names;
 pub mod patch;

@@ -98,7 +98,7 @@ pub fn merge(document: &mut Value, patch: Value) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(PatchError::TooManyOperations(10_001).status().code(), 413);
     }
 
-    pub(super) fn any_value() -> impl Strategy<Value = Value> {
+    pub(crate) fn any_value() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),

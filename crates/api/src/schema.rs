@@ -9,9 +9,11 @@ use std::sync::LazyLock;
 
 use crate::kind::Gvk;
 
+mod canonical;
 mod strict;
 mod table;
 
+pub use canonical::canonicalize;
 pub use strict::{Checked, check, unknown_fields};
 
 /// A text of the embedded table, or one that a custom resource brought.

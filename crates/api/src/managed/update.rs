@@ -1,0 +1,259 @@
+//! The two ways by which managers come to own fields: changing them, and applying them.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::entries::{Entry, Key, ManagedFields, Operation};
+use super::set::FieldSet;
+use super::typed::{self, Comparison};
+use super::{BEFORE_FIRST_APPLY, Conflict, ManagedError, entry_time};
+use crate::schema::{self, TypeRef};
+
+/// What is the same for both ways: who writes what, when.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The field manager; empty for a caller that gave none.
+    pub manager: &'a str,
+    /// The version of the object, as `apps/v1`.
+    pub api_version: &'a str,
+    /// Empty for the object itself.
+    pub subresource: &'a str,
+    pub now: Timestamp,
+    pub schema: TypeRef<'a>,
+    /// Fields that this endpoint resets, so that nobody comes to own them through it: `status` for an object with a
+    /// status subresource, `spec` for the subresource.
+    pub reset: &'a [&'a [&'a str]],
+}
+
+/// Fields that no one owns.
+const STRIPPED: &[&[&str]] = &[
+    &["apiVersion"],
+    &["kind"],
+    &["metadata"],
+    &["metadata", "name"],
+    &["metadata", "namespace"],
+    &["metadata", "creationTimestamp"],
+    &["metadata", "selfLink"],
+    &["metadata", "uid"],
+    &["metadata", "clusterName"],
+    &["metadata", "generation"],
+    &["metadata", "managedFields"],
+    &["metadata", "resourceVersion"],
+];
+
+/// Tracks what a create (`live` is none), update or patch changed: `new` gets the managed fields that it is to be
+/// stored with. What the caller wrote into its managed fields is heeded, as upstream does.
+pub fn on_update(live: Option<&Value>, new: &mut Value, request: Request<'_>) {
+    let managed = ManagedFields::of_write(live, new, request.subresource);
+    super::strip(new);
+    // An object that was stored without managed fields is not tracked until it is applied.
+    if live.is_some() && managed.0.is_empty() {
+        return;
+    }
+    let managed = track(live, new, managed, &request);
+    managed.write(new);
+}
+
+/// An object before it was created, as upstream sees it: what Go holds by value is there.
+fn nothing(t: TypeRef<'_>) -> Value {
+    let mut value = json!({});
+    schema::canonicalize(&mut value, t);
+    value
+}
+
+fn without_managed_fields(object: &Value) -> Value {
+    let mut out = object.clone();
+    super::strip(&mut out);
+    out
+}
+
+fn track(
+    live: Option<&Value>,
+    new: &Value,
+    mut managed: ManagedFields,
+    request: &Request<'_>,
+) -> ManagedFields {
+    let live = live.map_or_else(|| nothing(request.schema), without_managed_fields);
+    let compared = typed::compare(&live, new, request.schema).without(&FieldSet::of_fields(request.reset));
+    take_away(&mut managed, None, &compared);
+    let changed = compared.modified.union(&compared.added).difference(&FieldSet::of_fields(STRIPPED));
+    if !changed.is_empty() {
+        let key = Key::new(request.manager, Operation::Update, request.subresource, request.api_version);
+        let entry = managed.0.entry(key).or_insert_with(|| Entry {
+            set: FieldSet::new(),
+            api_version: request.api_version.to_owned(),
+            time: None,
+        });
+        entry.set.extend(&changed);
+        entry.time = Some(entry_time(request.now));
+    }
+    managed.cap();
+    managed
+}
+
+/// Takes what changed from those who owned it, and what is gone from everybody.
+fn take_away(managed: &mut ManagedFields, except: Option<&Key>, compared: &Comparison) {
+    let taken = compared.modified.union(&compared.added);
+    for (key, entry) in &mut managed.0 {
+        if except == Some(key) {
+            continue;
+        }
+        entry.set = entry.set.difference(&taken).difference(&compared.removed);
+    }
+    managed.drop_empty();
+}
+
+/// Applies what a manager wants: the object that results, with its managed fields, or who is in the way.
+///
+/// `live` is none for an object that is to be created. The result is `live` itself, managed fields and all, where
+/// nothing changes but times.
+///
+/// # Errors
+/// Conflicts (unless `force`), an applied object that is not of its type or brings managed fields of its own.
+pub fn apply(
+    live: Option<&Value>,
+    applied: &Value,
+    request: Request<'_>,
+    force: bool,
+) -> Result<Value, ManagedError> {
+    let given = applied["apiVersion"].as_str().unwrap_or_default();
+    if given != request.api_version {
+        return Err(ManagedError::Version {
+            given: given.to_owned(),
+            expected: request.api_version.to_owned(),
+        });
+    }
+    if !applied["metadata"]["managedFields"].is_null() {
+        return Err(ManagedError::ManagedFieldsGiven);
+    }
+    typed::validate(applied, request.schema).map_err(|e| ManagedError::Typed {
+        what: "failed to create typed patch object",
+        object: described(applied),
+        fault: e.0,
+    })?;
+    let mut managed = live.and_then(ManagedFields::read).unwrap_or_default();
+    if let (Some(live), true) = (live, managed.0.is_empty()) {
+        // What was there before anybody was tracked belongs to somebody of its own.
+        let before = Request { manager: BEFORE_FIRST_APPLY, subresource: "", ..request };
+        managed = track(None, &without_managed_fields(live), managed, &before);
+    }
+    match apply_once(live, applied, &request, managed.clone(), force) {
+        Err(ManagedError::Conflicts(conflicts)) if request.manager == "kubectl" => {
+            // Fields that kubectl set by client-side apply are its own already.
+            let own = live.map(|l| last_applied(l, request.schema)).unwrap_or_default().paths();
+            let left: Vec<Conflict> = conflicts.into_iter().filter(|c| !own.contains(&c.path)).collect();
+            if left.is_empty() {
+                apply_once(live, applied, &request, managed, true)
+            } else {
+                Err(ManagedError::Conflicts(left))
+            }
+        }
+        other => other,
+    }
+}
+
+/// `namespace/name; group/version, Kind=KIND`.
+fn described(object: &Value) -> String {
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let meta = &object["metadata"];
+    let (namespace, name) = (text(&meta["namespace"]), text(&meta["name"]));
+    let api_version = text(&object["apiVersion"]);
+    let slash = if api_version.contains('/') { "" } else { "/" };
+    format!("{namespace}/{name}; {slash}{api_version}, Kind={}", text(&object["kind"]))
+}
+
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+fn last_applied(live: &Value, t: TypeRef<'_>) -> FieldSet {
+    let text = live["metadata"]["annotations"][LAST_APPLIED].as_str().unwrap_or_default();
+    serde_json::from_str(text).map(|v: Value| typed::field_set(&v, t)).unwrap_or_default()
+}
+
+fn apply_once(
+    live: Option<&Value>,
+    applied: &Value,
+    request: &Request<'_>,
+    mut managed: ManagedFields,
+    force: bool,
+) -> Result<Value, ManagedError> {
+    let t = request.schema;
+    let old = live.map_or_else(|| nothing(t), without_managed_fields);
+    let merged = typed::merge(&old, applied, t);
+    let key = Key::new(request.manager, Operation::Apply, request.subresource, request.api_version);
+    let before = managed.0.remove(&key);
+    let ignored = FieldSet::of_fields(request.reset);
+    let wanted = typed::field_set(applied, t)
+        .recursive_difference(&ignored)
+        .difference(&FieldSet::of_fields(STRIPPED));
+    let time = Some(entry_time(request.now));
+    let entry = Entry { set: wanted, api_version: request.api_version.to_owned(), time };
+    managed.0.insert(key.clone(), entry);
+    let pruned = match &before {
+        Some(last) if !last.set.is_empty() => prune(&merged, &managed, &last.set, t),
+        _ => merged,
+    };
+    let compared = typed::compare(&old, &pruned, t).without(&ignored);
+    let changed = compared.modified.union(&compared.added);
+    if !force {
+        let conflicts = conflicts(&managed, &key, &changed);
+        if !conflicts.is_empty() {
+            return Err(ManagedError::Conflicts(conflicts));
+        }
+    }
+    take_away(&mut managed, Some(&key), &compared);
+    managed.drop_empty();
+    // Where neither the object nor anybody's fields change, what is there stays as it is.
+    if let (Some(live), true) = (live, compared.is_same()) {
+        let there = ManagedFields::read(live).unwrap_or_default();
+        if same_sets(&there, &managed) {
+            return Ok(live.clone());
+        }
+    }
+    let mut out = pruned;
+    if request.manager == "kubectl" {
+        renew_last_applied(&mut out, applied);
+    }
+    managed.write(&mut out);
+    Ok(out)
+}
+
+fn same_sets(a: &ManagedFields, b: &ManagedFields) -> bool {
+    let sets = |m: &ManagedFields| -> BTreeMap<Key, (FieldSet, String)> {
+        m.0.iter().map(|(k, e)| (k.clone(), (e.set.clone(), e.api_version.clone()))).collect()
+    };
+    sets(a) == sets(b)
+}
+
+/// kubectl keeps the annotation of its client-side apply where it was.
+fn renew_last_applied(object: &mut Value, applied: &Value) {
+    if let Some(annotation) =
+        object.pointer_mut("/metadata/annotations").and_then(|a| a.get_mut(LAST_APPLIED))
+    {
+        *annotation = Value::from(format!("{applied}\n"));
+    }
+}
+
+fn conflicts(managed: &ManagedFields, own: &Key, changed: &FieldSet) -> Vec<Conflict> {
+    let of = |(key, entry): (&Key, &Entry)| -> Vec<Conflict> {
+        let manager = key.shown(&entry.api_version);
+        let paths = entry.set.intersection(changed).paths();
+        paths.into_iter().map(|path| Conflict { manager: manager.clone(), path }).collect()
+    };
+    managed.0.iter().filter(|(key, _)| *key != own).flat_map(of).collect()
+}
+
+/// Takes away what the manager applied before and does not want any more, unless another manager does.
+fn prune(merged: &Value, managed: &ManagedFields, last: &FieldSet, t: TypeRef<'_>) -> Value {
+    let named = |set: &FieldSet| typed::with_named_fields(set, t);
+    let pruned = typed::remove(merged, &named(last), t);
+    let owned = managed.0.values().fold(FieldSet::new(), |all, entry| all.union(&entry.set));
+    // What others own comes back.
+    let all = named(&typed::field_set(merged, t));
+    let kept = named(&typed::field_set(&pruned, t)).union(&named(&owned));
+    let pruned = typed::remove(merged, &all.difference(&kept), t);
+    // What was never this manager's comes back.
+    let kept = named(&typed::field_set(&pruned, t));
+    typed::remove(merged, &all.difference(&kept).intersection(&named(last)), t)
+}
