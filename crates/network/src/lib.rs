@@ -28,6 +28,8 @@ pub enum Error {
     Exhausted(ipnet::Ipv4Net),
     #[error("{0} is no range for pods: it needs room for a gateway and pods, a prefix of 8 to 29 bits")]
     BadRange(ipnet::Ipv4Net),
+    #[error("{range} is in use on this machine: {taken} is behind the interface {by}; choose another range")]
+    Taken { range: ipnet::Ipv4Net, taken: ipnet::Ipv4Net, by: String },
     #[error("{0:?} is no name of an instance: it needs 1 to 8 lower-case letters and digits")]
     BadInstance(String),
     #[error("{0:?} is no id of a sandbox: it would not be a file's name")]

@@ -143,6 +143,37 @@ pub(crate) async fn plug(handle: &Handle, netns: &Path, wire: &Wire<'_>) -> Resu
     handle.route().add(route).replace().execute().await.map_err(cannot(format!("route {address} to {name}")))
 }
 
+/// A route within `range` that leads to an interface for which `is_ours` does not speak: where, and which interface.
+pub(crate) async fn claim_on(
+    handle: &Handle,
+    range: Ipv4Net,
+    is_ours: impl Fn(&str) -> bool,
+) -> Result<Option<(Ipv4Net, String)>> {
+    let links: Vec<_> =
+        handle.link().get().execute().try_collect().await.map_err(cannot("list interfaces"))?;
+    let names: BTreeMap<u32, String> = links
+        .into_iter()
+        .filter_map(|link| {
+            let name = link.attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            });
+            Some((link.header.index, name?))
+        })
+        .collect();
+    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let routes = handle.route().get(all).execute();
+    let routes: Vec<_> = routes.try_collect().await.map_err(cannot("list routes"))?;
+    Ok(routes.iter().find_map(|route| {
+        let to = destination(route).filter(|to| range.contains(to))?;
+        let by = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => names.get(index),
+            _ => None,
+        })?;
+        (!is_ours(by)).then(|| (to, by.clone()))
+    }))
+}
+
 /// Marks routes to the pods of other nodes as made here: a number that no routing daemon is known to use.
 const OURS: RouteProtocol = RouteProtocol::Other(0x6b);
 
@@ -181,17 +212,21 @@ pub(crate) async fn set_routes(
 
 /// Where a route leads, and by way of whom.
 fn way(route: &RouteMessage) -> Option<(Ipv4Net, Ipv4Addr)> {
-    let (mut range, mut gateway) = (None, None);
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                range = Ipv4Net::new(*address, route.header.destination_prefix_length).ok();
-            }
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
-            _ => {}
+    let gateway = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    });
+    Some((destination(route)?, gateway?))
+}
+
+/// Where a route leads; None for the default route.
+fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+            Ipv4Net::new(*address, route.header.destination_prefix_length).ok()
         }
-    }
-    Some((range?, gateway?))
+        _ => None,
+    })
 }
 
 /// Removes an interface, and with it its other end and its routes. One that is not there is no error.

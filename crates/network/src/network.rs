@@ -50,7 +50,7 @@ impl PodNetwork {
     /// Makes the network, or takes over what a process before this one made.
     ///
     /// # Errors
-    /// When the range or the instance's name cannot be, when the process may not change the network, or when
+    /// When the range or the instance's name cannot be, when another network of this machine has a part of the range, when the process may not change the network, or when
     /// forwarding of packets is off and cannot be turned on.
     pub async fn new(config: Config) -> Result<Self> {
         check(&config.instance)?;
@@ -62,6 +62,7 @@ impl PodNetwork {
         forward_packets()?;
         let (handle, connection) = link::connect()?;
         let network = Self { handle, connection, leases: Mutex::new(leases), config };
+        network.check_ranges().await?;
         let at = Ipv4Net::new(network.gateway(), network.config.pod_cidr.prefix_len())
             .expect("the prefix is that of a network");
         let (anchor, services) = (anchor(&network.config.instance), network.config.service_cidr);
@@ -69,6 +70,18 @@ impl PodNetwork {
         network.free_leases_without_wire().await?;
         network.renew_rules()?;
         Ok(network)
+    }
+
+    /// Two networks of one range would take each other's routes away.
+    async fn check_ranges(&self) -> Result<()> {
+        let (anchor, prefix) = (anchor(&self.config.instance), interface_prefix(&self.config.instance));
+        for range in [Some(self.config.pod_cidr), self.config.service_cidr].into_iter().flatten() {
+            let is_ours = |name: &str| name == anchor || name.starts_with(&prefix);
+            if let Some((taken, by)) = link::claim_on(&self.handle, range, is_ours).await? {
+                return Err(Error::Taken { range, taken, by });
+            }
+        }
+        Ok(())
     }
 
     /// A sandbox's end on the node goes with its network namespace: a lease without one is that of a sandbox that is

@@ -308,6 +308,38 @@ fn two_networks_of_one_machine_do_not_meddle() {
 }
 
 #[test]
+fn a_range_that_another_network_of_the_machine_has_is_refused() {
+    if !available() {
+        return;
+    }
+    let world = World::new();
+    world.pod("one", &[]);
+    world.node.block_on(async || {
+        let neighbour = |pods: &str, services: Option<&str>| Config {
+            instance: "test2".into(),
+            pod_cidr: pods.parse().unwrap(),
+            service_cidr: services.map(|range| range.parse().unwrap()),
+            state_dir: world.state.path().join("neighbour"),
+            ..config(world.state.path())
+        };
+        let cases = [
+            (neighbour("10.244.3.0/24", None), "kr-test1"),
+            (neighbour("10.244.0.0/16", None), "kr-test1"),
+            (neighbour("10.245.0.0/24", Some("10.96.0.0/16")), "kr-test1"),
+            (neighbour("10.200.0.0/24", None), "eth0"),
+        ];
+        for (config, interface) in cases {
+            match PodNetwork::new(config).await {
+                Err(Error::Taken { by, .. }) => assert_eq!(by, interface),
+                other => panic!("{interface}: {:?}", other.map(drop)),
+            }
+        }
+        PodNetwork::new(neighbour("10.245.0.0/24", Some("10.97.0.0/16"))).await.unwrap();
+        PodNetwork::new(config(world.state.path())).await.unwrap();
+    });
+}
+
+#[test]
 fn names_and_ranges_that_cannot_be_are_refused() {
     if !available() {
         return;

@@ -85,7 +85,7 @@ impl Net {
         })?;
         // In IPv6, an address becomes usable when the kernel has noticed that the wire is connected.
         host.run(|| {
-            eventually("a host reaches itself", Duration::from_secs(10), || reaches_itself(address).ok())
+            eventually("a host reaches itself", Duration::from_secs(10), || reaches_itself(address).ok());
         });
         Ok(address)
     }
