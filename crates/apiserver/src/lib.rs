@@ -3,9 +3,26 @@
 //!
 //! It alone writes to the store. It never calls a controller, and knows nothing of how a pod is run.
 
+pub mod admission;
+pub mod auth;
 pub mod bootstrap;
 pub mod discovery;
+mod http;
+mod impersonate;
+pub mod kinds;
+pub mod listen;
 pub mod node_authorizer;
+mod path;
+mod proxy;
 pub mod rbac;
 pub mod registry;
+mod request;
 pub mod reviews;
+mod routes;
+pub mod server;
+mod service;
+mod storage;
+
+pub use auth::User;
+pub use server::{Config, Server, StartError};
+pub use service::Service;

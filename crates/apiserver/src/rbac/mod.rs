@@ -3,6 +3,7 @@
 //! The policy is held compiled, by subject, and changed object by object as roles and bindings change; a question looks
 //! only at the bindings of those who ask.
 
+mod ensure;
 mod policy;
 mod rules;
 
@@ -13,6 +14,7 @@ use k8s_openapi::api::rbac::v1::{
 };
 use parking_lot::RwLock;
 
+pub use ensure::ensure;
 pub use policy::{Bootstrap, bootstrap};
 pub use rules::{Ask, Target, covers, matches};
 

@@ -17,8 +17,8 @@ pub trait Object: Any + Send + Sync {
     /// The object as it is stored and, its resourceVersion added, sent.
     fn to_json(&self) -> Vec<u8>;
     fn boxed_clone(&self) -> Box<dyn Object>;
-    fn as_any(&self) -> &dyn Any;
-    fn as_any_mut(&mut self) -> &mut dyn Any;
+    fn as_any(&self) -> &(dyn Any + Send + Sync);
+    fn as_any_mut(&mut self) -> &mut (dyn Any + Send + Sync);
 }
 
 impl<S: Strategy + k8s_openapi::Resource> Object for S {
@@ -38,11 +38,11 @@ impl<S: Strategy + k8s_openapi::Resource> Object for S {
         Box::new(self.clone())
     }
 
-    fn as_any(&self) -> &dyn Any {
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
         self
     }
 
-    fn as_any_mut(&mut self) -> &mut dyn Any {
+    fn as_any_mut(&mut self) -> &mut (dyn Any + Send + Sync) {
         self
     }
 }
@@ -78,6 +78,8 @@ pub trait Registry: Send + Sync + 'static {
     fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors);
     fn warnings(&self, object: &dyn Object, old: Option<&dyn Object>) -> Vec<String>;
     fn selectable(&self, object: &dyn Object) -> Selectable;
+    /// The fields that a field selector may name.
+    fn selectable_names(&self) -> Vec<&'static str>;
     /// The column definitions of its table.
     fn columns(&self) -> Value;
     /// The cells of its row.
@@ -162,6 +164,13 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
 
     fn selectable(&self, object: &dyn Object) -> Selectable {
         typed::<S>(object).selectable()
+    }
+
+    fn selectable_names(&self) -> Vec<&'static str> {
+        // An object without anything has the fields nevertheless.
+        let empty = serde_json::from_slice::<S>(b"{\"metadata\":{}}");
+        let names = empty.map(|object| object.selectable()).unwrap_or_default();
+        names.into_iter().map(|(name, _)| name).chain(["metadata.name", "metadata.namespace"]).collect()
     }
 
     fn columns(&self) -> Value {

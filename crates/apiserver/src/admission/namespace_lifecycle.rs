@@ -1,0 +1,86 @@
+//! NamespaceLifecycle: nothing is made in a namespace that is not there or is going, and some namespaces never go.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause;
+use krate_api::{StatusError, kinds};
+use krate_store::cache::Freshness;
+
+use super::{Admit, Attributes, Operation};
+use crate::kinds::Kinds;
+use crate::registry::erased::Object;
+
+const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
+
+pub struct NamespaceLifecycle {
+    kinds: Arc<Kinds>,
+}
+
+impl NamespaceLifecycle {
+    pub fn new(kinds: Arc<Kinds>) -> Self {
+        NamespaceLifecycle { kinds }
+    }
+
+    /// The phase of a namespace; `None` if it is not there.
+    async fn phase(&self, name: &str) -> Result<Option<String>, StatusError> {
+        let Some(storage) = self.kinds.of("", "namespaces") else { return Ok(None) };
+        for freshness in [Freshness::Any, Freshness::Latest] {
+            let found = storage.cache.get("", name, freshness).await.map_err(crate::storage::refused)?;
+            if let Some(cached) = found {
+                let object = storage.decode(&cached.value, cached.revision)?.object;
+                let phase = object.is::<Namespace>().and_then(|ns| ns.status.as_ref()?.phase.clone());
+                let going = object.meta().deletion_timestamp.is_some();
+                return Ok(Some(if going { "Terminating".to_owned() } else { phase.unwrap_or_default() }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[async_trait]
+impl Admit for NamespaceLifecycle {
+    async fn mutate(
+        &self,
+        attributes: &Attributes,
+        _object: &mut dyn Object,
+        _old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        let reviews = attributes.kind.gvk() == kinds::LOCAL_SUBJECT_ACCESS_REVIEW.gvk();
+        if !attributes.kind.is_namespaced() || reviews || attributes.operation == Operation::Delete {
+            return Ok(());
+        }
+        let Some(phase) = self.phase(&attributes.namespace).await? else {
+            return Err(StatusError::not_found("", "namespaces", &attributes.namespace));
+        };
+        if attributes.operation == Operation::Create && phase == "Terminating" {
+            let mut refused = attributes.forbidden(format!(
+                "unable to create new content in namespace {} because it is being terminated",
+                attributes.namespace
+            ));
+            if let Some(details) = &mut refused.0.details {
+                details.causes = Some(vec![StatusCause {
+                    reason: Some("NamespaceTerminating".to_owned()),
+                    message: Some(format!("namespace {} is being terminated", attributes.namespace)),
+                    field: Some("metadata.namespace".to_owned()),
+                }]);
+            }
+            return Err(refused);
+        }
+        Ok(())
+    }
+
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        _object: Option<&dyn Object>,
+        _old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        let deletes = attributes.operation == Operation::Delete && attributes.is(&kinds::NAMESPACE);
+        if deletes && IMMORTAL.contains(&attributes.name.as_str()) {
+            return Err(attributes.forbidden("this namespace may not be deleted"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! DefaultTolerationSeconds and TaintNodesByCondition: pods bear a node that is away for five minutes, and a node is new
+//! until it says that it is ready.
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use krate_api::{StatusError, kinds};
+
+use super::{Admit, Attributes, Operation};
+use crate::registry::erased::Object;
+
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+const SECONDS: i64 = 300;
+
+pub struct DefaultTolerationSeconds;
+
+#[async_trait]
+impl Admit for DefaultTolerationSeconds {
+    async fn mutate(
+        &self,
+        attributes: &Attributes,
+        object: &mut dyn Object,
+        _old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if !attributes.is(&kinds::POD) {
+            return Ok(());
+        }
+        let Some(pod) = object.is_mut::<Pod>() else { return Ok(()) };
+        let tolerations = pod.spec.get_or_insert_default().tolerations.get_or_insert_default();
+        for key in [NOT_READY, UNREACHABLE] {
+            let tolerated = tolerations.iter().any(|t| {
+                let matches_key = t.key.as_deref().is_none_or(|k| k.is_empty() || k == key);
+                let matches_effect = t.effect.as_deref().is_none_or(|e| e.is_empty() || e == "NoExecute");
+                matches_key && matches_effect
+            });
+            if !tolerated {
+                tolerations.push(Toleration {
+                    key: Some(key.to_owned()),
+                    operator: Some("Exists".to_owned()),
+                    effect: Some("NoExecute".to_owned()),
+                    toleration_seconds: Some(SECONDS),
+                    value: None,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+pub struct TaintNodesByCondition;
+
+#[async_trait]
+impl Admit for TaintNodesByCondition {
+    async fn mutate(
+        &self,
+        attributes: &Attributes,
+        object: &mut dyn Object,
+        _old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if !attributes.is(&kinds::NODE) || attributes.operation != Operation::Create {
+            return Ok(());
+        }
+        let Some(node) = object.is_mut::<Node>() else { return Ok(()) };
+        let taints = node.spec.get_or_insert_default().taints.get_or_insert_default();
+        if !taints.iter().any(|t| t.key == NOT_READY && t.effect == "NoSchedule") {
+            taints.push(Taint {
+                key: NOT_READY.to_owned(),
+                effect: "NoSchedule".to_owned(),
+                ..Taint::default()
+            });
+        }
+        Ok(())
+    }
+}

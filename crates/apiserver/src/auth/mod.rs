@@ -1,0 +1,54 @@
+//! Who asks, and whether he may.
+
+mod authenticate;
+mod authorize;
+mod token;
+
+pub use authenticate::{Authenticator, Unauthorized};
+pub use authorize::{Authorizer, forbidden};
+pub use token::{Binding as TokenBinding, Bound, ISSUER, Signer};
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::authentication::v1::UserInfo;
+
+pub const AUTHENTICATED: &str = "system:authenticated";
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+pub const MASTERS: &str = "system:masters";
+pub const ANONYMOUS: &str = "system:anonymous";
+
+/// Who asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// A user that has proved who he is.
+    pub fn authenticated(name: &str, groups: &[&str]) -> Self {
+        let groups = groups.iter().copied().chain([AUTHENTICATED]).map(str::to_owned).collect();
+        User { name: name.to_owned(), groups, ..User::default() }
+    }
+
+    pub fn anonymous() -> Self {
+        User { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..User::default() }
+    }
+
+    pub fn is_master(&self) -> bool {
+        self.groups.iter().any(|group| group == MASTERS)
+    }
+
+    /// As the API tells it.
+    pub fn info(&self) -> UserInfo {
+        let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+        UserInfo {
+            username: some(&self.name),
+            uid: some(&self.uid),
+            groups: Some(self.groups.clone()),
+            extra: (!self.extra.is_empty()).then(|| self.extra.clone()),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Bodies and replies, and in which form a client wants them.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures::Stream;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use krate_api::{Reason, StatusError};
+use serde_json::Value;
+
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of a request or a reply.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+pub type Reply = Response<Body>;
+
+/// The largest body of a request in bytes, as upstream.
+const MAX_BODY: usize = 3 * 1024 * 1024;
+
+const JSON: &str = "application/json";
+const YAML: &str = "application/yaml";
+
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+pub fn stream(chunks: impl Stream<Item = Bytes> + Send + 'static) -> Body {
+    use futures::StreamExt as _;
+    StreamBody::new(chunks.map(|chunk| Ok(Frame::data(chunk)))).boxed_unsync()
+}
+
+/// Reads a whole body.
+///
+/// # Errors
+/// It is too large, or breaks off.
+pub async fn read<B>(body: B) -> Result<Bytes, StatusError>
+where
+    B: http_body::Body<Data = Bytes> + Send,
+    B::Error: Into<BoxError>,
+{
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(StatusError::new(Reason::RequestEntityTooLarge, format!("limit is {MAX_BODY}")))
+        }
+        Err(error) => Err(StatusError::bad_request(error.to_string())),
+    }
+}
+
+/// What the client wants an object turned into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    Object,
+    Table,
+    /// `PartialObjectMetadata`, and of lists `PartialObjectMetadataList`.
+    Metadata,
+}
+
+/// What the client accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub shape: Shape,
+    pub yaml: bool,
+    pub pretty: bool,
+}
+
+impl Wanted {
+    /// Reads `Accept` by the first form in it that is served.
+    ///
+    /// # Errors
+    /// None of them is: 406.
+    pub fn of(headers: &HeaderMap, pretty: bool) -> Result<Self, StatusError> {
+        let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        if accept.trim().is_empty() {
+            return Ok(Wanted { shape: Shape::Object, yaml: false, pretty });
+        }
+        accept.split(',').find_map(|form| Self::of_form(form, pretty)).ok_or_else(|| {
+            StatusError::new(
+                Reason::NotAcceptable,
+                "only the following media types are accepted: application/json, application/yaml, \
+                 application/vnd.kubernetes.protobuf",
+            )
+        })
+    }
+
+    fn of_form(form: &str, pretty: bool) -> Option<Self> {
+        let mut parts = form.split(';').map(str::trim);
+        let yaml = match parts.next()? {
+            JSON | "*/*" | "application/*" => false,
+            YAML => true,
+            _ => return None,
+        };
+        let mut shape = Shape::Object;
+        for (key, value) in parts.filter_map(|p| p.split_once('=')) {
+            shape = match (key, value) {
+                ("as", "Table") => Shape::Table,
+                ("as", "PartialObjectMetadata" | "PartialObjectMetadataList") => Shape::Metadata,
+                ("as", _) => return None,
+                ("g", group) if group != "meta.k8s.io" => return None,
+                ("v", version) if !matches!(version, "v1" | "v1beta1") => return None,
+                _ => shape,
+            };
+        }
+        Some(Wanted { shape, yaml, pretty })
+    }
+}
+
+/// The media type that a body says to have, without its parameters.
+pub fn media_type(headers: &HeaderMap) -> &str {
+    let header = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    header.split(';').next().unwrap_or_default().trim()
+}
+
+/// The body of a request as JSON.
+///
+/// # Errors
+/// Its form is not known (415), or it is not what it says to be (400).
+pub fn to_json(headers: &HeaderMap, body: Bytes) -> Result<Bytes, StatusError> {
+    match media_type(headers) {
+        "" | JSON => Ok(body),
+        YAML | "application/x-yaml" | "text/yaml" => {
+            let value: Value = serde_yaml_ng::from_slice(&body).map_err(|error| {
+                StatusError::bad_request(format!("error converting YAML to JSON: yaml: {error}"))
+            })?;
+            Ok(serde_json::to_vec(&value).map_err(StatusError::internal)?.into())
+        }
+        other => Err(StatusError::new(
+            Reason::UnsupportedMediaType,
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json, application/yaml, application/vnd.kubernetes.protobuf (got {other})"
+            ),
+        )),
+    }
+}
+
+pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(full(body));
+    *reply.status_mut() = code;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+/// JSON as the client wants to see it.
+pub fn json(code: StatusCode, wanted: Wanted, json: Bytes) -> Reply {
+    let value = || serde_json::from_slice::<Value>(&json).unwrap_or_default();
+    if wanted.yaml {
+        reply(code, YAML, serde_yaml_ng::to_string(&value()).unwrap_or_default())
+    } else if wanted.pretty {
+        reply(code, JSON, serde_json::to_vec_pretty(&value()).unwrap_or_default())
+    } else {
+        reply(code, JSON, json)
+    }
+}
+
+/// A refusal as it is sent.
+pub fn refusal(error: &StatusError) -> Reply {
+    let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut out = reply(code, JSON, error.to_json());
+    if let Some(seconds) = error.0.details.as_ref().and_then(|d| d.retry_after_seconds) {
+        out.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    out
+}
+
+/// Adds warnings as `Warning: 299` headers (KEP-1693).
+pub fn warn(reply: &mut Reply, warnings: &[String]) {
+    for warning in warnings {
+        let text: String = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+            reply.headers_mut().append(HeaderName::from_static("warning"), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accept(text: &'static str) -> Result<Wanted, StatusError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(text));
+        Wanted::of(&headers, false)
+    }
+
+    #[test]
+    fn the_first_form_that_is_served_is_taken() {
+        let table = accept("application/json;as=Table;v=v1;g=meta.k8s.io,application/json");
+        assert_eq!(table.expect("served").shape, Shape::Table);
+        let odd = accept("application/json;as=Odd;v=v1;g=meta.k8s.io,application/json");
+        assert_eq!(odd.expect("served").shape, Shape::Object);
+        assert!(accept("application/yaml").expect("served").yaml);
+        assert_eq!(accept("text/html").expect_err("not served").code(), 406);
+    }
+}

@@ -1,0 +1,107 @@
+//! Impersonation: who may, acts as somebody else (`Impersonate-User` and its companions).
+
+use http::HeaderMap;
+use krate_api::{StatusError, Reason};
+
+use crate::auth::{ANONYMOUS, AUTHENTICATED, Authorizer, UNAUTHENTICATED, User, forbidden};
+use crate::request::RequestInfo;
+
+const USER: &str = "impersonate-user";
+const GROUP: &str = "impersonate-group";
+const UID: &str = "impersonate-uid";
+const EXTRA: &str = "impersonate-extra-";
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+
+/// The user as whom a request is to be judged.
+///
+/// # Errors
+/// He may not act as that one, or does not say as whom.
+pub fn effective(authorizer: &Authorizer, user: User, headers: &HeaderMap) -> Result<User, StatusError> {
+    let all = |name: &str| -> Vec<String> {
+        headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect()
+    };
+    let extra: Vec<(String, String)> = headers
+        .iter()
+        .filter_map(|(name, value)| {
+            let key = name.as_str().strip_prefix(EXTRA)?;
+            Some((percent_decode(key), value.to_str().ok()?.to_owned()))
+        })
+        .collect();
+    let name = all(USER).into_iter().next().filter(|n| !n.is_empty());
+    let (groups, uid) = (all(GROUP), all(UID).into_iter().next());
+    let Some(name) = name else {
+        if groups.is_empty() && uid.is_none() && extra.is_empty() {
+            return Ok(user);
+        }
+        return Err(StatusError::new(
+            Reason::InternalError,
+            "Internal error occurred: requested groups, uid or extra without impersonating a user",
+        ));
+    };
+    let may = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
+        let info = RequestInfo {
+            verb: "impersonate",
+            is_resource: true,
+            group: group.to_owned(),
+            version: "v1".to_owned(),
+            resource: resource.to_owned(),
+            subresource: subresource.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            ..RequestInfo::default()
+        };
+        authorizer.check(&user, &info).map_err(|_| forbidden(&user, &info))
+    };
+    let account = name.strip_prefix(SERVICE_ACCOUNT).and_then(|rest| rest.split_once(':'));
+    match account {
+        Some((namespace, account)) => may("", "serviceaccounts", "", namespace, account)?,
+        None => may("", "users", "", "", &name)?,
+    }
+    for group in &groups {
+        may("", "groups", "", "", group)?;
+    }
+    let mut acts = User { name, groups, ..User::default() };
+    if let Some(uid) = uid {
+        may("authentication.k8s.io", "uids", "", "", &uid)?;
+        acts.uid = uid;
+    }
+    for (key, value) in extra {
+        may("authentication.k8s.io", "userextras", &key, "", &value)?;
+        acts.extra.entry(key).or_default().push(value);
+    }
+    if let Some((namespace, _)) = account
+        && acts.groups.is_empty()
+    {
+        acts.groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+    }
+    let last = if acts.name == ANONYMOUS { UNAUTHENTICATED } else { AUTHENTICATED };
+    if !acts.groups.iter().any(|g| g == AUTHENTICATED || g == UNAUTHENTICATED) {
+        acts.groups.push(last.to_owned());
+    }
+    Ok(acts)
+}
+
+fn percent_decode(text: &str) -> String {
+    let query = crate::request::Query::parse(Some(&format!("x={}", text.replace('+', "%2B"))));
+    query.get("x").unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::MASTERS;
+
+    #[test]
+    fn an_administrator_acts_as_anyone_and_others_as_nobody() {
+        let mut headers = HeaderMap::new();
+        headers.insert(USER, "jane".parse().expect("a value"));
+        headers.insert("impersonate-extra-scope", "s1".parse().expect("a value"));
+        let authorizer = Authorizer::default();
+        let jane = effective(&authorizer, User::authenticated("admin", &[MASTERS]), &headers).expect("allowed");
+        assert_eq!(jane.name, "jane");
+        assert_eq!(jane.groups, [AUTHENTICATED]);
+        assert_eq!(jane.extra["scope"], ["s1"]);
+        let refused = effective(&authorizer, User::authenticated("amy", &[]), &headers).expect_err("refused");
+        assert!(refused.to_string().contains("cannot impersonate resource \"users\""), "{refused}");
+    }
+}

@@ -1,0 +1,264 @@
+//! One request to one resource on its way: what was asked, by whom, and how the answer is wanted.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+use krate_api::{FieldErrors, FieldPath, Gvk, Kind, Reason, StatusError, schema};
+use serde::Deserialize;
+
+use crate::auth::User;
+use crate::http::{self as wire, Reply, Shape, Wanted};
+use crate::registry::Context;
+use crate::registry::erased::Object;
+use crate::request::{Query, RequestInfo};
+use crate::server::Server;
+use crate::storage::{Storage, Written};
+
+/// What is said of fields that a kind does not have, or that come twice (KEP-2885).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+pub struct Call {
+    pub server: Arc<Server>,
+    pub storage: Arc<Storage>,
+    pub info: RequestInfo,
+    pub query: Query,
+    /// The query as it came, for what is passed on.
+    pub raw_query: String,
+    pub method: Method,
+    pub headers: HeaderMap,
+    pub user: User,
+    pub wanted: Wanted,
+    pub dry_run: bool,
+    pub warnings: Vec<String>,
+    /// The bare connection, for a request that asks to leave HTTP.
+    pub upgrade: Option<hyper::upgrade::OnUpgrade>,
+}
+
+#[derive(Deserialize)]
+struct TypeMeta {
+    #[serde(default)]
+    kind: String,
+    #[serde(default, rename = "apiVersion")]
+    api_version: String,
+}
+
+impl Call {
+    pub fn kind(&self) -> &'static Kind {
+        self.storage.kind()
+    }
+
+    pub fn context(&self) -> Context {
+        Context {
+            namespace: self.info.namespace.clone(),
+            user: self.user.name.clone(),
+            dry_run: self.dry_run,
+            subresource: self.info.subresource.clone(),
+        }
+    }
+
+    /// Who is said to manage the fields that are written.
+    pub fn manager(&self) -> String {
+        if let Some(manager) = self.query.get("fieldManager") {
+            return manager.to_owned();
+        }
+        let agent = self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let name: String = agent.split('/').next().unwrap_or_default().chars().take(128).collect();
+        if name.is_empty() { "unknown".to_owned() } else { name }
+    }
+
+    /// Reads the options of a write from the query.
+    ///
+    /// # Errors
+    /// An option has a value that it cannot have.
+    pub fn read_options(&mut self, options: &'static str) -> Result<(), StatusError> {
+        let mut errors = FieldErrors::new();
+        for value in self.query.all("dryRun").filter(|v| !v.is_empty()) {
+            if value == "All" {
+                self.dry_run = true;
+            } else {
+                errors.not_supported(&FieldPath::new("dryRun"), [value], &["All"]);
+            }
+        }
+        if let Some(value) = self.query.get("fieldValidation")
+            && !matches!(value, "Ignore" | "Warn" | "Strict")
+        {
+            let supported = ["", "Ignore", "Strict", "Warn"];
+            errors.not_supported(&FieldPath::new("fieldValidation"), value, &supported);
+        }
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let kind = Gvk { group: "meta.k8s.io", version: "v1", kind: options };
+        Err(StatusError::invalid(kind, "", &errors))
+    }
+
+    fn field_validation(&self) -> FieldValidation {
+        match self.query.get("fieldValidation") {
+            Some("Ignore") => FieldValidation::Ignore,
+            Some("Strict") => FieldValidation::Strict,
+            _ => FieldValidation::Warn,
+        }
+    }
+
+    /// Reads an object of this call's kind from the body of a request.
+    ///
+    /// # Errors
+    /// It is another kind's, or no object.
+    pub fn decode(&mut self, body: Bytes) -> Result<Box<dyn Object>, StatusError> {
+        let json = wire::to_json(&self.headers, body)?;
+        self.check_type(&json)?;
+        self.decode_checked(&json)
+    }
+
+    fn check_type(&self, json: &[u8]) -> Result<(), StatusError> {
+        let kind = self.kind();
+        if let Some(error) = krate_api::json::syntax_error(json) {
+            return Err(StatusError::bad_request(format!(
+                "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse \
+                 error: {error}",
+                kind.kind
+            )));
+        }
+        let Ok(said) = serde_json::from_slice::<TypeMeta>(json) else { return Ok(()) };
+        let wanted = kind.api_version();
+        let other_kind = !said.kind.is_empty() && said.kind != kind.kind;
+        let other_version = !said.api_version.is_empty() && said.api_version != wanted;
+        if other_kind || other_version {
+            let (group, version) = said.api_version.split_once('/').unwrap_or(("", &said.api_version));
+            return Err(if other_version && !other_kind {
+                StatusError::bad_request(format!(
+                    "the API version in the data ({}) does not match the expected API version ({wanted})",
+                    said.api_version
+                ))
+            } else {
+                StatusError::bad_request(format!(
+                    "{} in version \"{version}\" cannot be handled as a {}: no kind \"{}\" is registered for version \
+                     \"{}\"",
+                    said.kind,
+                    kind.kind,
+                    said.kind,
+                    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") },
+                ))
+            });
+        }
+        Ok(())
+    }
+
+    /// The same of JSON whose kind is known to be right, such as a patched object.
+    pub fn decode_checked(&mut self, json: &[u8]) -> Result<Box<dyn Object>, StatusError> {
+        let kind = self.kind();
+        let cannot = |why: &str| {
+            StatusError::bad_request(format!(
+                "{} in version \"{}\" cannot be handled as a {}: {why}",
+                kind.kind, kind.version, kind.kind
+            ))
+        };
+        let validation = self.field_validation();
+        if validation != FieldValidation::Ignore
+            && let Some(schema) = schema::of(kind.gvk())
+            && let Ok(checked) = schema::check(json, schema)
+        {
+            if let Some(error) = &checked.type_error {
+                return Err(cannot(error));
+            }
+            match validation {
+                FieldValidation::Strict => {
+                    if let Some(error) = checked.strict_error() {
+                        return Err(cannot(&error));
+                    }
+                }
+                _ => self.warnings.extend(checked.strict),
+            }
+        }
+        self.storage.registry.decode(json, None).map_err(|error| cannot(&error.to_string()))
+    }
+
+    /// Checks that an object from a body is meant for this request's place, and puts it there.
+    ///
+    /// # Errors
+    /// It names another namespace, or another name than the path.
+    pub fn place(&self, object: &mut dyn Object) -> Result<(), StatusError> {
+        let info = &self.info;
+        let meta = object.meta_mut();
+        if self.kind().is_namespaced() {
+            match meta.namespace.as_deref().filter(|n| !n.is_empty()) {
+                None => meta.namespace = Some(info.namespace.clone()),
+                Some(namespace) if namespace != info.namespace => {
+                    return Err(StatusError::bad_request(
+                        "the namespace of the provided object does not match the namespace sent on the request",
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        if !info.name.is_empty() && !matches!(info.verb, "create") {
+            match meta.name.as_deref().filter(|n| !n.is_empty()) {
+                None => meta.name = Some(info.name.clone()),
+                Some(name) if name != info.name => {
+                    return Err(StatusError::bad_request(format!(
+                        "the name of the object ({name}) does not match the name on the URL ({})",
+                        info.name
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub fn invalid(&self, name: &str, errors: &FieldErrors) -> StatusError {
+        StatusError::invalid(self.kind().gvk(), name, errors)
+    }
+
+    pub fn conflict(&self, name: &str, why: impl std::fmt::Display) -> StatusError {
+        StatusError::conflict(self.kind().group, self.kind().plural, name, why)
+    }
+
+    /// The precondition that the caller has seen the newest state.
+    pub fn stale(&self, name: &str) -> StatusError {
+        self.conflict(
+            name,
+            "the object has been modified; please apply your changes to the latest version and try again",
+        )
+    }
+
+    /// Answers with an object as it was written.
+    pub fn written(&self, code: StatusCode, written: &Written) -> Result<Reply, StatusError> {
+        self.object(code, &written.bytes)
+    }
+
+    /// Answers with an object, in the shape that is wanted.
+    pub fn object(&self, code: StatusCode, json: &Bytes) -> Result<Reply, StatusError> {
+        let json = match self.wanted.shape {
+            Shape::Object => json.clone(),
+            shape => super::shape::one(&self.storage, shape, json, &self.query)?,
+        };
+        let mut reply = wire::json(code, self.wanted, json);
+        wire::warn(&mut reply, &self.warnings);
+        Ok(reply)
+    }
+}
+
+/// What upstream answers where a method is not served.
+pub fn method_not_allowed() -> StatusError {
+    StatusError::with_details(
+        Reason::MethodNotAllowed,
+        "the server does not allow this method on the requested resource",
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails::default()),
+    )
+}
+
+/// What upstream answers where nothing is served.
+pub fn no_such_resource() -> StatusError {
+    StatusError::with_details(
+        Reason::NotFound,
+        "the server could not find the requested resource",
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails::default()),
+    )
+}

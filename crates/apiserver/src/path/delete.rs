@@ -1,0 +1,263 @@
+//! Deletion: at once, after a grace, or once the last finalizer is gone.
+
+use bytes::Bytes;
+use http::StatusCode;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions, Time};
+use krate_api::{FieldErrors, FieldPath, Gvk, Kind, StatusError};
+use krate_store::cache::{Freshness, ListQuery};
+use serde_json::json;
+
+use super::call::Call;
+use super::read;
+use super::write::{newest, now};
+use crate::admission::{Attributes, Operation};
+use crate::http::{self as wire, Reply};
+use crate::registry::erased::Object;
+use crate::storage::{Current, Outcome, Written, refused, to_value, with_revision};
+
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+const ATTEMPTS: usize = 10;
+
+/// Kinds whose deletion answers with the object as it last was; others answer with a `Status`.
+fn answers_with_object(kind: &Kind) -> bool {
+    kind.group.is_empty()
+        && matches!(
+            kind.plural,
+            "pods" | "podtemplates" | "persistentvolumeclaims" | "persistentvolumes" | "resourcequotas" | "services"
+                | "serviceaccounts"
+        )
+}
+
+/// Whether nothing keeps an object that is being deleted.
+pub fn is_finished(object: &dyn Object) -> bool {
+    let meta = object.meta();
+    let graceful = meta.deletion_grace_period_seconds.unwrap_or(0) > 0;
+    !graceful && !is_held(object)
+}
+
+fn is_held(object: &dyn Object) -> bool {
+    let held = |list: Option<&Vec<String>>| list.is_some_and(|f| !f.is_empty());
+    held(object.meta().finalizers.as_ref())
+        || object
+            .is::<Namespace>()
+            .is_some_and(|ns| held(ns.spec.as_ref().and_then(|spec| spec.finalizers.as_ref())))
+}
+
+/// What follows an object's removal from the store.
+pub async fn release(call: &Call, object: &dyn Object) {
+    if let Some(hooks) = call.server.lifecycles.of(call.kind()) {
+        hooks.after_delete(object.as_any()).await;
+    }
+}
+
+fn options(call: &mut Call, body: Bytes) -> Result<DeleteOptions, StatusError> {
+    let mut options: DeleteOptions = if body.is_empty() {
+        DeleteOptions::default()
+    } else {
+        let json = wire::to_json(&call.headers, body)?;
+        serde_json::from_slice(&json).map_err(|error| StatusError::bad_request(error.to_string()))?
+    };
+    call.read_options("DeleteOptions")?;
+    let number = |name: &str| call.query.get(name).and_then(|v| v.parse().ok());
+    options.grace_period_seconds = options.grace_period_seconds.or_else(|| number("gracePeriodSeconds"));
+    if let Some(policy) = call.query.get("propagationPolicy") {
+        options.propagation_policy.get_or_insert_with(|| policy.to_owned());
+    }
+    if call.query.get("orphanDependents").is_some() {
+        options.orphan_dependents.get_or_insert(call.query.flag("orphanDependents"));
+    }
+    call.dry_run |= options.dry_run.as_ref().is_some_and(|d| d.iter().any(|v| v == "All"));
+    let mut errors = FieldErrors::new();
+    if options.propagation_policy.is_some() && options.orphan_dependents.is_some() {
+        errors.invalid(
+            &FieldPath::new("propagationPolicy"),
+            &options.propagation_policy,
+            "orphanDependents and deletionPropagation cannot be both set",
+        );
+    }
+    if let Some(policy) = options.propagation_policy.as_deref()
+        && !matches!(policy, "Foreground" | "Background" | "Orphan")
+    {
+        let supported = ["Background", "Foreground", "Orphan", ""];
+        errors.not_supported(&FieldPath::new("propagationPolicy"), policy, &supported);
+    }
+    if errors.is_empty() {
+        Ok(options)
+    } else {
+        let kind = Gvk { group: "meta.k8s.io", version: "v1", kind: "DeleteOptions" };
+        Err(StatusError::invalid(kind, "", &errors))
+    }
+}
+
+/// `DELETE` of an object.
+pub async fn delete(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    let options = options(&mut call, body)?;
+    let name = call.info.name.clone();
+    let (written, gone) = delete_object(&mut call, &name, &options).await?;
+    if !gone || answers_with_object(call.kind()) {
+        return call.written(StatusCode::OK, &written);
+    }
+    let object = call.storage.decode(&written.bytes, written.revision)?.object;
+    let mut details = json!({"name": name, "kind": call.kind().plural, "uid": object.meta().uid});
+    if !call.kind().group.is_empty() {
+        details["group"] = call.kind().group.into();
+    }
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
+    });
+    Ok(wire::json(StatusCode::OK, call.wanted, status.to_string().into()))
+}
+
+/// `DELETE` of a collection: each of its objects in turn. Answers with the list of what was there.
+pub async fn delete_collection(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    let options = options(&mut call, body)?;
+    let selector = read::selector(&call)?;
+    let scope = read::scope(&call.info);
+    let query = ListQuery { selector, ..ListQuery::new(scope, Freshness::Latest) };
+    let list = call.storage.cache.list(&query).await.map_err(refused)?;
+    for object in &list.items {
+        object.head.namespace.as_ref().clone_into(&mut call.info.namespace);
+        object.head.name.as_ref().clone_into(&mut call.info.name);
+        match delete_object(&mut call, &object.head.name, &options).await {
+            Ok(_) => {}
+            Err(error) if error.code() == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let items: Vec<Bytes> = list.items.iter().map(|o| o.bytes.clone()).collect();
+    read::list_reply(&call, &items, list.revision, None, None)
+}
+
+/// Deletes one object, or begins to. Tells what it was last, and whether it is gone.
+pub async fn delete_object(
+    call: &mut Call,
+    name: &str,
+    options: &DeleteOptions,
+) -> Result<(Written, bool), StatusError> {
+    let mut current = call.storage.current(&call.info.namespace, name).await?;
+    let mut seen_newest = false;
+    for _ in 0..ATTEMPTS {
+        if let Err(error) = check(call, name, options.preconditions.as_ref(), &current) {
+            if seen_newest {
+                return Err(error);
+            }
+            seen_newest = true;
+            current = newest(call, name).await?;
+            continue;
+        }
+        let attributes = Attributes::of(call, Operation::Delete, &*current.object);
+        call.server.admission.validate(&attributes, None, Some(&*current.object)).await?;
+        let mut object = current.object.boxed_clone();
+        let began = object.meta().deletion_timestamp.is_some();
+        begin(call, &mut *object, options, began);
+        let gone = is_finished(&*object);
+        if call.dry_run {
+            let bytes = with_revision(&to_value(&mut *object), current.revision);
+            return Ok((Written { revision: current.revision, bytes }, gone));
+        }
+        let outcome = if gone {
+            call.storage.delete(&mut *object, current.revision).await?
+        } else {
+            let value = to_value(&mut *object);
+            if value == current.value {
+                let bytes = with_revision(&value, current.revision);
+                return Ok((Written { revision: current.revision, bytes }, false));
+            }
+            call.storage.replace(&mut *object, current.revision).await?
+        };
+        match outcome {
+            Outcome::Done(written) => {
+                if gone {
+                    release(call, &*object).await;
+                    // What is told is the state before, at its own revision.
+                    return Ok((written, true));
+                }
+                return Ok((written, false));
+            }
+            Outcome::Conflict(there) => current = call.storage.current_of(name, there)?,
+        }
+    }
+    Err(call.stale(name))
+}
+
+fn check(
+    call: &Call,
+    name: &str,
+    wanted: Option<&Preconditions>,
+    current: &Current,
+) -> Result<(), StatusError> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let uid = current.object.meta().uid.clone().unwrap_or_default();
+    if let Some(asked) = wanted.uid.as_ref().filter(|asked| **asked != uid) {
+        let why = format!("Precondition failed: UID in precondition: {asked}, UID in object meta: {uid}");
+        return Err(call.conflict(name, why));
+    }
+    let revision = current.revision.to_string();
+    if let Some(asked) = wanted.resource_version.as_ref().filter(|asked| **asked != revision) {
+        return Err(call.conflict(
+            name,
+            format!(
+                "Precondition failed: ResourceVersion in precondition: {asked}, ResourceVersion in object meta: {revision}"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Marks an object as being deleted, with the grace and the finalizers that were asked for.
+fn begin(call: &Call, object: &mut dyn Object, options: &DeleteOptions, began: bool) {
+    let asked = options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds });
+    let grace = call.storage.registry.grace_period(object, asked).unwrap_or(0);
+    let meta = object.meta_mut();
+    finalizers(meta, options);
+    if began {
+        // A grace that runs can only be made shorter.
+        let before = meta.deletion_grace_period_seconds.unwrap_or(0);
+        if asked.is_some() && grace < before {
+            shorten(meta, before, grace);
+        }
+    } else {
+        meta.deletion_timestamp = Some(after(grace));
+        meta.deletion_grace_period_seconds = Some(grace);
+        if meta.generation.is_some_and(|g| g > 0) {
+            meta.generation = meta.generation.map(|g| g + 1);
+        }
+    }
+    if let Some(namespace) = object.is_mut::<Namespace>() {
+        namespace.status.get_or_insert_default().phase = Some("Terminating".to_owned());
+    }
+}
+
+fn shorten(meta: &mut ObjectMeta, before: i64, grace: i64) {
+    if let Some(time) = &mut meta.deletion_timestamp {
+        time.0 = time.0.saturating_sub(jiff::SignedDuration::from_secs(before - grace)).unwrap_or(time.0);
+    }
+    meta.deletion_grace_period_seconds = Some(grace);
+}
+
+fn after(seconds: i64) -> Time {
+    let now = now();
+    Time(now.0.saturating_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(now.0))
+}
+
+/// The garbage collector acts on these finalizers; which of them are there is what the deletion asked for.
+fn finalizers(meta: &mut ObjectMeta, options: &DeleteOptions) {
+    let orphan = match (options.propagation_policy.as_deref(), options.orphan_dependents) {
+        (Some(policy), _) => policy == "Orphan",
+        (None, Some(orphan)) => orphan,
+        // Nothing asked: what is there stays.
+        (None, None) => return,
+    };
+    let foreground = options.propagation_policy.as_deref() == Some("Foreground");
+    let mut list = meta.finalizers.take().unwrap_or_default();
+    list.retain(|f| f != FOREGROUND && f != ORPHAN);
+    if orphan {
+        list.push(ORPHAN.to_owned());
+    }
+    if foreground {
+        list.push(FOREGROUND.to_owned());
+    }
+    meta.finalizers = (!list.is_empty()).then_some(list);
+}

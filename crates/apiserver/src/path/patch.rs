@@ -1,0 +1,91 @@
+//! `PATCH`: the change is made to what is there now, and made again if somebody else was first.
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use krate_api::patch::{JsonPatch, decode_object, merge, strategic};
+use krate_api::{Gvk, Reason, StatusError, schema};
+use serde_json::Value;
+
+use super::call::Call;
+use super::write::change;
+use crate::http::{Reply, media_type};
+use crate::storage::{Current, with_revision};
+
+enum Patch {
+    Json(JsonPatch),
+    Merge(Value),
+    Strategic(Value),
+}
+
+impl Patch {
+    fn read(headers: &HeaderMap, body: &[u8]) -> Result<Self, StatusError> {
+        let object = || decode_object(body).map_err(|error| error.status());
+        match media_type(headers) {
+            "application/json-patch+json" => {
+                JsonPatch::decode(body).map(Patch::Json).map_err(|error| error.status())
+            }
+            "application/merge-patch+json" => object().map(Patch::Merge),
+            "application/strategic-merge-patch+json" => object().map(Patch::Strategic),
+            _ => Err(StatusError::new(
+                Reason::UnsupportedMediaType,
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, \
+                 application/apply-patch+yaml, application/apply-patch+cbor",
+            )),
+        }
+    }
+}
+
+/// Patches a value that is not an object of the store, such as a Scale.
+pub fn apply_body(value: &mut Value, headers: &HeaderMap, body: &[u8], kind: Gvk<'_>) -> Result<(), StatusError> {
+    let patch = Patch::read(headers, body)?;
+    *value = apply_to(value.take(), &patch, kind)?;
+    Ok(())
+}
+
+/// # Errors
+/// The patch is none, does not fit, or what it makes is refused.
+pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    call.read_options("PatchOptions")?;
+    let patch = Patch::read(&call.headers, &body)?;
+    let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
+    let written = change(&mut call, current, true, |call, current| {
+        let json = value_of(current)?;
+        let asked = json.pointer("/metadata/resourceVersion").cloned();
+        let patched = apply_to(json, &patch, call.kind().gvk()).map_err(Some)?;
+        let names = patched.pointer("/metadata/resourceVersion");
+        if names.is_some_and(|v| v.as_str().is_some_and(|v| !v.is_empty())) && names != asked.as_ref() {
+            return Err(None);
+        }
+        let bytes = serde_json::to_vec(&patched).map_err(|e| Some(StatusError::internal(e)))?;
+        let mut object = call.decode_checked(&bytes).map_err(Some)?;
+        call.place(&mut *object).map_err(Some)?;
+        Ok(object)
+    })
+    .await?;
+    call.written(StatusCode::OK, &written)
+}
+
+/// What is there as a client sees it.
+fn value_of(current: &Current) -> Result<Value, Option<StatusError>> {
+    let bytes = with_revision(&current.value, current.revision);
+    serde_json::from_slice(&bytes).map_err(|error| Some(StatusError::internal(error)))
+}
+
+fn apply_to(mut json: Value, patch: &Patch, kind: Gvk<'_>) -> Result<Value, StatusError> {
+    match patch {
+        Patch::Json(patch) => patch.apply(&mut json).map_err(|error| error.status())?,
+        Patch::Merge(patch) => merge(&mut json, patch.clone()),
+        Patch::Strategic(patch) => {
+            let schema = schema::of(kind).ok_or_else(|| {
+                StatusError::new(
+                    Reason::UnsupportedMediaType,
+                    "the body of the request was in an unknown format - accepted media types include: \
+                     application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+                )
+            })?;
+            strategic(&mut json, patch.clone(), schema).map_err(|error| error.status())?;
+        }
+    }
+    Ok(json)
+}

@@ -1,0 +1,375 @@
+//! What comes after an object's name: its status, its scale, a binding, an eviction, a token, and what is passed on to
+//! its node.
+
+use bytes::Bytes;
+use http::StatusCode;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestStatus};
+use k8s_openapi::api::core::v1::{Binding, Namespace, Pod, PodCondition, ServiceAccount};
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Time};
+use krate_api::{FieldErrors, FieldPath, Gvk, Reason, StatusError};
+use serde_json::{Value, json};
+
+use super::call::{Call, no_such_resource};
+use super::delete::delete_object;
+use super::write::{change, now};
+use super::{patch, read, write};
+use crate::auth::Bound;
+use crate::auth::TokenBinding;
+use crate::http::{self as wire, Reply};
+use crate::proxy;
+
+pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    match (call.info.subresource.as_str(), call.info.verb) {
+        ("status" | "ephemeralcontainers" | "resize" | "approval", "get") => read::get(call).await,
+        ("status" | "ephemeralcontainers" | "resize" | "approval", "update") => write::update(call, body).await,
+        ("status" | "ephemeralcontainers" | "resize" | "approval", "patch") => patch::patch(call, body).await,
+        ("finalize", "update") => finalize(call, body).await,
+        ("scale", "get") => get_scale(call).await,
+        ("scale", "update") => update_scale(call, body).await,
+        ("scale", "patch") => patch_scale(call, body).await,
+        ("binding", "create") => bind(call, body).await,
+        ("eviction", "create") => evict(call, body).await,
+        ("token", "create") => token(call, body).await,
+        ("log" | "exec" | "attach" | "portforward" | "proxy", _) => proxy::answer(call, body).await,
+        _ => Err(no_such_resource()),
+    }
+}
+
+fn read_as<T: serde::de::DeserializeOwned>(call: &Call, body: Bytes, kind: &str) -> Result<T, StatusError> {
+    let json = wire::to_json(&call.headers, body)?;
+    serde_json::from_slice(&json).map_err(|error| {
+        StatusError::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {error}"))
+    })
+}
+
+fn created(call: &Call, value: &Value) -> Reply {
+    let mut reply = wire::json(StatusCode::CREATED, call.wanted, value.to_string().into());
+    wire::warn(&mut reply, &call.warnings);
+    reply
+}
+
+fn success() -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
+}
+
+/// `PUT namespaces/x/finalize`: only the finalizers of the spec change, and with the last of them the namespace is gone.
+async fn finalize(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    let wanted: Namespace = read_as(&call, body, "Namespace")?;
+    let finalizers = wanted.spec.and_then(|spec| spec.finalizers).filter(|f| !f.is_empty());
+    let asked = wanted.metadata.resource_version.filter(|v| !v.is_empty());
+    // A namespace has no namespace, though its path has.
+    let current = call.storage.current("", &call.info.name).await?;
+    let written = change(&mut call, current, true, |_, current| {
+        if asked.as_ref().is_some_and(|asked| *asked != current.revision.to_string()) {
+            return Err(None);
+        }
+        let mut object = current.object.boxed_clone();
+        if let Some(namespace) = object.is_mut::<Namespace>() {
+            namespace.spec.get_or_insert_default().finalizers.clone_from(&finalizers);
+        }
+        Ok(object)
+    })
+    .await?;
+    call.written(StatusCode::OK, &written)
+}
+
+/// A Scale of an object that has replicas.
+fn scale_of(object: &Value, kind: &krate_api::Kind) -> Value {
+    let selector = object.pointer("/spec/selector").cloned().unwrap_or_default();
+    let text = if kind.plural == "replicationcontrollers" {
+        let pairs = selector.as_object().into_iter().flatten();
+        pairs.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",")
+    } else {
+        serde_json::from_value(selector)
+            .map(|s| crate::registry::column::selector_text(&s))
+            .unwrap_or_default()
+    };
+    let meta = &object["metadata"];
+    let mut metadata = json!({
+        "name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"],
+        "resourceVersion": meta["resourceVersion"], "creationTimestamp": meta["creationTimestamp"],
+    });
+    if let Some(fields) = metadata.as_object_mut() {
+        fields.retain(|_, v| !v.is_null());
+    }
+    let replicas = |at: &str| object.pointer(at).cloned().filter(|v| !v.is_null());
+    let mut spec = json!({});
+    if let Some(n) = replicas("/spec/replicas").filter(|n| *n != 0) {
+        spec["replicas"] = n;
+    }
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec,
+        "status": {"replicas": replicas("/status/replicas").unwrap_or_else(|| 0.into()), "selector": text},
+    })
+}
+
+async fn scale_now(call: &Call) -> Result<Value, StatusError> {
+    let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
+    let bytes = crate::storage::with_revision(&current.value, current.revision);
+    let object = serde_json::from_slice(&bytes).map_err(StatusError::internal)?;
+    Ok(scale_of(&object, call.kind()))
+}
+
+async fn get_scale(call: Call) -> Result<Reply, StatusError> {
+    let scale = scale_now(&call).await?;
+    Ok(wire::json(StatusCode::OK, call.wanted, scale.to_string().into()))
+}
+
+async fn update_scale(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    call.read_options("UpdateOptions")?;
+    let scale: Value = read_as(&call, body, "Scale")?;
+    set_scale(call, &scale).await
+}
+
+async fn patch_scale(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    call.read_options("PatchOptions")?;
+    let mut scale = scale_now(&call).await?;
+    patch::apply_body(&mut scale, &call.headers, &body, Gvk { group: "autoscaling", version: "v1", kind: "Scale" })?;
+    // Who patches does not say what he has seen.
+    if let Some(meta) = scale["metadata"].as_object_mut() {
+        meta.remove("resourceVersion");
+    }
+    set_scale(call, &scale).await
+}
+
+async fn set_scale(mut call: Call, scale: &Value) -> Result<Reply, StatusError> {
+    let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+    if replicas < 0 {
+        let mut errors = FieldErrors::new();
+        errors.invalid(
+            &FieldPath::new("spec").child("replicas"),
+            replicas,
+            "must be greater than or equal to 0",
+        );
+        let kind = Gvk { group: "autoscaling", version: "v1", kind: "Scale" };
+        return Err(StatusError::invalid(kind, &call.info.name, &errors));
+    }
+    let asked = scale.pointer("/metadata/resourceVersion").and_then(Value::as_str).map(str::to_owned);
+    let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
+    let written = change(&mut call, current, asked.is_none(), |call, current| {
+        if asked.as_ref().is_some_and(|asked| *asked != current.revision.to_string()) {
+            return Err(None);
+        }
+        let internal = |error: serde_json::Error| Some(StatusError::internal(error));
+        let mut object: Value = serde_json::from_slice(&current.value).map_err(internal)?;
+        object["spec"]["replicas"] = replicas.into();
+        let bytes = serde_json::to_vec(&object).map_err(internal)?;
+        call.storage.registry.decode(&bytes, None).map_err(|error| Some(StatusError::internal(error)))
+    })
+    .await?;
+    let object = serde_json::from_slice(&written.bytes).map_err(StatusError::internal)?;
+    let scale = scale_of(&object, call.kind());
+    Ok(wire::json(StatusCode::OK, call.wanted, scale.to_string().into()))
+}
+
+/// `POST pods/x/binding`: the scheduler's word that a pod is to run on a node.
+async fn bind(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    call.read_options("CreateOptions")?;
+    let binding: Binding = read_as(&call, body, "Binding")?;
+    bind_pod(&mut call, binding).await?;
+    Ok(created(&call, &success()))
+}
+
+/// Binds the pod that the call names.
+pub async fn bind_pod(call: &mut Call, binding: Binding) -> Result<(), StatusError> {
+    let mut errors = FieldErrors::new();
+    let target = binding.target;
+    if target.kind.as_deref().is_some_and(|kind| !kind.is_empty() && kind != "Node") {
+        errors.not_supported(&FieldPath::new("target").child("kind"), &target.kind, &["Node", "<empty>"]);
+    }
+    let node = target.name.unwrap_or_default();
+    if node.is_empty() {
+        errors.required(&FieldPath::new("target").child("name"), "");
+    }
+    if !errors.is_empty() {
+        let kind = Gvk { group: "", version: "v1", kind: "Binding" };
+        return Err(StatusError::invalid(kind, binding.metadata.name.as_deref().unwrap_or_default(), &errors));
+    }
+    let uid = binding.metadata.uid.filter(|uid| !uid.is_empty());
+    let annotations = binding.metadata.annotations.unwrap_or_default();
+    let name = call.info.name.clone();
+    let current = call.storage.current(&call.info.namespace, &name).await?;
+    change(call, current, true, |call, current| {
+        let refuse = |why: String| Some(call.conflict(&name, why));
+        let mut object = current.object.boxed_clone();
+        let Some(pod) = object.is_mut::<Pod>() else { return Err(Some(no_such_resource())) };
+        if let Some(asked) = uid.as_ref().filter(|asked| pod.metadata.uid.as_ref() != Some(*asked)) {
+            return Err(refuse(format!(
+                "Precondition failed: UID in precondition: {asked}, UID in object meta: {}",
+                pod.metadata.uid.clone().unwrap_or_default()
+            )));
+        }
+        if pod.metadata.deletion_timestamp.is_some() {
+            return Err(refuse(format!("pod {name} is being deleted, cannot be assigned to a host")));
+        }
+        let spec = pod.spec.get_or_insert_default();
+        if let Some(there) = spec.node_name.as_ref().filter(|n| !n.is_empty()) {
+            return Err(refuse(format!("pod {name} is already assigned to node \"{there}\"")));
+        }
+        if spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()) {
+            return Err(refuse(format!("pod {name} has non-empty .spec.schedulingGates")));
+        }
+        spec.node_name = Some(node.clone());
+        if !annotations.is_empty() {
+            pod.metadata.annotations.get_or_insert_default().extend(annotations.clone());
+        }
+        let conditions = pod.status.get_or_insert_default().conditions.get_or_insert_default();
+        set_scheduled(conditions, now());
+        Ok(object)
+    })
+    .await
+    .map(drop)
+}
+
+fn set_scheduled(conditions: &mut Vec<PodCondition>, now: Time) {
+    let scheduled = PodCondition {
+        type_: "PodScheduled".to_owned(),
+        status: "True".to_owned(),
+        last_transition_time: Some(now),
+        ..PodCondition::default()
+    };
+    match conditions.iter_mut().find(|c| c.type_ == "PodScheduled") {
+        Some(there) => *there = scheduled,
+        None => conditions.push(scheduled),
+    }
+}
+
+/// `POST pods/x/eviction`: a deletion that minds disruption budgets (KEP-85).
+async fn evict(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    call.read_options("CreateOptions")?;
+    let eviction: Eviction = read_as(&call, body, "Eviction")?;
+    let name = call.info.name.clone();
+    if eviction.metadata.name.as_deref().is_some_and(|n| !n.is_empty() && n != name) {
+        return Err(StatusError::bad_request("name in URL does not match name in Eviction object"));
+    }
+    let current = call.storage.current(&call.info.namespace, &name).await?;
+    if let Some(pod) = current.object.is::<Pod>() {
+        budgets(&call, pod).await?;
+    }
+    let options: DeleteOptions = eviction.delete_options.unwrap_or_default();
+    delete_object(&mut call, &name, &options).await?;
+    Ok(created(&call, &success()))
+}
+
+/// Whether the disruption budgets of a pod let it go.
+async fn budgets(call: &Call, pod: &Pod) -> Result<(), StatusError> {
+    use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+    use krate_store::cache::{Freshness, ListQuery, Scope};
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+    // What has ended, or has not begun, disrupts nobody.
+    if matches!(phase, "Succeeded" | "Failed" | "Pending") || pod.metadata.deletion_timestamp.is_some() {
+        return Ok(());
+    }
+    let Some(storage) = call.server.kinds.of("policy", "poddisruptionbudgets") else { return Ok(()) };
+    let query = ListQuery::new(Scope::namespace(&call.info.namespace), Freshness::Latest);
+    let list = storage.cache.list(&query).await.map_err(crate::storage::refused)?;
+    for cached in &list.items {
+        let object = storage.decode(&cached.value, cached.revision)?.object;
+        let Some(budget) = object.is::<PodDisruptionBudget>() else { continue };
+        let selector = budget.spec.as_ref().and_then(|s| s.selector.as_ref());
+        let selects = selector.is_some()
+            && krate_api::LabelSelector::from_meta(selector)
+                .is_ok_and(|s| s.matches_opt(pod.metadata.labels.as_ref()));
+        let allowed = budget.status.as_ref().and_then(|s| s.disruptions_allowed).unwrap_or(0);
+        if selects && allowed <= 0 {
+            let mut refused = StatusError::new(
+                Reason::TooManyRequests,
+                "Cannot evict pod as it would violate the pod's disruption budget.",
+            );
+            refused.0.details = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails {
+                causes: Some(vec![k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause {
+                    reason: Some("DisruptionBudget".to_owned()),
+                    message: Some(format!(
+                        "The disruption budget {} needs {} healthy pods and has {} currently",
+                        cached.head.name,
+                        budget.status.as_ref().and_then(|s| s.desired_healthy).unwrap_or(0),
+                        budget.status.as_ref().and_then(|s| s.current_healthy).unwrap_or(0),
+                    )),
+                    field: None,
+                }]),
+                ..Default::default()
+            });
+            return Err(refused);
+        }
+    }
+    Ok(())
+}
+
+/// The life of a token that asks for none, and the shortest that may be asked for, in seconds.
+const TOKEN_LIFE: i64 = 3600;
+const SHORTEST_LIFE: i64 = 600;
+
+/// `POST serviceaccounts/x/token` (KEP-1205).
+async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    call.read_options("CreateOptions")?;
+    let mut request: TokenRequest = read_as(&call, body, "TokenRequest")?;
+    let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
+    let Some(account) = current.object.is::<ServiceAccount>() else { return Err(no_such_resource()) };
+    let spec = request.spec.get_or_insert_default();
+    let seconds = spec.expiration_seconds.unwrap_or(TOKEN_LIFE);
+    let mut errors = FieldErrors::new();
+    if seconds < SHORTEST_LIFE {
+        let at = FieldPath::new("spec").child("expirationSeconds");
+        errors.invalid(&at, seconds, "may not specify a duration less than 10 minutes");
+    }
+    if !errors.is_empty() {
+        let kind = Gvk { group: "authentication.k8s.io", version: "v1", kind: "TokenRequest" };
+        return Err(StatusError::invalid(kind, "", &errors));
+    }
+    let bound = |meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| Bound {
+        name: meta.name.clone().unwrap_or_default(),
+        uid: meta.uid.clone().unwrap_or_default(),
+    };
+    let mut binding = TokenBinding {
+        namespace: call.info.namespace.clone(),
+        serviceaccount: bound(&account.metadata),
+        ..TokenBinding::default()
+    };
+    if let Some(reference) = &spec.bound_object_ref {
+        let plural = match reference.kind.as_deref() {
+            Some("Pod") => "pods",
+            Some("Secret") => "secrets",
+            Some("Node") => "nodes",
+            other => {
+                return Err(StatusError::bad_request(format!(
+                    "cannot bind token to object of type {}",
+                    other.unwrap_or_default()
+                )));
+            }
+        };
+        let name = reference.name.as_deref().unwrap_or_default();
+        let namespace = if plural == "nodes" { "" } else { &call.info.namespace };
+        let storage = call.server.kinds.of("", plural).ok_or_else(no_such_resource)?;
+        let there = storage.current(namespace, name).await?.object;
+        let to = bound(there.meta());
+        if let Some(asked) = reference.uid.as_ref().filter(|uid| !uid.is_empty() && **uid != to.uid) {
+            return Err(call.conflict(
+                name,
+                format!("the UID in the bound object reference ({asked}) does not match the UID in record. The object might have been deleted and then recreated"),
+            ));
+        }
+        if let Some(pod) = there.is::<Pod>() {
+            let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
+            if let (Some(node), Some(nodes)) = (node, call.server.kinds.of("", "nodes")) {
+                binding.node = nodes.current("", &node).await.ok().map(|n| bound(n.object.meta()));
+            }
+            binding.pod = Some(to);
+        } else if plural == "secrets" {
+            binding.secret = Some(to);
+        } else {
+            binding.node = Some(to);
+        }
+    }
+    let (token, claims) =
+        call.server.signer.sign(spec.audiences.as_deref().unwrap_or_default(), seconds, binding).map_err(StatusError::internal)?;
+    spec.audiences = Some(claims.aud);
+    spec.expiration_seconds = Some(seconds);
+    let expiration = jiff::Timestamp::from_second(claims.exp).map_err(StatusError::internal)?;
+    request.status = Some(TokenRequestStatus { token: Some(token), expiration_timestamp: Some(Time(expiration)) });
+    request.metadata.name = Some(call.info.name.clone());
+    request.metadata.namespace = Some(call.info.namespace.clone());
+    request.metadata.creation_timestamp = Some(now());
+    let value = serde_json::to_value(&request).map_err(StatusError::internal)?;
+    Ok(created(&call, &value))
+}

@@ -1,0 +1,285 @@
+//! Create and update: decode, default, mutate, prepare, validate, admit, and one compare-and-set.
+
+use bytes::Bytes;
+use http::StatusCode;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use krate_api::names::{NameRule, generate_name};
+use krate_api::{FieldErrors, FieldPath, Reason, StatusError, meta};
+use krate_store::Revision;
+use uuid::Uuid;
+
+use super::call::Call;
+use super::delete::{is_finished, release};
+use crate::admission::{Attributes, Operation};
+use crate::http::Reply;
+use crate::registry::erased::Object;
+use crate::registry::lifecycle::no_matter;
+use crate::storage::{Current, Outcome, Written, to_value, with_revision};
+
+/// How often a write that nobody conditioned is tried again when others were first.
+const ATTEMPTS: usize = 10;
+/// How often a generated name is made anew when it is taken.
+const NAMES: usize = 8;
+
+/// `POST` of a collection.
+pub async fn create(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    call.read_options("CreateOptions")?;
+    let mut object = call.decode(body)?;
+    call.place(&mut *object)?;
+    let written = create_object(&mut call, object).await?;
+    call.written(StatusCode::CREATED, &written)
+}
+
+/// Creates an object that is decoded and in its place.
+pub async fn create_object(call: &mut Call, mut object: Box<dyn Object>) -> Result<Written, StatusError> {
+    if object.meta().resource_version.as_deref().is_some_and(|v| !v.is_empty()) {
+        let mut refused =
+            StatusError::new(Reason::InternalError, "resourceVersion should not be set on objects to be created");
+        refused.0.reason = None;
+        return Err(refused);
+    }
+    let registry = std::sync::Arc::clone(&call.storage.registry);
+    let prefix = object.meta().generate_name.clone().filter(|p| !p.is_empty());
+    let named = object.meta().name.as_deref().is_some_and(|n| !n.is_empty());
+    begin(object.meta_mut());
+    registry.default(&mut *object);
+    let attempts = if named || prefix.is_none() { 1 } else { NAMES };
+    for attempt in 1..=attempts {
+        if let (false, Some(prefix)) = (named, &prefix) {
+            object.meta_mut().name = Some(generate_name(prefix, rand::random));
+        }
+        let mut trial = object.boxed_clone();
+        let attributes = Attributes::of(call, Operation::Create, &*trial);
+        call.server.admission.mutate(&attributes, &mut *trial, None).await?;
+        // What admission put in has defaults of its own.
+        registry.default(&mut *trial);
+        registry.prepare_for_create(&mut *trial, &call.context());
+        check_new(call, &*trial)?;
+        call.warnings.extend(registry.warnings(&*trial, None));
+        let attributes = Attributes::of(call, Operation::Create, &*trial);
+        call.server.admission.validate(&attributes, Some(&*trial), None).await?;
+        let name = trial.meta().name.clone().unwrap_or_default();
+        if call.dry_run {
+            return Ok(Written { revision: Revision::ZERO, bytes: to_value(&mut *trial) });
+        }
+        let taken = match call.server.lifecycles.of(call.kind()) {
+            Some(hooks) => hooks.before_create(trial.as_any_mut(), &call.context()).await?,
+            None => no_matter(),
+        };
+        let outcome = call.storage.create(&mut *trial).await;
+        taken(matches!(outcome, Ok(Outcome::Done(_)))).await;
+        match outcome? {
+            Outcome::Done(written) => return Ok(written),
+            Outcome::Conflict(_) if attempt < attempts => {}
+            Outcome::Conflict(_) => {
+                return Err(StatusError::already_exists(call.kind().group, call.kind().plural, &name));
+            }
+        }
+    }
+    unreachable!("the last attempt returns")
+}
+
+/// What the server alone says of a new object.
+fn begin(meta: &mut ObjectMeta) {
+    meta.uid = Some(Uuid::new_v4().to_string());
+    meta.creation_timestamp = Some(now());
+    meta.deletion_timestamp = None;
+    meta.deletion_grace_period_seconds = None;
+    meta.self_link = None;
+    meta.resource_version = None;
+    meta.generation = None;
+}
+
+/// Times are told to the second.
+pub fn now() -> Time {
+    let now = Timestamp::now();
+    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+}
+
+fn check_new(call: &Call, object: &dyn Object) -> Result<(), StatusError> {
+    let registry = &call.storage.registry;
+    let meta = object.meta();
+    let at = FieldPath::new("metadata");
+    let mut errors = FieldErrors::new();
+    meta::validate_new(meta, call.kind().scope, NameRule::Any, &at, &mut errors);
+    if let Some(prefix) = meta.generate_name.as_deref().filter(|p| !p.is_empty()) {
+        let masked = prefix.strip_suffix('-').map_or_else(|| prefix.to_owned(), |p| format!("{p}a"));
+        for wrong in registry.validate_name(&masked) {
+            errors.invalid(&at.child("generateName"), prefix, wrong);
+        }
+    }
+    if let Some(name) = meta.name.as_deref().filter(|n| !n.is_empty()) {
+        for wrong in registry.validate_name(name) {
+            errors.invalid(&at.child("name"), name, wrong);
+        }
+    }
+    registry.validate(object, &mut errors);
+    if errors.is_empty() { Ok(()) } else { Err(call.invalid(meta.name.as_deref().unwrap_or_default(), &errors)) }
+}
+
+/// `PUT` of an object or of one of its subresources that are the object again (`status`, …).
+pub async fn update(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    call.read_options("UpdateOptions")?;
+    let mut object = call.decode(body)?;
+    call.place(&mut *object)?;
+    let name = call.info.name.clone();
+    let current = match call.storage.current(&call.info.namespace, &name).await {
+        Ok(current) => current,
+        Err(error) if error.is(Reason::NotFound) && call.storage.registry.allows_create_on_update() => {
+            object.meta_mut().resource_version = None;
+            let written = create_object(&mut call, object).await?;
+            return call.written(StatusCode::CREATED, &written);
+        }
+        Err(error) => return Err(error),
+    };
+    let asked = object.meta().resource_version.clone().filter(|v| !v.is_empty());
+    let unconditional = asked.is_none();
+    if unconditional && !call.storage.registry.allows_unconditional_update() {
+        let mut errors = FieldErrors::new();
+        let at = FieldPath::new("metadata").child("resourceVersion");
+        errors.invalid(&at, 0, "must be specified for an update");
+        return Err(call.invalid(&name, &errors));
+    }
+    let written = change(&mut call, current, unconditional, |_, current| {
+        if asked.as_ref().is_some_and(|asked| *asked != current.revision.to_string()) {
+            return Err(None);
+        }
+        Ok(object.boxed_clone())
+    })
+    .await?;
+    call.written(StatusCode::OK, &written)
+}
+
+/// Changes an object: `make` gives the new one from what is there, or `Err(None)` if the caller has not seen that.
+/// With `again`, it is asked anew when somebody else was first.
+pub async fn change(
+    call: &mut Call,
+    mut current: Current,
+    again: bool,
+    mut make: impl FnMut(&mut Call, &Current) -> Result<Box<dyn Object>, Option<StatusError>>,
+) -> Result<Written, StatusError> {
+    let name = call.info.name.clone();
+    let attempts = if again { ATTEMPTS } else { 1 };
+    // The cache may be behind: a caller who has seen more than it is answered from the store.
+    let mut from_cache = true;
+    let mut attempt = 0;
+    loop {
+        let mut object = match make(call, &current) {
+            Ok(object) => object,
+            Err(Some(error)) => return Err(error),
+            Err(None) if from_cache => {
+                from_cache = false;
+                current = newest(call, &name).await?;
+                continue;
+            }
+            Err(None) => return Err(call.stale(&name)),
+        };
+        finish_update(call, &mut object, &current).await?;
+        let old = &*current.object;
+        let ends = old.meta().deletion_timestamp.is_some() && is_finished(&*object);
+        let value = to_value(&mut *object);
+        if value == current.value && !ends {
+            // Nothing changes, so nothing is written, and the resourceVersion stays.
+            return Ok(Written { revision: current.revision, bytes: with_revision(&value, current.revision) });
+        }
+        if call.dry_run {
+            return Ok(Written { revision: current.revision, bytes: with_revision(&value, current.revision) });
+        }
+        let taken = match call.server.lifecycles.of(call.kind()) {
+            Some(hooks) if call.info.subresource.is_empty() => {
+                hooks.before_update(object.as_any_mut(), old.as_any(), &call.context()).await?
+            }
+            _ => no_matter(),
+        };
+        let outcome = if ends {
+            call.storage.delete(&mut *object, current.revision).await
+        } else {
+            call.storage.replace(&mut *object, current.revision).await
+        };
+        taken(matches!(outcome, Ok(Outcome::Done(_)))).await;
+        match outcome? {
+            Outcome::Done(written) => {
+                if ends {
+                    release(call, &*object).await;
+                }
+                return Ok(written);
+            }
+            Outcome::Conflict(there) => {
+                attempt += 1;
+                if attempt >= attempts && !from_cache {
+                    return Err(call.stale(&name));
+                }
+                from_cache = false;
+                current = call.storage.current_of(&name, there)?;
+            }
+        }
+    }
+}
+
+/// What the store has now, whatever the cache has.
+pub async fn newest(call: &Call, name: &str) -> Result<Current, StatusError> {
+    use krate_store::cache::Freshness;
+    let cached = call.storage.read(&call.info.namespace, name, Freshness::Latest).await?;
+    call.storage.decode(&cached.value, cached.revision)
+}
+
+/// Defaults, admission, preparation and validation of an object that replaces another.
+async fn finish_update(
+    call: &mut Call,
+    object: &mut Box<dyn Object>,
+    current: &Current,
+) -> Result<(), StatusError> {
+    let registry = std::sync::Arc::clone(&call.storage.registry);
+    let old = &*current.object;
+    let status = call.info.subresource == "status";
+    let name = call.info.name.clone();
+    {
+        let (meta, was) = (object.meta_mut(), old.meta());
+        if let Some(uid) = meta.uid.as_deref().filter(|uid| !uid.is_empty())
+            && was.uid.as_deref() != Some(uid)
+        {
+            return Err(call.conflict(
+                &name,
+                format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    was.uid.as_deref().unwrap_or_default()
+                ),
+            ));
+        }
+        meta.uid.clone_from(&was.uid);
+        meta.creation_timestamp.clone_from(&was.creation_timestamp);
+        meta.deletion_timestamp.clone_from(&was.deletion_timestamp);
+        meta.deletion_grace_period_seconds = was.deletion_grace_period_seconds;
+        meta.self_link = None;
+        meta.generation = was.generation;
+        meta.resource_version = Some(current.revision.to_string());
+        if meta.managed_fields.is_none() {
+            meta.managed_fields.clone_from(&was.managed_fields);
+        }
+    }
+    registry.default(&mut **object);
+    let attributes = Attributes::of(call, Operation::Update, &**object);
+    call.server.admission.mutate(&attributes, &mut **object, Some(old)).await?;
+    registry.default(&mut **object);
+    if status {
+        registry.prepare_for_status_update(&mut **object, old, &call.context());
+    } else {
+        registry.prepare_for_update(&mut **object, old, &call.context());
+    }
+    object.meta_mut().resource_version = Some(current.revision.to_string());
+    let mut errors = FieldErrors::new();
+    meta::validate_update(object.meta(), old.meta(), &FieldPath::new("metadata"), &mut errors);
+    if status {
+        registry.validate_status_update(&**object, old, &mut errors);
+    } else {
+        registry.validate(&**object, &mut errors);
+        registry.validate_update(&**object, old, &mut errors);
+    }
+    if !errors.is_empty() {
+        return Err(call.invalid(&name, &errors));
+    }
+    call.warnings.extend(registry.warnings(&**object, Some(old)));
+    let attributes = Attributes::of(call, Operation::Update, &**object);
+    call.server.admission.validate(&attributes, Some(&**object), Some(old)).await
+}

@@ -1,0 +1,330 @@
+//! What is passed on: logs, exec, attach and port-forward to a pod's node, and `proxy` to nodes, pods and Services. The
+//! server understands nothing of what is said; it opens the way and carries bytes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, HeaderName, UPGRADE};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use krate_api::{Reason, StatusError};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::http::{self as wire, Body, Reply};
+use crate::path::{Call, no_such_resource};
+
+const CONNECT: Duration = Duration::from_secs(5);
+const KUBELET_PORT: i32 = 10250;
+
+/// How nodes are reached.
+pub struct Nodes {
+    tls: TlsConnector,
+}
+
+/// Where a request is passed on to.
+struct Target {
+    host: String,
+    port: u16,
+    tls: bool,
+    /// With its query.
+    path: String,
+}
+
+impl Nodes {
+    /// `ca` is the authority of the nodes' serving certificates; the others are how nodes know this server. All PEM.
+    ///
+    /// # Errors
+    /// Something of it is not what it should be.
+    pub fn new(ca: &str, certificate: &str, key: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let mut roots = RootCertStore::empty();
+        for authority in CertificateDer::pem_slice_iter(ca.as_bytes()) {
+            roots.add(authority?)?;
+        }
+        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)?;
+        Ok(Nodes { tls: TlsConnector::from(Arc::new(config)) })
+    }
+}
+
+fn unreachable(error: impl std::fmt::Display) -> StatusError {
+    StatusError::new(Reason::ServiceUnavailable, format!("error trying to reach service: {error}"))
+}
+
+/// Answers a request to one of the subresources that are passed on.
+pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    let target = match (call.kind().plural, call.info.subresource.as_str()) {
+        ("pods", "proxy") => pod_target(&call).await?,
+        ("services", "proxy") => service_target(&call).await?,
+        ("nodes", "proxy") => {
+            let (host, port) = node_address(&call, &call.info.name).await?;
+            Target { host, port, tls: true, path: rest(&call) }
+        }
+        ("pods", what) => kubelet_target(&call, what).await?,
+        _ => return Err(no_such_resource()),
+    };
+    pass_on(call, target, body).await
+}
+
+fn rest(call: &Call) -> String {
+    with_query(format!("/{}", call.info.rest), &call.raw_query)
+}
+
+fn with_query(path: String, query: &str) -> String {
+    if query.is_empty() { path } else { format!("{path}?{query}") }
+}
+
+async fn pod(call: &Call, name: &str) -> Result<Pod, StatusError> {
+    let object = call.storage.current(&call.info.namespace, name).await?.object;
+    object.is::<Pod>().cloned().ok_or_else(no_such_resource)
+}
+
+/// A path of the kubelet of a pod's node.
+async fn kubelet_target(call: &Call, what: &str) -> Result<Target, StatusError> {
+    let name = &call.info.name;
+    let pod = pod(call, name).await?;
+    let spec = pod.spec.unwrap_or_default();
+    let container = match (what, call.query.get("container")) {
+        ("portforward", _) => String::new(),
+        (_, Some(container)) => {
+            let known = spec.containers.iter().map(|c| &c.name);
+            let init = spec.init_containers.iter().flatten().map(|c| &c.name);
+            let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| &c.name);
+            if !known.chain(init).chain(ephemeral).any(|known| known == container) {
+                return Err(StatusError::bad_request(format!("container {container} is not valid for pod {name}")));
+            }
+            container.to_owned()
+        }
+        (_, None) => match spec.containers.as_slice() {
+            [only] => only.name.clone(),
+            all => {
+                let names = all.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
+                return Err(StatusError::bad_request(format!(
+                    "a container name must be specified for pod {name}, choose one of: [{names}]"
+                )));
+            }
+        },
+    };
+    let node = spec.node_name.filter(|n| !n.is_empty());
+    let Some(node) = node else {
+        if what == "log" {
+            // Nothing has run, so nothing was said.
+            return Err(StatusError::bad_request(format!("pod {name} does not have a host assigned")));
+        }
+        return Err(StatusError::bad_request(format!("pod {name} does not have a host assigned")));
+    };
+    let (host, port) = node_address(call, &node).await?;
+    let namespace = &call.info.namespace;
+    let path = match what {
+        "log" => format!("/containerLogs/{namespace}/{name}/{container}"),
+        "exec" => format!("/exec/{namespace}/{name}/{container}"),
+        "attach" => format!("/attach/{namespace}/{name}/{container}"),
+        "portforward" => format!("/portForward/{namespace}/{name}"),
+        _ => return Err(no_such_resource()),
+    };
+    let query = if matches!(what, "exec" | "attach") { streams(&call.raw_query) } else { call.raw_query.clone() };
+    Ok(Target { host, port, tls: true, path: with_query(path, &query) })
+}
+
+/// The API says `stdin=true`, the kubelet `input=1`.
+fn streams(query: &str) -> String {
+    let renamed = query.split('&').filter(|p| !p.is_empty()).filter_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, "true"));
+        let set = matches!(value, "true" | "1");
+        match key {
+            "container" => None,
+            "stdin" => set.then(|| "input=1".to_owned()),
+            "stdout" => set.then(|| "output=1".to_owned()),
+            "stderr" => set.then(|| "error=1".to_owned()),
+            "tty" => set.then(|| "tty=1".to_owned()),
+            _ => Some(pair.to_owned()),
+        }
+    });
+    renamed.collect::<Vec<_>>().join("&")
+}
+
+/// Where a node's kubelet listens.
+async fn node_address(call: &Call, name: &str) -> Result<(String, u16), StatusError> {
+    let storage = call.server.kinds.of("", "nodes").ok_or_else(no_such_resource)?;
+    let object = storage.current("", name).await?.object;
+    let status = object.is::<Node>().and_then(|n| n.status.clone()).unwrap_or_default();
+    let addresses = status.addresses.unwrap_or_default();
+    let address = ["InternalIP", "ExternalIP", "Hostname"]
+        .iter()
+        .find_map(|kind| addresses.iter().find(|a| a.type_ == *kind))
+        .ok_or_else(|| unreachable(format!("no preferred addresses found; known addresses: {}", addresses.len())))?;
+    let endpoints = status.daemon_endpoints.and_then(|d| d.kubelet_endpoint);
+    let port = endpoints.map_or(KUBELET_PORT, |e| e.port);
+    Ok((address.address.clone(), u16::try_from(port).map_err(unreachable)?))
+}
+
+/// `name`, `name:port` or `scheme:name:port`.
+fn name_and_port(name: &str) -> (bool, &str, Option<&str>) {
+    let parts: Vec<&str> = name.split(':').collect();
+    match parts.as_slice() {
+        [scheme, name, port] => (*scheme == "https", name, Some(*port).filter(|p| !p.is_empty())),
+        [name, port] => (false, name, Some(*port).filter(|p| !p.is_empty())),
+        _ => (false, name, None),
+    }
+}
+
+async fn pod_target(call: &Call) -> Result<Target, StatusError> {
+    let (tls, name, port) = name_and_port(&call.info.name);
+    let pod = pod(call, name).await?;
+    let ip = pod.status.and_then(|s| s.pod_ip).filter(|ip| !ip.is_empty());
+    let host = ip.ok_or_else(|| unreachable(format!("pod {name} has no address yet")))?;
+    let ports = pod.spec.into_iter().flat_map(|s| s.containers).flat_map(|c| c.ports.unwrap_or_default());
+    let first = ports.map(|p| p.container_port).next();
+    let port = match port {
+        Some(port) => port.parse().map_err(|_| StatusError::bad_request(format!("{port:?} is no port")))?,
+        None => first.and_then(|p| u16::try_from(p).ok()).unwrap_or(80),
+    };
+    Ok(Target { host, port, tls, path: rest(call) })
+}
+
+async fn service_target(call: &Call) -> Result<Target, StatusError> {
+    let (tls, name, port) = name_and_port(&call.info.name);
+    let object = call.storage.current(&call.info.namespace, name).await?.object;
+    let spec = object.is::<Service>().and_then(|s| s.spec.clone()).unwrap_or_default();
+    let ports = spec.ports.unwrap_or_default();
+    let wanted = match port {
+        None => ports.first(),
+        Some(port) => ports.iter().find(|p| p.name.as_deref() == Some(port) || p.port.to_string() == port),
+    };
+    let wanted =
+        wanted.ok_or_else(|| unreachable(format!("no service port {:?} found for service {name:?}", port.unwrap_or_default())))?;
+    let storage = call.server.kinds.of("", "endpoints").ok_or_else(no_such_resource)?;
+    let none = || unreachable(format!("no endpoints available for service {name:?}"));
+    let object = storage.current(&call.info.namespace, name).await.map_err(|_| none())?.object;
+    let subsets = object.is::<Endpoints>().and_then(|e| e.subsets.clone()).unwrap_or_default();
+    let numbered = match &wanted.target_port {
+        Some(IntOrString::Int(port)) => Some(*port),
+        _ => None,
+    };
+    for subset in subsets {
+        let ports = subset.ports.unwrap_or_default();
+        let port = ports.iter().find(|p| p.name == wanted.name || numbered == Some(p.port));
+        let addresses = subset.addresses.unwrap_or_default();
+        if let (Some(port), false) = (port, addresses.is_empty()) {
+            let host = addresses[rand::random_range(0..addresses.len())].ip.clone();
+            let port = u16::try_from(port.port).map_err(unreachable)?;
+            return Ok(Target { host, port, tls, path: rest(call) });
+        }
+    }
+    Err(none())
+}
+
+async fn pass_on(call: Call, target: Target, body: Bytes) -> Result<Reply, StatusError> {
+    let connect = TcpStream::connect((target.host.as_str(), target.port));
+    let stream = tokio::time::timeout(CONNECT, connect).await.map_err(unreachable)?.map_err(unreachable)?;
+    let _ = stream.set_nodelay(true);
+    if target.tls {
+        let name = ServerName::try_from(target.host.clone()).map_err(unreachable)?;
+        let stream = call.server.nodes.tls.connect(name, stream).await.map_err(unreachable)?;
+        over(call, target, body, TokioIo::new(stream)).await
+    } else {
+        over(call, target, body, TokioIo::new(stream)).await
+    }
+}
+
+async fn over<S>(mut call: Call, target: Target, body: Bytes, stream: S) -> Result<Reply, StatusError>
+where
+    S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+{
+    let (mut sender, connection) = http1::handshake::<_, Body>(stream).await.map_err(unreachable)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a passed-on connection ended");
+        }
+    });
+    let upgrade = call.upgrade.take();
+    let mut request = Request::builder().method(call.method.clone()).uri(&target.path);
+    if let Some(headers) = request.headers_mut() {
+        *headers = passed(&call.headers, upgrade.is_some());
+        if let Ok(host) = format!("{}:{}", target.host, target.port).parse() {
+            headers.insert(HOST, host);
+        }
+    }
+    let request = request.body(wire::full(body)).map_err(unreachable)?;
+    let mut reply: Response<Incoming> = sender.send_request(request).await.map_err(unreachable)?;
+    if reply.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(client) = upgrade
+    {
+        let node = hyper::upgrade::on(&mut reply);
+        let shutdown = call.server.shutdown.clone();
+        tokio::spawn(async move {
+            let (Ok(client), Ok(node)) = tokio::join!(client, node) else { return };
+            let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut client, &mut node) => {}
+                () = shutdown.cancelled() => {}
+            }
+        });
+        let mut out = Response::new(wire::full(Bytes::new()));
+        *out.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *out.headers_mut() = reply.headers().clone();
+        return Ok(out);
+    }
+    let (parts, body) = reply.into_parts();
+    let mut out = Response::new(body.map_err(Into::into).boxed_unsync());
+    *out.status_mut() = parts.status;
+    *out.headers_mut() = parts.headers;
+    for name in [CONNECTION, HeaderName::from_static("transfer-encoding"), HeaderName::from_static("keep-alive")] {
+        out.headers_mut().remove(name);
+    }
+    if call.method == Method::HEAD {
+        *out.body_mut() = wire::full(Bytes::new());
+    }
+    Ok(out)
+}
+
+/// The headers that go on: not those that are the caller's proof, nor those of this connection.
+fn passed(headers: &HeaderMap, upgrades: bool) -> HeaderMap {
+    let mut out = headers.clone();
+    for name in ["authorization", "content-length", "transfer-encoding", "keep-alive", "te", "proxy-authorization"] {
+        out.remove(name);
+    }
+    let own: Vec<HeaderName> =
+        out.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
+    for name in own {
+        out.remove(name);
+    }
+    if !upgrades {
+        out.remove(CONNECTION);
+        out.remove(UPGRADE);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kubelet_is_asked_in_its_own_words() {
+        assert_eq!(
+            streams("command=ls&command=-l&container=c&stdin=true&stdout=true&tty=false"),
+            "command=ls&command=-l&input=1&output=1"
+        );
+    }
+
+    #[test]
+    fn a_proxied_name_may_have_a_scheme_and_a_port() {
+        assert_eq!(name_and_port("a"), (false, "a", None));
+        assert_eq!(name_and_port("a:http"), (false, "a", Some("http")));
+        assert_eq!(name_and_port("https:a:443"), (true, "a", Some("443")));
+    }
+}

@@ -1,0 +1,217 @@
+//! What a request is about, read from its method and path once (`k8s.io/apiserver/pkg/endpoints/request`).
+
+use std::borrow::Cow;
+
+use http::Method;
+
+/// A request taken apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestInfo {
+    /// As RBAC names it: `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; for a path that
+    /// is no resource's, the method in lower case.
+    pub verb: &'static str,
+    pub path: String,
+    pub is_resource: bool,
+    pub group: String,
+    pub version: String,
+    pub namespace: String,
+    pub resource: String,
+    pub subresource: String,
+    pub name: String,
+    /// What follows the subresource: the path that a proxy is to ask.
+    pub rest: String,
+}
+
+impl RequestInfo {
+    pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
+        let mut info =
+            RequestInfo { verb: method_verb(method), path: path.to_owned(), ..RequestInfo::default() };
+        let mut parts: Vec<&str> = path.trim_matches('/').split('/').filter(|p| !p.is_empty()).collect();
+        match parts.first() {
+            Some(&"api") if parts.len() >= 3 => {
+                parts[1].clone_into(&mut info.version);
+                parts.drain(..2);
+            }
+            Some(&"apis") if parts.len() >= 4 => {
+                parts[1].clone_into(&mut info.group);
+                parts[2].clone_into(&mut info.version);
+                parts.drain(..3);
+            }
+            _ => return info,
+        }
+        info.is_resource = true;
+        info.verb = resource_verb(method);
+        // The old way to watch: /api/v1/watch/…
+        if parts[0] == "watch" && parts.len() > 1 {
+            info.verb = "watch";
+            parts.remove(0);
+        }
+        if parts[0] == "namespaces" && parts.len() > 1 {
+            parts[1].clone_into(&mut info.namespace);
+            // What follows is in the namespace, unless it is the namespace's own subresource.
+            if parts.len() > 2 && !matches!(parts[2], "status" | "finalize") {
+                parts.drain(..2);
+            }
+        }
+        parts[0].clone_into(&mut info.resource);
+        if let Some(name) = parts.get(1) {
+            (*name).clone_into(&mut info.name);
+        }
+        if let Some(subresource) = parts.get(2) {
+            (*subresource).clone_into(&mut info.subresource);
+        }
+        if parts.len() > 3 {
+            info.rest = parts[3..].join("/");
+            if path.ends_with('/') {
+                info.rest.push('/');
+            }
+        }
+        if info.name.is_empty() {
+            match info.verb {
+                "get" if query.flag("watch") => info.verb = "watch",
+                "get" => info.verb = "list",
+                "delete" => info.verb = "deletecollection",
+                _ => {}
+            }
+            // A selector of one name is, to authorization, about that object.
+            if matches!(info.verb, "list" | "watch")
+                && let Some(name) = query.get("fieldSelector").and_then(named)
+            {
+                info.name = name;
+            }
+        } else if info.verb == "get" && info.subresource.is_empty() && query.flag("watch") {
+            info.verb = "watch";
+        }
+        info
+    }
+
+    /// Whether the path names an object; a field selector of one name does not.
+    pub fn has_name_in_path(&self) -> bool {
+        !self.name.is_empty() && !matches!(self.verb, "list" | "deletecollection")
+    }
+}
+
+fn named(selector: &str) -> Option<String> {
+    selector.split(',').find_map(|term| {
+        let (field, value) = term.split_once('=')?;
+        (field == "metadata.name").then(|| value.trim_start_matches('=').to_owned()).filter(|v| !v.is_empty())
+    })
+}
+
+fn method_verb(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "get",
+        Method::POST => "post",
+        Method::PUT => "put",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        Method::HEAD => "head",
+        Method::OPTIONS => "options",
+        _ => "",
+    }
+}
+
+fn resource_verb(method: &Method) -> &'static str {
+    match *method {
+        Method::GET | Method::HEAD => "get",
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ => "",
+    }
+}
+
+/// A query string's parameters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub fn parse(query: Option<&str>) -> Self {
+        let pairs = query.unwrap_or_default().split('&').filter(|p| !p.is_empty()).map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(key), decode(value))
+        });
+        Query(pairs.collect())
+    }
+
+    /// The first value of a parameter; an empty one is as good as none.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty())
+    }
+
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_str())
+    }
+
+    /// Whether a boolean parameter is set: `?watch`, `?watch=1`, `?watch=true`.
+    pub fn flag(&self, name: &str) -> bool {
+        self.0.iter().any(|(k, v)| k == name && !matches!(v.as_str(), "0" | "false" | "False" | "FALSE"))
+    }
+}
+
+fn decode(text: &str) -> String {
+    if !text.contains(['%', '+']) {
+        return text.to_owned();
+    }
+    let spaced: Cow<'_, str> = if text.contains('+') { text.replace('+', " ").into() } else { text.into() };
+    let bytes = spaced.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = |at: usize| bytes.get(at).and_then(|b| (*b as char).to_digit(16));
+        match (bytes[i], hex(i + 1), hex(i + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                i += 3;
+            }
+            (byte, ..) => {
+                out.push(byte);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_as_upstream_reads_them() {
+        let cases = [
+            ("GET /api/v1/namespaces", "list  namespaces  "),
+            ("GET /api/v1/namespaces/a", "get a namespaces a "),
+            ("PUT /api/v1/namespaces/a/finalize", "update a namespaces a finalize"),
+            ("GET /api/v1/namespaces/a/pods", "list a pods  "),
+            ("GET /api/v1/namespaces/a/pods?watch=1", "watch a pods  "),
+            ("GET /api/v1/watch/namespaces/a/pods", "watch a pods  "),
+            ("GET /api/v1/pods?fieldSelector=metadata.name%3Dx", "list  pods x "),
+            ("DELETE /apis/apps/v1/namespaces/a/deployments", "deletecollection a deployments  "),
+            ("PATCH /apis/apps/v1/namespaces/a/deployments/d/status", "patch a deployments d status"),
+            ("POST /api/v1/namespaces/a/pods/p/exec?command=ls", "create a pods p exec"),
+            ("GET /apis/apps/v1", "get    "),
+            ("GET /healthz", "get    "),
+        ];
+        for (request, expected) in cases {
+            let (method, uri) = request.split_once(' ').expect("a method");
+            let (path, query) = uri.split_once('?').map_or((uri, None), |(p, q)| (p, Some(q)));
+            let method = method.parse().expect("a method");
+            let info = RequestInfo::parse(&method, path, &Query::parse(query));
+            let got =
+                format!("{} {} {} {} {}", info.verb, info.namespace, info.resource, info.name, info.subresource);
+            assert_eq!(got, expected, "{request}");
+        }
+    }
+
+    #[test]
+    fn proxied_paths_keep_their_end() {
+        let info = RequestInfo::parse(
+            &Method::GET,
+            "/api/v1/namespaces/a/services/s:80/proxy/x/y/",
+            &Query::default(),
+        );
+        assert_eq!((info.name.as_str(), info.subresource.as_str(), info.rest.as_str()), ("s:80", "proxy", "x/y/"));
+    }
+}

@@ -1,0 +1,256 @@
+//! What is no stored resource: discovery, health, the version, OpenAPI, and the kinds that are answered and not stored.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use k8s_openapi::api::core::v1::Binding;
+use krate_api::{Kind, StatusError, kinds};
+use serde_json::{Value, json};
+
+use crate::auth::User;
+use crate::http::{self as wire, Reply, Shape, Wanted};
+use crate::path::{self, Call, bind_pod};
+use crate::request::{Query, RequestInfo};
+use crate::server::Server;
+use crate::{discovery, reviews};
+
+/// What a server of a path that it does not know says.
+pub fn not_found() -> Reply {
+    wire::reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n")
+}
+
+/// Whether anything of a group is served; its versions are a matter of its resources.
+pub fn serves(server: &Server, group: &str, _version: &str) -> bool {
+    server.kinds.rows().iter().any(|kind| kind.group == group)
+}
+
+/// Answers a request to a path that is no resource's.
+pub async fn answer(
+    server: &Arc<Server>,
+    method: &Method,
+    info: &RequestInfo,
+    query: &Query,
+    headers: &HeaderMap,
+    _user: &User,
+) -> Result<Reply, StatusError> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Err(path::method_not_allowed());
+    }
+    let rows = server.kinds.rows();
+    let parts: Vec<&str> = info.path.trim_matches('/').split('/').collect();
+    let document = match parts.as_slice() {
+        ["api"] => match aggregated(headers) {
+            Some(version) => return Ok(aggregate(rows, true, version)),
+            None => discovery::api_versions(&server.advertise.to_string()),
+        },
+        ["apis"] => match aggregated(headers) {
+            Some(version) => return Ok(aggregate(rows, false, version)),
+            None => discovery::api_group_list(rows),
+        },
+        ["api", version] => {
+            discovery::api_resource_list(rows, "", version).ok_or_else(path::no_such_resource)?
+        }
+        ["apis", group] => match discovery::api_group(rows, group) {
+            Some(document) => document,
+            None => return Ok(not_found()),
+        },
+        ["apis", group, version] => match discovery::api_resource_list(rows, group, version) {
+            Some(document) => document,
+            None if serves(server, group, version) => return Err(path::no_such_resource()),
+            None => return Ok(not_found()),
+        },
+        ["version"] => version(),
+        ["healthz" | "livez" | "readyz", check @ ..] => return Ok(health(server, parts[0], check, query).await),
+        [""] => json!({"paths": paths(rows)}),
+        _ => return Ok(not_found()),
+    };
+    let wanted = Wanted::of(headers, query.flag("pretty"))
+        .unwrap_or(Wanted { shape: Shape::Object, yaml: false, pretty: false });
+    Ok(wire::json(StatusCode::OK, wanted, document.to_string().into()))
+}
+
+/// The version of aggregated discovery that a client wants, if it wants it.
+fn aggregated(headers: &HeaderMap) -> Option<&'static str> {
+    let accept = headers.get(ACCEPT)?.to_str().ok()?;
+    accept.split(',').find_map(|form| {
+        let wants = form.contains("as=APIGroupDiscoveryList") && form.trim().starts_with("application/json");
+        match wants {
+            true if form.contains("v=v2beta1") => Some("v2beta1"),
+            true if form.contains("v=v2") => Some("v2"),
+            _ => None,
+        }
+    })
+}
+
+fn aggregate(rows: &[&Kind], core: bool, version: &'static str) -> Reply {
+    let document = discovery::aggregated(rows, core, version);
+    let mut reply = wire::reply(StatusCode::OK, "application/json", document.to_string());
+    let media = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+    if let Ok(value) = HeaderValue::from_str(&media) {
+        reply.headers_mut().insert(CONTENT_TYPE, value);
+    }
+    reply
+}
+
+fn version() -> Value {
+    json!({
+        "major": "1",
+        "minor": "36",
+        "emulationMajor": "1",
+        "emulationMinor": "36",
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "35",
+        "gitVersion": "v1.36.2",
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }),
+    })
+}
+
+fn paths(rows: &[&Kind]) -> Vec<String> {
+    let mut paths: Vec<String> = ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+        .map(str::to_owned)
+        .to_vec();
+    for kind in rows.iter().filter(|kind| !kind.group.is_empty()) {
+        paths.push(format!("/apis/{}", kind.group));
+        paths.push(format!("/apis/{}", kind.api_version()));
+    }
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+/// The checks by which the server knows itself to be well.
+async fn health(server: &Server, endpoint: &str, check: &[&str], query: &Query) -> Reply {
+    let excluded: Vec<&str> = query.all("exclude").collect();
+    let mut checks = vec![("ping", true), ("etcd", server.backend.revision().await.is_ok())];
+    if endpoint == "readyz" {
+        checks.push(("informer-sync", true));
+        checks.push(("shutdown", !server.shutdown.is_cancelled()));
+    }
+    if let [name] = check {
+        return match checks.iter().find(|(known, _)| known == name) {
+            Some((_, true)) => wire::reply(StatusCode::OK, "text/plain; charset=utf-8", "ok"),
+            Some(_) => wire::reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", "failed"),
+            None => not_found(),
+        };
+    }
+    checks.retain(|(name, _)| !excluded.contains(name));
+    let well = checks.iter().all(|(_, ok)| *ok);
+    let code = if well { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    if well && !query.flag("verbose") {
+        return wire::reply(code, "text/plain; charset=utf-8", "ok");
+    }
+    let mut text: String = checks
+        .iter()
+        .map(|(name, ok)| if *ok { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") })
+        .collect();
+    text.push_str(&format!("{endpoint} check {}\n", if well { "passed" } else { "failed" }));
+    wire::reply(code, "text/plain; charset=utf-8", text)
+}
+
+/// Answers a request to a kind that is not stored: a review, or a binding.
+pub async fn unstored(
+    server: &Arc<Server>,
+    info: &RequestInfo,
+    headers: &HeaderMap,
+    user: &User,
+    body: Bytes,
+) -> Result<Reply, StatusError> {
+    let Some(kind) = server
+        .kinds
+        .rows()
+        .iter()
+        .find(|k| k.group == info.group && k.version == info.version && k.plural == info.resource)
+    else {
+        return Err(path::no_such_resource());
+    };
+    if info.verb != "create" {
+        return Err(path::method_not_allowed());
+    }
+    let wanted = Wanted::of(headers, false)?;
+    let json = wire::to_json(headers, body)?;
+    let (who, judge) = (user.info(), &server.authorizer);
+    let value = match (kind.group, kind.plural) {
+        ("", "bindings") => return binding(server, info, headers, user, &json).await,
+        ("authentication.k8s.io", "selfsubjectreviews") => to_value(&reviews::self_subject(read(&json, kind)?, &who)),
+        ("authentication.k8s.io", "tokenreviews") => to_value(&token_review(server, read(&json, kind)?).await?),
+        ("authorization.k8s.io", "subjectaccessreviews") => {
+            to_value(&reviews::subject_access(read(&json, kind)?, judge)?)
+        }
+        ("authorization.k8s.io", "localsubjectaccessreviews") => {
+            to_value(&reviews::local_subject_access(read(&json, kind)?, &info.namespace, judge)?)
+        }
+        ("authorization.k8s.io", "selfsubjectaccessreviews") => {
+            to_value(&reviews::self_subject_access(read(&json, kind)?, &who, judge)?)
+        }
+        ("authorization.k8s.io", "selfsubjectrulesreviews") => {
+            to_value(&reviews::self_subject_rules(read(&json, kind)?, &who, judge)?)
+        }
+        _ => return Err(path::no_such_resource()),
+    }?;
+    Ok(wire::json(StatusCode::CREATED, wanted, value.to_string().into()))
+}
+
+fn to_value(object: &impl serde::Serialize) -> Result<Value, StatusError> {
+    serde_json::to_value(object).map_err(StatusError::internal)
+}
+
+fn read<T: serde::de::DeserializeOwned>(json: &[u8], kind: &Kind) -> Result<T, StatusError> {
+    serde_json::from_slice(json).map_err(|error| {
+        StatusError::bad_request(format!(
+            "{} in version \"{}\" cannot be handled as a {}: {error}",
+            kind.kind, kind.version, kind.kind
+        ))
+    })
+}
+
+async fn token_review(
+    server: &Server,
+    review: k8s_openapi::api::authentication::v1::TokenReview,
+) -> Result<k8s_openapi::api::authentication::v1::TokenReview, StatusError> {
+    let asked = review.spec.audiences.clone().filter(|a| !a.is_empty());
+    let audiences = asked.unwrap_or_else(|| vec![crate::auth::ISSUER.to_owned()]);
+    let found = server.authenticator.by_token(&review.spec.token, &audiences).await;
+    let found = found.map(|(user, good)| (user.info(), good)).map_err(|_| "invalid bearer token".to_owned());
+    reviews::token(review, found)
+}
+
+/// `POST bindings`: the old way to bind a pod, which names it in the body.
+async fn binding(
+    server: &Arc<Server>,
+    info: &RequestInfo,
+    headers: &HeaderMap,
+    user: &User,
+    json: &[u8],
+) -> Result<Reply, StatusError> {
+    let binding: Binding = read(json, &kinds::BINDING)?;
+    let storage = server.kinds.of("", "pods").cloned().ok_or_else(path::no_such_resource)?;
+    let mut info = info.clone();
+    info.name = binding.metadata.name.clone().unwrap_or_default();
+    "pods".clone_into(&mut info.resource);
+    "binding".clone_into(&mut info.subresource);
+    let wanted = Wanted { shape: Shape::Object, yaml: false, pretty: false };
+    let mut call = Call {
+        server: Arc::clone(server),
+        storage,
+        info,
+        query: Query::default(),
+        raw_query: String::new(),
+        method: Method::POST,
+        headers: headers.clone(),
+        user: user.clone(),
+        wanted,
+        dry_run: false,
+        warnings: Vec::new(),
+        upgrade: None,
+    };
+    bind_pod(&mut call, binding).await?;
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    Ok(wire::json(StatusCode::CREATED, wanted, status.to_string().into()))
+}

@@ -1,0 +1,303 @@
+//! The server as a whole: what all requests share, and how it is started.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use krate_api::{Kind, StatusError};
+use krate_store::cache::{Cache, CacheEvent, Freshness, Head, Kind as Change, Scope, Start, WatchQuery, Watcher};
+use krate_store::{Backend, Compactor};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Chain;
+use crate::auth::{Authenticator, Authorizer, MASTERS, Signer, User};
+use crate::bootstrap::{self, Commits};
+use crate::kinds::Kinds;
+use crate::proxy::Nodes;
+use crate::rbac;
+use crate::registry::core::service::Allocator;
+use crate::registry::erased::Object;
+use crate::registry::lifecycle::Lifecycles;
+use crate::service::Service;
+use crate::storage::Storage;
+
+/// How much history the store keeps for watches and further pages, as upstream.
+const HISTORY: Duration = Duration::from_mins(5);
+/// The user as whom the server itself writes.
+const SELF: &str = "system:apiserver";
+
+/// What a server is started with.
+pub struct Config {
+    /// Where pods and nodes reach this server.
+    pub advertise: SocketAddr,
+    /// The addresses of Services.
+    pub service_cidr: String,
+    /// Bearer tokens that are known beforehand, and whose they are.
+    pub tokens: HashMap<String, User>,
+    /// The P-256 key that signs ServiceAccount tokens, and its public half, PEM.
+    pub service_account_key: String,
+    pub service_account_public_key: String,
+    /// The authority of client certificates, and of the nodes' serving certificates, PEM.
+    pub ca: String,
+    /// The certificate and key by which nodes know this server, PEM.
+    pub node_client_certificate: String,
+    pub node_client_key: String,
+}
+
+/// What all requests share.
+pub struct Server {
+    pub kinds: Arc<Kinds>,
+    pub authenticator: Authenticator,
+    pub authorizer: Authorizer,
+    pub admission: Chain,
+    pub lifecycles: Lifecycles,
+    pub signer: Arc<Signer>,
+    pub nodes: Nodes,
+    pub advertise: SocketAddr,
+    pub shutdown: CancellationToken,
+    pub backend: Arc<dyn Backend>,
+    _cache: Cache,
+}
+
+/// Why a server could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] krate_store::Error),
+    #[error("the key of ServiceAccount tokens: {0}")]
+    Key(#[from] jsonwebtoken::errors::Error),
+    #[error("the range of Services: {0}")]
+    Range(String),
+    #[error("the certificates for nodes: {0}")]
+    Certificates(String),
+    #[error("the first objects cannot be made: {0}")]
+    Bootstrap(#[from] StatusError),
+}
+
+impl Server {
+    /// Reads the store and makes the objects that every cluster has. Ready to serve when it returns.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(
+        config: Config,
+        backend: Arc<dyn Backend>,
+        shutdown: CancellationToken,
+    ) -> Result<Arc<Self>, StartError> {
+        let cache = Cache::start(Arc::clone(&backend), "/registry/").await?;
+        let kinds = Arc::new(Kinds::open(&cache, &backend).await?);
+        let allocator = Allocator::new(Arc::clone(&backend), &config.service_cidr)
+            .map_err(|error| StartError::Range(error.to_string()))?;
+        allocator.repair().await?;
+        let service_address: IpAddr = allocator.first_address();
+        let signer = Arc::new(Signer::new(&config.service_account_key, &config.service_account_public_key)?);
+        let authorizer = Authorizer::default();
+        let nodes = Nodes::new(&config.ca, &config.node_client_certificate, &config.node_client_key)
+            .map_err(|error| StartError::Certificates(error.to_string()))?;
+        let server = Arc::new(Server {
+            admission: Chain::new(&kinds),
+            authenticator: Authenticator {
+                tokens: config.tokens,
+                signer: Arc::clone(&signer),
+                kinds: Arc::clone(&kinds),
+            },
+            authorizer,
+            lifecycles: Lifecycles::new(Arc::new(allocator)),
+            signer,
+            nodes,
+            advertise: config.advertise,
+            shutdown: shutdown.clone(),
+            backend: Arc::clone(&backend),
+            kinds,
+            _cache: cache,
+        });
+        server.follow_policy().await?;
+        let service = server.service_as(User::authenticated(SELF, &[MASTERS]));
+        let commits = AsItself(service);
+        rbac::ensure(&commits).await?;
+        bootstrap::ensure(
+            &commits,
+            &bootstrap::Config {
+                advertise: config.advertise,
+                service_cidr: config.service_cidr,
+                service_address,
+                client_ca: config.ca,
+                front_proxy_ca: None,
+            },
+        )
+        .await?;
+        tokio::spawn(async move {
+            tokio::select! {
+                () = Compactor::new(backend, HISTORY).run() => {}
+                () = shutdown.cancelled() => {}
+            }
+        });
+        Ok(server)
+    }
+
+    /// The server as this user calls it from the same process: no socket and no proof of who he is, and everything else
+    /// as for everyone.
+    pub fn service_as(self: &Arc<Self>, user: User) -> Service {
+        Service::new(Arc::clone(self), Some(user))
+    }
+
+    /// Brings roles, bindings and pods to the authorizers, and keeps them true.
+    async fn follow_policy(&self) -> Result<(), StatusError> {
+        const RBAC: &str = "rbac.authorization.k8s.io";
+        let rbac = || Arc::clone(&self.authorizer.rbac);
+        let r = rbac();
+        self.follow::<ClusterRole>(RBAC, "clusterroles", move |head, role| match role {
+            Some(role) => r.set_cluster_role(role),
+            None => r.forget_role("", &head.name),
+        })
+        .await?;
+        let r = rbac();
+        self.follow::<Role>(RBAC, "roles", move |head, role| match role {
+            Some(role) => r.set_role(role),
+            None => r.forget_role(&head.namespace, &head.name),
+        })
+        .await?;
+        let r = rbac();
+        self.follow::<ClusterRoleBinding>(RBAC, "clusterrolebindings", move |head, binding| match binding {
+            Some(binding) => r.set_cluster_role_binding(binding),
+            None => r.forget_binding("", &head.name),
+        })
+        .await?;
+        let r = rbac();
+        self.follow::<RoleBinding>(RBAC, "rolebindings", move |head, binding| match binding {
+            Some(binding) => r.set_role_binding(binding),
+            None => r.forget_binding(&head.namespace, &head.name),
+        })
+        .await?;
+        let nodes = Arc::clone(&self.authorizer.nodes);
+        self.follow::<Pod>("", "pods", move |head, pod| match pod {
+            Some(pod) => nodes.set_pod(pod),
+            None => nodes.forget_pod(&head.namespace, &head.name),
+        })
+        .await
+    }
+
+    /// Tells `told` of every object of a kind, now and as it changes.
+    async fn follow<T: 'static>(
+        &self,
+        group: &str,
+        plural: &str,
+        told: impl Fn(&Head, Option<&T>) + Send + Sync + 'static,
+    ) -> Result<(), StatusError> {
+        let Some(storage) = self.kinds.of(group, plural).cloned() else { return Ok(()) };
+        let start = |at| WatchQuery::new(Scope::all(), Start::State(at));
+        let mut watcher =
+            storage.cache.watch(start(Freshness::Latest)).await.map_err(crate::storage::refused)?;
+        // What is there is known before the first request is served.
+        while let Some(event) = watcher.try_next() {
+            tell(&storage, &event, &told);
+        }
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = follow_on(&mut watcher, &storage, &told) => {}
+                    () = shutdown.cancelled() => return,
+                }
+                // The watch was given up because this was too slow: begin anew with what there is.
+                match storage.cache.watch(start(Freshness::Any)).await {
+                    Ok(fresh) => watcher = fresh,
+                    Err(_) => return,
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+async fn follow_on<T: 'static>(watcher: &mut Watcher, storage: &Storage, told: &impl Fn(&Head, Option<&T>)) {
+    while let Some(event) = watcher.next().await {
+        tell(storage, &event, told);
+    }
+}
+
+fn tell<T: 'static>(storage: &Storage, event: &CacheEvent, told: &impl Fn(&Head, Option<&T>)) {
+    let (cached, gone) = match event {
+        CacheEvent::Initial(object) => (Some(object), false),
+        CacheEvent::Change(Change::Deleted, change) => (change.prev.as_ref(), true),
+        CacheEvent::Change(_, change) => (change.current.as_ref(), false),
+        CacheEvent::Bookmark { .. } => (None, false),
+    };
+    let Some(cached) = cached else { return };
+    if gone {
+        told(&cached.head, None);
+    } else if let Ok(object) = storage.registry.decode(&cached.value, None) {
+        told(&cached.head, <dyn Object>::is::<T>(&*object));
+    }
+}
+
+/// The server's own writes, through the path of everyone's.
+struct AsItself(Service);
+
+impl AsItself {
+    async fn ask(
+        &self,
+        method: http::Method,
+        path: String,
+        body: Option<&Value>,
+    ) -> Result<Value, StatusError> {
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(http::header::USER_AGENT, "krate-apiserver")
+            .body(crate::http::full(body))
+            .map_err(StatusError::internal)?;
+        let reply = self.0.answer(request).await;
+        let code = reply.status();
+        let bytes = crate::http::read(reply.into_body()).await?;
+        if code.is_success() {
+            return serde_json::from_slice(&bytes).map_err(StatusError::internal);
+        }
+        let status = serde_json::from_slice(&bytes).map_err(StatusError::internal)?;
+        Err(StatusError(Box::new(status)))
+    }
+}
+
+fn path(kind: &Kind, namespace: &str, name: &str) -> String {
+    let prefix =
+        if kind.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", kind.api_version()) };
+    let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
+    let name = if name.is_empty() { String::new() } else { format!("/{name}") };
+    format!("{prefix}{place}/{}{name}", kind.plural)
+}
+
+#[async_trait]
+impl Commits for AsItself {
+    async fn get(&self, kind: &'static Kind, namespace: &str, name: &str) -> Result<Value, StatusError> {
+        self.ask(http::Method::GET, path(kind, namespace, name), None).await
+    }
+
+    async fn create(
+        &self,
+        kind: &'static Kind,
+        namespace: &str,
+        object: Value,
+    ) -> Result<Value, StatusError> {
+        self.ask(http::Method::POST, path(kind, namespace, ""), Some(&object)).await
+    }
+
+    async fn update(
+        &self,
+        kind: &'static Kind,
+        namespace: &str,
+        object: Value,
+        status: bool,
+    ) -> Result<Value, StatusError> {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let end = if status { "/status" } else { "" };
+        let path = format!("{}{end}", path(kind, namespace, name));
+        self.ask(http::Method::PUT, path, Some(&object)).await
+    }
+}

@@ -1,0 +1,137 @@
+//! The way in: who asks, whether he may, and where the request goes. A [`tower::Service`], so that the same code serves
+//! sockets and components of the same process.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use krate_api::{Reason, StatusError};
+
+use crate::auth::User;
+use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
+use crate::path::{self, Call};
+use crate::request::{Query, RequestInfo};
+use crate::server::Server;
+use crate::{impersonate, routes};
+
+/// The server as one caller reaches it.
+#[derive(Clone)]
+pub struct Service {
+    server: Arc<Server>,
+    /// Who calls from this process, or whom the connection's client certificate names.
+    user: Option<User>,
+}
+
+impl Service {
+    pub fn new(server: Arc<Server>, user: Option<User>) -> Self {
+        Service { server, user }
+    }
+
+    /// Answers a request. Whatever goes wrong is this request's alone.
+    pub async fn answer(&self, request: Request<Body>) -> Reply {
+        let yaml = Wanted::of(request.headers(), false).is_ok_and(|wanted| wanted.yaml);
+        let answered = AssertUnwindSafe(self.handle(request)).catch_unwind().await;
+        match answered {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(error)) => refusal(&error, yaml),
+            Err(_) => {
+                tracing::error!("a request panicked");
+                wire::refusal(&StatusError::internal("this request caused the server to panic"))
+            }
+        }
+    }
+
+    async fn handle(&self, mut request: Request<Body>) -> Result<Reply, StatusError> {
+        // The connection's other side is taken out before the request is taken apart.
+        let upgrade = request.headers().contains_key(http::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let query = Query::parse(parts.uri.query());
+        let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+        let user = self
+            .server
+            .authenticator
+            .who(&parts.headers, self.user.as_ref())
+            .await
+            .map_err(|_| StatusError::new(Reason::Unauthorized, "Unauthorized"))?;
+        let user = impersonate::effective(&self.server.authorizer, user, &parts.headers)?;
+        self.server.authorizer.check(&user, &info)?;
+        if parts.method == Method::OPTIONS {
+            return Err(path::method_not_allowed());
+        }
+        if !info.is_resource {
+            return routes::answer(&self.server, &parts.method, &info, &query, &parts.headers, &user).await;
+        }
+        if !routes::serves(&self.server, &info.group, &info.version) {
+            return Ok(routes::not_found());
+        }
+        let wanted = Wanted::of(&parts.headers, query.flag("pretty"));
+        let Some(storage) = self.server.kinds.of(&info.group, &info.resource).cloned() else {
+            let body = wire::read(body).await?;
+            return routes::unstored(&self.server, &info, &parts.headers, &user, body).await;
+        };
+        // What is passed on to a node is in the form that the node gives it.
+        let wanted = if upgrade.is_some() || matches!(info.subresource.as_str(), "log" | "proxy") {
+            wanted.unwrap_or(Wanted { shape: Shape::Object, yaml: false, pretty: false })
+        } else {
+            wanted?
+        };
+        let mut info = info;
+        if !storage.kind().is_namespaced() {
+            // To authorization a namespace is in itself; in the store it is in none.
+            info.namespace = String::new();
+        }
+        let call = Call {
+            server: Arc::clone(&self.server),
+            storage,
+            info,
+            query,
+            raw_query: parts.uri.query().unwrap_or_default().to_owned(),
+            method: parts.method,
+            headers: parts.headers,
+            user,
+            wanted,
+            dry_run: false,
+            warnings: Vec::new(),
+            upgrade,
+        };
+        let body = if call.upgrade.is_some() { Bytes::new() } else { wire::read(body).await? };
+        path::answer(call, body).await
+    }
+}
+
+impl<B> tower::Service<Request<B>> for Service
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Reply;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let service = self.clone();
+        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        Box::pin(async move { Ok(service.answer(request).await) })
+    }
+}
+
+/// A refusal in the form that the caller reads.
+fn refusal(error: &StatusError, yaml: bool) -> Reply {
+    if !yaml {
+        return wire::refusal(error);
+    }
+    let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let wanted = Wanted { shape: Shape::Object, yaml: true, pretty: false };
+    wire::json(code, wanted, error.to_json().into())
+}

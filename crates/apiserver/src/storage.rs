@@ -1,0 +1,242 @@
+//! One kind's objects: read from the watch cache as the bytes that are sent, written by one compare-and-set in the store.
+
+use std::sync::Arc;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use krate_api::{Kind, Reason, StatusError};
+use krate_store::cache::{Cache, CacheError, Decode, Freshness, Head, Object as Cached, Owner, Resource};
+use krate_store::{Backend, CompareAndSet, Error, KeyValue, Revision};
+use memchr::memmem;
+
+use crate::registry::erased::{Object, Registry};
+
+/// A kind, its objects in memory and its place in the store.
+pub struct Storage {
+    pub registry: Arc<dyn Registry>,
+    pub cache: Arc<Resource>,
+    backend: Arc<dyn Backend>,
+}
+
+/// An object as it is in the store.
+pub struct Current {
+    pub object: Box<dyn Object>,
+    pub revision: Revision,
+    /// What the store has: JSON without a resourceVersion.
+    pub value: Bytes,
+}
+
+/// How a write ended.
+pub enum Outcome {
+    Done(Written),
+    /// Somebody else was first; what is there now, if anything.
+    Conflict(Option<KeyValue>),
+}
+
+pub struct Written {
+    pub revision: Revision,
+    /// The object as it is sent.
+    pub bytes: Bytes,
+}
+
+/// Puts the resourceVersion into an object's JSON. Ours always has the metadata near its beginning.
+pub fn with_revision(json: &[u8], revision: Revision) -> Bytes {
+    const METADATA: &[u8] = b"\"metadata\":{";
+    let Some(at) = memmem::find(json, METADATA).map(|i| i + METADATA.len()) else {
+        return Bytes::copy_from_slice(json);
+    };
+    let mut out = BytesMut::with_capacity(json.len() + 40);
+    out.put_slice(&json[..at]);
+    out.put_slice(format!("\"resourceVersion\":\"{revision}\"").as_bytes());
+    if json.get(at) != Some(&b'}') {
+        out.put_u8(b',');
+    }
+    out.put_slice(&json[at..]);
+    out.freeze()
+}
+
+struct Decoder(Arc<dyn Registry>);
+
+impl Decode for Decoder {
+    fn decode(&self, _key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)> {
+        let object = self.0.decode(value, None).ok()?;
+        let meta = object.meta();
+        let boxed = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
+        let head = Head {
+            namespace: boxed(&meta.namespace),
+            name: boxed(&meta.name),
+            uid: boxed(&meta.uid),
+            labels: meta
+                .labels
+                .iter()
+                .flatten()
+                .map(|(k, v)| (k.as_str().into(), v.as_str().into()))
+                .collect(),
+            owners: meta
+                .owner_references
+                .iter()
+                .flatten()
+                .map(|o| Owner {
+                    uid: o.uid.as_str().into(),
+                    controller: o.controller == Some(true),
+                    block_owner_deletion: o.block_owner_deletion == Some(true),
+                })
+                .collect(),
+            fields: self.0.selectable(&*object).into_iter().map(|(k, v)| (k.into(), v)).collect(),
+        };
+        Some((with_revision(value, revision), head))
+    }
+}
+
+/// The field by which a kind's watches are found without asking each: a node's pods.
+fn index(kind: &Kind) -> Option<&'static str> {
+    (kind.group.is_empty() && kind.plural == "pods").then_some("spec.nodeName")
+}
+
+impl Storage {
+    /// Begins to serve a kind.
+    pub async fn open(
+        registry: Arc<dyn Registry>,
+        cache: &Cache,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Self, Error> {
+        let kind = registry.kind();
+        let decoder = Arc::new(Decoder(Arc::clone(&registry)));
+        let cache = cache.add(kind.storage, decoder, index(kind)).await?;
+        Ok(Storage { registry, cache, backend })
+    }
+
+    /// The same objects as another kind of the same storage sees them.
+    pub fn shared(registry: Arc<dyn Registry>, cache: Arc<Resource>, backend: Arc<dyn Backend>) -> Self {
+        Storage { registry, cache, backend }
+    }
+
+    pub fn kind(&self) -> &'static Kind {
+        self.registry.kind()
+    }
+
+    pub fn not_found(&self, name: &str) -> StatusError {
+        StatusError::not_found(self.kind().group, self.kind().plural, name)
+    }
+
+    /// The object as it is sent.
+    pub async fn read(
+        &self,
+        namespace: &str,
+        name: &str,
+        freshness: Freshness,
+    ) -> Result<Arc<Cached>, StatusError> {
+        self.cache.get(namespace, name, freshness).await.map_err(refused)?.ok_or_else(|| self.not_found(name))
+    }
+
+    /// The newest object, typed, to be changed.
+    pub async fn current(&self, namespace: &str, name: &str) -> Result<Current, StatusError> {
+        let cached = self.read(namespace, name, Freshness::Any).await;
+        let cached = match cached {
+            Ok(cached) => cached,
+            // It may have been created a moment ago.
+            Err(_) => self.read(namespace, name, Freshness::Latest).await?,
+        };
+        self.decode(&cached.value, cached.revision)
+    }
+
+    /// What a conflict brought, typed.
+    pub fn current_of(&self, name: &str, there: Option<KeyValue>) -> Result<Current, StatusError> {
+        let there = there.ok_or_else(|| self.not_found(name))?;
+        self.decode(&there.value, there.mod_revision)
+    }
+
+    /// An object at a revision, typed, its resourceVersion set and its defaults filled.
+    pub fn decode(&self, value: &Bytes, revision: Revision) -> Result<Current, StatusError> {
+        let mut object = self.registry.decode(value, None).map_err(StatusError::internal)?;
+        self.registry.default(&mut *object);
+        object.meta_mut().resource_version = Some(revision.to_string());
+        Ok(Current { object, revision, value: value.clone() })
+    }
+
+    fn key(&self, object: &dyn Object) -> String {
+        let meta = object.meta();
+        self.kind()
+            .key(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+    }
+
+    /// Creates an object.
+    pub async fn create(&self, object: &mut dyn Object) -> Result<Outcome, StatusError> {
+        let value = to_value(object);
+        self.commit(CompareAndSet::create(self.key(object), value.clone()), value).await
+    }
+
+    /// Writes an object over what is at a revision.
+    pub async fn replace(&self, object: &mut dyn Object, at: Revision) -> Result<Outcome, StatusError> {
+        let value = to_value(object);
+        self.commit(CompareAndSet::update(self.key(object), at, value.clone()), value).await
+    }
+
+    /// Deletes what is at a revision; the answer's bytes are the last state.
+    pub async fn delete(&self, object: &mut dyn Object, at: Revision) -> Result<Outcome, StatusError> {
+        let value = to_value(object);
+        self.commit(CompareAndSet::delete(self.key(object), at), value).await
+    }
+
+    async fn commit(&self, write: CompareAndSet, value: Bytes) -> Result<Outcome, StatusError> {
+        match self.backend.commit(write).await {
+            Ok(committed) => Ok(Outcome::Done(Written {
+                revision: committed.revision,
+                bytes: with_revision(&value, committed.revision),
+            })),
+            Err(Error::Conflict { current }) => Ok(Outcome::Conflict(current)),
+            Err(error) => Err(unwritten(&error)),
+        }
+    }
+}
+
+/// What is stored of an object.
+pub fn to_value(object: &mut dyn Object) -> Bytes {
+    object.meta_mut().resource_version = None;
+    object.meta_mut().self_link = None;
+    object.to_json().into()
+}
+
+fn unwritten(error: &Error) -> StatusError {
+    match error {
+        Error::NoSpace(_) | Error::ReadOnly(_) => StatusError::new(Reason::ServiceUnavailable, error.to_string()),
+        other => StatusError::internal(other),
+    }
+}
+
+/// What the cache refused, as the API says it.
+pub fn refused(error: CacheError) -> StatusError {
+    match error {
+        CacheError::TooOld { .. } => StatusError::new(Reason::Expired, error.to_string()),
+        CacheError::TooLarge { .. } => {
+            use k8s_openapi::apimachinery::pkg::apis::meta::v1::{StatusCause, StatusDetails};
+            StatusError::with_details(
+                Reason::Timeout,
+                error.to_string(),
+                Some(StatusDetails {
+                    causes: Some(vec![StatusCause {
+                        reason: Some("ResourceVersionTooLarge".to_owned()),
+                        message: Some("Too large resource version".to_owned()),
+                        ..StatusCause::default()
+                    }]),
+                    retry_after_seconds: Some(1),
+                    ..StatusDetails::default()
+                }),
+            )
+        }
+        CacheError::Closed => StatusError::new(Reason::ServiceUnavailable, "the resource is no longer served"),
+        CacheError::Store(error) => StatusError::internal(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_revision_is_put_into_the_objects_metadata() {
+        let some = with_revision(br#"{"kind":"X","metadata":{"name":"a"},"data":{}}"#, Revision(7));
+        assert_eq!(&some[..], br#"{"kind":"X","metadata":{"resourceVersion":"7","name":"a"},"data":{}}"#);
+        let none = with_revision(br#"{"kind":"X","metadata":{}}"#, Revision(7));
+        assert_eq!(&none[..], br#"{"kind":"X","metadata":{"resourceVersion":"7"}}"#);
+    }
+}
