@@ -13,13 +13,14 @@ use crate::backend::{Changes, Error, Rules};
 use crate::base;
 use crate::programmed::Programmed;
 use crate::tracker::ServiceMap;
-use crate::{Config, Protocol};
+use crate::{Config, PortName, Protocol};
 
 /// Rules in the kernel's nftables.
 #[derive(Debug)]
 pub struct Nftables {
     config: Config,
     families: Vec<Programmed>,
+    datagrams: Datagrams,
 }
 
 impl Nftables {
@@ -32,7 +33,7 @@ impl Nftables {
         let families = [(Family::Ipv4, first), (Family::Ipv6, second)];
         let families =
             families.into_iter().filter(|(_, used)| *used).map(|(family, _)| Programmed::new(family));
-        Self { config: config.clone(), families: families.collect() }
+        Self { config: config.clone(), families: families.collect(), datagrams: Datagrams::default() }
     }
 }
 
@@ -50,9 +51,9 @@ impl Rules for Nftables {
             }
             batch.commit()?;
             family.known = true;
-            if let Err(error) = forget_stale(family.family, desired, changed) {
-                tracing::warn!(%error, "connections to endpoints that are gone could not be forgotten");
-            }
+        }
+        if let Err(error) = self.datagrams.forget_stale(&self.families, desired, changed) {
+            tracing::warn!(%error, "connections to endpoints that are gone could not be forgotten");
         }
         Ok(())
     }
@@ -74,28 +75,46 @@ fn table(config: &Config) -> String {
     format!("krate-proxy-{}", config.instance)
 }
 
-/// Forgets the datagram "connections" of changed ports whose endpoint is not one any more, or that have none though
-/// there are some by now: they would go on for as long as their client does.
-fn forget_stale(family: Family, desired: &ServiceMap, changed: &Changes) -> Result<(), krate_nft::Error> {
-    let datagrams = || changed.iter().filter(|name| name.protocol == Protocol::Udp);
-    if datagrams().next().is_none() {
-        return Ok(());
-    }
-    let mut endpoints = HashMap::new();
-    let mut node_ports = HashMap::new();
-    for port in datagrams().filter_map(|name| desired.get(name)) {
-        let usable: HashSet<_> = port.cluster.iter().chain(&port.local).copied().collect();
-        for address in port.cluster_ips.iter().chain(&port.external_ips).chain(&port.load_balancer_ips) {
-            endpoints.insert(SocketAddr::new(*address, port.port), usable.clone());
+/// The addresses of the datagram Services that the rules served last.
+#[derive(Debug, Default)]
+struct Datagrams(HashMap<PortName, Vec<SocketAddr>>);
+
+impl Datagrams {
+    /// Forgets the datagram "connections" of changed ports whose endpoint is not one any more, or that have none
+    /// though there are some by now: they would go on for as long as their client does.
+    fn forget_stale(
+        &mut self,
+        families: &[Programmed],
+        desired: &ServiceMap,
+        changed: &Changes,
+    ) -> Result<(), Error> {
+        let mut endpoints: HashMap<SocketAddr, HashSet<SocketAddr>> = HashMap::new();
+        let mut node_ports = HashMap::new();
+        for name in changed.iter().filter(|name| name.protocol == Protocol::Udp) {
+            let before = self.0.remove(name).unwrap_or_default();
+            endpoints.extend(before.into_iter().map(|at| (at, HashSet::new())));
+            let Some(port) = desired.get(name) else { continue };
+            let usable: HashSet<_> = port.cluster.iter().chain(&port.local).copied().collect();
+            let addresses = port.cluster_ips.iter().chain(&port.external_ips).chain(&port.load_balancer_ips);
+            let addresses: Vec<_> = addresses.map(|address| SocketAddr::new(*address, port.port)).collect();
+            endpoints.extend(addresses.iter().map(|at| (*at, usable.clone())));
+            if let Some(number) = port.node_port {
+                node_ports.insert(number, usable);
+            }
+            self.0.insert(name.clone(), addresses);
         }
-        if let Some(number) = port.node_port {
-            node_ports.insert(number, usable.clone());
+        if endpoints.is_empty() && node_ports.is_empty() {
+            return Ok(());
         }
+        for family in families {
+            let mut flows = conntrack::flows(family.family, Protocol::Udp.number())?;
+            flows.retain(|flow| {
+                let usable =
+                    endpoints.get(&flow.destination).or_else(|| node_ports.get(&flow.destination.port()));
+                usable.is_some_and(|usable| !usable.contains(&flow.answered_by))
+            });
+            conntrack::forget(&flows)?;
+        }
+        Ok(())
     }
-    let mut flows = conntrack::flows(family, Protocol::Udp.number())?;
-    flows.retain(|flow| {
-        let usable = endpoints.get(&flow.destination).or_else(|| node_ports.get(&flow.destination.port()));
-        usable.is_some_and(|usable| !usable.contains(&flow.answered_by))
-    });
-    conntrack::forget(&flows)
 }

@@ -421,8 +421,13 @@ fn a_datagram_client_is_led_away_from_an_endpoint_that_is_gone() {
     assert_eq!(ask().unwrap_err().kind(), ErrorKind::ConnectionRefused);
     world.sync(vec![dns(vec![first, second])]);
     ask().unwrap();
-    let flows = world.node.run(|| conntrack::flows(Family::Ipv4, UDP).unwrap());
-    assert_eq!(flows.iter().filter(|flow| flow.destination == SERVICE).count(), 1);
+    let flows = |world: &World| {
+        let flows = world.node.run(|| conntrack::flows(Family::Ipv4, UDP).unwrap());
+        flows.iter().filter(|flow| flow.destination == SERVICE).count()
+    };
+    assert_eq!(flows(&world), 1);
+    world.sync(Vec::new());
+    assert_eq!(flows(&world), 0, "the Service went");
 }
 
 #[test]
