@@ -9,6 +9,7 @@ mod deployment;
 mod discovery;
 mod endpoints;
 mod expectations;
+mod garbage;
 mod meta;
 mod namespace;
 mod node;
@@ -52,6 +53,7 @@ pub static CONTROLLERS: &[Controller] = table! {
     "deployment-controller" => deployment::run,
     "endpointslice-controller" => endpoints::slices::run,
     "endpoints-controller" => endpoints::legacy::run,
+    "garbage-collector-controller" => garbage::run,
     "pod-garbage-collector-controller" => pod_gc::run,
 };
 
