@@ -1,0 +1,40 @@
+//! MutatingWebhookConfiguration: webhooks that may change a write.
+
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use super::webhook::{default_webhook, said, validate};
+use crate::registry::column::{age, integer, name};
+use crate::registry::prepare::counted;
+use crate::registry::rules::one_of;
+use crate::registry::{Column, Strategy};
+
+impl Strategy for MutatingWebhookConfiguration {
+    const KIND: &'static Kind = &kinds::MUTATING_WEBHOOK_CONFIGURATION;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        integer("Webhooks", "How many webhooks it names.", |c| {
+            c.webhooks.as_ref().map_or(0, Vec::len).into()
+        }),
+        age(),
+    ];
+
+    fn default(&mut self) {
+        for hook in self.webhooks.iter_mut().flatten() {
+            hook.reinvocation_policy.get_or_insert_with(|| "Never".to_owned());
+            default_webhook!(hook);
+        }
+    }
+
+    counted!(webhooks);
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("webhooks");
+        validate(self.webhooks.iter().flatten().map(|hook| said!(hook)), &at, errors);
+        for (i, hook) in self.webhooks.iter().flatten().enumerate() {
+            if let Some(policy) = &hook.reinvocation_policy {
+                one_of(policy, &["IfNeeded", "Never"], &at.index(i).child("reinvocationPolicy"), errors);
+            }
+        }
+    }
+}

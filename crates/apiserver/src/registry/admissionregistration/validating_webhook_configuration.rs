@@ -1,0 +1,33 @@
+//! ValidatingWebhookConfiguration: webhooks that may refuse a write.
+
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use super::webhook::{default_webhook, said, validate};
+use crate::registry::column::{age, integer, name};
+use crate::registry::prepare::counted;
+use crate::registry::{Column, Strategy};
+
+impl Strategy for ValidatingWebhookConfiguration {
+    const KIND: &'static Kind = &kinds::VALIDATING_WEBHOOK_CONFIGURATION;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        integer("Webhooks", "How many webhooks it names.", |c| {
+            c.webhooks.as_ref().map_or(0, Vec::len).into()
+        }),
+        age(),
+    ];
+
+    fn default(&mut self) {
+        for hook in self.webhooks.iter_mut().flatten() {
+            default_webhook!(hook);
+        }
+    }
+
+    counted!(webhooks);
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("webhooks");
+        validate(self.webhooks.iter().flatten().map(|hook| said!(hook)), &at, errors);
+    }
+}

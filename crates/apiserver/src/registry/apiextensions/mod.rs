@@ -1,0 +1,3 @@
+//! Kinds that users define.
+
+pub mod custom_resource_definition;

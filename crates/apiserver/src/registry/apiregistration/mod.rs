@@ -1,0 +1,3 @@
+//! Who serves which group.
+
+pub mod api_service;

@@ -1,0 +1,150 @@
+//! HorizontalPodAutoscaler: how many replicas, by what is measured.
+
+use k8s_openapi::api::autoscaling::v2::{
+    HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscaler, HorizontalPodAutoscalerBehavior, MetricSpec,
+    MetricTarget, ResourceMetricSource,
+};
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use super::metrics;
+use crate::registry::column::{age, name, text};
+use crate::registry::prepare::spec_and_status;
+use crate::registry::rules::{in_range, one_of};
+use crate::registry::{Column, Strategy};
+
+impl Strategy for HorizontalPodAutoscaler {
+    const KIND: &'static Kind = &kinds::HORIZONTAL_POD_AUTOSCALER;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        text("Reference", "What it scales.", |h| {
+            format!("{}/{}", h.spec.scale_target_ref.kind, h.spec.scale_target_ref.name).into()
+        }),
+        text("Targets", "What is measured, over what is wanted.", metrics::shown),
+        text("MinPods", "The least replicas.", |h| {
+            h.spec.min_replicas.map_or("<unset>".to_owned(), |n| n.to_string()).into()
+        }),
+        text("MaxPods", "The most replicas.", |h| h.spec.max_replicas.into()),
+        text("Replicas", "Replicas that there are.", |h| {
+            h.status.as_ref().and_then(|s| s.current_replicas).unwrap_or(0).into()
+        }),
+        age(),
+    ];
+
+    fn default(&mut self) {
+        let spec = &mut self.spec;
+        spec.min_replicas.get_or_insert(1);
+        if spec.metrics.as_ref().is_none_or(Vec::is_empty) {
+            spec.metrics = Some(vec![MetricSpec {
+                type_: "Resource".to_owned(),
+                resource: Some(ResourceMetricSource {
+                    name: "cpu".to_owned(),
+                    target: MetricTarget {
+                        type_: "Utilization".to_owned(),
+                        average_utilization: Some(80),
+                        ..MetricTarget::default()
+                    },
+                }),
+                ..MetricSpec::default()
+            }]);
+        }
+        if let Some(behavior) = &mut spec.behavior {
+            default_behavior(behavior);
+        }
+        self.status.get_or_insert_default();
+    }
+
+    spec_and_status!(uncounted);
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("spec");
+        let spec = &self.spec;
+        let min = spec.min_replicas.unwrap_or(1);
+        if min < 1 {
+            errors.invalid(&at.child("minReplicas"), min, "must be greater than or equal to 1");
+        }
+        if spec.max_replicas < 1 {
+            errors.required(&at.child("maxReplicas"), "must be set and greater than 0");
+        }
+        if spec.max_replicas < min {
+            errors.invalid(
+                &at.child("maxReplicas"),
+                spec.max_replicas,
+                "must be greater than or equal to `minReplicas`",
+            );
+        }
+        let target = &spec.scale_target_ref;
+        let at_target = at.child("scaleTargetRef");
+        for (name, value) in [("kind", &target.kind), ("name", &target.name)] {
+            if value.is_empty() {
+                errors.required(&at_target.child(name), "");
+            } else if value.contains('/') || value.contains('%') {
+                errors.invalid(&at_target.child(name), value, "may not contain '/'");
+            }
+        }
+        let version = target.api_version.as_deref().unwrap_or_default();
+        if version.is_empty() {
+            errors.invalid(&at_target.child("apiVersion"), version, "apiVersion must specify API group");
+        }
+        metrics::validate(spec.metrics.as_deref().unwrap_or_default(), &at.child("metrics"), errors);
+        if let Some(behavior) = &spec.behavior {
+            let at = at.child("behavior");
+            rules(behavior.scale_up.as_ref(), &at.child("scaleUp"), errors);
+            rules(behavior.scale_down.as_ref(), &at.child("scaleDown"), errors);
+        }
+    }
+}
+
+fn policy(kind: &str, value: i32) -> HPAScalingPolicy {
+    HPAScalingPolicy { type_: kind.to_owned(), value, period_seconds: 15 }
+}
+
+/// Up at once, by four or to the double; down as far as needed, by the highest wish of the last minutes.
+fn default_behavior(behavior: &mut HorizontalPodAutoscalerBehavior) {
+    let fill = |rules: &mut HPAScalingRules, window: Option<i32>, policies: Vec<HPAScalingPolicy>| {
+        rules.select_policy.get_or_insert_with(|| "Max".to_owned());
+        if rules.stabilization_window_seconds.is_none() {
+            rules.stabilization_window_seconds = window;
+        }
+        rules.policies.get_or_insert(policies);
+    };
+    fill(behavior.scale_up.get_or_insert_default(), Some(0), vec![policy("Pods", 4), policy("Percent", 100)]);
+    fill(behavior.scale_down.get_or_insert_default(), None, vec![policy("Percent", 100)]);
+}
+
+fn rules(rules: Option<&HPAScalingRules>, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(rules) = rules else { return };
+    if let Some(window) = rules.stabilization_window_seconds {
+        if window < 0 {
+            errors.invalid(
+                &at.child("stabilizationWindowSeconds"),
+                window,
+                "must be greater than or equal to zero",
+            );
+        } else if window > 3600 {
+            errors.invalid(
+                &at.child("stabilizationWindowSeconds"),
+                window,
+                "must be less than or equal to 3600",
+            );
+        }
+    }
+    if let Some(select) = &rules.select_policy {
+        one_of(select, &["Disabled", "Max", "Min"], &at.child("selectPolicy"), errors);
+    }
+    let policies = rules.policies.as_deref().unwrap_or_default();
+    if policies.is_empty() {
+        errors.required(&at.child("policies"), "must specify at least one Policy");
+    }
+    for (i, policy) in policies.iter().enumerate() {
+        let at = at.child("policies").index(i);
+        one_of(&policy.type_, &["Percent", "Pods"], &at.child("type"), errors);
+        if policy.value <= 0 {
+            errors.invalid(&at.child("value"), policy.value, "must be greater than zero");
+        }
+        if policy.period_seconds <= 0 {
+            errors.invalid(&at.child("periodSeconds"), policy.period_seconds, "must be greater than zero");
+        } else if policy.period_seconds > 1800 {
+            in_range(policy.period_seconds, 1, 1800, &at.child("periodSeconds"), errors);
+        }
+    }
+}

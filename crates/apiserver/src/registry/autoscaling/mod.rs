@@ -1,0 +1,4 @@
+//! As many pods as it takes.
+
+pub mod horizontal_pod_autoscaler;
+mod metrics;

@@ -1,0 +1,129 @@
+//! CronJob: a Job at times.
+
+use k8s_openapi::api::batch::v1::CronJob;
+use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+
+use super::job;
+use super::schedule;
+use crate::registry::column::{
+    age, boolean, container_images, container_names, integer, name, selector, since, text, wide,
+};
+use crate::registry::core::pod_spec;
+use crate::registry::prepare::spec_and_status;
+use crate::registry::rules::{not_negative, one_of, template_metadata};
+use crate::registry::{Column, Strategy};
+
+/// Eleven characters are left for the time in a Job's name.
+const LONGEST_NAME: usize = 63 - 11;
+
+impl Strategy for CronJob {
+    const KIND: &'static Kind = &kinds::CRON_JOB;
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        text("Schedule", "When it runs, as cron says it.", |c| c.spec.schedule.as_str().into()),
+        text("Timezone", "The time zone of the schedule.", |c| {
+            c.spec.time_zone.as_deref().unwrap_or("<none>").into()
+        }),
+        boolean("Suspend", "Whether it is held back.", |c| {
+            // Words, though the type is a boolean: so upstream prints it.
+            if c.spec.suspend == Some(true) { "True".into() } else { "False".into() }
+        }),
+        integer("Active", "Jobs of it that run now.", |c| {
+            c.status.as_ref().and_then(|s| s.active.as_ref()).map_or(0, Vec::len).into()
+        }),
+        text("Last Schedule", "Time since it last made a Job.", |c| {
+            match c.status.as_ref().and_then(|s| s.last_schedule_time.as_ref()) {
+                Some(time) => since(Some(time)).into(),
+                None => "<none>".into(),
+            }
+        }),
+        age(),
+        wide("Containers", "Names of the template's containers.", |c| container_names(template(c))),
+        wide("Images", "Images of the template's containers.", |c| container_images(template(c))),
+        wide("Selector", "Which pods its Jobs count as their own.", |c| {
+            let spec = c.spec.job_template.spec.as_ref();
+            match spec.and_then(|s| s.selector.as_ref()) {
+                Some(s) => selector(Some(s)),
+                None => "<none>".into(),
+            }
+        }),
+    ];
+
+    fn default(&mut self) {
+        let spec = &mut self.spec;
+        spec.concurrency_policy.get_or_insert_with(|| "Allow".to_owned());
+        spec.suspend.get_or_insert(false);
+        spec.successful_jobs_history_limit.get_or_insert(3);
+        spec.failed_jobs_history_limit.get_or_insert(1);
+        spec.job_template.metadata.get_or_insert_default();
+        pod_spec::default_template(&mut spec.job_template.spec.get_or_insert_default().template);
+        self.status.get_or_insert_default();
+    }
+
+    spec_and_status!(generation);
+
+    fn validate_name(name: &str) -> Vec<String> {
+        let mut wrong = krate_api::names::is_dns1123_subdomain(name);
+        if name.len() > LONGEST_NAME {
+            wrong.push(format!("must be no more than {LONGEST_NAME} characters"));
+        }
+        wrong
+    }
+
+    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("spec");
+        let spec = &self.spec;
+        if spec.schedule.is_empty() {
+            errors.required(&at.child("schedule"), "");
+        } else if spec.schedule.contains("TZ") {
+            errors.invalid(
+                &at.child("schedule"),
+                &spec.schedule,
+                "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+            );
+        } else if let Err(why) = schedule::check(&spec.schedule) {
+            errors.invalid(&at.child("schedule"), &spec.schedule, why);
+        }
+        if let Some(seconds) = spec.starting_deadline_seconds {
+            not_negative(seconds, &at.child("startingDeadlineSeconds"), errors);
+        }
+        if let Some(zone) = &spec.time_zone {
+            time_zone(zone, &at.child("timeZone"), errors);
+        }
+        match spec.concurrency_policy.as_deref().unwrap_or_default() {
+            "" => errors.required(&at.child("concurrencyPolicy"), ""),
+            policy => one_of(policy, &["Allow", "Forbid", "Replace"], &at.child("concurrencyPolicy"), errors),
+        }
+        for (name, limit) in [
+            ("successfulJobsHistoryLimit", spec.successful_jobs_history_limit),
+            ("failedJobsHistoryLimit", spec.failed_jobs_history_limit),
+        ] {
+            if let Some(limit) = limit {
+                not_negative(limit, &at.child(name), errors);
+            }
+        }
+        let at = at.child("jobTemplate");
+        template_metadata(spec.job_template.metadata.as_ref(), &at.child("metadata"), errors);
+        if let Some(job_spec) = &spec.job_template.spec {
+            job::validate_spec(job_spec, &at.child("spec"), errors);
+        }
+    }
+}
+
+fn template(c: &CronJob) -> Option<&k8s_openapi::api::core::v1::PodTemplateSpec> {
+    c.spec.job_template.spec.as_ref().map(|s| &s.template)
+}
+
+fn time_zone(zone: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    if zone.is_empty() {
+        errors.invalid(at, zone, "timeZone must be nil or non-empty string");
+    } else if zone.eq_ignore_ascii_case("local") {
+        errors.invalid(
+            at,
+            zone,
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        );
+    } else if !zone.eq_ignore_ascii_case("utc") && jiff::tz::TimeZone::get(zone).is_err() {
+        errors.invalid(at, zone, format!("unknown time zone {zone}"));
+    }
+}

@@ -1,0 +1,3 @@
+//! What happened, in the newer words.
+
+pub mod event;

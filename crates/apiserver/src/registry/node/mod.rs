@@ -1,0 +1,3 @@
+//! How containers are run.
+
+pub mod runtime_class;
