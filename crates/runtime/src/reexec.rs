@@ -7,7 +7,7 @@ use crate::shim;
 pub fn dispatch() {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|command| command == shim::client::COMMAND) {
-        let code = match shim::run() {
+        let code = match shim::zygote::run() {
             Ok(()) => 0,
             Err(error) => {
                 eprintln!("krate shim: {error}");

@@ -340,3 +340,6 @@ impl<R: Read> Read for Counted<'_, R> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests;

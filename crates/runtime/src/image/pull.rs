@@ -111,21 +111,4 @@ fn is_plain(registry: &str, registries: &Registries) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_loopback_and_the_named_go_unencrypted() {
-        let registries = Registries { insecure: vec!["reg.lan:5000".into()], ..Registries::default() };
-        for (registry, plain) in [
-            ("localhost:5000", true),
-            ("127.0.0.1:5000", true),
-            ("[::1]:5000", true),
-            ("reg.lan:5000", true),
-            ("reg.lan", false),
-            ("docker.io", false),
-        ] {
-            assert_eq!(is_plain(registry, &registries), plain, "{registry}");
-        }
-    }
-}
+mod tests;

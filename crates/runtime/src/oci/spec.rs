@@ -189,7 +189,8 @@ mod tests {
         assert!(env.iter().any(|e| e.starts_with("PATH=")) && env.contains(&"HOME=/home/x".to_owned()));
         let linux = spec.linux().as_ref().unwrap();
         assert_eq!(linux.masked_paths().as_ref().unwrap().len(), MASKED.len());
-        let kinds: Vec<_> = linux.namespaces().as_ref().unwrap().iter().map(|n| n.typ()).collect();
+        let kinds: Vec<_> =
+            linux.namespaces().as_ref().unwrap().iter().map(oci_spec::runtime::LinuxNamespace::typ).collect();
         assert!(kinds.contains(&LinuxNamespaceType::Pid) && kinds.contains(&LinuxNamespaceType::Network));
         assert!(!kinds.contains(&LinuxNamespaceType::Uts));
     }

@@ -18,7 +18,7 @@ use super::node::{Container, Node, Sandbox, new_id};
 use super::record::{self, ContainerRecord};
 use super::sandbox::namespace_options;
 use super::status::{LOST, START_FAILED};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::image::store::Image;
 use crate::oci::mounts::SandboxFiles;
 use crate::oci::process;
@@ -49,6 +49,8 @@ pub async fn create(node: &Arc<Node>, request: CreateContainerRequest) -> Result
         .ok_or_else(|| Status::not_found(format!("failed to resolve image {name:?}: not found")))?
         .clone();
     let id = new_id();
+    // A container is mostly started right after it was made.
+    tokio::task::spawn_blocking(cgroup::prepare_to_move);
     let made = {
         let (node, sandbox, id) = (Arc::clone(node), Arc::clone(&sandbox), id.clone());
         tokio::task::spawn_blocking(move || prepare(&node, &sandbox, &id, config, &image)).await
@@ -293,7 +295,7 @@ async fn stop_locked(node: &Arc<Node>, container: &Arc<Container>, timeout: i64)
         }
     }
     client::ask(&shim, &kill(Signal::SIGKILL, true)).await.map_err(|e| unknown("kill the container", e))?;
-    let killed = tokio::time::timeout(Duration::from_secs(120), exit.wait_for(Option::is_some)).await;
+    let killed = tokio::time::timeout(Duration::from_mins(2), exit.wait_for(Option::is_some)).await;
     killed.map_or_else(
         |_| Err(Status::deadline_exceeded(format!("container {} did not die when killed", record.id))),
         |_| Ok(()),

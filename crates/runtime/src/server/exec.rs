@@ -12,6 +12,7 @@ use tokio::net::unix::pipe;
 use tonic::Status;
 
 use super::node::{Container, Node};
+use crate::cgroup;
 use crate::shim::client::{self, Connection};
 use crate::shim::protocol::{Exec, Reply, Request};
 
@@ -54,6 +55,7 @@ pub async fn start(
     stdio: &[OwnedFd],
 ) -> Result<(Running, Option<OwnedFd>), Status> {
     let failed = |error: std::io::Error| Status::unknown(format!("failed to exec in container: {error}"));
+    tokio::task::spawn_blocking(cgroup::prepare_to_move);
     let record = container.record.read().clone();
     let bundle = node.layout.bundle(&record.id);
     let text = tokio::fs::read(bundle.join("config.json")).await.map_err(failed)?;

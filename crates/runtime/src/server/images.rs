@@ -132,7 +132,7 @@ impl ImageService for Images {
         let root = self.0.images.root();
         let index = self.0.images.index().map_err(failed)?;
         let used = index.images.values().map(|image| image.size).sum();
-        let inodes = statvfs(root).map(|stat| stat.files() - stat.files_free()).unwrap_or(0);
+        let inodes = statvfs(root).map_or(0, |stat| stat.files() - stat.files_free());
         let usage = FilesystemUsage {
             timestamp: record::now(),
             fs_id: Some(FilesystemIdentifier { mountpoint: root.display().to_string() }),

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::image::{Store, images_dir};
 use crate::oci::capabilities;
+use crate::shim::client::Zygote;
 use crate::streaming;
 use node::Node;
 
@@ -68,8 +69,10 @@ pub async fn serve(
         events: broadcast::Sender::new(EVENTS),
         sessions: streaming::Sessions::new(address),
         samples: stats::Samples::default(),
+        zygote: Zygote::default(),
         held: capabilities::held(),
     });
+    node.zygote.warm_up().await.map_err(io_error("starting the shims' zygote"))?;
     adopt::adopt(&node).await;
     if let Err(error) = node.images.collect(&node.layers_in_use()) {
         tracing::warn!(%error, "could not tidy the image store");

@@ -14,6 +14,7 @@ use super::record::{self, ContainerRecord, Layout, SandboxRecord};
 use super::stats::Samples;
 use crate::config::{Config, PodIdentity};
 use crate::image::Store;
+use crate::shim::client::Zygote;
 use crate::shim::protocol::Exit;
 use crate::streaming::Sessions;
 
@@ -107,6 +108,7 @@ pub struct Node {
     pub events: broadcast::Sender<ContainerEventResponse>,
     pub sessions: Sessions,
     pub samples: Samples,
+    pub zygote: Zygote,
     /// The capabilities that there are to give.
     pub held: u64,
 }

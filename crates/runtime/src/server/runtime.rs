@@ -23,6 +23,8 @@ pub struct Runtime(pub Arc<Node>);
 
 type Answer<T> = Result<Response<T>, Status>;
 
+// Every answer of the service is such a result.
+#[allow(clippy::unnecessary_wraps)]
 fn answer<T>(value: T) -> Answer<T> {
     Ok(Response::new(value))
 }

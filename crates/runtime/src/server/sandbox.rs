@@ -108,8 +108,11 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, options: &NamespaceOpti
         hostname: config.hostname.clone(),
         sysctls: sysctls(&config, host_network),
     };
-    let Spawned { pid, pause, connection } =
-        client::spawn(&init, &state.join("shim.log")).await.map_err(|e| failed("start the sandbox", e))?;
+    let Spawned { pid, pause, connection } = node
+        .zygote
+        .spawn(&init, &state.join("shim.log"))
+        .await
+        .map_err(|e| failed("start the sandbox", e))?;
     {
         let mut record = sandbox.record.write();
         (record.shim, record.pause) = (pid, pause);

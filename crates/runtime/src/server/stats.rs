@@ -36,7 +36,7 @@ impl Samples {
         let elapsed = at - last.at;
         if elapsed >= WINDOW {
             let used = u128::from(cpu.saturating_sub(last.cpu));
-            let rate = (used * 1_000_000_000 / elapsed.unsigned_abs() as u128) as u64;
+            let rate = (used * 1_000_000_000 / u128::from(elapsed.unsigned_abs())) as u64;
             *last = Sample { at, cpu, rate: Some(rate) };
         }
         last.rate
@@ -47,6 +47,8 @@ impl Samples {
     }
 }
 
+// Every number of CRI's is optional, and ours are there.
+#[allow(clippy::unnecessary_wraps)]
 fn value(value: u64) -> Option<UInt64Value> {
     Some(UInt64Value { value })
 }

@@ -1,18 +1,19 @@
 //! The server's side of the talk with shims.
 
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Stdio;
 
+use serde::Serialize;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::sync::Mutex;
 
-use super::protocol::{Incoming, Init, Reply, Request, encode, send_some};
+use super::protocol::{Incoming, Init, Reply, Request, Spawn, encode, send_some};
 use super::sandbox::SOCKET;
 
-/// The internal command that a shim is started by.
+/// The internal command that the zygote, and so every shim, is started by.
 pub const COMMAND: &str = "__shim";
 
 /// One connection to a shim.
@@ -23,6 +24,10 @@ pub struct Connection {
 }
 
 impl Connection {
+    fn new(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        Ok(Self { socket: UnixStream::from_std(socket)?, incoming: Incoming::default() })
+    }
+
     /// Connects to the shim whose state lies in `state_dir`.
     pub async fn open(state_dir: &Path) -> io::Result<Self> {
         // Through a descriptor, since a socket's address holds no long path.
@@ -32,7 +37,7 @@ impl Connection {
         Ok(Self { socket, incoming: Incoming::default() })
     }
 
-    pub async fn send(&self, request: &Request, fds: &[OwnedFd]) -> io::Result<()> {
+    async fn send<T: Serialize>(&self, request: &T, fds: &[OwnedFd]) -> io::Result<()> {
         let frame = encode(request)?;
         let riders: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         let mut sent = 0;
@@ -86,27 +91,60 @@ pub struct Spawned {
     pub connection: Connection,
 }
 
-/// Starts a shim and waits until its sandbox stands.
-pub async fn spawn(init: &Init, log: &Path) -> io::Result<Spawned> {
+/// The process that shims are forked from; started when first needed, and again should it die.
+#[derive(Debug, Default)]
+pub struct Zygote(Mutex<Option<Connection>>);
+
+impl Zygote {
+    /// Starts a shim and waits until its sandbox stands.
+    pub async fn spawn(&self, init: &Init, log: &Path) -> io::Result<Spawned> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let log = std::fs::File::options().append(true).create(true).open(log)?;
+        self.fork(&init.sandbox_id, &[theirs.into(), log.into()]).await?;
+        let mut connection = Connection::new(ours)?;
+        match connection.ask(&Request::Init(init.clone()), &[]).await? {
+            (Reply::Ready { pid, pause }, _) => Ok(Spawned { pid, pause, connection }),
+            (other, _) => Err(io::Error::other(format!("unexpected answer of the shim: {other:?}"))),
+        }
+    }
+
+    async fn fork(&self, sandbox: &str, fds: &[OwnedFd; 2]) -> io::Result<()> {
+        let spawn = Spawn { sandbox_id: sandbox.to_owned() };
+        let mut zygote = self.0.lock().await;
+        if let Some(running) = zygote.as_ref()
+            && running.send(&spawn, fds).await.is_ok()
+        {
+            return Ok(());
+        }
+        let fresh = start()?;
+        fresh.send(&spawn, fds).await?;
+        *zygote = Some(fresh);
+        Ok(())
+    }
+
+    /// Has it ready before the first pod comes.
+    pub async fn warm_up(&self) -> io::Result<()> {
+        self.0.lock().await.get_or_insert(start()?);
+        Ok(())
+    }
+}
+
+fn start() -> io::Result<Connection> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let log = std::fs::File::options().append(true).create(true).open(log)?;
     let mut child = tokio::process::Command::new("/proc/self/exe")
-        .arg0(OsStr::new("krate"))
-        .args([COMMAND, &init.sandbox_id])
+        .arg0("krate")
+        .arg(COMMAND)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::from(log.try_clone()?))
-        .stderr(Stdio::from(log))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()?;
-    let mut connection = Connection { socket: UnixStream::from_std(ours)?, incoming: Incoming::default() };
     // Whenever it ends, somebody must fetch it.
     tokio::spawn(async move { child.wait().await });
-    match connection.ask(&Request::Init(init.clone()), &[]).await? {
-        (Reply::Ready { pid, pause }, _) => Ok(Spawned { pid, pause, connection }),
-        (other, _) => Err(io::Error::other(format!("unexpected answer of the shim: {other:?}"))),
-    }
+    Connection::new(ours)
 }
 
 /// One request on a connection of its own.

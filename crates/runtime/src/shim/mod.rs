@@ -9,15 +9,16 @@ pub mod log;
 pub mod protocol;
 mod sandbox;
 mod serve;
+pub mod zygote;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use protocol::{Incoming, Reply, Request, send};
 
-/// Runs a pod's shim until the pod ends. The server's first request comes through standard input.
-pub fn run() -> io::Result<()> {
-    let server = launch::first_connection()?;
+/// Runs a pod's shim until the pod ends. `server` is the connection that its first request comes through.
+fn run(server: &UnixStream) -> io::Result<()> {
     let mut incoming = Incoming::default();
     let request = loop {
         if let Some((request, _)) = incoming.next::<Request>()? {
@@ -37,7 +38,7 @@ pub fn run() -> io::Result<()> {
                 pause: sandbox.pause.as_ref().map(|(pid, _)| pid.as_raw()),
             };
             send(server.as_fd(), &ready, &[])?;
-            serve::Shim::new(sandbox, server)?.serve()
+            serve::Shim::new(sandbox, server.try_clone()?)?.serve()
         }
         Err(error) => send(server.as_fd(), &Reply::Error(error.to_string()), &[]),
     }

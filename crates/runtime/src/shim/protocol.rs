@@ -12,6 +12,12 @@ use serde::{Deserialize, Serialize};
 /// Longest frame that is accepted, in bytes: an exec's environment and arguments fit in it many times over.
 pub const MAX_FRAME: usize = 16 << 20;
 
+/// Asks the zygote for a shim. The shim's end of its first connection, and its log, come with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Spawn {
+    pub sandbox_id: String,
+}
+
 /// The sandbox that a shim holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Init {

@@ -26,8 +26,7 @@ pub async fn dial(node: &Arc<Node>, sandbox: &str, port: u16) -> io::Result<TcpS
         if !sandbox.is_ready() {
             return Err(io::Error::other("the sandbox is not ready"));
         }
-        let shim = sandbox.record.read().shim;
-        shim
+        sandbox.record.read().shim
     };
     let mut last = None;
     for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {

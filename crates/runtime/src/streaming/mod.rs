@@ -46,7 +46,7 @@ pub enum Ask {
 }
 
 /// How long a token waits to be used (as containerd's).
-const LIFETIME: Duration = Duration::from_secs(60);
+const LIFETIME: Duration = Duration::from_mins(1);
 /// How long a client may take to open the streams that it needs.
 const OPENING: Duration = Duration::from_secs(30);
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
@@ -95,7 +95,9 @@ pub async fn serve(node: Arc<Node>, listener: TcpListener, shutdown: Cancellatio
         let _ = socket.set_nodelay(true);
         let node = Arc::clone(&node);
         connections.spawn(async move {
-            let service = hyper::service::service_fn(move |request| answer(Arc::clone(&node), request));
+            let service = hyper::service::service_fn(move |request| {
+                std::future::ready(Ok::<_, Infallible>(answer(&node, request)))
+            });
             let served = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(socket), service)
                 .with_upgrades()
@@ -107,11 +109,11 @@ pub async fn serve(node: Arc<Node>, listener: TcpListener, shutdown: Cancellatio
     }
 }
 
-async fn answer(node: Arc<Node>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+fn answer(node: &Arc<Node>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let refused = |status: StatusCode, why: &str| {
         let mut response = Response::new(Full::from(format!("{why}\n")));
         *response.status_mut() = status;
-        Ok(response)
+        response
     };
     let token = request.uri().path().rsplit('/').next().unwrap_or_default();
     let Some(ask) = node.sessions.redeem(token) else {
@@ -123,13 +125,14 @@ async fn answer(node: Arc<Node>, request: Request<Incoming>) -> Result<Response<
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     protocol.agree(request.headers(), response.headers_mut());
+    let node = Arc::clone(node);
     tokio::spawn(async move {
         match hyper::upgrade::on(request).await {
             Ok(upgraded) => protocol.speak(node, ask, upgraded).await,
             Err(error) => tracing::debug!(%error, "a stream's upgrade failed"),
         }
     });
-    Ok(response)
+    response
 }
 
 /// What will be spoken.

@@ -78,7 +78,7 @@ impl Node {
             .unwrap();
         self.server = Some(child);
         let socket = self.base.path().join("cri.sock");
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         let channel = self.runtime.block_on(async {
             loop {
                 let socket = socket.clone();
@@ -104,7 +104,7 @@ impl Node {
     }
 
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
-        let limited = async { tokio::time::timeout(Duration::from_secs(120), work).await };
+        let limited = async { tokio::time::timeout(Duration::from_mins(2), work).await };
         self.runtime.block_on(limited).expect("it took too long")
     }
 
@@ -187,7 +187,7 @@ impl Node {
 
     /// Waits until `done` says so of what the container's status is.
     pub fn wait(&self, id: &str, done: impl Fn(&ContainerStatus) -> bool) -> ContainerStatus {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             let status = self.status(id);
             if done(&status) {
