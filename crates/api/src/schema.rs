@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use crate::kind::Gvk;
 
-mod canonical;
+pub(crate) mod canonical;
 mod strict;
 mod table;
 

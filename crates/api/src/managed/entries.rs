@@ -1,6 +1,7 @@
 //! The entries of `metadata.managedFields`: read, merged, written back in upstream's order.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
@@ -65,10 +66,10 @@ impl Key {
     pub(super) fn shown(&self, api_version: &str) -> String {
         let mut out = Value::from(self.manager.as_str()).to_string();
         if !self.subresource.is_empty() {
-            out.push_str(&format!(" with subresource {}", Value::from(self.subresource.as_str())));
+            let _ = write!(out, " with subresource {}", Value::from(self.subresource.as_str()));
         }
         if self.operation == Operation::Update {
-            out.push_str(&format!(" using {api_version}"));
+            let _ = write!(out, " using {api_version}");
         }
         out
     }

@@ -283,12 +283,12 @@ fn merge_items(
     loop {
         match (old_left.peek(), new_left.peek()) {
             (None, None) => return out,
-            (Some((o, _)), Some((n, _))) if o != n => {
-                // An item of both lists whose turn has not come.
-                if in_new.contains_key(o.as_str()) && shared.peek().is_some_and(|s| s != o) {
-                    old_left.next();
-                    continue;
-                }
+            // An item of both lists whose turn has not come.
+            (Some((o, _)), Some((n, _)))
+                if o != n && in_new.contains_key(o.as_str()) && shared.peek().is_some_and(|s| s != o) =>
+            {
+                old_left.next();
+                continue;
             }
             _ => {}
         }
@@ -402,10 +402,12 @@ fn validate_below(value: &Value, t: TypeRef<'_>, path: &str, faults: &mut Vec<St
     if value.is_null() {
         return;
     }
-    let mut expected = |what: &str| faults.push(format!("{path}: expected {what}, {}", got(value)));
+    let mut expected = |what: &str| {
+        faults.push(format!("{path}: expected {what}, {}", got(value)));
+    };
     match (t.node(), value) {
         (Node::String | Node::Bytes | Node::Time | Node::MicroTime, v) if !v.is_string() => {
-            expected("string")
+            expected("string");
         }
         (Node::Bool, v) if !v.is_boolean() => expected("boolean"),
         (Node::Int32 | Node::Int64, v) if !(v.is_i64() || v.is_u64()) => expected("numeric (int or float)"),

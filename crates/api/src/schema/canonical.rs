@@ -23,7 +23,9 @@ pub fn canonicalize(value: &mut Value, t: TypeRef<'_>) {
         }
         (Node::List { item, .. }, Value::Array(items)) => {
             let item = t.schema().get(*item);
-            items.iter_mut().for_each(|v| canonicalize(v, item));
+            for value in items {
+                canonicalize(value, item);
+            }
         }
         (Node::Quantity, Value::String(text)) => {
             if let Ok(canonical) = quantity::canonical(text) {
@@ -119,7 +121,7 @@ fn is_empty(value: &Value, t: TypeRef<'_>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::kind::Gvk;
     use proptest::prelude::*;
@@ -193,7 +195,12 @@ mod tests {
         assert!(same > 100, "only {same} answers were found");
     }
 
-    fn differences(a: &Value, b: &Value, path: &str, found: &mut std::collections::BTreeSet<String>) {
+    pub(crate) fn differences(
+        a: &Value,
+        b: &Value,
+        path: &str,
+        found: &mut std::collections::BTreeSet<String>,
+    ) {
         match (a, b) {
             (Value::Object(x), Value::Object(y)) => {
                 for key in x.keys().chain(y.keys()) {

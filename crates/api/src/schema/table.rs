@@ -43,9 +43,52 @@ pub(super) fn read() -> Schema {
         at += 1;
     }
     let mut schema = reader.schema;
+    add_partial_metadata(&mut schema);
     schema.kinds.sort_unstable();
     schema.nodes.shrink_to_fit();
     schema
+}
+
+/// `PartialObjectMetadata` and its list, which are not published: an object's metadata alone. They have no name.
+fn add_partial_metadata(schema: &mut Schema) {
+    let of = |schema: &Schema, kind, field| {
+        let t = schema.kinds.iter().find(|(k, _)| k.kind == kind && k.group.is_empty())?;
+        schema.get(t.1).field(field).map(|f| f.node)
+    };
+    let (Some(text), Some(meta), Some(list_meta)) =
+        (of(schema, "Pod", "kind"), of(schema, "Pod", "metadata"), of(schema, "PodList", "metadata"))
+    else {
+        return;
+    };
+    let field = |name, node, number| Field {
+        name: Text::Borrowed(name),
+        node,
+        required: false,
+        pointer: false,
+        always: false,
+        omit_zero: false,
+        says_atomic: false,
+        patch: PatchStrategy::default(),
+        merge_key: None,
+        proto: [number, 0, 0],
+        values: "",
+    };
+    let mut add = |kind, mut fields: Vec<Field>| {
+        fields.extend([field("apiVersion", text, 0), field("kind", text, 0)]);
+        fields.sort_by(|a, b| a.name.cmp(&b.name));
+        let gvk = Gvk { group: "meta.k8s.io", version: "v1", kind };
+        let object = Object { fields, gvks: vec![gvk], ..Object::default() };
+        let at = schema.push(Node::Object(Box::new(object)));
+        schema.kinds.push((gvk, at));
+        at
+    };
+    let one = add("PartialObjectMetadata", vec![field("metadata", meta, 1)]);
+    let list = add("PartialObjectMetadataList", vec![field("metadata", list_meta, 1)]);
+    let items = schema.push(Node::List { item: one, kind: ListKind::Atomic, wrapped: false });
+    if let Some(Node::Object(object)) = schema.nodes.get_mut(list.0 as usize) {
+        object.fields.push(Field { always: true, ..field("items", items, 2) });
+        object.fields.sort_by(|a, b| a.name.cmp(&b.name));
+    }
 }
 
 struct Reader {
