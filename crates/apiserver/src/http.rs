@@ -2,13 +2,13 @@
 
 use std::convert::Infallible;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use krate_api::{Reason, StatusError};
 use serde_json::Value;
 
@@ -36,18 +36,17 @@ pub fn stream(chunks: impl Stream<Item = Bytes> + Send + 'static) -> Body {
 ///
 /// # Errors
 /// It is too large, or breaks off.
-pub async fn read<B>(body: B) -> Result<Bytes, StatusError>
-where
-    B: http_body::Body<Data = Bytes> + Send,
-    B::Error: Into<BoxError>,
-{
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(StatusError::new(Reason::RequestEntityTooLarge, format!("limit is {MAX_BODY}")))
+pub async fn read(mut body: Body) -> Result<Bytes, StatusError> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| StatusError::bad_request(error.to_string()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > MAX_BODY {
+            return Err(StatusError::new(Reason::RequestEntityTooLarge, format!("limit is {MAX_BODY}")));
         }
-        Err(error) => Err(StatusError::bad_request(error.to_string())),
+        whole.extend_from_slice(&data);
     }
+    Ok(whole.freeze())
 }
 
 /// What the client wants an object turned into.

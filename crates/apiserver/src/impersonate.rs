@@ -1,7 +1,7 @@
 //! Impersonation: who may, acts as somebody else (`Impersonate-User` and its companions).
 
 use http::HeaderMap;
-use krate_api::{StatusError, Reason};
+use krate_api::{Reason, StatusError};
 
 use crate::auth::{ANONYMOUS, AUTHENTICATED, Authorizer, UNAUTHENTICATED, User, forbidden};
 use crate::request::RequestInfo;
@@ -52,8 +52,11 @@ pub fn effective(authorizer: &Authorizer, user: User, headers: &HeaderMap) -> Re
         };
         authorizer.check(&user, &info).map_err(|_| forbidden(&user, &info))
     };
-    let account = name.strip_prefix(SERVICE_ACCOUNT).and_then(|rest| rest.split_once(':'));
-    match account {
+    let account = name
+        .strip_prefix(SERVICE_ACCOUNT)
+        .and_then(|rest| rest.split_once(':'))
+        .map(|(namespace, account)| (namespace.to_owned(), account.to_owned()));
+    match &account {
         Some((namespace, account)) => may("", "serviceaccounts", "", namespace, account)?,
         None => may("", "users", "", "", &name)?,
     }
@@ -72,7 +75,8 @@ pub fn effective(authorizer: &Authorizer, user: User, headers: &HeaderMap) -> Re
     if let Some((namespace, _)) = account
         && acts.groups.is_empty()
     {
-        acts.groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+        acts.groups =
+            vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
     }
     let last = if acts.name == ANONYMOUS { UNAUTHENTICATED } else { AUTHENTICATED };
     if !acts.groups.iter().any(|g| g == AUTHENTICATED || g == UNAUTHENTICATED) {
@@ -97,7 +101,8 @@ mod tests {
         headers.insert(USER, "jane".parse().expect("a value"));
         headers.insert("impersonate-extra-scope", "s1".parse().expect("a value"));
         let authorizer = Authorizer::default();
-        let jane = effective(&authorizer, User::authenticated("admin", &[MASTERS]), &headers).expect("allowed");
+        let jane =
+            effective(&authorizer, User::authenticated("admin", &[MASTERS]), &headers).expect("allowed");
         assert_eq!(jane.name, "jane");
         assert_eq!(jane.groups, [AUTHENTICATED]);
         assert_eq!(jane.extra["scope"], ["s1"]);

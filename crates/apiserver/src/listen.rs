@@ -50,7 +50,9 @@ pub fn tls(certificate: &str, key: &str, client_ca: &str) -> Result<Arc<ServerCo
         .allow_unauthenticated()
         .build()
         .map_err(broken)?;
-    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(broken)?;
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(broken)?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(broken)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -87,14 +89,18 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerCo
         let _ = stream.set_nodelay(true);
         let (acceptor, server, watcher) = (acceptor.clone(), Arc::clone(&server), graceful.watcher());
         tokio::spawn(async move {
-            let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
+            let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
+                return;
+            };
             let user = stream.get_ref().1.peer_certificates().and_then(|chain| named(chain.first()?));
             let service = Service::new(server, user);
-            let answer = hyper::service::service_fn(move |request: Request<Incoming>| service.clone().call(request));
+            let answer =
+                hyper::service::service_fn(move |request: Request<Incoming>| service.clone().call(request));
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http1().timer(TokioTimer::new());
             builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
-            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), answer).into_owned();
+            let connection =
+                builder.serve_connection_with_upgrades(TokioIo::new(stream), answer).into_owned();
             if let Err(error) = watcher.watch(connection).await {
                 tracing::trace!(%error, "a connection ended");
             }

@@ -45,7 +45,11 @@ impl Nodes {
     ///
     /// # Errors
     /// Something of it is not what it should be.
-    pub fn new(ca: &str, certificate: &str, key: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub fn new(
+        ca: &str,
+        certificate: &str,
+        key: &str,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let mut roots = RootCertStore::empty();
         for authority in CertificateDer::pem_slice_iter(ca.as_bytes()) {
             roots.add(authority?)?;
@@ -104,7 +108,9 @@ async fn kubelet_target(call: &Call, what: &str) -> Result<Target, StatusError> 
             let init = spec.init_containers.iter().flatten().map(|c| &c.name);
             let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| &c.name);
             if !known.chain(init).chain(ephemeral).any(|known| known == container) {
-                return Err(StatusError::bad_request(format!("container {container} is not valid for pod {name}")));
+                return Err(StatusError::bad_request(format!(
+                    "container {container} is not valid for pod {name}"
+                )));
             }
             container.to_owned()
         }
@@ -135,7 +141,8 @@ async fn kubelet_target(call: &Call, what: &str) -> Result<Target, StatusError> 
         "portforward" => format!("/portForward/{namespace}/{name}"),
         _ => return Err(no_such_resource()),
     };
-    let query = if matches!(what, "exec" | "attach") { streams(&call.raw_query) } else { call.raw_query.clone() };
+    let query =
+        if matches!(what, "exec" | "attach") { streams(&call.raw_query) } else { call.raw_query.clone() };
     Ok(Target { host, port, tls: true, path: with_query(path, &query) })
 }
 
@@ -165,7 +172,9 @@ async fn node_address(call: &Call, name: &str) -> Result<(String, u16), StatusEr
     let address = ["InternalIP", "ExternalIP", "Hostname"]
         .iter()
         .find_map(|kind| addresses.iter().find(|a| a.type_ == *kind))
-        .ok_or_else(|| unreachable(format!("no preferred addresses found; known addresses: {}", addresses.len())))?;
+        .ok_or_else(|| {
+            unreachable(format!("no preferred addresses found; known addresses: {}", addresses.len()))
+        })?;
     let endpoints = status.daemon_endpoints.and_then(|d| d.kubelet_endpoint);
     let port = endpoints.map_or(KUBELET_PORT, |e| e.port);
     Ok((address.address.clone(), u16::try_from(port).map_err(unreachable)?))
@@ -204,8 +213,9 @@ async fn service_target(call: &Call) -> Result<Target, StatusError> {
         None => ports.first(),
         Some(port) => ports.iter().find(|p| p.name.as_deref() == Some(port) || p.port.to_string() == port),
     };
-    let wanted =
-        wanted.ok_or_else(|| unreachable(format!("no service port {:?} found for service {name:?}", port.unwrap_or_default())))?;
+    let wanted = wanted.ok_or_else(|| {
+        unreachable(format!("no service port {:?} found for service {name:?}", port.unwrap_or_default()))
+    })?;
     let storage = call.server.kinds.of("", "endpoints").ok_or_else(no_such_resource)?;
     let none = || unreachable(format!("no endpoints available for service {name:?}"));
     let object = storage.current(&call.info.namespace, name).await.map_err(|_| none())?.object;
@@ -282,7 +292,9 @@ where
     let mut out = Response::new(body.map_err(Into::into).boxed_unsync());
     *out.status_mut() = parts.status;
     *out.headers_mut() = parts.headers;
-    for name in [CONNECTION, HeaderName::from_static("transfer-encoding"), HeaderName::from_static("keep-alive")] {
+    for name in
+        [CONNECTION, HeaderName::from_static("transfer-encoding"), HeaderName::from_static("keep-alive")]
+    {
         out.headers_mut().remove(name);
     }
     if call.method == Method::HEAD {
@@ -294,7 +306,9 @@ where
 /// The headers that go on: not those that are the caller's proof, nor those of this connection.
 fn passed(headers: &HeaderMap, upgrades: bool) -> HeaderMap {
     let mut out = headers.clone();
-    for name in ["authorization", "content-length", "transfer-encoding", "keep-alive", "te", "proxy-authorization"] {
+    for name in
+        ["authorization", "content-length", "transfer-encoding", "keep-alive", "te", "proxy-authorization"]
+    {
         out.remove(name);
     }
     let own: Vec<HeaderName> =

@@ -199,8 +199,10 @@ mod tests {
             let (path, query) = uri.split_once('?').map_or((uri, None), |(p, q)| (p, Some(q)));
             let method = method.parse().expect("a method");
             let info = RequestInfo::parse(&method, path, &Query::parse(query));
-            let got =
-                format!("{} {} {} {} {}", info.verb, info.namespace, info.resource, info.name, info.subresource);
+            let got = format!(
+                "{} {} {} {} {}",
+                info.verb, info.namespace, info.resource, info.name, info.subresource
+            );
             assert_eq!(got, expected, "{request}");
         }
     }
@@ -212,6 +214,9 @@ mod tests {
             "/api/v1/namespaces/a/services/s:80/proxy/x/y/",
             &Query::default(),
         );
-        assert_eq!((info.name.as_str(), info.subresource.as_str(), info.rest.as_str()), ("s:80", "proxy", "x/y/"));
+        assert_eq!(
+            (info.name.as_str(), info.subresource.as_str(), info.rest.as_str()),
+            ("s:80", "proxy", "x/y/")
+        );
     }
 }

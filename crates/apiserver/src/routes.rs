@@ -62,12 +62,17 @@ pub async fn answer(
             None => return Ok(not_found()),
         },
         ["version"] => version(),
-        ["healthz" | "livez" | "readyz", check @ ..] => return Ok(health(server, parts[0], check, query).await),
+        ["healthz" | "livez" | "readyz", check @ ..] => {
+            return Ok(health(server, parts[0], check, query).await);
+        }
         [""] => json!({"paths": paths(rows)}),
         _ => return Ok(not_found()),
     };
-    let wanted = Wanted::of(headers, query.flag("pretty"))
-        .unwrap_or(Wanted { shape: Shape::Object, yaml: false, pretty: false });
+    let wanted = Wanted::of(headers, query.flag("pretty")).unwrap_or(Wanted {
+        shape: Shape::Object,
+        yaml: false,
+        pretty: false,
+    });
     Ok(wire::json(StatusCode::OK, wanted, document.to_string().into()))
 }
 
@@ -113,9 +118,19 @@ fn version() -> Value {
 }
 
 fn paths(rows: &[&Kind]) -> Vec<String> {
-    let mut paths: Vec<String> = ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut paths: Vec<String> = [
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     for kind in rows.iter().filter(|kind| !kind.group.is_empty()) {
         paths.push(format!("/apis/{}", kind.group));
         paths.push(format!("/apis/{}", kind.api_version()));
@@ -148,7 +163,11 @@ async fn health(server: &Server, endpoint: &str, check: &[&str], query: &Query) 
     }
     let mut text: String = checks
         .iter()
-        .map(|(name, ok)| if *ok { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") })
+        .map(
+            |(name, ok)| {
+                if *ok { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") }
+            },
+        )
         .collect();
     text.push_str(&format!("{endpoint} check {}\n", if well { "passed" } else { "failed" }));
     wire::reply(code, "text/plain; charset=utf-8", text)
@@ -178,8 +197,12 @@ pub async fn unstored(
     let (who, judge) = (user.info(), &server.authorizer);
     let value = match (kind.group, kind.plural) {
         ("", "bindings") => return binding(server, info, headers, user, &json).await,
-        ("authentication.k8s.io", "selfsubjectreviews") => to_value(&reviews::self_subject(read(&json, kind)?, &who)),
-        ("authentication.k8s.io", "tokenreviews") => to_value(&token_review(server, read(&json, kind)?).await?),
+        ("authentication.k8s.io", "selfsubjectreviews") => {
+            to_value(&reviews::self_subject(read(&json, kind)?, &who))
+        }
+        ("authentication.k8s.io", "tokenreviews") => {
+            to_value(&token_review(server, read(&json, kind)?).await?)
+        }
         ("authorization.k8s.io", "subjectaccessreviews") => {
             to_value(&reviews::subject_access(read(&json, kind)?, judge)?)
         }
@@ -251,6 +274,7 @@ async fn binding(
         upgrade: None,
     };
     bind_pod(&mut call, binding).await?;
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(wire::json(StatusCode::CREATED, wanted, status.to_string().into()))
 }

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use krate_api::{Kind, StatusError};
-use krate_store::cache::{Cache, CacheEvent, Freshness, Head, Kind as Change, Scope, Start, WatchQuery, Watcher};
+use krate_store::cache::{
+    Cache, CacheEvent, Freshness, Head, Kind as Change, ListQuery, Scope, Start, WatchQuery, Watcher,
+};
 use krate_store::{Backend, Compactor};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -120,6 +122,7 @@ impl Server {
         let service = server.service_as(User::authenticated(SELF, &[MASTERS]));
         let commits = AsItself(service);
         rbac::ensure(&commits).await?;
+        server.settle_policy().await?;
         bootstrap::ensure(
             &commits,
             &bootstrap::Config {
@@ -180,6 +183,35 @@ impl Server {
             None => nodes.forget_pod(&head.namespace, &head.name),
         })
         .await
+    }
+
+    /// Brings what was just written to RBAC, so that the first components to ask are not refused.
+    async fn settle_policy(&self) -> Result<(), StatusError> {
+        const RBAC: &str = "rbac.authorization.k8s.io";
+        let rbac = &self.authorizer.rbac;
+        self.each::<ClusterRole>(RBAC, "clusterroles", |role| rbac.set_cluster_role(role)).await?;
+        self.each::<Role>(RBAC, "roles", |role| rbac.set_role(role)).await?;
+        self.each::<ClusterRoleBinding>(RBAC, "clusterrolebindings", |b| rbac.set_cluster_role_binding(b))
+            .await?;
+        self.each::<RoleBinding>(RBAC, "rolebindings", |b| rbac.set_role_binding(b)).await
+    }
+
+    async fn each<T: 'static>(
+        &self,
+        group: &str,
+        plural: &str,
+        told: impl Fn(&T),
+    ) -> Result<(), StatusError> {
+        let Some(storage) = self.kinds.of(group, plural) else { return Ok(()) };
+        let list = storage.cache.list(&ListQuery::new(Scope::all(), Freshness::Latest)).await;
+        for cached in list.map_err(crate::storage::refused)?.items {
+            if let Ok(object) = storage.registry.decode(&cached.value, None)
+                && let Some(typed) = <dyn Object>::is::<T>(&*object)
+            {
+                told(typed);
+            }
+        }
+        Ok(())
     }
 
     /// Tells `told` of every object of a kind, now and as it changes.

@@ -50,7 +50,8 @@ impl Service {
 
     async fn handle(&self, mut request: Request<Body>) -> Result<Reply, StatusError> {
         // The connection's other side is taken out before the request is taken apart.
-        let upgrade = request.headers().contains_key(http::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let upgrade =
+            request.headers().contains_key(http::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query());
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);

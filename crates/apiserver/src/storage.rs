@@ -198,7 +198,9 @@ pub fn to_value(object: &mut dyn Object) -> Bytes {
 
 fn unwritten(error: &Error) -> StatusError {
     match error {
-        Error::NoSpace(_) | Error::ReadOnly(_) => StatusError::new(Reason::ServiceUnavailable, error.to_string()),
+        Error::NoSpace(_) | Error::ReadOnly(_) => {
+            StatusError::new(Reason::ServiceUnavailable, error.to_string())
+        }
         other => StatusError::internal(other),
     }
 }
@@ -223,7 +225,9 @@ pub fn refused(error: CacheError) -> StatusError {
                 }),
             )
         }
-        CacheError::Closed => StatusError::new(Reason::ServiceUnavailable, "the resource is no longer served"),
+        CacheError::Closed => {
+            StatusError::new(Reason::ServiceUnavailable, "the resource is no longer served")
+        }
         CacheError::Store(error) => StatusError::internal(error),
     }
 }

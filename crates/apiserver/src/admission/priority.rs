@@ -22,7 +22,9 @@ impl Priority {
     }
 
     async fn classes(&self) -> Result<Vec<PriorityClass>, StatusError> {
-        let Some(storage) = self.kinds.of("scheduling.k8s.io", "priorityclasses") else { return Ok(Vec::new()) };
+        let Some(storage) = self.kinds.of("scheduling.k8s.io", "priorityclasses") else {
+            return Ok(Vec::new());
+        };
         let list = storage.cache.list(&ListQuery::new(Scope::all(), Freshness::Any)).await;
         let list = list.map_err(crate::storage::refused)?;
         let decoded = list.items.iter().filter_map(|cached| {
@@ -48,7 +50,8 @@ impl Admit for Priority {
         if attributes.operation == Operation::Update {
             if let Some(was) = old.and_then(|o| o.is::<Pod>()).and_then(|p| p.spec.as_ref()) {
                 spec.priority = spec.priority.or(was.priority);
-                spec.preemption_policy = spec.preemption_policy.take().or_else(|| was.preemption_policy.clone());
+                spec.preemption_policy =
+                    spec.preemption_policy.take().or_else(|| was.preemption_policy.clone());
             }
             return Ok(());
         }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{
-    ConfigMapProjection, Container, DownwardAPIProjection, DownwardAPIVolumeFile, KeyToPath, ObjectFieldSelector,
-    Pod, ProjectedVolumeSource, ServiceAccount, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    ConfigMapProjection, Container, DownwardAPIProjection, DownwardAPIVolumeFile, KeyToPath,
+    ObjectFieldSelector, Pod, ProjectedVolumeSource, ServiceAccount, ServiceAccountTokenProjection, Volume,
+    VolumeMount, VolumeProjection,
 };
 use krate_api::names::generate_name;
 use krate_api::{StatusError, kinds};
@@ -37,8 +38,10 @@ impl ServiceAccounts {
                 attributes.namespace
             ))
         };
-        let storage =
-            self.kinds.of("", "serviceaccounts").ok_or_else(|| StatusError::internal("no serviceaccounts"))?;
+        let storage = self
+            .kinds
+            .of("", "serviceaccounts")
+            .ok_or_else(|| StatusError::internal("no serviceaccounts"))?;
         let object = storage.current(&attributes.namespace, name).await.map_err(missing)?.object;
         object.is::<ServiceAccount>().cloned().ok_or_else(|| StatusError::internal("no ServiceAccount"))
     }
@@ -60,11 +63,13 @@ impl Admit for ServiceAccounts {
             return Ok(());
         }
         let spec = pod.spec.get_or_insert_default();
-        let name = spec.service_account_name.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".into());
+        let name =
+            spec.service_account_name.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".into());
         spec.service_account_name = Some(name.clone());
         spec.service_account = Some(name.clone());
         let account = self.account(attributes, &name).await?;
-        let mounts = spec.automount_service_account_token.or(account.automount_service_account_token).unwrap_or(true);
+        let mounts =
+            spec.automount_service_account_token.or(account.automount_service_account_token).unwrap_or(true);
         if mounts {
             mount(spec);
         }

@@ -24,7 +24,11 @@ impl Authorizer {
     /// # Errors
     /// It is not: 403, in upstream's words.
     pub fn check(&self, user: &User, info: &RequestInfo) -> Result<(), StatusError> {
-        if user.is_master() || self.allows(&ask(user, info)).is_some() { Ok(()) } else { Err(forbidden(user, info)) }
+        if user.is_master() || self.allows(&ask(user, info)).is_some() {
+            Ok(())
+        } else {
+            Err(forbidden(user, info))
+        }
     }
 }
 

@@ -104,8 +104,7 @@ impl Signer {
         binding: Binding,
     ) -> Result<(String, Claims), jsonwebtoken::errors::Error> {
         let now = Timestamp::now().as_second();
-        let sub =
-            format!("system:serviceaccount:{}:{}", binding.namespace, binding.serviceaccount.name);
+        let sub = format!("system:serviceaccount:{}:{}", binding.namespace, binding.serviceaccount.name);
         let aud = if audiences.is_empty() { vec![ISSUER.to_owned()] } else { audiences.to_vec() };
         let claims = Claims {
             aud,

@@ -67,7 +67,8 @@ impl Call {
         if let Some(manager) = self.query.get("fieldManager") {
             return manager.to_owned();
         }
-        let agent = self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let agent =
+            self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let name: String = agent.split('/').next().unwrap_or_default().chars().take(128).collect();
         if name.is_empty() { "unknown".to_owned() } else { name }
     }

@@ -25,7 +25,12 @@ fn answers_with_object(kind: &Kind) -> bool {
     kind.group.is_empty()
         && matches!(
             kind.plural,
-            "pods" | "podtemplates" | "persistentvolumeclaims" | "persistentvolumes" | "resourcequotas" | "services"
+            "pods"
+                | "podtemplates"
+                | "persistentvolumeclaims"
+                | "persistentvolumes"
+                | "resourcequotas"
+                | "services"
                 | "serviceaccounts"
         )
 }

@@ -30,7 +30,9 @@ pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
         }
         return subresource::answer(call, body).await;
     }
-    let Some(wanted) = verb(info.verb).filter(|v| kind.verbs.contains(*v)) else { return Err(method_not_allowed()) };
+    let Some(wanted) = verb(info.verb).filter(|v| kind.verbs.contains(*v)) else {
+        return Err(method_not_allowed());
+    };
     let all_namespaces = kind.is_namespaced() && info.namespace.is_empty();
     if all_namespaces && !matches!(info.verb, "list" | "watch") {
         return Err(method_not_allowed());

@@ -37,7 +37,12 @@ impl Patch {
 }
 
 /// Patches a value that is not an object of the store, such as a Scale.
-pub fn apply_body(value: &mut Value, headers: &HeaderMap, body: &[u8], kind: Gvk<'_>) -> Result<(), StatusError> {
+pub fn apply_body(
+    value: &mut Value,
+    headers: &HeaderMap,
+    body: &[u8],
+    kind: Gvk<'_>,
+) -> Result<(), StatusError> {
     let patch = Patch::read(headers, body)?;
     *value = apply_to(value.take(), &patch, kind)?;
     Ok(())

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::StatusCode;
 use krate_api::{FieldErrors, FieldPath, FieldSelector, Gvk, LabelSelector, StatusError};
 use krate_store::Revision;
-use krate_store::cache::{CacheError, CacheEvent, Freshness, Head, ListQuery, Scope, Selector, Start, WatchQuery};
+use krate_store::cache::{
+    CacheError, CacheEvent, Freshness, Head, ListQuery, Scope, Selector, Start, WatchQuery,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -37,21 +39,30 @@ fn revision(call: &Call, name: &str) -> Result<Option<Revision>, StatusError> {
     let Some(text) = call.query.get(name) else { return Ok(None) };
     text.parse().map(|n| Some(Revision(n))).map_err(|_| {
         let mut errors = FieldErrors::new();
-        errors.invalid(&FieldPath::new(name), text, format!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
+        errors.invalid(
+            &FieldPath::new(name),
+            text,
+            format!("strconv.ParseUint: parsing {text:?}: invalid syntax"),
+        );
         StatusError::invalid(Gvk { group: "meta.k8s.io", version: "v1", kind: "ListOptions" }, "", &errors)
     })
 }
 
 /// Which objects a request is about, its selectors aside.
 pub fn scope(info: &RequestInfo) -> Scope {
-    if info.namespace.is_empty() || info.resource == "namespaces" { Scope::all() } else { Scope::namespace(&info.namespace) }
+    if info.namespace.is_empty() || info.resource == "namespaces" {
+        Scope::all()
+    } else {
+        Scope::namespace(&info.namespace)
+    }
 }
 
 /// The selectors of a request.
 pub fn selector(call: &Call) -> Result<Selector, StatusError> {
     let mut selector = Selector::everything();
     if let Some(text) = call.query.get("fieldSelector") {
-        let fields = FieldSelector::parse(text).map_err(|error| StatusError::bad_request(error.to_string()))?;
+        let fields =
+            FieldSelector::parse(text).map_err(|error| StatusError::bad_request(error.to_string()))?;
         let known = call.storage.registry.selectable_names();
         for field in fields.fields() {
             if !known.contains(&field) {
@@ -71,7 +82,8 @@ pub fn selector(call: &Call) -> Result<Selector, StatusError> {
         selector = selector.and(move |head: &Head| fields.matches_with(|field| head.field(field)));
     }
     if let Some(text) = call.query.get("labelSelector") {
-        let labels = LabelSelector::parse(text).map_err(|error| StatusError::bad_request(error.to_string()))?;
+        let labels =
+            LabelSelector::parse(text).map_err(|error| StatusError::bad_request(error.to_string()))?;
         if !labels.is_everything() {
             selector = selector.and(move |head: &Head| labels.matches_with(|key| head.label(key)));
         }
@@ -102,7 +114,9 @@ pub async fn list(call: Call) -> Result<Reply, StatusError> {
     };
     let limit = match call.query.get("limit") {
         None => 0,
-        Some(text) => text.parse().map_err(|_| StatusError::bad_request(format!("limit: {text:?} is no number")))?,
+        Some(text) => {
+            text.parse().map_err(|_| StatusError::bad_request(format!("limit: {text:?} is no number")))?
+        }
     };
     let mut query = ListQuery::new(
         scope(&call.info),
@@ -120,7 +134,9 @@ pub async fn list(call: Call) -> Result<Reply, StatusError> {
             .decode(token)
             .ok()
             .and_then(|json| serde_json::from_slice::<Continue>(&json).ok())
-            .ok_or_else(|| StatusError::bad_request("continue key is not valid: it is not one of this server's"))?;
+            .ok_or_else(|| {
+                StatusError::bad_request("continue key is not valid: it is not one of this server's")
+            })?;
         query.after = Some(next.after.into());
         query.freshness = Freshness::Exact(Revision(next.rv));
     }
@@ -191,7 +207,8 @@ pub async fn watch(call: Call) -> Result<Reply, StatusError> {
     let asked = revision(&call, "resourceVersion")?;
     let initial = call.query.flag("sendInitialEvents");
     let bookmarks = call.query.flag("allowWatchBookmarks");
-    if call.query.get("sendInitialEvents").is_some() && call.query.get("resourceVersionMatch") != Some("NotOlderThan")
+    if call.query.get("sendInitialEvents").is_some()
+        && call.query.get("resourceVersionMatch") != Some("NotOlderThan")
     {
         let mut errors = FieldErrors::new();
         errors.forbidden(

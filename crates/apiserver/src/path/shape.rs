@@ -24,7 +24,13 @@ pub fn one(storage: &Storage, shape: Shape, object: &Bytes, query: &Query) -> Re
         Shape::Metadata => bytes(&metadata_of(object)?),
         Shape::Table => {
             let version = parse(object)?.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
-            bytes(&table(storage, std::slice::from_ref(object), json!({"resourceVersion": version}), true, query)?)
+            bytes(&table(
+                storage,
+                std::slice::from_ref(object),
+                json!({"resourceVersion": version}),
+                true,
+                query,
+            )?)
         }
     })
 }

@@ -22,7 +22,9 @@ use crate::proxy;
 pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
     match (call.info.subresource.as_str(), call.info.verb) {
         ("status" | "ephemeralcontainers" | "resize" | "approval", "get") => read::get(call).await,
-        ("status" | "ephemeralcontainers" | "resize" | "approval", "update") => write::update(call, body).await,
+        ("status" | "ephemeralcontainers" | "resize" | "approval", "update") => {
+            write::update(call, body).await
+        }
         ("status" | "ephemeralcontainers" | "resize" | "approval", "patch") => patch::patch(call, body).await,
         ("finalize", "update") => finalize(call, body).await,
         ("scale", "get") => get_scale(call).await,
@@ -39,7 +41,9 @@ pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
 fn read_as<T: serde::de::DeserializeOwned>(call: &Call, body: Bytes, kind: &str) -> Result<T, StatusError> {
     let json = wire::to_json(&call.headers, body)?;
     serde_json::from_slice(&json).map_err(|error| {
-        StatusError::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {error}"))
+        StatusError::bad_request(format!(
+            "the object provided is unrecognized (must be of type {kind}): {error}"
+        ))
     })
 }
 
@@ -125,7 +129,12 @@ async fn update_scale(mut call: Call, body: Bytes) -> Result<Reply, StatusError>
 async fn patch_scale(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.read_options("PatchOptions")?;
     let mut scale = scale_now(&call).await?;
-    patch::apply_body(&mut scale, &call.headers, &body, Gvk { group: "autoscaling", version: "v1", kind: "Scale" })?;
+    patch::apply_body(
+        &mut scale,
+        &call.headers,
+        &body,
+        Gvk { group: "autoscaling", version: "v1", kind: "Scale" },
+    )?;
     // Who patches does not say what he has seen.
     if let Some(meta) = scale["metadata"].as_object_mut() {
         meta.remove("resourceVersion");
@@ -184,7 +193,11 @@ pub async fn bind_pod(call: &mut Call, binding: Binding) -> Result<(), StatusErr
     }
     if !errors.is_empty() {
         let kind = Gvk { group: "", version: "v1", kind: "Binding" };
-        return Err(StatusError::invalid(kind, binding.metadata.name.as_deref().unwrap_or_default(), &errors));
+        return Err(StatusError::invalid(
+            kind,
+            binding.metadata.name.as_deref().unwrap_or_default(),
+            &errors,
+        ));
     }
     let uid = binding.metadata.uid.filter(|uid| !uid.is_empty());
     let annotations = binding.metadata.annotations.unwrap_or_default();
@@ -361,12 +374,16 @@ async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
             binding.node = Some(to);
         }
     }
-    let (token, claims) =
-        call.server.signer.sign(spec.audiences.as_deref().unwrap_or_default(), seconds, binding).map_err(StatusError::internal)?;
+    let (token, claims) = call
+        .server
+        .signer
+        .sign(spec.audiences.as_deref().unwrap_or_default(), seconds, binding)
+        .map_err(StatusError::internal)?;
     spec.audiences = Some(claims.aud);
     spec.expiration_seconds = Some(seconds);
     let expiration = jiff::Timestamp::from_second(claims.exp).map_err(StatusError::internal)?;
-    request.status = Some(TokenRequestStatus { token: Some(token), expiration_timestamp: Some(Time(expiration)) });
+    request.status =
+        Some(TokenRequestStatus { token: Some(token), expiration_timestamp: Some(Time(expiration)) });
     request.metadata.name = Some(call.info.name.clone());
     request.metadata.namespace = Some(call.info.namespace.clone());
     request.metadata.creation_timestamp = Some(now());

@@ -34,8 +34,10 @@ pub async fn create(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
 /// Creates an object that is decoded and in its place.
 pub async fn create_object(call: &mut Call, mut object: Box<dyn Object>) -> Result<Written, StatusError> {
     if object.meta().resource_version.as_deref().is_some_and(|v| !v.is_empty()) {
-        let mut refused =
-            StatusError::new(Reason::InternalError, "resourceVersion should not be set on objects to be created");
+        let mut refused = StatusError::new(
+            Reason::InternalError,
+            "resourceVersion should not be set on objects to be created",
+        );
         refused.0.reason = None;
         return Err(refused);
     }
@@ -115,7 +117,11 @@ fn check_new(call: &Call, object: &dyn Object) -> Result<(), StatusError> {
         }
     }
     registry.validate(object, &mut errors);
-    if errors.is_empty() { Ok(()) } else { Err(call.invalid(meta.name.as_deref().unwrap_or_default(), &errors)) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(call.invalid(meta.name.as_deref().unwrap_or_default(), &errors))
+    }
 }
 
 /// `PUT` of an object or of one of its subresources that are the object again (`status`, …).
@@ -181,10 +187,16 @@ pub async fn change(
         let value = to_value(&mut *object);
         if value == current.value && !ends {
             // Nothing changes, so nothing is written, and the resourceVersion stays.
-            return Ok(Written { revision: current.revision, bytes: with_revision(&value, current.revision) });
+            return Ok(Written {
+                revision: current.revision,
+                bytes: with_revision(&value, current.revision),
+            });
         }
         if call.dry_run {
-            return Ok(Written { revision: current.revision, bytes: with_revision(&value, current.revision) });
+            return Ok(Written {
+                revision: current.revision,
+                bytes: with_revision(&value, current.revision),
+            });
         }
         let taken = match call.server.lifecycles.of(call.kind()) {
             Some(hooks) if call.info.subresource.is_empty() => {

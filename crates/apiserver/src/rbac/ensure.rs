@@ -6,7 +6,7 @@ use krate_api::{Kind, Reason, StatusError, kinds};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{bootstrap, covers};
+use super::{bootstrap, covers, own};
 use crate::bootstrap::Commits;
 
 const AUTOUPDATE: &str = "/metadata/annotations/rbac.authorization.kubernetes.io~1autoupdate";
@@ -23,14 +23,16 @@ pub async fn ensure(commits: &dyn Commits) -> Result<(), StatusError> {
             _ => {}
         }
     }
-    for role in &policy.cluster_roles {
+    let own = own(&policy);
+    for role in policy.cluster_roles.iter().chain(&own.cluster_roles) {
         ensure_one(commits, &kinds::CLUSTER_ROLE, "", role).await?;
     }
-    for binding in &policy.cluster_role_bindings {
+    for binding in policy.cluster_role_bindings.iter().chain(&own.cluster_role_bindings) {
         ensure_one(commits, &kinds::CLUSTER_ROLE_BINDING, "", binding).await?;
     }
     for role in &policy.roles {
-        ensure_one(commits, &kinds::ROLE, role.metadata.namespace.as_deref().unwrap_or_default(), role).await?;
+        ensure_one(commits, &kinds::ROLE, role.metadata.namespace.as_deref().unwrap_or_default(), role)
+            .await?;
     }
     for binding in &policy.role_bindings {
         let namespace = binding.metadata.namespace.as_deref().unwrap_or_default();
@@ -66,7 +68,8 @@ async fn ensure_one<T: Serialize>(
 /// What is there with the rules and subjects that it misses. `None` if it misses none.
 fn completed(there: &Value, wanted: &Value) -> Option<Value> {
     let mut object = there.clone();
-    let rules = |v: &Value| -> Vec<PolicyRule> { serde_json::from_value(v["rules"].clone()).unwrap_or_default() };
+    let rules =
+        |v: &Value| -> Vec<PolicyRule> { serde_json::from_value(v["rules"].clone()).unwrap_or_default() };
     let missing = if wanted.get("rules").is_some() && wanted.get("aggregationRule").is_none() {
         covers(&rules(there), &rules(wanted))
     } else {

@@ -15,7 +15,7 @@ use k8s_openapi::api::rbac::v1::{
 use parking_lot::RwLock;
 
 pub use ensure::ensure;
-pub use policy::{Bootstrap, bootstrap};
+pub use policy::{Bootstrap, CONTROLLERS, DNS, bootstrap, own};
 pub use rules::{Ask, Target, covers, matches};
 
 /// A namespace (empty for the cluster) and a name.

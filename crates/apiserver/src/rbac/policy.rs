@@ -78,6 +78,50 @@ pub fn bootstrap() -> Bootstrap {
     out
 }
 
+/// The group as which all controllers of one process act, and the user of cluster DNS.
+pub const CONTROLLERS: &str = "krate:controllers";
+pub const DNS: &str = "krate:dns";
+
+/// The roles of Krate's own components that upstream has no role for: its controllers act as one, with the rights of
+/// each, and cluster DNS keeps its Service itself.
+pub fn own(bootstrap: &Bootstrap) -> Bootstrap {
+    let mut all: Vec<PolicyRule> = Vec::new();
+    for role in &bootstrap.cluster_roles {
+        let name = role.metadata.name.as_deref().unwrap_or_default();
+        if name.starts_with("system:controller:") || name == "system:kube-controller-manager" {
+            for rule in role.rules.iter().flatten() {
+                if !all.contains(rule) {
+                    all.push(rule.clone());
+                }
+            }
+        }
+    }
+    let dns = [
+        "get,list,watch on core : services namespaces nodes pods endpoints",
+        "create,update,patch on core : services",
+        "create,delete,get,list,patch,update,watch on discovery.k8s.io : endpointslices",
+        "create,patch,update on core events.k8s.io : events",
+    ];
+    let role = |name: &str, rules| ClusterRole {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        rules: Some(rules),
+        aggregation_rule: None,
+    };
+    let binding = |name: &str, kind: &str| ClusterRoleBinding {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        role_ref: role_ref("ClusterRole", name),
+        subjects: read_subjects(&[&format!("{kind}={name}")]),
+    };
+    Bootstrap {
+        cluster_roles: vec![
+            role(CONTROLLERS, all),
+            role(DNS, dns.iter().map(|rule| read_rule(rule)).collect()),
+        ],
+        cluster_role_bindings: vec![binding(CONTROLLERS, "Group"), binding(DNS, "User")],
+        ..Bootstrap::default()
+    }
+}
+
 /// Fills the rules of aggregated roles: the union of those of the roles that their selectors match. Repeated, since an
 /// aggregated role may be part of another.
 fn aggregate(roles: &mut [ClusterRole]) {

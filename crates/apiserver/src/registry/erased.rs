@@ -109,7 +109,7 @@ fn typed_mut<S: 'static>(object: &mut dyn Object) -> &mut S {
 
 impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
     fn kind(&self) -> &'static Kind {
-        S::KIND
+        <S as Strategy>::KIND
     }
 
     fn decode(&self, json: &[u8], unknown: Option<&mut Vec<String>>) -> Result<Box<dyn Object>, DecodeError> {
@@ -117,8 +117,7 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
             None => serde_json::from_slice(json)?,
             Some(unknown) => {
                 let mut reader = serde_json::Deserializer::from_slice(json);
-                let object =
-                    serde_ignored::deserialize(&mut reader, |path| unknown.push(show_path(&path)))?;
+                let object = serde_ignored::deserialize(&mut reader, |path| unknown.push(show_path(&path)))?;
                 reader.end()?;
                 object
             }
@@ -216,7 +215,9 @@ fn show_path(path: &serde_ignored::Path<'_>) -> String {
             let parent = show_path(parent);
             if parent.is_empty() { key.clone() } else { format!("{parent}.{key}") }
         }
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => show_path(parent),
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+            show_path(parent)
+        }
     }
 }
 
@@ -224,7 +225,7 @@ macro_rules! erase {
     ($($kind:ty),* $(,)?) => {
         /// The registry of every kind that is stored.
         pub fn all() -> Vec<Box<dyn Registry>> {
-            vec![$(Box::new(Typed::<$kind>::default())),*]
+            vec![$(Box::new(<Typed<$kind> as Default>::default())),*]
         }
     };
 }
