@@ -16,7 +16,7 @@ use std::io;
 
 pub use batch::{Batch, Hook};
 pub use rule::{Field, Rule, Verdict};
-pub use set::{Elements, Key, Set, Type, Value};
+pub use set::{Elements, Key, Set, Type, Value, set_names};
 
 /// The address family that a table sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::rule::Verdict;
-use crate::wire::Attributes;
+use crate::socket::Netfilter;
+use crate::wire::{self, Attributes, Header};
+use crate::{Family, Result};
 
 /// What a field of a key or a value is. Fields that are joined are each padded to four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +165,7 @@ const ELEM_KEY: u16 = 1;
 const ELEM_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
 
+const SET_TABLE: u16 = 1;
 const SET_NAME: u16 = 2;
 const SET_FLAGS: u16 = 3;
 const SET_KEY_TYPE: u16 = 4;
@@ -204,6 +207,32 @@ impl Set<'_> {
         }
         written.number(SET_FLAGS, flags).number(SET_ID, id);
         written
+    }
+}
+
+/// The names of the sets and maps in a table, in order; none when there is no such table.
+pub fn set_names(family: Family, table: &str) -> Result<Vec<String>> {
+    const GET_SET: u16 = 0x0a0a;
+    let mut body = Attributes::default();
+    body.text(SET_TABLE, table);
+    let header = Header { family: family.number(), resource: 0 };
+    let mut request = Vec::new();
+    wire::message(&mut request, GET_SET, wire::REQUEST | wire::DUMP, 1, header, &body.0);
+    let mut names = Vec::new();
+    let listed = Netfilter::open()?.dump(&request, |set| {
+        // Asked for a table that it does not have, the kernel lists all tables' sets.
+        let text = |kind| {
+            let bytes = wire::attribute(set, kind).unwrap_or_default();
+            String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
+        };
+        if text(SET_TABLE) == table {
+            names.push(text(SET_NAME));
+        }
+    });
+    names.sort();
+    match listed {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(names),
     }
 }
 
