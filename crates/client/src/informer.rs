@@ -164,7 +164,7 @@ impl<K: InformerObject> Informer<K> {
                 Ok(watcher::Event::Apply(object)) => self.apply(object),
                 Ok(watcher::Event::Delete(object)) => self.remove(&ObjectKey::of(&object), Some(object)),
                 Err(error) => {
-                    tracing::debug!(%error, kind = std::any::type_name::<K>(), "watch failed; trying again")
+                    tracing::debug!(%error, kind = std::any::type_name::<K>(), "watch failed; trying again");
                 }
             }
         }
