@@ -2,7 +2,7 @@
 
 use krate_client::Client;
 use kube::api::ApiResource;
-use kube::discovery::{ApiCapabilities, Discovery, Scope, verbs};
+use kube::discovery::{ApiCapabilities, ApiGroup, Discovery, Scope, verbs};
 
 /// A served resource, in the version that the server prefers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,5 +44,5 @@ pub async fn deletable(client: &Client) -> Result<Vec<Served>, kube::Error> {
         Err(_) => Discovery::new(client.clone()).run().await?,
     };
     let groups = discovery.groups_alphabetical();
-    Ok(groups.into_iter().flat_map(|g| g.recommended_resources()).filter_map(Served::new).collect())
+    Ok(groups.into_iter().flat_map(ApiGroup::recommended_resources).filter_map(Served::new).collect())
 }

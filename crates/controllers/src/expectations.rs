@@ -8,7 +8,7 @@ use krate_client::ObjectKey;
 use parking_lot::Mutex;
 
 /// What was not seen for so long is not waited for any more.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 #[derive(Debug)]
 struct Expected {

@@ -139,7 +139,7 @@ impl Emptier {
                 }
                 Ok(left) if left.is_empty() => {}
                 Ok(left) => {
-                    for finalizer in left.iter().flat_map(|o| o.finalizers()) {
+                    for finalizer in left.iter().flat_map(ResourceExt::finalizers) {
                         *remains.finalizers.entry(finalizer.clone()).or_insert(0) += 1;
                     }
                     remains.objects.insert(served.name(), left.len());

@@ -10,7 +10,6 @@ mod framework;
 mod nodes;
 mod plugins;
 mod pod;
-mod quantity;
 mod queue;
 mod scheduler;
 mod siblings;

@@ -30,14 +30,14 @@ impl Topology {
         }
         self.domain[id] = match value {
             None => NOWHERE,
-            Some(value) => match self.numbers.get(value) {
-                Some(&number) => number,
-                None => {
-                    let number = self.numbers.len() as u32;
-                    self.numbers.insert(value.clone(), number);
-                    number
+            Some(value) => {
+                let next = self.numbers.len() as u32;
+                // Most often the value is known: no copy of it is made then.
+                match self.numbers.get(value) {
+                    Some(&number) => number,
+                    None => *self.numbers.entry(value.clone()).or_insert(next),
                 }
-            },
+            }
         };
     }
 
@@ -163,7 +163,7 @@ impl Nodes {
         let none = BTreeMap::new();
         let status = node.status.as_ref();
         let allocatable = status.and_then(|s| s.allocatable.as_ref()).unwrap_or(&none);
-        for (name, _) in allocatable {
+        for name in allocatable.keys() {
             if name != "pods" {
                 self.resources.number(name);
             }

@@ -9,8 +9,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 use krate_client::ObjectKey;
 use kube::core::{Selector, SelectorExt};
 
-use crate::quantity::{milli, value};
-
 /// A resource, as the number of its column.
 pub type Resource = usize;
 pub const CPU: Resource = 0;
@@ -47,9 +45,11 @@ impl ResourceNames {
     }
 }
 
-/// The amount in the unit of its column: millicores, bytes or pieces.
+/// The amount in the unit of its column: millicores, bytes or pieces. 0 for what is no quantity, as the API server lets
+/// none such through.
 pub fn amount(name: &str, quantity: &Quantity) -> i64 {
-    if name == "cpu" { milli(quantity) } else { value(quantity) }
+    let Ok(read) = krate_api::quantity::Quantity::parse(&quantity.0) else { return 0 };
+    if name == "cpu" { read.milli_value() } else { read.value() }
 }
 
 /// A port of the host that a pod takes.

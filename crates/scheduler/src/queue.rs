@@ -17,7 +17,7 @@ use crate::pod::PodInfo;
 const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
 /// After this time a refused pod is tried again though nothing that helps was seen.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
+const LONGEST_WAIT: Duration = Duration::from_mins(5);
 
 /// A set of plugins, by their rows in the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -128,7 +128,7 @@ impl Reconcile for Controller {
             return Ok(Requeue::Done);
         }
         let sets = self.claim(&d, &selector).await?;
-        sync::Sync { controller: self, d: (*d).clone(), sets }.run().await
+        Box::pin(sync::Sync { controller: self, d: (*d).clone(), sets }.run()).await
     }
 }
 

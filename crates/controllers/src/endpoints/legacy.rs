@@ -154,7 +154,7 @@ impl Reconcile for Controller {
         let current = self.endpoints.get_key(&key);
         let Some(service) = self.services.get_key(&key) else {
             let Some(current) = current else { return Ok(Requeue::Done) };
-            if !labels(&current.metadata).get(MANAGED_BY).is_some_and(|m| m == MANAGER) {
+            if labels(&current.metadata).get(MANAGED_BY).is_none_or(|m| m != MANAGER) {
                 return Ok(Requeue::Done);
             }
             return match api.delete(&key.name, &DeleteParams::default()).await {

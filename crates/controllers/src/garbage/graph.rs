@@ -125,15 +125,12 @@ impl Graph {
         if before.as_ref() == Some(&object) {
             return work;
         }
-        match known {
-            Some(node) => {
-                node.object = object.clone();
-                node.hearsay = false;
-            }
-            None => {
-                let node = Node { object: object.clone(), hearsay: false, dependents: HashSet::new() };
-                self.nodes.insert(Arc::clone(&uid), node);
-            }
+        if let Some(node) = known {
+            node.object = object.clone();
+            node.hearsay = false;
+        } else {
+            let node = Node { object: object.clone(), hearsay: false, dependents: HashSet::new() };
+            self.nodes.insert(Arc::clone(&uid), node);
         }
         let had: Vec<Owner> = before.as_ref().map(|b| b.owners.clone()).unwrap_or_default();
         for owner in &had {

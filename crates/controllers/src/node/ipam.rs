@@ -78,15 +78,13 @@ impl Reconcile for Allocator {
         let range = {
             let mut given = self.given.lock();
             given.retain(|(node, _)| self.nodes.get("", node).is_some_and(|n| ranges(&n).is_empty()));
-            match given.iter().find(|(node, _)| *node == key) {
-                Some((_, range)) => Some(*range),
-                None => {
-                    taken.extend(given.iter().map(|(_, range)| *range));
-                    let free = first_free(self.cluster, self.prefix, &taken);
-                    given.extend(free.map(|range| (key.clone(), range)));
-                    free
-                }
-            }
+            let known = given.iter().find(|(node, _)| *node == key).map(|(_, range)| *range);
+            known.or_else(|| {
+                taken.extend(given.iter().map(|(_, range)| *range));
+                let free = first_free(self.cluster, self.prefix, &taken);
+                given.extend(free.map(|range| (key.clone(), range)));
+                free
+            })
         };
         let Some(range) = range else {
             let message = format!("Node {key} status is now: CIDRNotAvailable");

@@ -5,6 +5,7 @@ mod kinds;
 mod ranking;
 mod status;
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -247,18 +248,19 @@ impl<K: Replicated> Controller<K> {
     /// Makes or deletes pods until there are as many as asked for.
     async fn manage(&self, key: &ObjectKey, set: &Arc<K>, active: &[Arc<Pod>]) -> Result<(), Error> {
         let wanted = usize::try_from(set.replicas()).unwrap_or(0);
-        if active.len() < wanted {
-            let missing = (wanted - active.len()).min(BURST);
-            self.expectations.expect_creations(key, missing);
-            self.create(key, set, missing).await
-        } else if active.len() > wanted {
-            let surplus = (active.len() - wanted).min(BURST);
-            let related = self.related_per_node(set);
-            let doomed = ranking::first_to_go(active, surplus, &related);
-            self.expectations.expect_deletions(key, doomed.iter().map(|p| uid(&**p).to_owned()));
-            self.delete(key, set, doomed).await
-        } else {
-            Ok(())
+        match active.len().cmp(&wanted) {
+            Ordering::Equal => Ok(()),
+            Ordering::Less => {
+                let missing = (wanted - active.len()).min(BURST);
+                self.expectations.expect_creations(key, missing);
+                self.create(key, set, missing).await
+            }
+            Ordering::Greater => {
+                let surplus = (active.len() - wanted).min(BURST);
+                let doomed = ranking::first_to_go(active, surplus, &self.related_per_node(set));
+                self.expectations.expect_deletions(key, doomed.iter().map(|p| uid(&**p).to_owned()));
+                self.delete(key, set, doomed).await
+            }
         }
     }
 
@@ -388,7 +390,7 @@ fn new_pod<K: Replicated>(set: &K) -> Pod {
     pod.metadata.labels = template.labels;
     pod.metadata.annotations = template.annotations;
     pod.metadata.finalizers = template.finalizers;
-    pod.metadata.namespace = set.meta().namespace.clone();
+    pod.metadata.namespace.clone_from(&set.meta().namespace);
     pod.metadata.generate_name = Some(format!("{}-", name(set)));
     pod.metadata.owner_references = Some(vec![controller_reference(set)]);
     pod

@@ -90,7 +90,9 @@ impl Plugin for InterPodAffinity {
             for class in nodes.classes.iter() {
                 // A pod is one to be near to if all terms mean it, and one to be far from if any does.
                 if affinity.required.iter().all(|t| selects(t, cycle, &class.example)) {
-                    near.iter_mut().for_each(|sums| sums.add(class, 1));
+                    for sums in &mut near {
+                        sums.add(class, 1);
+                    }
                 }
                 for (term, sums) in affinity.required_anti.iter().zip(&mut far) {
                     if selects(term, cycle, &class.example) {
@@ -202,7 +204,9 @@ mod tests {
         let p = pod(nodes, name, json!({"app": app}), json!({"containers": [], "affinity": affinity}));
         let mut keys = Vec::new();
         InterPodAffinity.topologies(&p, &mut keys);
-        keys.iter().for_each(|k| nodes.know_topology(k));
+        for key in &keys {
+            nodes.know_topology(key);
+        }
         p
     }
 
