@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use super::{Missing, pod_spec, workload};
-use crate::registry::column::{age, container_images, container_names, integer, name, selector, text, wide};
+use crate::registry::column::{age, container_images, container_names, name, selector, text, wide};
 use crate::registry::prepare::spec_and_status;
 use crate::registry::rules::{IMMUTABLE, count_or_percent, not_more_than_all, not_negative, one_of, percent};
 use crate::registry::{Column, Strategy};
@@ -18,10 +18,10 @@ impl Strategy for Deployment {
             let ready = d.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
             format!("{ready}/{}", d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0)).into()
         }),
-        integer("Up-to-date", "Pods made from the newest template.", |d| {
+        text("Up-to-date", "Pods made from the newest template.", |d| {
             d.status.as_ref().and_then(|s| s.updated_replicas).unwrap_or(0).into()
         }),
-        integer("Available", "Pods that have been ready for long enough.", |d| {
+        text("Available", "Pods that have been ready for long enough.", |d| {
             d.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0).into()
         }),
         age(),

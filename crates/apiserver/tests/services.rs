@@ -1,0 +1,185 @@
+//! Addresses and node ports are given once, whoever asks at the same time, and given back.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::networking::v1::IPAddress;
+use krate_api::{StatusError, kinds};
+use krate_apiserver::registry::core::service::Allocator;
+use krate_apiserver::registry::lifecycle::Lifecycle;
+use krate_apiserver::registry::{Context, Strategy, encode};
+use krate_store::{Backend, CompareAndSet, Embedded, KeyRange, Limit};
+use serde_json::{Value, json};
+
+struct Cluster {
+    store: Arc<dyn Backend>,
+    allocator: Arc<Allocator>,
+    _directory: tempfile::TempDir,
+}
+
+fn cluster(range: &str) -> Cluster {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store: Arc<dyn Backend> = Arc::new(Embedded::open(directory.path().join("store")).expect("a store"));
+    let allocator = Arc::new(Allocator::new(Arc::clone(&store), range).expect("a range"));
+    Cluster { store, allocator, _directory: directory }
+}
+
+fn service(name: &str, spec: &Value) -> Service {
+    let object = json!({"metadata": {"name": name, "namespace": "default"}, "spec": spec});
+    let mut service: Service = serde_json::from_value(object).expect("a Service");
+    service.default();
+    service.prepare_for_create(&Context::default());
+    service
+}
+
+/// Allocates for a new Service and says that it was committed.
+async fn create(allocator: &Allocator, mut service: Service) -> Result<Service, StatusError> {
+    let outcome = allocator.before_create(&mut service, &Context::default()).await?;
+    outcome(true).await;
+    Ok(service)
+}
+
+fn address(service: &Service) -> String {
+    service.spec.as_ref().and_then(|s| s.cluster_ip.clone()).unwrap_or_default()
+}
+
+fn node_port(service: &Service) -> i32 {
+    let ports = service.spec.as_ref().and_then(|s| s.ports.as_ref());
+    ports.and_then(|p| p[0].node_port).unwrap_or(0)
+}
+
+/// The names of the keys under a prefix.
+async fn under(store: &dyn Backend, prefix: &str) -> BTreeSet<String> {
+    let page = store.range(KeyRange::prefix(prefix.to_owned()), None, Limit::NONE).await.expect("a range");
+    page.items.iter().map(|kv| String::from_utf8_lossy(&kv.key[prefix.len()..]).into_owned()).collect()
+}
+
+async fn addresses(cluster: &Cluster) -> BTreeSet<String> {
+    under(&*cluster.store, "/registry/ipaddresses/").await
+}
+
+async fn ports(cluster: &Cluster) -> BTreeSet<String> {
+    under(&*cluster.store, "/registry/ranges/servicenodeports/").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_ask_at_once_get_different_ones_until_there_are_no_more() {
+    // Fourteen addresses can be given: the first is the range's name, the last is for broadcast.
+    let cluster = cluster("10.0.0.0/28");
+    let tasks: Vec<_> = (0..20)
+        .map(|i| {
+            let allocator = Arc::clone(&cluster.allocator);
+            tokio::spawn(async move {
+                let spec = json!({"type": "NodePort", "ports": [{"port": 80}]});
+                create(&allocator, service(&format!("s{i}"), &spec)).await
+            })
+        })
+        .collect();
+    let (mut given, mut refused) = (Vec::new(), 0);
+    for task in tasks {
+        match task.await.expect("no panic") {
+            Ok(service) => given.push(service),
+            Err(error) => {
+                assert!(error.to_string().contains("range is full"), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((given.len(), refused), (14, 6));
+    let distinct: BTreeSet<String> = given.iter().map(address).collect();
+    assert_eq!(distinct.len(), 14);
+    assert_eq!(distinct, addresses(&cluster).await);
+    let numbers: BTreeSet<i32> = given.iter().map(node_port).collect();
+    assert_eq!(numbers.len(), 14);
+    assert!(numbers.iter().all(|n| (30000..=32767).contains(n)));
+    assert_eq!(ports(&cluster).await.len(), 14, "the refused hold no port");
+}
+
+#[tokio::test]
+async fn what_a_write_took_is_given_back_when_it_fails_and_what_it_left_when_it_succeeds() {
+    let cluster = cluster("10.96.0.0/16");
+    let spec =
+        json!({"type": "NodePort", "clusterIP": "10.96.0.77", "ports": [{"port": 80, "nodePort": 30077}]});
+    let mut new = service("a", &spec);
+    let outcome = cluster.allocator.before_create(&mut new, &Context::default()).await.expect("free");
+    outcome(false).await;
+    assert!(addresses(&cluster).await.is_empty() && ports(&cluster).await.is_empty());
+
+    let old = create(&cluster.allocator, service("a", &spec)).await.expect("free again");
+    let refusal = create(
+        &cluster.allocator,
+        service("b", &json!({"clusterIP": "10.96.0.77", "ports": [{"port": 80}]})),
+    );
+    let refusal = refusal.await.expect_err("taken").to_string();
+    assert!(
+        refusal.ends_with("failed to allocate IP 10.96.0.77: provided IP is already allocated"),
+        "{refusal}"
+    );
+
+    let mut new = old.clone();
+    new.spec.as_mut().expect("spec").type_ = Some("ExternalName".to_owned());
+    new.spec.as_mut().expect("spec").external_name = Some("a.b".to_owned());
+    new.default();
+    new.prepare_for_update(&old, &Context::default());
+    let outcome =
+        cluster.allocator.before_update(&mut new, &old, &Context::default()).await.expect("nothing to take");
+    assert_eq!(addresses(&cluster).await.len(), 1, "held until the change is committed");
+    outcome(true).await;
+    assert!(addresses(&cluster).await.is_empty() && ports(&cluster).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_dry_run_takes_nothing() {
+    let cluster = cluster("10.96.0.0/16");
+    let mut new = service(
+        "a",
+        &json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{"port": 80}]}),
+    );
+    let context = Context { dry_run: true, ..Context::default() };
+    let outcome = cluster.allocator.before_create(&mut new, &context).await.expect("free");
+    outcome(true).await;
+    assert!(!address(&new).is_empty() && node_port(&new) != 0);
+    assert_ne!(new.spec.as_ref().and_then(|s| s.health_check_node_port), None);
+    assert!(addresses(&cluster).await.is_empty() && ports(&cluster).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_start_mends_what_a_crash_left() {
+    let cluster = cluster("10.96.0.0/16");
+    let spec = json!({"type": "NodePort", "ports": [{"port": 80}]});
+    let kept = create(&cluster.allocator, service("kept", &spec)).await.expect("free");
+    let key = kinds::SERVICE.key("default", "kept");
+    cluster.store.commit(CompareAndSet::create(key, encode::to_vec(&kept))).await.expect("committed");
+    // One that was never committed, and one whose address was lost.
+    create(&cluster.allocator, service("lost", &spec)).await.expect("free");
+    cluster
+        .store
+        .commit(CompareAndSet::delete_any(kinds::IP_ADDRESS.key("", &address(&kept))))
+        .await
+        .expect("gone");
+    // An address that a user wrote is the user's affair.
+    let own = json!({"metadata": {"name": "10.96.9.9"}, "spec": {"parentRef": {"resource": "services", "name": "x"}}});
+    let own: IPAddress = serde_json::from_value(own).expect("an address");
+    let key = kinds::IP_ADDRESS.key("", "10.96.9.9");
+    cluster.store.commit(CompareAndSet::create(key, encode::to_vec(&own))).await.expect("committed");
+
+    cluster.allocator.repair().await.expect("repaired");
+    assert_eq!(addresses(&cluster).await, BTreeSet::from([address(&kept), "10.96.9.9".to_owned()]));
+    assert_eq!(ports(&cluster).await, BTreeSet::from([node_port(&kept).to_string()]));
+
+    let page = cluster
+        .store
+        .range(KeyRange::prefix("/registry/ipaddresses/"), None, Limit::NONE)
+        .await
+        .expect("a range");
+    let object: IPAddress = page
+        .items
+        .iter()
+        .filter_map(|kv| serde_json::from_slice(&kv.value).ok())
+        .find(|a: &IPAddress| a.metadata.name == Some(address(&kept)))
+        .expect("the object of the address");
+    assert_eq!(object.spec.parent_ref.name, "kept");
+    cluster.allocator.after_delete(&kept).await;
+    assert_eq!(addresses(&cluster).await.len(), 1);
+}
