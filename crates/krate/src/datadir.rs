@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::pki::write_atomically;
 
 /// The layout that this version reads and writes.
-const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 1;
 /// Where a cluster lives unless `--data-dir` says otherwise.
 pub const DEFAULT: &str = "/var/lib/krate";
 

@@ -80,8 +80,8 @@ async fn ask(client: &Client, out: &mut Value) -> Result<()> {
     Ok(())
 }
 
-fn http_get(path: &str) -> Result<krate_client::Request> {
-    Ok(krate_client::Request::get(path).body(Vec::new())?)
+fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {
+    Ok(http::Request::get(path).body(Vec::new())?)
 }
 
 fn node(node: &Node) -> Value {

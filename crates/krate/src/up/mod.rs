@@ -1,0 +1,76 @@
+//! `krate up`: a whole cluster in one process. Components are started in the order in which they need one another, and
+//! meet only through the API.
+
+mod control_plane;
+mod detach;
+mod parts;
+mod preflight;
+mod progress;
+mod settings;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::Up;
+use crate::datadir::DataDir;
+use crate::kubeconfig::{self, Entry};
+use crate::node;
+pub use control_plane::ControlPlane;
+pub use detach::run as detached;
+pub use parts::Parts;
+pub use progress::Progress;
+
+/// How long components may take to end once they are asked to.
+const GRACE: Duration = Duration::from_secs(10);
+
+pub async fn run(dir: &DataDir, args: &Up) -> Result<()> {
+    let progress = Progress::start(dir);
+    let wanted = settings::of(dir, args)?;
+    preflight::check(dir, &wanted)?;
+    let _claim = dir.claim()?;
+    crate::log::to_file(&dir.log())?;
+    let listener = preflight::listen(&wanted)?;
+    dir.save_settings(&wanted)?;
+
+    let shutdown = CancellationToken::new();
+    let (parts, mut faults) = Parts::new();
+    let plane = control_plane::start(dir, &wanted, listener, &progress, &shutdown, &parts).await?;
+    let entry =
+        Entry { name: &dir.context_name(), server: &plane.url, ca: plane.authority.certificate(), admin: &plane.admin };
+    kubeconfig::write(&dir.kubeconfig(), &entry)?;
+    let merged = kubeconfig::users_own().filter(|_| !args.no_kubeconfig);
+    if let Some(file) = &merged {
+        kubeconfig::merge(file, &entry)?;
+    }
+    if wanted.node {
+        tokio::select! {
+            started = node::start(dir, &wanted, &plane, &progress, &shutdown, &parts) => started?,
+            Some(fault) = faults.recv() => return Err(fault),
+            () = asked_to_stop() => return Ok(()),
+        }
+    }
+    progress.done(dir, merged.as_deref(), wanted.node);
+
+    let ended = tokio::select! {
+        () = asked_to_stop() => Ok(()),
+        Some(fault) = faults.recv() => Err(fault),
+    };
+    shutdown.cancel();
+    if tokio::time::timeout(GRACE, parts.ended()).await.is_err() {
+        tracing::warn!("some components did not stop in time");
+    }
+    ended
+}
+
+async fn asked_to_stop() {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
