@@ -1,1 +1,39 @@
-//! See the architecture text.
+//! The kubelet: runs the pods that are bound to this node, and tells the API how they are. It speaks CRI v1 to the
+//! container runtime and never asks which one that is; it holds nothing that it could not find again in the API, in the
+//! runtime and in the kernel, so that it may be killed at any moment: what runs goes on, and is found when it is back.
+
+mod backoff;
+mod cgroups;
+mod config;
+mod container;
+mod cri;
+mod env;
+mod fieldpath;
+mod hooks;
+mod http_check;
+mod images;
+mod last_words;
+mod logs;
+mod names;
+mod naming;
+mod node;
+mod objects;
+mod observed;
+mod plan;
+mod pods;
+mod probes;
+mod resources;
+mod run;
+mod sandbox;
+mod security;
+mod server;
+mod shared;
+mod signal;
+mod start;
+mod status;
+mod stop;
+mod volumes;
+mod worker;
+
+pub use config::Config;
+pub use run::{Error, run};

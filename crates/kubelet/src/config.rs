@@ -1,0 +1,73 @@
+//! What the kubelet is told when it starts.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::Taint;
+
+/// Everything that the kubelet needs to know to run pods on this machine.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name of the Node object; also its label `kubernetes.io/hostname`.
+    pub node_name: String,
+    /// The address under which the node is known.
+    pub node_ip: IpAddr,
+    /// Where pods' volumes and files live (upstream: `/var/lib/kubelet`).
+    pub root_dir: PathBuf,
+    /// Where containers' logs live (upstream: `/var/log/pods`).
+    pub log_dir: PathBuf,
+    /// The unix socket of the container runtime.
+    pub cri_socket: PathBuf,
+    /// The control group, absolute below every controller's root, that holds `kubepods`; of this node alone.
+    pub cgroup_root: String,
+    /// The address that the HTTPS server binds.
+    pub bind: IpAddr,
+    /// The port of the HTTPS server (upstream: 10250); 0 lets the kernel choose. The node's status tells which.
+    pub port: u16,
+    /// The server's certificate chain and key, PEM.
+    pub tls_cert: String,
+    pub tls_key: String,
+    /// The certificates that sign clients' certificates, PEM.
+    pub client_ca: String,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    /// The file from which names are resolved for pods that do not ask the cluster.
+    pub resolv_conf: PathBuf,
+    pub max_pods: u32,
+    /// Labels and taints that the node is registered with.
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+}
+
+impl Config {
+    /// Upstream's defaults for a node of this name and address. Certificates and the runtime's socket are still to be
+    /// filled in.
+    pub fn new(node_name: impl Into<String>, node_ip: IpAddr, root_dir: impl Into<PathBuf>) -> Self {
+        let root_dir = root_dir.into();
+        Config {
+            node_name: node_name.into(),
+            node_ip,
+            log_dir: root_dir.join("logs"),
+            root_dir,
+            cri_socket: PathBuf::from("/run/containerd/containerd.sock"),
+            cgroup_root: "/".to_owned(),
+            bind: IpAddr::from([0, 0, 0, 0]),
+            port: 10250,
+            tls_cert: String::new(),
+            tls_key: String::new(),
+            client_ca: String::new(),
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            max_pods: 110,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+        }
+    }
+
+    /// The directory of one pod.
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.root_dir.join("pods").join(uid)
+    }
+}

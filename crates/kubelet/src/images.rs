@@ -1,0 +1,230 @@
+//! Images that containers need: pulled by policy, with back-off, one pull an image at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_cri::v1::{self as cri, AuthConfig};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
+use krate_client::{EventRecorder, EventType};
+use parking_lot::Mutex;
+
+use crate::backoff::Backoff;
+use crate::cri::{Cri, image_spec, rpc_error};
+use crate::names;
+
+/// Why an image cannot be used: what the container waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageError {
+    pub reason: &'static str,
+    pub message: String,
+    /// When to try again.
+    pub retry: Option<Duration>,
+}
+
+/// Pulls images.
+pub struct Images {
+    cri: Cri,
+    events: EventRecorder,
+    backoffs: Mutex<HashMap<(String, String), (Backoff, Timestamp)>>,
+    pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// The policy that counts: `Always` for `:latest` and for no tag, unless something else is said.
+fn policy(container: &Container) -> &str {
+    if let Some(policy) = container.image_pull_policy.as_deref() {
+        return policy;
+    }
+    let image = container.image.as_deref().unwrap_or_default();
+    let last = image.rsplit('/').next().unwrap_or(image);
+    let is_latest = !last.contains('@') && (!last.contains(':') || last.ends_with(":latest"));
+    if is_latest { "Always" } else { "IfNotPresent" }
+}
+
+impl Images {
+    pub fn new(cri: Cri, events: EventRecorder) -> Self {
+        Images { cri, events, backoffs: Mutex::new(HashMap::new()), pulling: Mutex::new(HashMap::new()) }
+    }
+
+    /// The image of a container, pulled if it has to be.
+    ///
+    /// # Errors
+    /// It is not there and cannot be had.
+    pub async fn ensure(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        regarding: &ObjectReference,
+        credentials: &[AuthConfig],
+    ) -> Result<cri::Image, ImageError> {
+        let name = container.image.clone().unwrap_or_default();
+        let policy = policy(container);
+        let event = |kind, reason: &str, message: String| self.events.event(regarding, kind, reason, message);
+        let asked = self.cri.image(&name).await;
+        let present = match asked {
+            Ok(image) => image,
+            Err(status) => {
+                let message = format!("Failed to inspect image {name:?}: {}", rpc_error(&status));
+                event(EventType::Warning, "InspectFailed", message.clone());
+                let retry = Some(Duration::from_secs(1));
+                return Err(ImageError { reason: "ImageInspectError", message, retry });
+            }
+        };
+        if let Some(image) = &present
+            && policy != "Always"
+        {
+            event(
+                EventType::Normal,
+                "Pulled",
+                format!("Container image {name:?} already present on machine and can be accessed by the pod"),
+            );
+            return Ok(image.clone());
+        }
+        if policy == "Never" {
+            let message = format!("Container image {name:?} is not present with pull policy of Never");
+            event(EventType::Warning, "ErrImageNeverPull", message.clone());
+            return Err(ImageError { reason: "ErrImageNeverPull", message, retry: None });
+        }
+        let key = (names::uid(pod), name.clone());
+        let now = Timestamp::now();
+        let waits = self.backoffs.lock().get(&key).and_then(|(backoff, failed)| backoff.wait(*failed, now));
+        if let Some(wait) = waits {
+            let message = format!("Back-off pulling image {name:?}");
+            event(EventType::Normal, "BackOff", message.clone());
+            return Err(ImageError { reason: "ImagePullBackOff", message, retry: Some(wait) });
+        }
+        event(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
+        let started = std::time::Instant::now();
+        match self.pull(pod, &name, credentials).await {
+            Ok(image) => {
+                self.backoffs.lock().remove(&key);
+                let took = go_duration(started.elapsed());
+                event(
+                    EventType::Normal,
+                    "Pulled",
+                    format!(
+                        "Successfully pulled image {name:?} in {took} ({took} including waiting). Image size: {} bytes.",
+                        image.size
+                    ),
+                );
+                Ok(image)
+            }
+            Err(error) => {
+                let failed = Timestamp::now();
+                let wait = {
+                    let mut backoffs = self.backoffs.lock();
+                    let (backoff, at) = backoffs.entry(key).or_insert((Backoff::default(), failed));
+                    backoff.next(failed, failed);
+                    *at = failed;
+                    backoff.delay()
+                };
+                let message = format!("Failed to pull image {name:?}: {error}");
+                event(EventType::Warning, "Failed", message);
+                Err(ImageError { reason: "ErrImagePull", message: error, retry: Some(wait) })
+            }
+        }
+    }
+
+    async fn pull(&self, pod: &Pod, name: &str, credentials: &[AuthConfig]) -> Result<cri::Image, String> {
+        let gate = Arc::clone(self.pulling.lock().entry(name.to_owned()).or_default());
+        let result = {
+            let _pulling = gate.lock().await;
+            self.pull_alone(pod, name, credentials).await
+        };
+        let mut pulling = self.pulling.lock();
+        if Arc::strong_count(&gate) <= 2 {
+            pulling.remove(name);
+        }
+        result
+    }
+
+    async fn pull_alone(
+        &self,
+        pod: &Pod,
+        name: &str,
+        credentials: &[AuthConfig],
+    ) -> Result<cri::Image, String> {
+        let sandbox_config = cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: pod.metadata.name.clone().unwrap_or_default(),
+                namespace: names::namespace(pod),
+                uid: names::uid(pod),
+                attempt: 0,
+            }),
+            ..Default::default()
+        };
+        let tries: Vec<Option<AuthConfig>> =
+            if credentials.is_empty() { vec![None] } else { credentials.iter().cloned().map(Some).collect() };
+        let mut failure = String::new();
+        for auth in tries {
+            let request = cri::PullImageRequest {
+                image: Some(image_spec(name)),
+                auth,
+                sandbox_config: Some(sandbox_config.clone()),
+            };
+            match self.cri.images().pull_image(request).await {
+                Ok(answer) => {
+                    let reference = answer.into_inner().image_ref;
+                    let found = match self.cri.image(&reference).await {
+                        Ok(Some(image)) => Some(image),
+                        _ => self.cri.image(name).await.map_err(|e| rpc_error(&e))?,
+                    };
+                    return found.ok_or_else(|| format!("image {name:?} was pulled and is not there"));
+                }
+                Err(status) => failure = rpc_error(&status),
+            }
+        }
+        Err(failure)
+    }
+
+    /// The pod is gone; its failures are forgotten.
+    pub fn forget(&self, uid: &str) {
+        self.backoffs.lock().retain(|(of, _), _| of != uid);
+    }
+}
+
+/// A duration as Go writes it, to milliseconds.
+fn go_duration(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    if milliseconds < 1000 {
+        return format!("{milliseconds}ms");
+    }
+    let seconds = format!("{}.{:03}", duration.as_secs() % 60, milliseconds % 1000);
+    let seconds = seconds.trim_end_matches('0').trim_end_matches('.').to_owned();
+    match duration.as_secs() / 60 {
+        0 => format!("{seconds}s"),
+        minutes => format!("{minutes}m{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_follow_tags() {
+        for (image, asked, expected) in [
+            ("busybox", None, "Always"),
+            ("busybox:latest", None, "Always"),
+            ("reg:5000/busybox:1.0", None, "IfNotPresent"),
+            ("reg:5000/busybox", None, "Always"),
+            ("busybox@sha256:00", None, "IfNotPresent"),
+            ("busybox", Some("Never"), "Never"),
+        ] {
+            let container = Container {
+                image: Some(image.to_owned()),
+                image_pull_policy: asked.map(str::to_owned),
+                ..Default::default()
+            };
+            assert_eq!(policy(&container), expected, "{image}");
+        }
+    }
+
+    #[test]
+    fn durations_read_as_in_go() {
+        for (milliseconds, text) in [(45, "45ms"), (1500, "1.5s"), (60_000, "1m0s"), (2_000, "2s")] {
+            assert_eq!(go_duration(Duration::from_millis(milliseconds)), text);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What the machine is and has.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::statvfs::statvfs;
+use nix::sys::utsname::uname;
+
+use crate::fieldpath::Allocatable;
+
+/// Facts that do not change while the kubelet runs.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub cpus: usize,
+    /// Bytes.
+    pub memory: i64,
+    pub machine_id: String,
+    pub system_uuid: String,
+    pub boot_id: String,
+    pub kernel: String,
+    pub os_image: String,
+    /// As Go names it.
+    pub architecture: &'static str,
+}
+
+impl Machine {
+    pub fn look() -> Self {
+        let read = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
+        let meminfo = read("/proc/meminfo");
+        let machine_id = read("/etc/machine-id");
+        let uuid = read("/sys/class/dmi/id/product_uuid");
+        Machine {
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: kilobytes(&meminfo, "MemTotal:") * 1024,
+            system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
+            machine_id,
+            boot_id: read("/proc/sys/kernel/random/boot_id"),
+            kernel: uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default(),
+            os_image: os_image(&read("/etc/os-release")),
+            architecture: architecture(),
+        }
+    }
+
+    pub fn allocatable(&self, root: &Path) -> Allocatable {
+        Allocatable {
+            cpu_milli: i64::try_from(self.cpus).unwrap_or(1) * 1000,
+            memory: self.memory,
+            ephemeral_storage: Machine::disk(root).0,
+        }
+    }
+
+    /// Bytes of memory that can still be had.
+    pub fn available_memory() -> i64 {
+        kilobytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:") * 1024
+    }
+
+    /// Bytes of the file system that `path` is on: all, and what is free.
+    pub fn disk(path: &Path) -> (i64, i64) {
+        let found = path.ancestors().find_map(|p| statvfs(p).ok());
+        found.map_or((0, 0), |v| {
+            let block = v.fragment_size() as i64;
+            (v.blocks() as i64 * block, v.blocks_available() as i64 * block)
+        })
+    }
+}
+
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn kilobytes(meminfo: &str, field: &str) -> i64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(field));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Processes that there are, and that there may be.
+pub fn processes() -> (i64, i64) {
+    let number = |path: &str| fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<i64>().ok());
+    let loadavg = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let running = loadavg.split(' ').nth(3).and_then(|f| f.split('/').nth(1)?.parse().ok()).unwrap_or(0);
+    let most = number("/proc/sys/kernel/pid_max").unwrap_or(i64::MAX);
+    (running, most.min(number("/proc/sys/kernel/threads-max").unwrap_or(i64::MAX)))
+}
+
+fn os_image(release: &str) -> String {
+    let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.map_or_else(|| "Linux".to_owned(), |n| n.trim_matches('"').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_what_it_is() {
+        let machine = Machine::look();
+        assert!(machine.cpus >= 1 && machine.memory > 1 << 20 && !machine.kernel.is_empty());
+        let (all, free) = Machine::disk(Path::new("/"));
+        assert!(all >= free && all > 0);
+        assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
+    }
+}

@@ -1,0 +1,161 @@
+//! The node itself: its object in the API, its status, and the lease by which it is known to live.
+
+mod lease;
+mod machine;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, NodeSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use krate_client::{is_conflict, is_not_found};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::cri::{Cri, rpc_error};
+use crate::shared::SharedRef;
+use crate::worker::difference;
+
+pub use machine::Machine;
+
+/// How often the status is looked at, and how often it is told without having changed.
+const LOOK: Duration = Duration::from_secs(10);
+const TELL: Duration = Duration::from_secs(300);
+/// How often the runtime is asked while it is not ready.
+const SOON: Duration = Duration::from_millis(50);
+
+/// What the runtime says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conditions {
+    pub runtime: Result<(), String>,
+    pub network: Result<(), String>,
+}
+
+/// Asks the runtime whether it is ready.
+pub async fn runtime_conditions(cri: &Cri) -> Conditions {
+    let request = k8s_cri::v1::StatusRequest { verbose: false };
+    let answer = match cri.runtime().status(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => {
+            let why = format!("container runtime is down: {}", rpc_error(&status));
+            return Conditions { runtime: Err(why.clone()), network: Err(why) };
+        }
+    };
+    let conditions = answer.status.map(|s| s.conditions).unwrap_or_default();
+    let of = |kind: &str| match conditions.iter().find(|c| c.r#type == kind) {
+        Some(found) if found.status => Ok(()),
+        Some(found) => Err(format!("{kind}=false reason:{} message:{}", found.reason, found.message)),
+        None => Err(format!("missing {kind} condition")),
+    };
+    Conditions { runtime: of("RuntimeReady"), network: of("NetworkReady") }
+}
+
+/// Keeps the node's object and lease until the kubelet ends. `ready` turns true with the first status that says Ready.
+pub async fn run(
+    shared: SharedRef,
+    port: u16,
+    conditions: watch::Sender<Result<(), String>>,
+    changed: Arc<Notify>,
+    ready: watch::Sender<bool>,
+) {
+    let lease = tokio::spawn(lease::run(shared.client.clone(), shared.config.node_name.clone()));
+    let mut told: Option<(Node, Instant)> = None;
+    let mut pause = SOON;
+    loop {
+        let found = runtime_conditions(&shared.cri).await;
+        let is_ready = found.runtime.is_ok() && found.network.is_ok();
+        conditions.send_if_modified(|known| {
+            let is_new = *known != found.network;
+            known.clone_from(&found.network);
+            is_new
+        });
+        match tell(&shared, port, &found, &mut told).await {
+            Ok(()) => {
+                if is_ready {
+                    ready.send_replace(true);
+                }
+                pause = if is_ready { LOOK } else { SOON.max(pause.min(Duration::from_millis(500))) };
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the node's status could not be told");
+                told = None;
+                pause = SOON.max((pause * 2).min(Duration::from_secs(2)));
+            }
+        }
+        tokio::select! {
+            () = shared.shutdown.cancelled() => break,
+            () = changed.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    lease.abort();
+}
+
+/// Tells the API of the node what has changed, or all when it is due.
+async fn tell(
+    shared: &SharedRef,
+    port: u16,
+    found: &Conditions,
+    told: &mut Option<(Node, Instant)>,
+) -> kube::Result<()> {
+    let api: Api<Node> = Api::all(shared.client.clone());
+    let name = &shared.config.node_name;
+    let known = match told {
+        Some((node, _)) => node.clone(),
+        None => register(shared, &api).await?,
+    };
+    let images = shared.cri.images().list_images(k8s_cri::v1::ListImagesRequest { filter: None }).await;
+    let images = images.map(|answer| answer.into_inner().images).unwrap_or_default();
+    let status = status::make(shared, port, found, &images, known.status.as_ref());
+    let is_due = told.as_ref().is_none_or(|(_, at)| at.elapsed() >= TELL);
+    let old = known.status.clone().unwrap_or_default();
+    if !is_due && status::is_same(&old, &status) {
+        return Ok(());
+    }
+    let (old, new) = (json!({"status": old}), json!({"status": status}));
+    let Some(patch) = difference(&old, &new) else {
+        *told = Some((known, Instant::now()));
+        return Ok(());
+    };
+    let patched = api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    *told = Some((patched, Instant::now()));
+    Ok(())
+}
+
+/// The node's object, made if it is not there, and with the labels that are the kubelet's to set.
+async fn register(shared: &SharedRef, api: &Api<Node>) -> kube::Result<Node> {
+    let config = &shared.config;
+    let labels = status::labels(config);
+    let wanted = Node {
+        metadata: ObjectMeta {
+            name: Some(config.node_name.clone()),
+            labels: Some(labels.clone()),
+            annotations: Some(status::annotations()),
+            ..Default::default()
+        },
+        spec: Some(NodeSpec {
+            taints: (!config.taints.is_empty()).then(|| config.taints.clone()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    match api.get(&config.node_name).await {
+        Err(error) if is_not_found(&error) => match api.create(&PostParams::default(), &wanted).await {
+            Err(error) if is_conflict(&error) => api.get(&config.node_name).await,
+            created => created,
+        },
+        Err(error) => Err(error),
+        Ok(known) => {
+            let has = known.metadata.labels.clone().unwrap_or_default();
+            if labels.iter().all(|(key, value)| has.get(key) == Some(value)) {
+                return Ok(known);
+            }
+            let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
+            api.patch(&config.node_name, &PatchParams::default(), &patch).await
+        }
+    }
+}

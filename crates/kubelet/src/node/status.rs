@@ -1,0 +1,197 @@
+//! The node's status, in upstream's words.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_cri::v1::Image;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::Conditions;
+use super::machine::{self, Machine};
+use crate::config::Config;
+use crate::shared::Shared;
+use crate::status::seconds;
+
+/// The version of the API that is spoken.
+pub const VERSION: &str = "v1.36.2";
+/// How many images are told.
+const IMAGES: usize = 50;
+/// Names of each image that are told.
+const NAMES: usize = 5;
+/// Below these there is pressure (upstream's default thresholds of eviction): bytes of memory, hundredths of the disk.
+const LEAST_MEMORY: i64 = 100 << 20;
+const LEAST_DISK: i64 = 10;
+
+pub fn labels(config: &Config) -> BTreeMap<String, String> {
+    let architecture = machine::architecture();
+    let own = [
+        ("beta.kubernetes.io/arch", architecture),
+        ("beta.kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture),
+        ("kubernetes.io/hostname", &config.node_name),
+        ("kubernetes.io/os", "linux"),
+    ];
+    let mut labels = config.labels.clone();
+    labels.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    labels
+}
+
+pub fn annotations() -> BTreeMap<String, String> {
+    BTreeMap::from([("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())])
+}
+
+pub fn make(
+    shared: &Shared,
+    port: u16,
+    found: &Conditions,
+    images: &[Image],
+    old: Option<&NodeStatus>,
+) -> NodeStatus {
+    let config = &shared.config;
+    let machine = &shared.machine;
+    let amounts = amounts(machine, config);
+    let conditions = conditions(config, found, old);
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    NodeStatus {
+        addresses: Some(vec![
+            address("InternalIP", config.node_ip.to_string()),
+            address("Hostname", config.node_name.clone()),
+        ]),
+        capacity: Some(amounts.clone()),
+        allocatable: Some(amounts),
+        conditions: Some(conditions),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }),
+        }),
+        images: Some(told_images(images)),
+        node_info: Some(NodeSystemInfo {
+            architecture: machine.architecture.to_owned(),
+            boot_id: machine.boot_id.clone(),
+            container_runtime_version: shared.runtime_version.clone(),
+            kernel_version: machine.kernel.clone(),
+            kube_proxy_version: String::new(),
+            kubelet_version: VERSION.to_owned(),
+            machine_id: machine.machine_id.clone(),
+            operating_system: "linux".to_owned(),
+            os_image: machine.os_image.clone(),
+            system_uuid: machine.system_uuid.clone(),
+            ..Default::default()
+        }),
+        ..old.cloned().unwrap_or_default()
+    }
+}
+
+fn amounts(machine: &Machine, config: &Config) -> BTreeMap<String, Quantity> {
+    let kibi = |bytes: i64| Quantity(format!("{}Ki", bytes / 1024));
+    let disk = Machine::disk(&config.root_dir).0;
+    BTreeMap::from([
+        ("cpu".to_owned(), Quantity(machine.cpus.to_string())),
+        ("memory".to_owned(), kibi(machine.memory)),
+        ("ephemeral-storage".to_owned(), kibi(disk)),
+        ("hugepages-1Gi".to_owned(), Quantity("0".to_owned())),
+        ("hugepages-2Mi".to_owned(), Quantity("0".to_owned())),
+        ("pods".to_owned(), Quantity(config.max_pods.to_string())),
+    ])
+}
+
+fn conditions(config: &Config, found: &Conditions, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
+    let (disk, free) = Machine::disk(&config.root_dir);
+    let (processes, most) = machine::processes();
+    let pressure = [
+        (
+            "MemoryPressure",
+            Machine::available_memory() < LEAST_MEMORY,
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ),
+        (
+            "DiskPressure",
+            disk > 0 && free < disk / 100 * LEAST_DISK,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        (
+            "PIDPressure",
+            processes > most / 10 * 9,
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
+    ];
+    let mut all: Vec<NodeCondition> = pressure
+        .into_iter()
+        .map(|(kind, is_so, yes, no)| {
+            let (reason, message) = if is_so { yes } else { no };
+            condition(kind, is_so, reason, message.to_owned(), old)
+        })
+        .collect();
+    let failed: Vec<String> = match (&found.runtime, &found.network) {
+        (Err(why), _) => vec![why.clone()],
+        (Ok(()), Err(why)) => vec![format!("container runtime network not ready: {why}")],
+        (Ok(()), Ok(())) => vec![],
+    };
+    all.push(if failed.is_empty() {
+        condition("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned(), old)
+    } else {
+        condition("Ready", false, "KubeletNotReady", failed.join(", "), old)
+    });
+    // Conditions of others, such as of the network, are not the kubelet's to take away.
+    let others = old.and_then(|s| s.conditions.clone()).unwrap_or_default();
+    let others: Vec<NodeCondition> =
+        others.into_iter().filter(|c| !all.iter().any(|a| a.type_ == c.type_)).collect();
+    all.extend(others);
+    all
+}
+
+fn condition(
+    kind: &str,
+    is_so: bool,
+    reason: &str,
+    message: String,
+    old: Option<&NodeStatus>,
+) -> NodeCondition {
+    let status = if is_so { "True" } else { "False" };
+    let now = Time(seconds(Timestamp::now()));
+    let known = old.and_then(|s| s.conditions.as_ref()).and_then(|all| all.iter().find(|c| c.type_ == kind));
+    let since = known.filter(|c| c.status == status).and_then(|c| c.last_transition_time.clone());
+    NodeCondition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message),
+        last_heartbeat_time: Some(now.clone()),
+        last_transition_time: Some(since.unwrap_or(now)),
+    }
+}
+
+fn told_images(images: &[Image]) -> Vec<ContainerImage> {
+    let mut sorted: Vec<&Image> = images.iter().collect();
+    sorted.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    sorted
+        .into_iter()
+        .take(IMAGES)
+        .map(|image| {
+            let names = image.repo_digests.iter().chain(&image.repo_tags).take(NAMES).cloned().collect();
+            ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }
+        })
+        .collect()
+}
+
+/// Whether two statuses say the same, the times of their heartbeats aside.
+pub fn is_same(old: &NodeStatus, new: &NodeStatus) -> bool {
+    let quiet = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+        }
+        if status.images.as_ref().is_some_and(Vec::is_empty) {
+            status.images = None;
+        }
+        serde_json::to_value(status).ok()
+    };
+    quiet(old) == quiet(new)
+}

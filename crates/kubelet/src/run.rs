@@ -1,0 +1,138 @@
+//! Putting the parts together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use krate_client::{CancellationToken, Client, EventRecorder, Informer};
+use kube::Api;
+use kube::runtime::watcher;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::cgroups::Cgroups;
+use crate::config::Config;
+use crate::cri::Cri;
+use crate::images::Images;
+use crate::node::{self, Machine};
+use crate::objects::Objects;
+use crate::shared::{Shared, SharedRef};
+use crate::{logs, naming, pods, server};
+
+/// Why the kubelet cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{what}: {error}")]
+    File { what: String, error: std::io::Error },
+    #[error("the kubelet's certificates: {0}")]
+    Tls(String),
+}
+
+/// Runs the node's pods until `shutdown`; what runs then goes on running. `ready` is told once the API knows the node
+/// as Ready.
+///
+/// # Errors
+/// A directory, the port or the certificates cannot be used. Everything else is waited for.
+pub async fn run(
+    client: Client,
+    config: Config,
+    ready: Option<oneshot::Sender<()>>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    for directory in [&config.root_dir, &config.log_dir] {
+        std::fs::create_dir_all(directory)
+            .map_err(|error| Error::File { what: format!("making {}", directory.display()), error })?;
+    }
+    let cri = Cri::new(&config.cri_socket);
+    let Some(version) = runtime_version(&cri, &shutdown).await else { return Ok(()) };
+    let (network, watched) = watch::channel(Err("the runtime has not been asked yet".to_owned()));
+    let events = EventRecorder::new(client.clone(), "kubelet", &config.node_name);
+    let machine = Machine::look();
+    let fields = format!("spec.nodeName={}", config.node_name);
+    let own_pods: Informer<Pod> = Informer::start(
+        Api::all(client.clone()),
+        watcher::Config::default().fields(&fields),
+        shutdown.clone(),
+    );
+    let shared: SharedRef = Arc::new(Shared {
+        objects: Objects::new(&client),
+        services: Informer::<Service>::start(
+            Api::all(client.clone()),
+            watcher::Config::default(),
+            shutdown.clone(),
+        ),
+        cgroups: Cgroups::new(&config.cgroup_root),
+        images: Images::new(cri.clone(), events.clone()),
+        runtime_version: format!("{}://{}", version.runtime_name, version.runtime_version),
+        runtime_name: version.runtime_name,
+        network: watched,
+        host_dns: naming::parse(&std::fs::read_to_string(&config.resolv_conf).unwrap_or_default()),
+        node: machine.allocatable(&config.root_dir),
+        machine,
+        client,
+        cri,
+        events,
+        shutdown: shutdown.clone(),
+        config,
+    });
+
+    let changed = Arc::new(Notify::new());
+    let node_watch = watch_node(&shared, &changed);
+    let (is_ready, mut readiness) = watch::channel(false);
+    let running_pods = tokio::spawn(pods::run(Arc::clone(&shared), own_pods.clone()));
+    let (listener, tls) = server::bind(&shared).await?;
+    let port = listener
+        .local_addr()
+        .map_err(|error| Error::File { what: "asking for the port".to_owned(), error })?
+        .port();
+    let serving = tokio::spawn(server::serve(Arc::clone(&shared), own_pods, listener, tls));
+    let rotating = tokio::spawn(logs::rotate::run(Arc::clone(&shared)));
+    let running_node = tokio::spawn(node::run(Arc::clone(&shared), port, network, changed, is_ready));
+    let telling = tokio::spawn(async move {
+        if readiness.wait_for(|ready| *ready).await.is_ok()
+            && let Some(ready) = ready
+        {
+            // Nobody may be waiting.
+            let _ = ready.send(());
+        }
+    });
+    shutdown.cancelled().await;
+    telling.abort();
+    let _ = running_node.await;
+    let _ = running_pods.await;
+    let _ = tokio::join!(serving, rotating);
+    drop(node_watch);
+    Ok(())
+}
+
+/// Waits until the runtime answers; `None` when the kubelet is to end before.
+async fn runtime_version(cri: &Cri, shutdown: &CancellationToken) -> Option<k8s_cri::v1::VersionResponse> {
+    let mut pause = Duration::from_millis(5);
+    loop {
+        let request = k8s_cri::v1::VersionRequest { version: "0.1.0".to_owned() };
+        match cri.runtime().version(request).await {
+            Ok(answer) => return Some(answer.into_inner()),
+            Err(status) => tracing::debug!(%status, "the container runtime does not answer yet"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return None,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+/// Follows the node's own object: what is given to it there, such as a range of addresses, may make it ready.
+fn watch_node(shared: &SharedRef, changed: &Arc<Notify>) -> Informer<Node> {
+    let fields = format!("metadata.name={}", shared.config.node_name);
+    let api: Api<Node> = Api::all(shared.client.clone());
+    let informer = Informer::start(api, watcher::Config::default().fields(&fields), shared.shutdown.clone());
+    let changed = Arc::clone(changed);
+    informer.handle(move |event| {
+        if let krate_client::Event::Modified { old, new } = event
+            && old.spec != new.spec
+        {
+            changed.notify_one();
+        }
+    });
+    informer
+}

@@ -1,0 +1,148 @@
+//! The kubelet's HTTPS server: logs, streams into containers, and figures. Who asks is told by a client certificate,
+//! whether it may by the API server.
+
+mod auth;
+mod logs;
+mod route;
+mod stats;
+mod stream;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::Stream;
+use http::{Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
+use krate_client::Informer;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use crate::run::Error;
+use crate::shared::SharedRef;
+use auth::Authorizer;
+
+pub type Body = BoxBody<Bytes, std::io::Error>;
+pub type Answer = Response<Body>;
+
+pub struct Server {
+    shared: SharedRef,
+    pods: Informer<Pod>,
+    authorizer: Authorizer,
+}
+
+pub fn text(status: StatusCode, said: impl Into<Bytes>) -> Answer {
+    whole(status, "text/plain; charset=utf-8", said)
+}
+
+pub fn whole(status: StatusCode, kind: &'static str, said: impl Into<Bytes>) -> Answer {
+    let body = Full::new(said.into()).map_err(|never: Infallible| match never {}).boxed();
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    answer
+}
+
+pub fn json(value: &impl serde::Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => whole(StatusCode::OK, "application/json", bytes),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+/// An answer that goes on as long as the stream does.
+pub fn flowing(stream: impl Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static) -> Answer {
+    let frames = futures::StreamExt::map(stream, |chunk| chunk.map(Frame::data));
+    let mut answer = Response::new(BoxBody::new(StreamBody::new(frames)));
+    let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    answer
+}
+
+/// Binds the port. Returns the address that it is.
+///
+/// # Errors
+/// The port is taken, or the certificates cannot be used.
+pub async fn bind(shared: &SharedRef) -> Result<(TcpListener, TlsAcceptor), Error> {
+    let address = SocketAddr::new(shared.config.bind, shared.config.port);
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| Error::File { what: format!("listening on {address}"), error })?;
+    Ok((listener, acceptor(&shared.config)?))
+}
+
+fn acceptor(config: &crate::config::Config) -> Result<TlsAcceptor, Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::Tls(error.to_string());
+    let certificates = |pem: &str| {
+        CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(|e| failed(&e))
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(&config.client_ca)? {
+        roots.add(certificate).map_err(|e| failed(&e))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| failed(&e))?;
+    let key = PrivateKeyDer::from_pem_slice(config.tls_key.as_bytes()).map_err(|e| failed(&e))?;
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| failed(&e))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(certificates(&config.tls_cert)?, key)
+        .map_err(|e| failed(&e))?;
+    // Streams are upgrades of HTTP/1.1, so nothing else is offered.
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(tls)))
+}
+
+/// Serves until the kubelet ends.
+pub async fn serve(shared: SharedRef, pods: Informer<Pod>, listener: TcpListener, tls: TlsAcceptor) {
+    let authorizer = Authorizer::new(shared.client.clone(), shared.config.node_name.clone());
+    let server = Arc::new(Server { authorizer, pods, shared: Arc::clone(&shared) });
+    loop {
+        let accepted = tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                tokio::spawn(connection(Arc::clone(&server), stream, tls.clone()));
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: a moment for others to close some.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(server: Arc<Server>, stream: TcpStream, tls: TlsAcceptor) {
+    let _ = stream.set_nodelay(true);
+    let Ok(stream) = tls.accept(stream).await else { return };
+    let user = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(auth::user);
+    let shutdown = server.shared.shutdown.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (server, user) = (Arc::clone(&server), user.clone());
+        async move { Ok::<_, Infallible>(route::answer(&server, user.as_ref(), request).await) }
+    });
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        // How a client goes away is its own affair.
+        _ = connection.with_upgrades() => {}
+    }
+}

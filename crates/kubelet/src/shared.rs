@@ -1,0 +1,82 @@
+//! What all pod workers share: the doors to the API and to the runtime, and what is known of the machine.
+
+use std::sync::Arc;
+
+use k8s_cri::v1::DnsConfig;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use krate_client::{Client, EventRecorder, EventType, Informer, reference};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::cgroups::Cgroups;
+use crate::config::Config;
+use crate::cri::Cri;
+use crate::fieldpath::{Addresses, Allocatable};
+use crate::images::Images;
+use crate::naming::is_host_network;
+use crate::node::Machine;
+use crate::objects::Objects;
+use crate::observed::Observed;
+
+pub struct Shared {
+    pub config: Config,
+    pub client: Client,
+    pub cri: Cri,
+    pub events: EventRecorder,
+    pub objects: Objects,
+    pub services: Informer<Service>,
+    pub cgroups: Cgroups,
+    pub images: Images,
+    /// The first part of container ids in statuses.
+    pub runtime_name: String,
+    /// As the node's status tells it: `name://version`.
+    pub runtime_version: String,
+    pub machine: Machine,
+    /// Whether the runtime says that pods can be connected; the reason when not.
+    pub network: watch::Receiver<Result<(), String>>,
+    pub host_dns: DnsConfig,
+    pub node: Allocatable,
+    pub shutdown: CancellationToken,
+}
+
+impl Shared {
+    /// Records an event of a pod.
+    pub fn pod_event(&self, pod: &Pod, kind: EventType, reason: &str, message: impl Into<String>) {
+        self.events.event(&reference(pod), kind, reason, message);
+    }
+
+    /// Records an event of one of a pod's containers.
+    pub fn container_event(
+        &self,
+        pod: &Pod,
+        container: &str,
+        kind: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        self.events.event(&container_reference(pod, container), kind, reason, message);
+    }
+
+    /// A pod's addresses, and its host's.
+    pub fn addresses(&self, pod: &Pod, seen: &Observed) -> Addresses {
+        let host = vec![self.config.node_ip.to_string()];
+        let pod = if is_host_network(pod) { host.clone() } else { seen.ips() };
+        Addresses { pod, host }
+    }
+
+    /// Waits until the network is ready for pods, or there will be no more.
+    pub async fn network_ready(&self) {
+        let mut network = self.network.clone();
+        let _ = network.wait_for(Result::is_ok).await;
+    }
+}
+
+/// What an event of a container points at.
+pub fn container_reference(pod: &Pod, container: &str) -> ObjectReference {
+    let is_init =
+        pod.spec.as_ref().is_some_and(|s| s.init_containers.iter().flatten().any(|c| c.name == container));
+    let list = if is_init { "initContainers" } else { "containers" };
+    ObjectReference { field_path: Some(format!("spec.{list}{{{container}}}")), ..reference(pod) }
+}
+
+pub type SharedRef = Arc<Shared>;

@@ -1,0 +1,324 @@
+//! The work of starting what a plan names: control group, volumes, sandbox, containers, in that order. It may be given
+//! up at any point and begun again: whatever is done is found to be done.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_cri::v1 as cri;
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use krate_client::EventType;
+use parking_lot::Mutex;
+
+use crate::container::Start;
+use crate::cri::rpc_error;
+use crate::env::Referents;
+use crate::naming::is_host_network;
+use crate::observed::Observed;
+use crate::plan::Plan;
+use crate::shared::SharedRef;
+use crate::signal::Signal;
+use crate::status::Waiting;
+use crate::volumes::{self, MountedVolumes};
+use crate::{names, resources, sandbox};
+
+/// How long to wait before something is tried again that the machine or the API refused.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What a job works on; the worker has the other ends.
+pub struct Job {
+    pub shared: SharedRef,
+    pub pod: Arc<Pod>,
+    pub plan: Plan,
+    pub seen: Observed,
+    pub volumes: Arc<tokio::sync::Mutex<MountedVolumes>>,
+    pub waiting: Arc<Mutex<Waiting>>,
+    pub signal: Arc<Signal>,
+}
+
+impl Job {
+    /// Does the work. Returns when to try again, if something could not be done.
+    pub async fn run(self) -> Option<Duration> {
+        let uid = names::uid(&self.pod);
+        let qos = resources::qos(&self.pod);
+        let cgroup = match self.shared.cgroups.create(qos, &uid, resources::pod(&self.pod)) {
+            Ok(path) => path,
+            Err(error) => {
+                let message = format!("unable to ensure pod container exists: {error}");
+                self.event(EventType::Warning, "FailedCreatePodContainer", message);
+                return Some(AGAIN);
+            }
+        };
+        // Volumes and the sandbox know nothing of each other.
+        let (mounted, sandbox) = tokio::join!(self.mount(), self.sandbox(cgroup));
+        let (id, config, seen) = match sandbox {
+            Ok(made) => made,
+            Err(again) => return Some(again),
+        };
+        if let Err(again) = mounted {
+            return Some(again);
+        }
+        self.containers(&id, &config, &seen).await
+    }
+
+    fn event(&self, kind: EventType, reason: &str, message: impl Into<String>) {
+        self.shared.pod_event(&self.pod, kind, reason, message);
+    }
+
+    async fn mount(&self) -> Result<(), Duration> {
+        let addresses = self.shared.addresses(&self.pod, &self.seen);
+        let uid = names::uid(&self.pod);
+        let context = volumes::Context {
+            client: &self.shared.client,
+            objects: &self.shared.objects,
+            signal: &self.signal,
+            pod: &self.pod,
+            pod_dir: &self.shared.config.pod_dir(&uid),
+            addresses: &addresses,
+            node: self.shared.node,
+        };
+        let mut mounted = self.volumes.lock().await;
+        let outcome = volumes::set_up(&context, &mut mounted, true).await;
+        outcome.map_err(|(name, error)| {
+            let message = format!("MountVolume.SetUp failed for volume {name:?} : {error}");
+            self.event(EventType::Warning, "FailedMount", message);
+            AGAIN
+        })
+    }
+
+    /// The sandbox that the containers go into, made if the plan says so.
+    async fn sandbox(&self, cgroup: String) -> Result<(String, cri::PodSandboxConfig, Observed), Duration> {
+        let shared = &self.shared;
+        let attempt = self.plan.new_sandbox;
+        let known = self.seen.sandbox();
+        let number =
+            attempt.unwrap_or_else(|| known.and_then(|s| s.metadata.as_ref()).map_or(0, |m| m.attempt));
+        let config = sandbox::config(&shared.config, &self.pod, number, cgroup, &shared.host_dns);
+        if attempt.is_none()
+            && let Some(known) = known
+        {
+            return Ok((known.id.clone(), config, self.seen.clone()));
+        }
+        if known.is_some() {
+            self.event(
+                EventType::Normal,
+                "SandboxChanged",
+                "Pod sandbox changed, it will be killed and re-created.",
+            );
+            for old in &self.seen.sandboxes {
+                if let Err(status) = shared.cri.stop_sandbox(&old.id).await {
+                    self.event(
+                        EventType::Warning,
+                        "FailedKillPod",
+                        format!("error killing pod: {}", rpc_error(&status)),
+                    );
+                    return Err(AGAIN);
+                }
+            }
+        }
+        if !is_host_network(&self.pod) {
+            let not_ready = shared.network.borrow().as_ref().err().cloned();
+            if let Some(why) = not_ready {
+                self.event(
+                    EventType::Warning,
+                    "NetworkNotReady",
+                    format!("network is not ready: container runtime network not ready: {why}"),
+                );
+                shared.network_ready().await;
+            }
+        }
+        if let Err(error) = std::fs::create_dir_all(&config.log_directory) {
+            self.event(
+                EventType::Warning,
+                "FailedCreatePodSandBox",
+                format!("Failed to create pod sandbox: {error}"),
+            );
+            return Err(AGAIN);
+        }
+        let spec = self.pod.spec.as_ref();
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: self.runtime_handler(spec.and_then(|s| s.runtime_class_name.as_deref())).await?,
+        };
+        let id = match shared.cri.runtime().run_pod_sandbox(request).await {
+            Ok(answer) => answer.into_inner().pod_sandbox_id,
+            Err(status) => {
+                let message = format!("Failed to create pod sandbox: {}", rpc_error(&status));
+                self.event(EventType::Warning, "FailedCreatePodSandBox", message);
+                return Err(AGAIN);
+            }
+        };
+        let status = shared.cri.sandbox_status(&id).await.map_err(|status| {
+            self.event(
+                EventType::Warning,
+                "FailedPodSandBoxStatus",
+                format!("Unable to get pod sandbox status: {}", rpc_error(&status)),
+            );
+            AGAIN
+        })?;
+        let mut seen = self.seen.clone();
+        seen.sandboxes.insert(0, status);
+        // What is new is to be seen at once.
+        self.signal.runtime_changed();
+        Ok((id, config, seen))
+    }
+
+    async fn runtime_handler(&self, class: Option<&str>) -> Result<String, Duration> {
+        use k8s_openapi::api::node::v1::RuntimeClass;
+        let Some(class) = class.filter(|c| !c.is_empty()) else { return Ok(String::new()) };
+        let api: kube::Api<RuntimeClass> = kube::Api::all(self.shared.client.clone());
+        match api.get(class).await {
+            Ok(found) => Ok(found.handler),
+            Err(error) => {
+                let message = format!("Failed to create pod sandbox: failed to get sandbox runtime: {error}");
+                self.event(EventType::Warning, "FailedCreatePodSandBox", message);
+                Err(AGAIN)
+            }
+        }
+    }
+
+    async fn containers(
+        &self,
+        sandbox: &str,
+        config: &cri::PodSandboxConfig,
+        seen: &Observed,
+    ) -> Option<Duration> {
+        let spec = self.pod.spec.as_ref()?;
+        self.shared.services.synced().await;
+        let credentials = self.credentials().await;
+        let volumes = self.volumes.lock().await.clone();
+        let addresses = self.shared.addresses(&self.pod, seen);
+        let mut again: Option<Duration> = None;
+        let mut retry = |after: Duration| again = Some(again.map_or(after, |known| known.min(after)));
+        for name in &self.plan.start {
+            let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+            let Some(container) = all.into_iter().find(|c| c.name == *name) else { continue };
+            let referents = match self.referents(container).await {
+                Ok(referents) => referents,
+                Err(error) => {
+                    let message = error.to_string();
+                    self.wait(name, "CreateContainerConfigError", message);
+                    retry(AGAIN);
+                    continue;
+                }
+            };
+            let start = Start {
+                shared: &self.shared,
+                pod: &self.pod,
+                container,
+                sandbox_id: sandbox,
+                sandbox: config,
+                addresses: &addresses,
+                volumes: &volumes,
+                referents: &referents,
+                credentials: &credentials,
+                restarts: self.restarts(name),
+            };
+            match start.run().await {
+                Ok(_) => {
+                    self.waiting.lock().remove(name);
+                    self.signal.runtime_changed();
+                }
+                Err(error) => {
+                    self.wait(name, error.reason, error.message);
+                    retry(error.retry.unwrap_or(AGAIN * 2));
+                }
+            }
+        }
+        again
+    }
+
+    fn wait(&self, container: &str, reason: &str, message: String) {
+        self.waiting.lock().insert(container.to_owned(), (reason.to_owned(), message));
+        self.signal.wake();
+    }
+
+    /// How often a container was started before, as the runtime knows, or else as the API does.
+    fn restarts(&self, name: &str) -> u32 {
+        if let Some(latest) = self.seen.latest(name) {
+            return latest.restarts() + 1;
+        }
+        let status = self.pod.status.as_ref();
+        let all = status.into_iter().flat_map(|s| {
+            s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten())
+        });
+        all.filter(|s| s.name == name && s.container_id.is_some())
+            .map(|s| s.restart_count.unsigned_abs() + 1)
+            .next()
+            .unwrap_or(0)
+    }
+
+    /// What a container's environment refers to.
+    async fn referents(&self, container: &Container) -> kube::Result<Referents> {
+        let mut found = Referents::default();
+        let (mut maps, mut secrets) = (Vec::new(), Vec::new());
+        for source in container.env_from.iter().flatten() {
+            maps.extend(source.config_map_ref.as_ref().map(|r| r.name.clone()));
+            secrets.extend(source.secret_ref.as_ref().map(|r| r.name.clone()));
+        }
+        for source in container.env.iter().flatten().filter_map(|v| v.value_from.as_ref()) {
+            maps.extend(source.config_map_key_ref.as_ref().map(|r| r.name.clone()));
+            secrets.extend(source.secret_key_ref.as_ref().map(|r| r.name.clone()));
+        }
+        let (uid, namespace) = (names::uid(&self.pod), names::namespace(&self.pod));
+        for name in maps {
+            if let Some(map) =
+                self.shared.objects.config_maps.get(&uid, &self.signal, &namespace, &name).await?
+            {
+                found.config_maps.insert(name, map);
+            }
+        }
+        for name in secrets {
+            if let Some(secret) =
+                self.shared.objects.secrets.get(&uid, &self.signal, &namespace, &name).await?
+            {
+                found.secrets.insert(name, secret);
+            }
+        }
+        Ok(found)
+    }
+
+    /// What the pod may show to registries. A secret that is not there, or says nothing, is passed over, as upstream
+    /// does.
+    async fn credentials(&self) -> Vec<cri::AuthConfig> {
+        let secrets =
+            self.pod.spec.as_ref().and_then(|s| s.image_pull_secrets.as_deref()).unwrap_or_default();
+        let (uid, namespace) = (names::uid(&self.pod), names::namespace(&self.pod));
+        let mut all = Vec::new();
+        for reference in secrets {
+            let found =
+                self.shared.objects.secrets.get(&uid, &self.signal, &namespace, &reference.name).await;
+            match found {
+                Ok(Some(secret)) => all.extend(docker_config(&secret)),
+                _ => {
+                    let message = format!(
+                        "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                        reference.name
+                    );
+                    self.event(EventType::Warning, "FailedToRetrieveImagePullSecret", message);
+                }
+            }
+        }
+        all
+    }
+}
+
+/// The accounts of a secret of type `kubernetes.io/dockerconfigjson`.
+fn docker_config(secret: &Secret) -> Vec<cri::AuthConfig> {
+    let data = secret.data.as_ref().and_then(|d| d.get(".dockerconfigjson"));
+    let parsed: Option<serde_json::Value> = data.and_then(|d| serde_json::from_slice(&d.0).ok());
+    let auths: HashMap<String, serde_json::Value> =
+        parsed.and_then(|v| serde_json::from_value(v["auths"].clone()).ok()).unwrap_or_default();
+    let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+    auths
+        .into_iter()
+        .map(|(server_address, entry)| cri::AuthConfig {
+            username: text(&entry["username"]),
+            password: text(&entry["password"]),
+            auth: text(&entry["auth"]),
+            identity_token: text(&entry["identitytoken"]),
+            server_address,
+            ..Default::default()
+        })
+        .collect()
+}

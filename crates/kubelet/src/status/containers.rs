@@ -1,0 +1,201 @@
+//! The status of each container.
+
+use k8s_cri::v1::ContainerState as Seen;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::Inputs;
+use crate::observed::{ContainerSeen, timestamp};
+use crate::plan::{is_sidecar, should_start};
+
+/// The exit code of a container of whose end nothing is known.
+const LOST: i32 = 137;
+
+pub fn statuses(inputs: &Inputs<'_>, containers: &[Container], is_init: bool) -> Vec<ContainerStatus> {
+    containers.iter().map(|container| one(inputs, container, is_init)).collect()
+}
+
+fn one(inputs: &Inputs<'_>, container: &Container, is_init: bool) -> ContainerStatus {
+    let (latest, before) = inputs.seen.last_two(&container.name);
+    let mut status = match latest {
+        Some(seen) => seen_status(inputs, container, seen, before),
+        None => unseen(inputs, container, is_init),
+    };
+    let spec = inputs.pod.spec.as_ref();
+    let may_start = !inputs.is_ending && spec.is_some_and(|spec| should_start(spec, container, latest));
+    if may_start && let Some((reason, message)) = inputs.waiting.get(&container.name) {
+        let ended = status.state.take().filter(|s| s.terminated.is_some());
+        if ended.is_some() {
+            status.last_state = ended;
+        }
+        status.state = Some(waiting(reason, Some(message)));
+    }
+    let running = status.state.as_ref().and_then(|s| s.running.as_ref()).is_some();
+    let is_known = |known: &std::collections::HashSet<String>| latest.is_some_and(|c| known.contains(c.id()));
+    let started = running && is_known(&inputs.verdicts.started);
+    status.started = Some(started);
+    status.ready = if is_init && !is_sidecar(container) {
+        let end = status.state.as_ref().and_then(|s| s.terminated.as_ref());
+        end.is_some_and(|end| end.exit_code == 0)
+    } else {
+        started && is_known(&inputs.verdicts.ready) && !inputs.is_ending
+    };
+    status
+}
+
+fn waiting(reason: &str, message: Option<&str>) -> ContainerState {
+    let message = message.filter(|m| !m.is_empty()).map(str::to_owned);
+    let waiting = ContainerStateWaiting { reason: Some(reason.to_owned()), message };
+    ContainerState { waiting: Some(waiting), ..Default::default() }
+}
+
+/// A container that the runtime does not know: not made yet, or lost.
+fn unseen(inputs: &Inputs<'_>, container: &Container, is_init: bool) -> ContainerStatus {
+    let old_status = inputs.pod.status.as_ref();
+    let old_list = old_status.and_then(|s| {
+        if is_init { s.init_container_statuses.as_ref() } else { s.container_statuses.as_ref() }
+    });
+    let old = old_list.into_iter().flatten().find(|s| s.name == container.name);
+    let has_inits =
+        inputs.pod.spec.as_ref().is_some_and(|s| s.init_containers.as_ref().is_some_and(|i| !i.is_empty()));
+    let default = waiting(if has_inits { "PodInitializing" } else { "ContainerCreating" }, None);
+    let mut status = ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        state: Some(default),
+        ..Default::default()
+    };
+    if let Some(old) = old {
+        status.restart_count = old.restart_count;
+        status.last_state.clone_from(&old.last_state);
+        let state = old.state.clone().unwrap_or_default();
+        if state.terminated.is_some() {
+            let mut kept = old.clone();
+            kept.ready = false;
+            return kept;
+        }
+        if state.running.is_some() {
+            let lost = ContainerStateTerminated {
+                exit_code: LOST,
+                reason: Some("ContainerStatusUnknown".to_owned()),
+                message: Some("The container could not be located when the pod was terminated".to_owned()),
+                container_id: old.container_id.clone(),
+                ..Default::default()
+            };
+            let ended = ContainerState { terminated: Some(lost), ..Default::default() };
+            if inputs.is_ending {
+                status.state = Some(ended);
+            } else {
+                status.last_state = Some(ended);
+                status.restart_count += 1;
+            }
+            status.container_id.clone_from(&old.container_id);
+            status.image_id.clone_from(&old.image_id);
+        }
+    }
+    status
+}
+
+fn seen_status(
+    inputs: &Inputs<'_>,
+    container: &Container,
+    seen: &ContainerSeen,
+    before: Option<&ContainerSeen>,
+) -> ContainerStatus {
+    let cri = &seen.status;
+    let resources = container.resources.clone().filter(|r| *r != Default::default());
+    let allocated = container.resources.as_ref().and_then(|r| r.requests.clone()).filter(|r| !r.is_empty());
+    let user = cri.user.as_ref().and_then(|u| u.linux.as_ref()).map(|user| ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid,
+            gid: user.gid,
+            supplemental_groups: (!user.supplemental_groups.is_empty())
+                .then(|| user.supplemental_groups.clone()),
+        }),
+    });
+    let mounts: Vec<VolumeMountStatus> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|mount| VolumeMountStatus {
+            volume_status: None,
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only.filter(|r| *r),
+            recursive_read_only: mount
+                .read_only
+                .filter(|r| *r)
+                .map(|_| mount.recursive_read_only.clone().unwrap_or_else(|| "Disabled".to_owned())),
+        })
+        .collect();
+    let name = cri
+        .image
+        .as_ref()
+        .map(|i| if i.user_specified_image.is_empty() { &i.image } else { &i.user_specified_image });
+    ContainerStatus {
+        name: container.name.clone(),
+        image: name
+            .filter(|n| !n.is_empty())
+            .cloned()
+            .or_else(|| container.image.clone())
+            .unwrap_or_default(),
+        image_id: cri.image_ref.clone(),
+        container_id: Some(full_id(inputs.runtime_name, &cri.id)),
+        restart_count: i32::try_from(seen.restarts()).unwrap_or(i32::MAX),
+        state: Some(state(inputs, seen)),
+        last_state: before
+            .filter(|b| b.is_exited())
+            .map(|b| state(inputs, b))
+            .or_else(|| kept_last(inputs, container)),
+        allocated_resources: allocated,
+        resources,
+        user: user.filter(|_| seen.is_running()),
+        volume_mounts: (!mounts.is_empty()).then_some(mounts),
+        ..Default::default()
+    }
+}
+
+/// What is known of the end before, where the runtime has forgotten it.
+fn kept_last(inputs: &Inputs<'_>, container: &Container) -> Option<ContainerState> {
+    let status = inputs.pod.status.as_ref()?;
+    let all =
+        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let old = all.into_iter().find(|s| s.name == container.name)?;
+    old.last_state.clone().filter(|s| s.terminated.is_some())
+}
+
+fn full_id(runtime: &str, id: &str) -> String {
+    format!("{runtime}://{id}")
+}
+
+fn time(nanoseconds: i64) -> Option<Time> {
+    (nanoseconds > 0).then(|| Time(super::seconds(timestamp(nanoseconds))))
+}
+
+fn state(inputs: &Inputs<'_>, seen: &ContainerSeen) -> ContainerState {
+    let cri = &seen.status;
+    match seen.state() {
+        Seen::ContainerRunning => ContainerState {
+            running: Some(ContainerStateRunning { started_at: time(cri.started_at) }),
+            ..Default::default()
+        },
+        Seen::ContainerCreated => waiting("ContainerCreating", None),
+        Seen::ContainerExited | Seen::ContainerUnknown => {
+            let words = inputs.last_words.get(&cri.id).filter(|w| !w.is_empty());
+            let message = words.cloned().or_else(|| Some(cri.message.clone()).filter(|m| !m.is_empty()));
+            let ended = ContainerStateTerminated {
+                exit_code: cri.exit_code,
+                reason: Some(cri.reason.clone()).filter(|r| !r.is_empty()),
+                message,
+                started_at: time(cri.started_at),
+                finished_at: time(cri.finished_at),
+                container_id: Some(full_id(inputs.runtime_name, &cri.id)),
+                ..Default::default()
+            };
+            ContainerState { terminated: Some(ended), ..Default::default() }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Volumes: one trait, and a table of the kinds that are known. Setting up is idempotent, and is also how a volume is
+//! brought up to date.
+
+pub mod atomic;
+mod payload;
+mod plain;
+pub mod subpath;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Volume};
+use krate_client::Client;
+use nix::mount::{MntFlags, umount2};
+
+use crate::fieldpath::Addresses;
+use crate::fieldpath::Allocatable;
+use crate::names;
+use crate::objects::Objects;
+use crate::signal::Signal;
+
+/// What volumes are made from.
+pub struct Context<'a> {
+    pub client: &'a Client,
+    pub objects: &'a Objects,
+    pub signal: &'a Arc<Signal>,
+    pub pod: &'a Pod,
+    pub pod_dir: &'a Path,
+    pub addresses: &'a Addresses,
+    pub node: Allocatable,
+}
+
+impl Context<'_> {
+    pub fn fs_group(&self) -> Option<u32> {
+        let security = self.pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+        security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok())
+    }
+}
+
+/// Why a volume is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    #[error("{0}")]
+    Missing(String),
+    #[error("{0}")]
+    Api(#[from] kube::Error),
+    #[error("{what}: {error}")]
+    File { what: String, error: io::Error },
+    #[error("no volume plugin matched name: {0}")]
+    Unknown(String),
+}
+
+impl VolumeError {
+    pub fn file(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |error| VolumeError::File { what, error }
+    }
+}
+
+/// A volume that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    pub path: PathBuf,
+    pub read_only: bool,
+    /// When it must be set up again, at the latest.
+    pub refresh_at: Option<Timestamp>,
+}
+
+impl Mounted {
+    fn at(path: PathBuf) -> Self {
+        Mounted { path, read_only: false, refresh_at: None }
+    }
+}
+
+/// A kind of volume.
+#[async_trait]
+pub trait Plugin: Send + Sync {
+    /// The name of its directory among a pod's volumes.
+    fn name(&self) -> &'static str;
+    fn is_for(&self, volume: &Volume) -> bool;
+    /// Whether what it shows may change while the pod runs.
+    fn changes(&self) -> bool {
+        false
+    }
+    async fn set_up(
+        &self,
+        context: &Context<'_>,
+        volume: &Volume,
+        path: &Path,
+    ) -> Result<Mounted, VolumeError>;
+}
+
+/// Every kind that is known. To add one is to add it here.
+const PLUGINS: &[&dyn Plugin] = &[
+    &plain::EmptyDir,
+    &plain::HostPath,
+    &payload::ConfigMap,
+    &payload::Secret,
+    &payload::DownwardApi,
+    &payload::Projected,
+];
+
+/// The volumes of a pod, by name.
+pub type MountedVolumes = HashMap<String, Mounted>;
+
+/// Sets up all volumes of a pod; with `only_changing`, those alone whose content may have changed.
+///
+/// # Errors
+/// The first volume that cannot be set up, by name.
+pub async fn set_up(
+    context: &Context<'_>,
+    mounted: &mut MountedVolumes,
+    only_changing: bool,
+) -> Result<(), (String, VolumeError)> {
+    let volumes = context.pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+    for volume in volumes {
+        let failed = |error| (volume.name.clone(), error);
+        let Some(plugin) = PLUGINS.iter().find(|p| p.is_for(volume)) else {
+            return Err(failed(VolumeError::Unknown(volume.name.clone())));
+        };
+        if only_changing && !plugin.changes() && mounted.contains_key(&volume.name) {
+            continue;
+        }
+        let path = directory(context.pod_dir, plugin.name(), &volume.name);
+        let done = plugin.set_up(context, volume, &path).await.map_err(failed)?;
+        mounted.insert(volume.name.clone(), done);
+    }
+    Ok(())
+}
+
+fn directory(pod_dir: &Path, plugin: &str, volume: &str) -> PathBuf {
+    pod_dir.join("volumes").join(plugin.replace('/', "~")).join(volume)
+}
+
+/// When the first of the volumes must be set up again.
+pub fn refresh_at(mounted: &MountedVolumes) -> Option<Timestamp> {
+    mounted.values().filter_map(|m| m.refresh_at).min()
+}
+
+/// Unmounts and removes all that is in a pod's directory, and the directory. Never crosses into what is still mounted.
+///
+/// # Errors
+/// Something is in use.
+pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
+    if !pod_dir.exists() {
+        return Ok(());
+    }
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut points: Vec<PathBuf> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(point.replace("\\040", " ")))
+        .filter(|point| point.starts_with(pod_dir))
+        .collect();
+    points.reverse();
+    for point in points {
+        umount2(&point, MntFlags::MNT_DETACH)?;
+    }
+    fs::remove_dir_all(pod_dir)
+}
+
+/// The UIDs of pods that have a directory.
+pub fn pods(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().into_string().ok()).collect()
+}
+
+fn namespace(context: &Context<'_>) -> String {
+    names::namespace(context.pod)
+}

@@ -1,0 +1,433 @@
+//! The one owner of a pod on this node. It is woken, looks at what is asked and what there is, starts what has to be
+//! started and stops what has to be stopped, and tells the API. It may be woken at any time, and as often as one likes.
+
+mod ending;
+mod publish;
+
+pub use publish::difference;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use krate_client::EventType;
+use parking_lot::Mutex;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+
+use crate::backoff::{Backoff, go_duration};
+use crate::observed::Observed;
+use crate::plan::{self, Plan};
+use crate::probes::Probes;
+use crate::shared::SharedRef;
+use crate::signal::Signal;
+use crate::status::{self, Verdict, Waiting};
+use crate::volumes::{self, MountedVolumes};
+use crate::{last_words, names, start};
+
+/// How long to wait before the runtime or the API is asked again after it refused.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What the API asks of a pod: its newest state, and whether it is gone from there.
+#[derive(Clone)]
+pub struct Desired {
+    pub pod: Arc<Pod>,
+    pub removed: bool,
+}
+
+/// What the outside holds of a worker.
+pub struct Handle {
+    pub desired: Mutex<Desired>,
+    pub signal: Arc<Signal>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Active,
+    /// All is being stopped, within so many seconds.
+    Ending(i64),
+    /// All has stopped; the pod stays until somebody deletes it.
+    Ended,
+}
+
+pub struct Worker {
+    shared: SharedRef,
+    handle: Arc<Handle>,
+    uid: String,
+    /// The newest known of the API: what its watch told, with what this worker wrote since.
+    pod: Arc<Pod>,
+    removed: bool,
+    seen: Observed,
+    is_seen: bool,
+    last_words: HashMap<String, String>,
+    waiting: Arc<Mutex<Waiting>>,
+    backoffs: HashMap<String, Backoff>,
+    volumes: Arc<tokio::sync::Mutex<MountedVolumes>>,
+    probes: Probes,
+    starting: Option<JoinHandle<Option<Duration>>>,
+    stopping: Option<JoinHandle<Result<(), String>>>,
+    kills: JoinSet<String>,
+    killing: HashSet<String>,
+    failed: Option<Verdict>,
+    stage: Stage,
+    wake_at: Option<Instant>,
+    /// After a failure, when starting is tried again.
+    quiet_until: Option<Instant>,
+}
+
+impl Worker {
+    pub fn new(shared: SharedRef, handle: Arc<Handle>) -> Self {
+        let desired = handle.desired.lock().clone();
+        Worker {
+            uid: names::uid(&desired.pod),
+            probes: Probes::new(Arc::clone(&shared), Arc::clone(&handle.signal)),
+            shared,
+            handle,
+            pod: desired.pod,
+            removed: desired.removed,
+            seen: Observed::default(),
+            is_seen: false,
+            last_words: HashMap::new(),
+            waiting: Arc::default(),
+            backoffs: HashMap::new(),
+            volumes: Arc::default(),
+            starting: None,
+            stopping: None,
+            kills: JoinSet::new(),
+            killing: HashSet::new(),
+            failed: None,
+            stage: Stage::Active,
+            wake_at: None,
+            quiet_until: None,
+        }
+    }
+
+    /// Works until the pod is gone, or the kubelet ends. Ending the kubelet stops nothing that runs.
+    pub async fn run(mut self) {
+        loop {
+            self.wake_at = None;
+            self.take_desired();
+            self.look().await;
+            if self.is_seen {
+                self.probes.follow(&self.pod, &self.seen);
+                self.step();
+                self.publish().await;
+                if self.clean_up().await {
+                    break;
+                }
+            }
+            if !self.sleep().await {
+                break;
+            }
+        }
+        self.probes.stop();
+        if let Some(job) = self.starting.take() {
+            job.abort();
+        }
+    }
+
+    /// Waits for the next reason to look; `false` when the kubelet ends.
+    async fn sleep(&mut self) -> bool {
+        let at = self.wake_at;
+        let timer = async move {
+            match at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.shared.shutdown.cancelled() => return false,
+            () = self.handle.signal.woken() => {}
+            () = timer => {}
+            again = finished(&mut self.starting) => {
+                self.handle.signal.runtime_changed();
+                if let Some(after) = again.flatten() {
+                    self.wake_after(after);
+                    // The wish above wakes at once; what failed is tried again only later.
+                    self.backing_off(after);
+                }
+            }
+            outcome = finished(&mut self.stopping) => {
+                self.handle.signal.runtime_changed();
+                self.stopped(outcome);
+            }
+            Some(killed) = self.kills.join_next(), if !self.kills.is_empty() => {
+                if let Ok(id) = killed {
+                    self.killing.remove(&id);
+                }
+                self.handle.signal.runtime_changed();
+            }
+        }
+        true
+    }
+
+    fn wake_after(&mut self, after: Duration) {
+        let at = Instant::now() + after;
+        self.wake_at = Some(self.wake_at.map_or(at, |known| known.min(at)));
+    }
+
+    fn take_desired(&mut self) {
+        let desired = self.handle.desired.lock().clone();
+        self.removed |= desired.removed;
+        if publish::version(&desired.pod) >= publish::version(&self.pod) {
+            self.pod = desired.pod;
+        } else {
+            // What this worker wrote is newer than what the watch has told: only the status can differ.
+            let mut pod = (*desired.pod).clone();
+            pod.status.clone_from(&self.pod.status);
+            pod.metadata.clone_from(&self.pod.metadata);
+            self.pod = Arc::new(pod);
+        }
+    }
+
+    /// Asks the runtime what there is, if anything may have changed.
+    async fn look(&mut self) {
+        if !self.handle.signal.take_runtime() && self.is_seen {
+            return;
+        }
+        match Observed::read(&self.shared.cri, &self.uid).await {
+            Ok(seen) => (self.seen, self.is_seen) = (seen, true),
+            Err(status) => {
+                tracing::debug!(pod = %names::full(&self.pod), %status, "the runtime does not tell of a pod");
+                self.handle.signal.runtime_changed();
+                self.is_seen = false;
+                // The wish just made would wake at once.
+                self.handle.signal.woken().await;
+                self.wake_after(AGAIN);
+                return;
+            }
+        }
+        for ended in self.seen.containers.iter().filter(|c| c.is_exited()) {
+            if !self.last_words.contains_key(ended.id()) {
+                self.last_words.insert(ended.id().to_owned(), last_words::read(ended));
+            }
+        }
+        self.forget_old();
+    }
+
+    /// Of the containers that have ended, each name keeps its last one; sandboxes with nothing in them go.
+    fn forget_old(&mut self) {
+        let mut kept: HashMap<&str, usize> = HashMap::new();
+        let (mut containers, mut used) = (Vec::new(), HashSet::new());
+        for container in &self.seen.containers {
+            let count = kept.entry(container.name()).or_default();
+            if container.is_exited() && *count > 1 {
+                containers.push(container.id().to_owned());
+            } else {
+                used.insert(container.sandbox.as_str());
+            }
+            *count += 1;
+        }
+        let sandboxes: Vec<String> = self
+            .seen
+            .sandboxes
+            .iter()
+            .skip(1)
+            .filter(|s| !used.contains(s.id.as_str()))
+            .map(|s| s.id.clone())
+            .collect();
+        if containers.is_empty() && sandboxes.is_empty() {
+            return;
+        }
+        let cri = self.shared.cri.clone();
+        tokio::spawn(async move {
+            for id in containers {
+                if let Err(status) = cri.remove_container(&id).await {
+                    tracing::debug!(container = id, %status, "an old container could not be removed");
+                }
+            }
+            for id in sandboxes {
+                let stopped = cri.stop_sandbox(&id).await;
+                if let Err(status) = if stopped.is_ok() { cri.remove_sandbox(&id).await } else { stopped } {
+                    tracing::debug!(sandbox = id, %status, "an old sandbox could not be removed");
+                }
+            }
+        });
+    }
+
+    /// Decides what to do, and starts doing it.
+    fn step(&mut self) {
+        if let Some(grace) = self.asked_to_end() {
+            self.end(grace);
+            return;
+        }
+        if self.stage != Stage::Active {
+            return;
+        }
+        self.refresh_volumes();
+        let verdicts = self.probes.verdicts();
+        let mut plan = plan::plan(&self.pod, &self.seen, &verdicts);
+        if plan.kill_pod && plan.new_sandbox.is_none() {
+            // Nothing is left to run.
+            self.end(self.own_grace());
+            return;
+        }
+        for kill in std::mem::take(&mut plan.kill) {
+            self.kill(&kill);
+        }
+        plan.start.retain(|name| self.may_start(name));
+        let has_work = plan.new_sandbox.is_some() || !plan.start.is_empty();
+        if has_work && self.starting.is_none() && !self.is_backing_off() {
+            let job = start::Job {
+                shared: Arc::clone(&self.shared),
+                pod: Arc::clone(&self.pod),
+                plan: Plan { kill_pod: false, ..plan },
+                seen: self.seen.clone(),
+                volumes: Arc::clone(&self.volumes),
+                waiting: Arc::clone(&self.waiting),
+                signal: Arc::clone(&self.handle.signal),
+            };
+            self.note_starts(&job.plan.start);
+            self.starting = Some(tokio::spawn(job.run()));
+        }
+    }
+
+    /// Whether a container's back-off lets it start now; if not, that is what it waits for.
+    fn may_start(&mut self, name: &str) -> bool {
+        if self.killing.iter().any(|id| self.seen.current(name).is_some_and(|c| c.id() == id)) {
+            return false;
+        }
+        let Some(ended) = self.seen.current(name).filter(|c| c.is_exited()) else { return true };
+        let (finished, now) = (ended.finished(), Timestamp::now());
+        let backoff = self.backoffs.entry(name.to_owned()).or_default();
+        let Some(wait) = backoff.wait(finished, now) else { return true };
+        let message = format!(
+            "back-off {} restarting failed container={name} pod={}",
+            go_duration(backoff.delay()),
+            names::full(&self.pod)
+        );
+        let known =
+            self.waiting.lock().insert(name.to_owned(), ("CrashLoopBackOff".to_owned(), message.clone()));
+        if known.is_none_or(|(reason, _)| reason != "CrashLoopBackOff") {
+            let said =
+                format!("Back-off restarting failed container {name} in pod {}", names::full(&self.pod));
+            self.shared.container_event(&self.pod, name, EventType::Warning, "BackOff", said);
+        }
+        self.wake_after(wait);
+        false
+    }
+
+    fn note_starts(&mut self, starting: &[String]) {
+        let now = Timestamp::now();
+        for name in starting {
+            if let Some(ended) = self.seen.current(name).filter(|c| c.is_exited()) {
+                self.backoffs.entry(name.clone()).or_default().next(ended.finished(), now);
+                self.waiting.lock().remove(name);
+            }
+        }
+    }
+
+    fn kill(&mut self, kill: &plan::Kill) {
+        let Some(seen) = self.seen.containers.iter().find(|c| c.id() == kill.id).cloned() else { return };
+        if !self.killing.insert(kill.id.clone()) {
+            return;
+        }
+        let (shared, pod, message) = (Arc::clone(&self.shared), Arc::clone(&self.pod), kill.message.clone());
+        let grace =
+            kill.probe.and_then(|probe| self.probe_grace(&kill.name, probe)).unwrap_or(self.own_grace());
+        self.kills.spawn(async move {
+            if let Err(error) = crate::stop::container(&shared, &pod, &seen, grace, Some(&message)).await {
+                tracing::warn!(container = seen.id(), error, "a container could not be stopped");
+            }
+            seen.id().to_owned()
+        });
+    }
+
+    /// The grace period that a probe sets for itself.
+    fn probe_grace(&self, container: &str, probe: &str) -> Option<i64> {
+        let spec = self.pod.spec.as_ref()?;
+        let container = spec
+            .containers
+            .iter()
+            .chain(spec.init_containers.iter().flatten())
+            .find(|c| c.name == container)?;
+        let probe = if probe == "Startup" { &container.startup_probe } else { &container.liveness_probe };
+        probe.as_ref()?.termination_grace_period_seconds
+    }
+
+    /// Brings volumes up to date when an object has changed or a token grows old.
+    fn refresh_volumes(&mut self) {
+        let changed = self.handle.signal.take_objects();
+        if changed {
+            // What was missing may be there now.
+            self.quiet_until = None;
+        }
+        let Ok(mounted) = self.volumes.try_lock() else {
+            // They are being set up; look again when that is over.
+            if changed {
+                self.handle.signal.objects_changed();
+                self.wake_after(AGAIN);
+            }
+            return;
+        };
+        let due = volumes::refresh_at(&mounted);
+        // After a restart, what is mounted is not known yet.
+        let unknown = mounted.is_empty() && self.seen.any_running() && self.starting.is_none();
+        drop(mounted);
+        let now = Timestamp::now();
+        let left = due.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+        if !changed && !unknown && left.is_none_or(|left| !left.is_zero()) {
+            if let Some(left) = left {
+                self.wake_after(left);
+            }
+            return;
+        }
+        if self.pod.spec.as_ref().is_none_or(|s| s.volumes.as_ref().is_none_or(Vec::is_empty)) {
+            return;
+        }
+        let (shared, pod, signal) =
+            (Arc::clone(&self.shared), Arc::clone(&self.pod), Arc::clone(&self.handle.signal));
+        let (seen, volumes) = (self.seen.clone(), Arc::clone(&self.volumes));
+        tokio::spawn(async move {
+            let addresses = shared.addresses(&pod, &seen);
+            let context = volumes::Context {
+                client: &shared.client,
+                objects: &shared.objects,
+                signal: &signal,
+                pod: &pod,
+                pod_dir: &shared.config.pod_dir(&names::uid(&pod)),
+                addresses: &addresses,
+                node: shared.node,
+            };
+            let mut mounted = volumes.lock().await;
+            if let Err((name, error)) = volumes::set_up(&context, &mut mounted, true).await {
+                let message = format!("MountVolume.SetUp failed for volume {name:?} : {error}");
+                shared.pod_event(&pod, EventType::Warning, "FailedMount", message);
+                // A token that cannot be had now is asked for again in a while.
+                let later = Timestamp::now() + jiff::SignedDuration::from_secs(10);
+                if let Some(volume) = mounted.get_mut(&name) {
+                    volume.refresh_at = Some(later);
+                }
+            }
+            drop(mounted);
+            signal.wake();
+        });
+    }
+
+    fn status(&self) -> k8s_openapi::api::core::v1::PodStatus {
+        let verdicts = self.probes.verdicts();
+        let waiting = self.waiting.lock().clone();
+        status::make(&status::Inputs {
+            pod: &self.pod,
+            seen: &self.seen,
+            verdicts: &verdicts,
+            waiting: &waiting,
+            runtime_name: &self.shared.runtime_name,
+            node_ip: self.shared.config.node_ip,
+            last_words: &self.last_words,
+            is_ending: self.stage != Stage::Active,
+            failed: self.failed.as_ref(),
+            now: Timestamp::now(),
+        })
+    }
+}
+
+/// The outcome of a job once it has one; never, while there is none. A job that panicked has none to tell.
+async fn finished<T>(job: &mut Option<JoinHandle<T>>) -> Option<T> {
+    let Some(running) = job else { return std::future::pending().await };
+    let outcome = running.await.ok();
+    *job = None;
+    outcome
+}

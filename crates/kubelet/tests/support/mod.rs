@@ -1,0 +1,84 @@
+//! What a kubelet needs around it: a runtime and an API server, each a small one in this process.
+
+pub mod api;
+pub mod runtime;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use krate_client::{CancellationToken, Client, in_process};
+use krate_kubelet::Config;
+use tokio::task::JoinHandle;
+
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// A kubelet with its surroundings, in directories of its own.
+pub struct Node {
+    pub api: api::Api,
+    pub runtime: runtime::Runtime,
+    pub base: tempfile::TempDir,
+    kubelet: Option<(CancellationToken, JoinHandle<()>)>,
+}
+
+impl Node {
+    pub async fn start() -> Self {
+        let base = tempfile::tempdir().unwrap();
+        let runtime = runtime::Runtime::default();
+        runtime.clone().serve(base.path().join("cri.sock"));
+        let mut node = Node { api: api::Api::default(), runtime, base, kubelet: None };
+        node.up();
+        node
+    }
+
+    /// Starts the kubelet, again after [`Node::down`].
+    pub fn up(&mut self) {
+        let stop = CancellationToken::new();
+        let client: Client = in_process(self.api.service());
+        let (config, token) = (self.config(), stop.clone());
+        let task = tokio::spawn(async move {
+            krate_kubelet::run(client, config, None, token).await.unwrap();
+        });
+        self.kubelet = Some((stop, task));
+    }
+
+    /// Ends the kubelet, and nothing of what it runs.
+    pub async fn down(&mut self) {
+        let (stop, task) = self.kubelet.take().unwrap();
+        stop.cancel();
+        tokio::time::timeout(SOON, task).await.expect("the kubelet ends").unwrap();
+    }
+
+    fn config(&self) -> Config {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        Config {
+            cri_socket: self.base.path().join("cri.sock"),
+            bind: "127.0.0.1".parse().unwrap(),
+            port: 0,
+            tls_cert: certificate.pem(),
+            tls_key: key.serialize_pem(),
+            client_ca: certificate.pem(),
+            cluster_dns: vec!["10.96.0.10".parse().unwrap()],
+            cgroup_root: format!("/krate-kubelet-test-{}", std::process::id()),
+            ..Config::new("node", "127.0.0.1".parse().unwrap(), self.root())
+        }
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.base.path().join("kubelet")
+    }
+}
+
+/// Whether this process may make control groups; says aloud when not.
+pub fn available() -> bool {
+    let probe = PathBuf::from(format!("/sys/fs/cgroup/memory/krate-kubelet-probe-{}", std::process::id()));
+    let unified = PathBuf::from(format!("/sys/fs/cgroup/krate-kubelet-probe-{}", std::process::id()));
+    let works = [probe, unified]
+        .iter()
+        .any(|path| std::fs::create_dir(path).and_then(|()| std::fs::remove_dir(path)).is_ok());
+    if !works {
+        eprintln!("SKIPPED: no control groups can be made here");
+    }
+    works
+}
