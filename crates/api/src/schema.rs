@@ -354,6 +354,7 @@ mod tests {
         let crd = kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
         let props =
             crd.schema().named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps");
+        assert!(crd.schema().named("io.k8s.apimachinery.pkg.apis.meta.v1.Patch").is_some());
         assert_eq!(props.and_then(|p| p.field("$ref")).map(|f| f.proto), Some([3, 0, 0]));
     }
 

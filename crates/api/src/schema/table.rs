@@ -20,7 +20,7 @@ pub(super) fn read() -> Schema {
         let mut words = line.split(' ').skip(1);
         let name = words.next().unwrap_or_default();
         let node = if line.starts_with("S ") {
-            special(words.next().unwrap_or_default())
+            special(name, words.next().unwrap_or_default())
         } else {
             let mut object =
                 Object { name: Text::Borrowed(name), atomic: words.next() == Some("a"), ..Object::default() };
@@ -102,9 +102,9 @@ fn gvk(text: &'static str) -> Option<Gvk<'static>> {
     Some(Gvk { group: parts.next()?, version: parts.next()?, kind: parts.next()? })
 }
 
-fn special(shape: &str) -> Node {
+fn special(name: &'static str, shape: &str) -> Node {
     match shape {
-        "object" => Node::Object(Box::default()),
+        "object" => Node::Object(Box::new(Object { name: Text::Borrowed(name), ..Object::default() })),
         "json" => Node::Json,
         "propsOrArray" => Node::PropsOrArray,
         "propsOrBool" => Node::PropsOrBool,
