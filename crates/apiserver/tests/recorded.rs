@@ -65,7 +65,7 @@ fn bare(value: &Value) -> Value {
 fn mask(ours: &mut Value, theirs: &Value) {
     match (ours, theirs) {
         (ours, Value::String(mask)) if mask.starts_with('<') && mask.ends_with('>') => {
-            *ours = mask.as_str().into()
+            *ours = mask.as_str().into();
         }
         (Value::Object(ours), Value::Object(theirs)) => {
             for (key, value) in ours {

@@ -375,6 +375,30 @@ mod tests {
     }
 
     #[test]
+    fn every_object_is_one_that_the_server_takes() {
+        use crate::registry::{Context, erased};
+        use krate_api::{FieldErrors, FieldPath};
+
+        let registries = erased::all();
+        for wanted in objects(&config("10.0.0.1:6443")) {
+            let registry = registries.iter().find(|r| r.kind() == wanted.kind).expect("a stored kind");
+            let bytes = serde_json::to_vec(&wanted.value).expect("JSON");
+            let mut unknown = Vec::new();
+            let mut object = registry.decode(&bytes, Some(&mut unknown)).expect("its kind's fields");
+            assert_eq!(unknown, Vec::<String>::new());
+            registry.default(&mut *object);
+            registry.prepare_for_create(&mut *object, &Context::default());
+            let mut errors = FieldErrors::new();
+            let name = object.meta().name.clone().expect("a name");
+            for wrong in registry.validate_name(&name) {
+                errors.invalid(&FieldPath::new("metadata").child("name"), &name, wrong);
+            }
+            registry.validate(&*object, &mut errors);
+            assert!(errors.is_empty(), "{} {name}: {errors:?}", wanted.kind.kind);
+        }
+    }
+
+    #[test]
     fn every_group_that_is_served_is_listed() {
         for kind in krate_api::kinds::ALL {
             assert!(

@@ -87,7 +87,7 @@ impl Strategy for MutatingAdmissionPolicy {
                     format!("must be specified when patchType is {}", mutation.patch_type),
                 ),
                 Some("") => {
-                    errors.required(&at.child(field).child("expression"), "expression is not specified")
+                    errors.required(&at.child(field).child("expression"), "expression is not specified");
                 }
                 Some(_) => {}
             }

@@ -67,7 +67,8 @@ impl Strategy for DaemonSet {
     }
 
     fn prepare_for_create(&mut self, _: &Context) {
-        self.status = Some(Default::default());
+        self.status = None;
+        self.status.get_or_insert_default();
         first_generation(&mut self.metadata);
         let annotations = self.metadata.annotations.get_or_insert_default();
         annotations.insert(TEMPLATE_GENERATION.to_owned(), "1".to_owned());
@@ -158,7 +159,7 @@ fn strategy(spec: &DaemonSetSpec, at: &FieldPath, errors: &mut FieldErrors) {
                     );
                 }
                 (false, false) => {
-                    errors.required(&at.child("maxUnavailable"), "cannot be 0 when maxSurge is 0")
+                    errors.required(&at.child("maxUnavailable"), "cannot be 0 when maxSurge is 0");
                 }
                 _ => {}
             }

@@ -72,7 +72,8 @@ impl Strategy for Job {
     }
 
     fn prepare_for_create(&mut self, _: &Context) {
-        self.status = Some(Default::default());
+        self.status = None;
+        self.status.get_or_insert_default();
         first_generation(&mut self.metadata);
         if self.spec.as_ref().is_some_and(|s| s.manual_selector != Some(true)) {
             self.own_selector();
@@ -298,10 +299,10 @@ fn failure_policy(spec: &JobSpec, at: &FieldPath, errors: &mut FieldErrors) {
         let patterns = rule.on_pod_conditions.as_ref().is_some_and(|p| !p.is_empty());
         match (&rule.on_exit_codes, patterns) {
             (Some(_), true) => {
-                errors.invalid(&at, "", "specifying both OnExitCodes and OnPodConditions is not supported")
+                errors.invalid(&at, "", "specifying both OnExitCodes and OnPodConditions is not supported");
             }
             (None, false) => {
-                errors.invalid(&at, "", "specifying one of OnExitCodes and OnPodConditions is required")
+                errors.invalid(&at, "", "specifying one of OnExitCodes and OnPodConditions is required");
             }
             (Some(codes), false) => {
                 let at = at.child("onExitCodes");

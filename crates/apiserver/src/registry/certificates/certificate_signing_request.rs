@@ -33,7 +33,8 @@ impl Strategy for CertificateSigningRequest {
         self.spec.uid = None;
         self.spec.groups = None;
         self.spec.extra = None;
-        self.status = Some(Default::default());
+        self.status = None;
+        self.status.get_or_insert_default();
     }
 
     fn prepare_for_update(&mut self, old: &Self, context: &Context) {

@@ -60,7 +60,8 @@ impl Strategy for PersistentVolume {
     }
 
     fn prepare_for_create(&mut self, _: &Context) {
-        let status = self.status.insert(Default::default());
+        self.status = None;
+        let status = self.status.get_or_insert_default();
         status.phase = Some("Pending".to_owned());
         let finalizers = self.metadata.finalizers.get_or_insert_default();
         if !finalizers.iter().any(|f| f == PROTECTION) {
@@ -106,7 +107,7 @@ impl Strategy for PersistentVolume {
         if let Some(required) = spec.node_affinity.as_ref().map(|a| &a.required) {
             match required {
                 Some(selector) => {
-                    node_selector(selector, &at.child("nodeAffinity").child("required"), errors)
+                    node_selector(selector, &at.child("nodeAffinity").child("required"), errors);
                 }
                 None => errors.required(
                     &at.child("nodeAffinity").child("required"),

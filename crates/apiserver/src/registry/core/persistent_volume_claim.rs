@@ -49,7 +49,8 @@ impl Strategy for PersistentVolumeClaim {
     }
 
     fn prepare_for_create(&mut self, _: &Context) {
-        self.status = Some(Default::default());
+        self.status = None;
+        self.status.get_or_insert_default();
         if let Some(status) = &mut self.status {
             status.phase = Some("Pending".to_owned());
         }
@@ -84,10 +85,8 @@ impl Strategy for PersistentVolumeClaim {
             rest.volume_name.clone_from(&was.volume_name);
         }
         let is_bound = bound(old);
-        if is_bound {
-            if let (Some(rest), Some(was)) = (rest.resources.as_mut(), was.resources.as_ref()) {
-                rest.requests.clone_from(&was.requests);
-            }
+        if is_bound && let (Some(rest), Some(was)) = (rest.resources.as_mut(), was.resources.as_ref()) {
+            rest.requests.clone_from(&was.requests);
         }
         rest.volume_attributes_class_name.clone_from(&was.volume_attributes_class_name);
         if was.storage_class_name.is_none() {

@@ -74,7 +74,7 @@ impl Strategy for Pod {
     fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
         self.spec.clone_from(&old.spec);
         self.metadata.generation = old.metadata.generation;
-        self.metadata.deletion_timestamp = old.metadata.deletion_timestamp.clone();
+        self.metadata.deletion_timestamp.clone_from(&old.metadata.deletion_timestamp);
         self.metadata.owner_references.clone_from(&old.metadata.owner_references);
         let status = self.status.get_or_insert_default();
         // The class follows from the spec, whoever writes the status.

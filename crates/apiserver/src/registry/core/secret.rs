@@ -63,11 +63,9 @@ impl Strategy for Secret {
                 needs(".dockerconfigjson");
                 self.docker_config(".dockerconfigjson", &at_data, errors);
             }
-            "kubernetes.io/basic-auth" => {
-                if !has("username") && !has("password") {
-                    errors.required(&at_data.key("username"), "");
-                    errors.required(&at_data.key("password"), "");
-                }
+            "kubernetes.io/basic-auth" if !has("username") && !has("password") => {
+                errors.required(&at_data.key("username"), "");
+                errors.required(&at_data.key("password"), "");
             }
             "kubernetes.io/ssh-auth" => {
                 let empty =

@@ -69,7 +69,7 @@ impl Strategy for Service {
     }
 
     fn prepare_for_create(&mut self, _: &Context) {
-        self.status = Some(Default::default());
+        self.status = None;
         self.status.get_or_insert_default().load_balancer.get_or_insert_default();
         if let Some(spec) = &mut self.spec {
             one_address_in_both_fields(spec, None);

@@ -120,10 +120,10 @@ impl CheckEndpoints for EndpointSlice {
                 match (self.address_type.as_str(), ip) {
                     ("IPv4" | "IPv6", Err(_)) => errors.invalid(&at, address, NOT_AN_IP),
                     ("IPv4", Ok(ip)) if !ip.is_ipv4() => {
-                        errors.invalid(&at, address, "must be an IPv4 address")
+                        errors.invalid(&at, address, "must be an IPv4 address");
                     }
                     ("IPv6", Ok(ip)) if !ip.is_ipv6() => {
-                        errors.invalid(&at, address, "must be an IPv6 address")
+                        errors.invalid(&at, address, "must be an IPv6 address");
                     }
                     ("FQDN", _) => dns_subdomain(address, &at, errors),
                     _ => {}

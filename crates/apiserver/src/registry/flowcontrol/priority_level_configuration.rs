@@ -68,7 +68,7 @@ impl Strategy for PriorityLevelConfiguration {
                 errors.forbidden(&at.child("exempt"), "must be nil if the type is Limited");
             }
             ("Limited", None, None) => {
-                errors.required(&at.child("limited"), "must not be empty when type is Limited")
+                errors.required(&at.child("limited"), "must not be empty when type is Limited");
             }
             ("Limited", Some(limited), None) => self::limited(limited, &at.child("limited"), errors),
             ("Exempt", None, _) => {}

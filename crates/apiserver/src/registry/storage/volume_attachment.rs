@@ -31,7 +31,8 @@ impl Strategy for VolumeAttachment {
     }
 
     fn prepare_for_create(&mut self, _: &Context) {
-        self.status = Some(Default::default());
+        self.status = None;
+        self.status.get_or_insert_default();
     }
 
     fn prepare_for_update(&mut self, old: &Self, _: &Context) {

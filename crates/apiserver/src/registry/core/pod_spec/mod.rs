@@ -2,6 +2,7 @@
 
 mod containers;
 mod defaults;
+mod probes;
 mod resources;
 mod scheduling;
 mod security;

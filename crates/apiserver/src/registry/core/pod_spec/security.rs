@@ -103,7 +103,7 @@ fn seccomp(profile: Option<&SeccompProfile>, at: &FieldPath, errors: &mut FieldE
         "Localhost" => match file {
             Some(file) => local_path(file, &at.child("localhostProfile"), errors),
             None => {
-                errors.required(&at.child("localhostProfile"), "must be set when seccomp type is Localhost")
+                errors.required(&at.child("localhostProfile"), "must be set when seccomp type is Localhost");
             }
         },
         other => {

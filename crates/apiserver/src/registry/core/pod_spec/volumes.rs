@@ -12,7 +12,7 @@ use super::containers::{field_ref, resource_field};
 use super::resources::{amount, resource_name};
 use crate::registry::quantities::{is_negative, is_zero};
 use crate::registry::rules::{
-    config_key, dns_label, dns_subdomain, each, in_range, label_name, label_selector, one_of,
+    config_key, dns_label, dns_subdomain, each, label_name, label_selector, one_of,
 };
 
 pub fn volumes(spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
@@ -420,7 +420,5 @@ pub fn topology_key(key: &str, at: &FieldPath, errors: &mut FieldErrors) {
 pub fn weight(weight: i32, at: &FieldPath, errors: &mut FieldErrors) {
     if !(1..=100).contains(&weight) {
         errors.invalid(at, weight, "must be in the range 1-100");
-    } else {
-        in_range(weight, 1, 100, at, errors);
     }
 }

@@ -152,7 +152,7 @@ fn affinity(spec: &ServiceSpec, at: &FieldPath, errors: &mut FieldErrors) {
             match config.as_ref().and_then(|c| c.client_ip.as_ref()).and_then(|c| c.timeout_seconds) {
                 None => errors.required(&at, "when session affinity type is ClientIP"),
                 Some(seconds) if seconds <= 0 || i64::from(seconds) > ONE_DAY => {
-                    errors.invalid(&at, seconds, format!("must be greater than 0 and less than {ONE_DAY}"))
+                    errors.invalid(&at, seconds, format!("must be greater than 0 and less than {ONE_DAY}"));
                 }
                 Some(_) => {}
             }
@@ -290,7 +290,7 @@ fn traffic(spec: &ServiceSpec, kind: &str, at: &FieldPath, errors: &mut FieldErr
     let at_internal = at.child("internalTrafficPolicy");
     match spec.internal_traffic_policy.as_deref() {
         None if matches!(kind, "NodePort" | "LoadBalancer" | "ClusterIP") => {
-            errors.required(&at_internal, "")
+            errors.required(&at_internal, "");
         }
         Some(policy) => one_of(policy, POLICIES, &at_internal, errors),
         None => {}
