@@ -19,6 +19,19 @@ pub fn mount_writable(layers: &[PathBuf], scratch: &Path, target: &Path) -> io::
     overlay(layers, Some((&upper, &work)), target)
 }
 
+/// Writes a layer that goes over every image's: the places that something is mounted on in each container. Without
+/// it, each container would make them anew in a layer of its own.
+pub fn write_places(layer: &Path) -> io::Result<()> {
+    for directory in ["etc", "dev", "proc", "sys"] {
+        std::fs::create_dir_all(layer.join(directory))?;
+    }
+    for file in ["etc/hostname", "etc/hosts", "etc/resolv.conf"] {
+        // One that is there may be in use, and is left alone.
+        std::fs::File::options().append(true).create(true).open(layer.join(file))?;
+    }
+    Ok(())
+}
+
 /// Mounts `layers` at `target`, for reading only.
 pub fn mount_readonly(layers: &[PathBuf], target: &Path) -> io::Result<()> {
     std::fs::create_dir_all(target)?;
@@ -51,12 +64,16 @@ fn overlay(layers: &[PathBuf], writable: Option<(&Path, &Path)>, target: &Path) 
     };
     let mut options = join(&|layer| layer.display().to_string());
     // Many layers fit when each is named through a descriptor of the directory that they share.
-    let directory = layers.first().and_then(|layer| layer.parent()).map(std::fs::File::open).transpose()?;
+    let shared = layers.first().and_then(|layer| layer.parent());
+    let directory = shared.map(std::fs::File::open).transpose()?;
     if let Some(directory) = &directory
         && options.len() > MAX_OPTIONS
     {
         let fd = directory.as_raw_fd();
         options = join(&|layer| {
+            if layer.parent() != shared {
+                return layer.display().to_string();
+            }
             let name = layer.file_name().unwrap_or_default().to_string_lossy();
             format!("/proc/self/fd/{fd}/{name}")
         });

@@ -9,7 +9,7 @@ use k8s_cri::v1::ContainerEventType;
 use super::container;
 use super::node::{Container, Node, Sandbox};
 use super::record::{self, ContainerRecord, SandboxRecord};
-use crate::shim::client::{Connection, ask};
+use crate::shim::client::{Connection, shutdown};
 use crate::shim::protocol::{ContainerRecord as Seen, Reply, Request};
 use crate::snapshot;
 
@@ -107,7 +107,7 @@ fn meet(node: &Node, container: &Container, seen: Option<&Seen>) {
 
 /// A sandbox whose making was cut short.
 async fn clear_away(node: &Node, id: &str) {
-    let _ = ask(&node.shim(id), &Request::Shutdown).await;
+    let _ = shutdown(&node.shim(id)).await;
     if let Err(error) = snapshot::unmount(&node.layout.shm(id)) {
         tracing::warn!(sandbox = %id, %error, "could not unmount shared memory");
     }

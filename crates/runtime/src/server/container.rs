@@ -81,7 +81,8 @@ fn prepare(
     std::fs::create_dir_all(&own).map_err(|e| unknown("create the container's directory", e))?;
     std::fs::create_dir_all(&bundle).map_err(|e| unknown("create the container's bundle", e))?;
     let layers = &image.config.rootfs.diff_ids;
-    let places: Vec<PathBuf> = layers.iter().map(|layer| node.images.layer(layer)).collect();
+    let below = layers.iter().map(|layer| node.images.layer(layer));
+    let places: Vec<PathBuf> = below.chain([layout.places()]).collect();
     snapshot::mount_writable(&places, &own, &rootfs).map_err(|e| unknown("mount the root file system", e))?;
 
     let none = LinuxContainerSecurityContext::default();
@@ -118,9 +119,9 @@ fn prepare(
     let sandbox_id = sandbox.id();
     let host_ipc = namespaces.ipc.is_none();
     let files = SandboxFiles {
-        hostname: Some(layout.sandbox(&sandbox_id).join("hostname")),
-        hosts: layout.sandbox(&sandbox_id).join("hosts"),
-        resolv_conf: layout.sandbox(&sandbox_id).join("resolv.conf"),
+        hostname: Some(layout.sandbox_state(&sandbox_id).join("hostname")),
+        hosts: layout.sandbox_state(&sandbox_id).join("hosts"),
+        resolv_conf: layout.sandbox_state(&sandbox_id).join("resolv.conf"),
         shm: if host_ipc { "/dev/shm".into() } else { layout.shm(&sandbox_id) },
     };
     let inputs = Inputs {

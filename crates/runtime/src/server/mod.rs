@@ -55,6 +55,7 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let images = Store::open(&images_dir(&config.root)).map_err(io_error("opening the image store"))?;
     images.sweep().map_err(io_error("tidying the image store"))?;
+    let state = config.state.clone();
     let layout = record::Layout::new(&config).map_err(io_error("making the runtime's directories"))?;
     let streams =
         TcpListener::bind(config.streaming_address).await.map_err(io_error("listening for streams"))?;
@@ -69,7 +70,7 @@ pub async fn serve(
         events: broadcast::Sender::new(EVENTS),
         sessions: streaming::Sessions::new(address),
         samples: stats::Samples::default(),
-        zygote: Zygote::default(),
+        zygote: Zygote::new(state),
         held: capabilities::held(),
     });
     node.zygote.warm_up().await.map_err(io_error("starting the shims' zygote"))?;
@@ -100,6 +101,9 @@ pub async fn serve(
         () = shutdown.cancelled() => Ok(()),
     };
     streaming.abort();
+    if node.sandboxes.read().is_empty() && node.containers.read().is_empty() {
+        node.layout.close().map_err(io_error("unmounting the state directory"))?;
+    }
     let _ = std::fs::remove_file(&socket);
     Ok(outcome?)
 }

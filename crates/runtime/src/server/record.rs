@@ -4,12 +4,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use k8s_cri::v1::{ContainerConfig, PodSandboxConfig};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, PodAddresses};
 use crate::image::store::RunConfig;
 use crate::oci::user::User;
+use crate::snapshot;
 
 /// A message of CRI inside a JSON record: in its own encoding, which later versions still read.
 mod message {
@@ -77,12 +80,25 @@ pub struct Layout {
 
 impl Layout {
     pub fn new(config: &Config) -> io::Result<Self> {
+        in_memory(&config.state)?;
         for part in ["sandboxes", "containers"] {
             std::fs::create_dir_all(config.root.join(part))?;
             std::fs::create_dir_all(config.state.join(part))?;
         }
         // libcontainer and the shims have other working directories.
-        Ok(Self { root: config.root.canonicalize()?, state: config.state.canonicalize()? })
+        let layout = Self { root: config.root.canonicalize()?, state: config.state.canonicalize()? };
+        snapshot::write_places(&layout.places())?;
+        Ok(layout)
+    }
+
+    /// The layer of places that every container has something mounted on.
+    pub fn places(&self) -> PathBuf {
+        self.state.join("places")
+    }
+
+    /// Gives the memory of the state directory back. For when nothing is in it.
+    pub fn close(&self) -> io::Result<()> {
+        if is_ours(&self.state) { snapshot::unmount(&self.state) } else { Ok(()) }
     }
 
     pub fn sandbox(&self, id: &str) -> PathBuf {
@@ -129,6 +145,32 @@ impl Layout {
         ids.dedup();
         ids
     }
+}
+
+/// What the state directory's memory file system is called in the table of mounts.
+const MEMORY: &str = "krate-state";
+
+/// Makes the state directory one in memory. What lies there means nothing after a reboot; small files are made and
+/// removed there with every pod, and a disk would only slow that down.
+fn in_memory(state: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(state)?;
+    if statfs(state)?.filesystem_type() == TMPFS_MAGIC {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    if let Err(error) = mount(Some(MEMORY), state, Some("tmpfs"), flags, Some("mode=0700")) {
+        tracing::warn!(%error, "the runtime's state directory stays on disk");
+    }
+    Ok(())
+}
+
+fn is_ours(state: &Path) -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let ours = |line: &str| {
+        line.contains(&format!(" - tmpfs {MEMORY} "))
+            && line.split(' ').nth(4).is_some_and(|point| Path::new(point) == state)
+    };
+    mounts.lines().any(ours)
 }
 
 pub const SANDBOX: &str = "sandbox.json";

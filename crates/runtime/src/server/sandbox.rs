@@ -19,7 +19,7 @@ use super::{adopt, container};
 use crate::cgroup::Cgroup;
 use crate::config::{PodAddresses, PortMapping, Protocol};
 use crate::shim::client::{self, Spawned};
-use crate::shim::protocol::{Init, Request};
+use crate::shim::protocol::Init;
 use crate::snapshot;
 
 /// Bytes of a pod's shared memory (containerd's default).
@@ -32,7 +32,7 @@ pub fn namespace_options(config: &PodSandboxConfig) -> NamespaceOption {
 
 /// Makes a sandbox and attaches it to the network. On failure nothing of it is left.
 pub async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Result<String, Status> {
-    let config = request.config.ok_or_else(|| Status::invalid_argument("sandbox config is nil"))?;
+    let mut config = request.config.ok_or_else(|| Status::invalid_argument("sandbox config is nil"))?;
     let metadata = config
         .metadata
         .clone()
@@ -54,6 +54,10 @@ pub async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Result<Stri
             "a sandbox of pod {}/{} ({}), attempt {}, exists",
             metadata.namespace, metadata.name, metadata.uid, metadata.attempt
         )));
+    }
+    if options.network() == NamespaceMode::Node && config.hostname.is_empty() {
+        let hosts = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        hosts.trim().clone_into(&mut config.hostname);
     }
     let id = new_id();
     let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
@@ -159,26 +163,21 @@ fn write_files(
 ) -> std::io::Result<()> {
     std::fs::create_dir_all(directory)?;
     std::fs::create_dir_all(state)?;
-    let hostname = if config.hostname.is_empty() && host_network {
-        std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned()
-    } else {
-        config.hostname.clone()
-    };
-    std::fs::write(directory.join("hostname"), format!("{hostname}\n"))?;
+    std::fs::write(state.join("hostname"), format!("{}\n", config.hostname))?;
     let hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
     let hosts = if host_network {
         std::fs::read_to_string("/etc/hosts").unwrap_or(hosts.into())
     } else {
         hosts.into()
     };
-    std::fs::write(directory.join("hosts"), hosts)?;
+    std::fs::write(state.join("hosts"), hosts)?;
     let resolv = match &config.dns_config {
         Some(dns) if !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty()) => {
             resolv_conf(dns)
         }
         _ => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
     };
-    std::fs::write(directory.join("resolv.conf"), resolv)
+    std::fs::write(state.join("resolv.conf"), resolv)
 }
 
 fn resolv_conf(dns: &DnsConfig) -> String {
@@ -245,7 +244,7 @@ async fn tear_down(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Statu
             .map_err(|e| Status::unknown(format!("failed to destroy network for sandbox {id:?}: {e}")))?;
     }
     // Answered when all is over. A shim that is gone has nothing more to end.
-    let ended = client::ask(&node.shim(&id), &Request::Shutdown).await;
+    let ended = client::shutdown(&node.shim(&id)).await;
     if let Err(error) = ended {
         tracing::debug!(sandbox = %id, %error, "no shim to end");
     }

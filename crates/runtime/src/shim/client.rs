@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use serde::Serialize;
@@ -92,10 +92,18 @@ pub struct Spawned {
 }
 
 /// The process that shims are forked from; started when first needed, and again should it die.
-#[derive(Debug, Default)]
-pub struct Zygote(Mutex<Option<Connection>>);
+#[derive(Debug)]
+pub struct Zygote {
+    connection: Mutex<Option<Connection>>,
+    /// Named in its arguments, so that a list of processes tells whose shims are whose.
+    state: PathBuf,
+}
 
 impl Zygote {
+    pub fn new(state: PathBuf) -> Self {
+        Self { connection: Mutex::default(), state }
+    }
+
     /// Starts a shim and waits until its sandbox stands.
     pub async fn spawn(&self, init: &Init, log: &Path) -> io::Result<Spawned> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
@@ -111,13 +119,13 @@ impl Zygote {
 
     async fn fork(&self, sandbox: &str, fds: &[OwnedFd; 2]) -> io::Result<()> {
         let spawn = Spawn { sandbox_id: sandbox.to_owned() };
-        let mut zygote = self.0.lock().await;
+        let mut zygote = self.connection.lock().await;
         if let Some(running) = zygote.as_ref()
             && running.send(&spawn, fds).await.is_ok()
         {
             return Ok(());
         }
-        let fresh = start()?;
+        let fresh = start(&self.state)?;
         fresh.send(&spawn, fds).await?;
         *zygote = Some(fresh);
         Ok(())
@@ -125,17 +133,18 @@ impl Zygote {
 
     /// Has it ready before the first pod comes.
     pub async fn warm_up(&self) -> io::Result<()> {
-        self.0.lock().await.get_or_insert(start()?);
+        self.connection.lock().await.get_or_insert(start(&self.state)?);
         Ok(())
     }
 }
 
-fn start() -> io::Result<Connection> {
+fn start(state: &Path) -> io::Result<Connection> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let mut child = tokio::process::Command::new("/proc/self/exe")
         .arg0("krate")
         .arg(COMMAND)
+        .arg(state)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -150,4 +159,12 @@ fn start() -> io::Result<Connection> {
 /// One request on a connection of its own.
 pub async fn ask(state_dir: &Path, request: &Request) -> io::Result<Reply> {
     Ok(Connection::open(state_dir).await?.ask(request, &[]).await?.0)
+}
+
+/// Ends a pod, and waits until its shim is gone.
+pub async fn shutdown(state_dir: &Path) -> io::Result<()> {
+    let mut connection = Connection::open(state_dir).await?;
+    connection.ask(&Request::Shutdown, &[]).await?;
+    while connection.receive().await?.is_some() {}
+    Ok(())
 }

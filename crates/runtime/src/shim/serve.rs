@@ -83,6 +83,10 @@ impl Shim {
             }
         }
         let _ = std::fs::remove_file(self.sandbox.state_dir.join(SOCKET));
+        if let Some((pid, life)) = self.sandbox.pause.take() {
+            drop(life);
+            let _ = waitpid(pid, None);
+        }
         for client in self.clients.values_mut() {
             let _ = client.socket.set_nonblocking(false);
             client.reply(&Reply::Ok, Vec::new());
