@@ -115,22 +115,13 @@ fn refused(code: u16, reason: &str) -> Response<Body> {
 }
 
 impl Api {
-    pub fn service(
-        &self,
-    ) -> impl tower::Service<
-        Request<RequestBody>,
-        Response = Response<Body>,
-        Error = Infallible,
-        Future = impl Future<Output = Result<Response<Body>, Infallible>> + Send,
-    >
-    + Send
-    + 'static
-    + use<> {
+    /// A client whose requests this answers.
+    pub fn client(&self) -> krate_client::Client {
         let api = self.clone();
-        tower::service_fn(move |request| {
+        krate_client::in_process(tower::service_fn(move |request| {
             let api = api.clone();
-            async move { Ok(api.handle(request).await) }
-        })
+            async move { Ok::<_, Infallible>(api.handle(request).await) }
+        }))
     }
 
     async fn handle(&self, request: Request<RequestBody>) -> Response<Body> {

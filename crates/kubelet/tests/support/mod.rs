@@ -6,7 +6,7 @@ pub mod runtime;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use krate_client::{CancellationToken, Client, in_process};
+use krate_client::CancellationToken;
 use krate_kubelet::Config;
 use tokio::task::JoinHandle;
 
@@ -33,7 +33,7 @@ impl Node {
     /// Starts the kubelet, again after [`Node::down`].
     pub fn up(&mut self) {
         let stop = CancellationToken::new();
-        let client: Client = in_process(self.api.service());
+        let client = self.api.client();
         let (config, token) = (self.config(), stop.clone());
         let task = tokio::spawn(async move {
             krate_kubelet::run(client, config, None, token).await.unwrap();
