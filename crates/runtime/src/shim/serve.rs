@@ -91,6 +91,8 @@ impl Shim {
             let _ = client.socket.set_nonblocking(false);
             client.reply(&Reply::Ok, Vec::new());
         }
+        // Closed by the process's own end, by which the server knows that there is nothing left.
+        std::mem::forget(self.clients);
         Ok(())
     }
 
