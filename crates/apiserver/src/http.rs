@@ -9,7 +9,7 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
-use krate_api::{Reason, StatusError};
+use krate_api::{Reason, StatusError, protobuf};
 use serde_json::Value;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -22,6 +22,7 @@ const MAX_BODY: usize = 3 * 1024 * 1024;
 
 const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
@@ -58,15 +59,26 @@ pub enum Shape {
     Metadata,
 }
 
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
 /// What the client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub shape: Shape,
-    pub yaml: bool,
+    pub form: Form,
     pub pretty: bool,
 }
 
 impl Wanted {
+    /// An object in JSON, as who says nothing gets it.
+    pub const JSON: Wanted = Wanted { shape: Shape::Object, form: Form::Json, pretty: false };
+
     /// Reads `Accept` by the first form in it that is served.
     ///
     /// # Errors
@@ -74,7 +86,7 @@ impl Wanted {
     pub fn of(headers: &HeaderMap, pretty: bool) -> Result<Self, StatusError> {
         let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         if accept.trim().is_empty() {
-            return Ok(Wanted { shape: Shape::Object, yaml: false, pretty });
+            return Ok(Wanted { pretty, ..Wanted::JSON });
         }
         accept.split(',').find_map(|form| Self::of_form(form, pretty)).ok_or_else(|| {
             StatusError::new(
@@ -87,9 +99,10 @@ impl Wanted {
 
     fn of_form(form: &str, pretty: bool) -> Option<Self> {
         let mut parts = form.split(';').map(str::trim);
-        let yaml = match parts.next()? {
-            JSON | "*/*" | "application/*" => false,
-            YAML => true,
+        let form = match parts.next()? {
+            JSON | "*/*" | "application/*" => Form::Json,
+            YAML => Form::Yaml,
+            PROTOBUF => Form::Protobuf,
             _ => return None,
         };
         let mut shape = Shape::Object;
@@ -103,7 +116,11 @@ impl Wanted {
                 _ => shape,
             };
         }
-        Some(Wanted { shape, yaml, pretty })
+        // Upstream has tables in text alone.
+        if form == Form::Protobuf && shape == Shape::Table {
+            return None;
+        }
+        Some(Wanted { shape, form, pretty })
     }
 }
 
@@ -111,6 +128,11 @@ impl Wanted {
 pub fn media_type(headers: &HeaderMap) -> &str {
     let header = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     header.split(';').next().unwrap_or_default().trim()
+}
+
+/// Reads YAML, of which JSON is a part. The error is as upstream words it.
+pub fn json_of_yaml(body: &[u8]) -> Result<Value, String> {
+    serde_yaml_ng::from_slice(body).map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))
 }
 
 /// The body of a request as JSON.
@@ -121,17 +143,18 @@ pub fn to_json(headers: &HeaderMap, body: Bytes) -> Result<Bytes, StatusError> {
     match media_type(headers) {
         "" | JSON => Ok(body),
         YAML | "application/x-yaml" | "text/yaml" => {
-            let value: Value = serde_yaml_ng::from_slice(&body).map_err(|error| {
-                StatusError::bad_request(format!("error converting YAML to JSON: yaml: {error}"))
-            })?;
+            let value = json_of_yaml(&body).map_err(StatusError::bad_request)?;
             Ok(serde_json::to_vec(&value).map_err(StatusError::internal)?.into())
         }
-        other => Err(StatusError::new(
+        PROTOBUF => {
+            let value =
+                protobuf::decode(&body).map_err(|error| StatusError::bad_request(error.to_string()))?;
+            Ok(serde_json::to_vec(&value).map_err(StatusError::internal)?.into())
+        }
+        _ => Err(StatusError::new(
             Reason::UnsupportedMediaType,
-            format!(
-                "the body of the request was in an unknown format - accepted media types include: \
-                 application/json, application/yaml, application/vnd.kubernetes.protobuf (got {other})"
-            ),
+            "the body of the request was in an unknown format - accepted media types include: application/json, \
+             application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }
 }
@@ -143,22 +166,26 @@ pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes
     reply
 }
 
-/// JSON as the client wants to see it.
+/// JSON as the client wants to see it. What has no encoding in protobuf, such as a custom resource, is sent as JSON.
 pub fn json(code: StatusCode, wanted: Wanted, json: Bytes) -> Reply {
     let value = || serde_json::from_slice::<Value>(&json).unwrap_or_default();
-    if wanted.yaml {
-        reply(code, YAML, serde_yaml_ng::to_string(&value()).unwrap_or_default())
-    } else if wanted.pretty {
-        reply(code, JSON, serde_json::to_vec_pretty(&value()).unwrap_or_default())
-    } else {
-        reply(code, JSON, json)
+    match wanted.form {
+        Form::Yaml => reply(code, YAML, serde_yaml_ng::to_string(&value()).unwrap_or_default()),
+        Form::Protobuf => match protobuf::encode(&value()) {
+            Ok(encoded) => reply(code, PROTOBUF, encoded),
+            Err(_) => reply(code, JSON, json),
+        },
+        Form::Json if wanted.pretty => {
+            reply(code, JSON, serde_json::to_vec_pretty(&value()).unwrap_or_default())
+        }
+        Form::Json => reply(code, JSON, json),
     }
 }
 
 /// A refusal as it is sent.
-pub fn refusal(error: &StatusError) -> Reply {
+pub fn refusal(error: &StatusError, wanted: Wanted) -> Reply {
     let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut out = reply(code, JSON, error.to_json());
+    let mut out = json(code, wanted, error.to_json().into());
     if let Some(seconds) = error.0.details.as_ref().and_then(|d| d.retry_after_seconds) {
         out.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -191,7 +218,9 @@ mod tests {
         assert_eq!(table.expect("served").shape, Shape::Table);
         let odd = accept("application/json;as=Odd;v=v1;g=meta.k8s.io,application/json");
         assert_eq!(odd.expect("served").shape, Shape::Object);
-        assert!(accept("application/yaml").expect("served").yaml);
+        assert_eq!(accept("application/yaml").expect("served").form, Form::Yaml);
+        let binary = accept("application/vnd.kubernetes.protobuf,application/json");
+        assert_eq!(binary.expect("served").form, Form::Protobuf);
         assert_eq!(accept("text/html").expect_err("not served").code(), 406);
     }
 }

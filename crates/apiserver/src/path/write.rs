@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::call::Call;
 use super::delete::{is_finished, release};
+use super::ownership::{self, Ownership};
 use crate::admission::{Attributes, Operation};
 use crate::http::Reply;
 use crate::registry::erased::Object;
@@ -27,12 +28,16 @@ pub async fn create(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.read_options("CreateOptions")?;
     let mut object = call.decode(body)?;
     call.place(&mut *object)?;
-    let written = create_object(&mut call, object).await?;
+    let written = create_object(&mut call, object, Ownership::Changes).await?;
     call.written(StatusCode::CREATED, &written)
 }
 
 /// Creates an object that is decoded and in its place.
-pub async fn create_object(call: &mut Call, mut object: Box<dyn Object>) -> Result<Written, StatusError> {
+pub async fn create_object(
+    call: &mut Call,
+    mut object: Box<dyn Object>,
+    ownership: Ownership,
+) -> Result<Written, StatusError> {
     if object.meta().resource_version.as_deref().is_some_and(|v| !v.is_empty()) {
         let mut refused = StatusError::new(
             Reason::InternalError,
@@ -46,6 +51,10 @@ pub async fn create_object(call: &mut Call, mut object: Box<dyn Object>) -> Resu
     let named = object.meta().name.as_deref().is_some_and(|n| !n.is_empty());
     begin(object.meta_mut());
     registry.default(&mut *object);
+    // Whoever creates owns what he sent and its defaults, and not what admission adds.
+    if ownership == Ownership::Changes {
+        ownership::track(call, &mut *object, None)?;
+    }
     let attempts = if named || prefix.is_none() { 1 } else { NAMES };
     for attempt in 1..=attempts {
         if let (false, Some(prefix)) = (named, &prefix) {
@@ -134,7 +143,7 @@ pub async fn update(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         Ok(current) => current,
         Err(error) if error.is(Reason::NotFound) && call.storage.registry.allows_create_on_update() => {
             object.meta_mut().resource_version = None;
-            let written = create_object(&mut call, object).await?;
+            let written = create_object(&mut call, object, Ownership::Changes).await?;
             return call.written(StatusCode::CREATED, &written);
         }
         Err(error) => return Err(error),
@@ -147,7 +156,7 @@ pub async fn update(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         errors.invalid(&at, 0, "must be specified for an update");
         return Err(call.invalid(&name, &errors));
     }
-    let written = change(&mut call, current, unconditional, |_, current| {
+    let written = change(&mut call, current, unconditional, Ownership::Changes, |_, current| {
         if asked.as_ref().is_some_and(|asked| *asked != current.revision.to_string()) {
             return Err(None);
         }
@@ -163,6 +172,7 @@ pub async fn change(
     call: &mut Call,
     mut current: Current,
     again: bool,
+    ownership: Ownership,
     mut make: impl FnMut(&mut Call, &Current) -> Result<Box<dyn Object>, Option<StatusError>>,
 ) -> Result<Written, StatusError> {
     let name = call.info.name.clone();
@@ -181,7 +191,7 @@ pub async fn change(
             }
             Err(None) => return Err(call.stale(&name)),
         };
-        finish_update(call, &mut object, &current).await?;
+        finish_update(call, &mut object, &current, ownership).await?;
         let old = &*current.object;
         let ends = old.meta().deletion_timestamp.is_some() && is_finished(&*object);
         let value = to_value(&mut *object);
@@ -236,15 +246,35 @@ pub async fn newest(call: &Call, name: &str) -> Result<Current, StatusError> {
     call.storage.decode(&cached.value, cached.revision)
 }
 
+/// Through which door an object is changed: each lets another part of it through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Object,
+    Status,
+    /// The server itself makes the change, on somebody's word: a pod's node, a namespace's finalizers.
+    Server,
+}
+
+impl Door {
+    fn of(subresource: &str) -> Self {
+        match subresource {
+            "status" | "approval" => Door::Status,
+            "binding" | "finalize" => Door::Server,
+            _ => Door::Object,
+        }
+    }
+}
+
 /// Defaults, admission, preparation and validation of an object that replaces another.
 async fn finish_update(
     call: &mut Call,
     object: &mut Box<dyn Object>,
     current: &Current,
+    ownership: Ownership,
 ) -> Result<(), StatusError> {
     let registry = std::sync::Arc::clone(&call.storage.registry);
     let old = &*current.object;
-    let status = call.info.subresource == "status";
+    let door = Door::of(&call.info.subresource);
     let name = call.info.name.clone();
     {
         let (meta, was) = (object.meta_mut(), old.meta());
@@ -271,25 +301,28 @@ async fn finish_update(
         }
     }
     registry.default(&mut **object);
+    if ownership == Ownership::Changes {
+        ownership::track(call, &mut **object, Some(current))?;
+        object.meta_mut().resource_version = Some(current.revision.to_string());
+    }
     let attributes = Attributes::of(call, Operation::Update, &**object);
     call.server.admission.mutate(&attributes, &mut **object, Some(old)).await?;
     registry.default(&mut **object);
-    if status {
-        registry.prepare_for_status_update(&mut **object, old, &call.context());
-    } else {
-        registry.prepare_for_update(&mut **object, old, &call.context());
+    match door {
+        Door::Object => registry.prepare_for_update(&mut **object, old, &call.context()),
+        Door::Status => registry.prepare_for_status_update(&mut **object, old, &call.context()),
+        Door::Server => {}
     }
     object.meta_mut().resource_version = Some(current.revision.to_string());
     let mut errors = FieldErrors::new();
     meta::validate_update(object.meta(), old.meta(), &FieldPath::new("metadata"), &mut errors);
-    if status {
-        registry.validate_status_update(&**object, old, &mut errors);
-    } else {
-        registry.validate(&**object, &mut errors);
-        // A binding gives a pod what no update may: its node. Upstream's passes by the rules of updates, too.
-        if call.info.subresource != "binding" {
+    match door {
+        Door::Object => {
+            registry.validate(&**object, &mut errors);
             registry.validate_update(&**object, old, &mut errors);
         }
+        Door::Status => registry.validate_status_update(&**object, old, &mut errors),
+        Door::Server => {}
     }
     if !errors.is_empty() {
         return Err(call.invalid(&name, &errors));

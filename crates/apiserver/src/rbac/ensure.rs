@@ -1,7 +1,10 @@
 //! Brings the bootstrap policy into the cluster: what is missing is made; a role that misses rules gets them, unless its
 //! annotation says that it is the user's own.
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use k8s_openapi::api::rbac::v1::PolicyRule;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::{Kind, Reason, StatusError, kinds};
 use serde::Serialize;
 use serde_json::Value;
@@ -24,40 +27,41 @@ pub async fn ensure(commits: &dyn Commits) -> Result<(), StatusError> {
         }
     }
     let own = own(&policy);
+    let place = |meta: &ObjectMeta| meta.namespace.clone().unwrap_or_default();
+    let mut writes: Vec<BoxFuture<'_, Result<(), StatusError>>> = Vec::new();
     for role in policy.cluster_roles.iter().chain(&own.cluster_roles) {
-        ensure_one(commits, &kinds::CLUSTER_ROLE, "", role).await?;
+        writes.push(ensure_one(commits, &kinds::CLUSTER_ROLE, String::new(), role).boxed());
     }
     for binding in policy.cluster_role_bindings.iter().chain(&own.cluster_role_bindings) {
-        ensure_one(commits, &kinds::CLUSTER_ROLE_BINDING, "", binding).await?;
+        writes.push(ensure_one(commits, &kinds::CLUSTER_ROLE_BINDING, String::new(), binding).boxed());
     }
     for role in &policy.roles {
-        ensure_one(commits, &kinds::ROLE, role.metadata.namespace.as_deref().unwrap_or_default(), role)
-            .await?;
+        writes.push(ensure_one(commits, &kinds::ROLE, place(&role.metadata), role).boxed());
     }
     for binding in &policy.role_bindings {
-        let namespace = binding.metadata.namespace.as_deref().unwrap_or_default();
-        ensure_one(commits, &kinds::ROLE_BINDING, namespace, binding).await?;
+        writes.push(ensure_one(commits, &kinds::ROLE_BINDING, place(&binding.metadata), binding).boxed());
     }
-    Ok(())
+    // All at once: the store writes what comes together with one sync.
+    futures::future::try_join_all(writes).await.map(drop)
 }
 
-async fn ensure_one<T: Serialize>(
+async fn ensure_one<T: Serialize + Sync>(
     commits: &dyn Commits,
     kind: &'static Kind,
-    namespace: &str,
+    namespace: String,
     wanted: &T,
 ) -> Result<(), StatusError> {
     let wanted = serde_json::to_value(wanted).map_err(StatusError::internal)?;
     let name = wanted["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    match commits.get(kind, namespace, &name).await {
+    match commits.get(kind, &namespace, &name).await {
         Ok(there) => {
             let frozen = there.pointer(AUTOUPDATE).and_then(Value::as_str) == Some("false");
             match completed(&there, &wanted).filter(|_| !frozen) {
-                Some(object) => commits.update(kind, namespace, object, false).await.map(drop),
+                Some(object) => commits.update(kind, &namespace, object, false).await.map(drop),
                 None => Ok(()),
             }
         }
-        Err(error) if error.is(Reason::NotFound) => match commits.create(kind, namespace, wanted).await {
+        Err(error) if error.is(Reason::NotFound) => match commits.create(kind, &namespace, wanted).await {
             Err(error) if !error.is(Reason::AlreadyExists) => Err(error),
             _ => Ok(()),
         },
