@@ -5,9 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 const FIRST: Duration = Duration::from_secs(10);
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_mins(5);
 /// Twice the longest delay without a failure, and the next one is the first again.
-const FORGOTTEN: Duration = Duration::from_secs(600);
+const FORGOTTEN: Duration = Duration::from_mins(10);
 
 /// The back-off of one thing that fails again and again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

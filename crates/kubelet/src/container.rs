@@ -149,7 +149,7 @@ impl Start<'_> {
             working_dir: container.working_dir.clone().unwrap_or_default(),
             envs: variables
                 .iter()
-                .map(|(key, value)| KeyValue { key: key.clone(), value: value.clone(), ..Default::default() })
+                .map(|(key, value)| KeyValue { key: key.clone(), value: value.clone() })
                 .collect(),
             mounts,
             labels: self.labels(),

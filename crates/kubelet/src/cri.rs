@@ -1,6 +1,7 @@
 //! The door to the container runtime: CRI v1 over a unix socket. Nothing here, or above, asks which runtime it is.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
@@ -12,6 +13,9 @@ use tonic::transport::{Channel, Endpoint};
 
 /// Bytes of the largest answer that is taken (upstream: 16 MiB).
 const LARGEST: usize = 16 << 20;
+
+/// How long the runtime may take for what it should do at once (upstream's `runtimeRequestTimeout`).
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A client of the runtime. Clones share the connection, which is made when it is first needed and made again when it
 /// is lost.
@@ -78,22 +82,23 @@ impl Cri {
     /// Stops a container within `grace` seconds. One that is not there is stopped.
     pub async fn stop_container(&self, id: &str, grace: i64) -> Result<(), Status> {
         let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout: grace };
-        forgiving(self.runtime().stop_container(request).await)
+        let patience = PATIENCE + Duration::from_secs(grace.max(0).unsigned_abs());
+        forgiving(within(patience, self.runtime().stop_container(request)).await)
     }
 
     pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
         let request = cri::RemoveContainerRequest { container_id: id.to_owned() };
-        forgiving(self.runtime().remove_container(request).await)
+        forgiving(within(PATIENCE, self.runtime().remove_container(request)).await)
     }
 
     pub async fn stop_sandbox(&self, id: &str) -> Result<(), Status> {
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        forgiving(self.runtime().stop_pod_sandbox(request).await)
+        forgiving(within(PATIENCE, self.runtime().stop_pod_sandbox(request)).await)
     }
 
     pub async fn remove_sandbox(&self, id: &str) -> Result<(), Status> {
         let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        forgiving(self.runtime().remove_pod_sandbox(request).await)
+        forgiving(within(PATIENCE, self.runtime().remove_pod_sandbox(request)).await)
     }
 
     /// Runs a command in a container and waits for its end, for `timeout` seconds at most (0: for ever).
@@ -110,6 +115,11 @@ impl Cri {
 
 pub fn image_spec(image: &str) -> cri::ImageSpec {
     cri::ImageSpec { image: image.to_owned(), user_specified_image: image.to_owned(), ..Default::default() }
+}
+
+async fn within<T>(patience: Duration, ask: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let late = |_| Status::deadline_exceeded("the runtime did not answer in time");
+    tokio::time::timeout(patience, ask).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
 
 fn forgiving<T>(answer: Result<T, Status>) -> Result<(), Status> {

@@ -39,13 +39,12 @@ pub fn expand(text: &str, value: &dyn Fn(&str) -> Option<String>) -> String {
             out.push('$');
             rest = next;
         } else if let Some((name, next)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
-            match value(name) {
-                Some(found) => out.push_str(&found),
-                None => {
-                    out.push_str("$(");
-                    out.push_str(name);
-                    out.push(')');
-                }
+            if let Some(found) = value(name) {
+                out.push_str(&found);
+            } else {
+                out.push_str("$(");
+                out.push_str(name);
+                out.push(')');
             }
             rest = next;
         } else {

@@ -39,23 +39,23 @@ pub fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<String>) {
 
 /// The text of `/etc/hosts`; `host` is the node's own, for pods on its network.
 pub fn hosts(pod: &Pod, ips: &[String], cluster_domain: &str, host: Option<&str>) -> String {
-    let mut text = match host {
-        Some(own) => format!("# Kubernetes-managed hosts file (host network).\n{own}"),
-        None => {
-            let mut text = String::from(
-                "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
-                 fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
-            );
-            let (short, full) = hostname(pod, cluster_domain);
-            for ip in ips {
-                let _ = match &full {
-                    Some(full) if *full != short => writeln!(text, "{ip}\t{full}\t{short}"),
-                    _ => writeln!(text, "{ip}\t{short}"),
-                };
-            }
-            text
+    let mut text = String::new();
+    if let Some(own) = host {
+        text.push_str("# Kubernetes-managed hosts file (host network).\n");
+        text.push_str(own);
+    } else {
+        text.push_str(
+            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+             fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
+        );
+        let (short, full) = hostname(pod, cluster_domain);
+        for ip in ips {
+            let _ = match &full {
+                Some(full) if *full != short => writeln!(text, "{ip}\t{full}\t{short}"),
+                _ => writeln!(text, "{ip}\t{short}"),
+            };
         }
-    };
+    }
     let aliases = pod.spec.as_ref().and_then(|s| s.host_aliases.as_deref()).unwrap_or_default();
     if !aliases.is_empty() {
         text.push_str("\n# Entries added by HostAliases.\n");

@@ -19,7 +19,7 @@ use crate::worker::{Desired, Handle, Worker};
 use crate::{names, volumes};
 
 /// How often all is looked at without anything having happened, and how often where the runtime tells of no events.
-const RELIST: Duration = Duration::from_secs(60);
+const RELIST: Duration = Duration::from_mins(1);
 const RELIST_WITHOUT_EVENTS: Duration = Duration::from_secs(1);
 /// Seconds that the containers of a forgotten pod have.
 const ORPHAN_GRACE: i64 = 1;

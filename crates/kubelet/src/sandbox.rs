@@ -96,7 +96,7 @@ mod tests {
             "spec": {"containers": [{"name": "c", "ports": [{"containerPort": 53, "hostPort": 5353, "protocol": "UDP"}]}]}}))
         .unwrap();
         let kubelet = Config::new("node", "10.0.0.1".parse().unwrap(), "/tmp/x");
-        let made = config(&kubelet, &pod, 2, "/kubepods/podu".into(), &Default::default());
+        let made = config(&kubelet, &pod, 2, "/kubepods/podu".into(), &k8s_cri::v1::DnsConfig::default());
         assert_eq!(made.labels["app"], "x");
         assert_eq!(made.labels[names::POD_UID], "u");
         assert_eq!(made.metadata.unwrap().attempt, 2);

@@ -58,7 +58,7 @@ impl Job {
         if let Err(again) = mounted {
             return Some(again);
         }
-        self.containers(&id, &config, &seen).await
+        Box::pin(self.containers(&id, &config, &seen)).await
     }
 
     fn event(&self, kind: EventType, reason: &str, message: impl Into<String>) {
@@ -288,16 +288,15 @@ impl Job {
         for reference in secrets {
             let found =
                 self.shared.objects.secrets.get(&uid, &self.signal, &namespace, &reference.name).await;
-            match found {
-                Ok(Some(secret)) => all.extend(docker_config(&secret)),
-                _ => {
-                    let message = format!(
-                        "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
-                        reference.name
-                    );
-                    self.event(EventType::Warning, "FailedToRetrieveImagePullSecret", message);
-                }
+            if let Ok(Some(secret)) = found {
+                all.extend(docker_config(&secret));
+                continue;
             }
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                reference.name
+            );
+            self.event(EventType::Warning, "FailedToRetrieveImagePullSecret", message);
         }
         all
     }

@@ -232,11 +232,12 @@ mod tests {
     fn log(lines: &[&str]) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("0.log");
-        let text: String = lines
+        let rows: Vec<String> = lines
             .iter()
             .enumerate()
             .map(|(i, l)| format!("2026-01-01T00:00:0{i}.5Z stdout F {l}\n"))
             .collect();
+        let text = rows.concat();
         fs::write(&path, text).unwrap();
         (directory, path)
     }

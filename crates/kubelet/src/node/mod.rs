@@ -24,7 +24,7 @@ pub use machine::Machine;
 
 /// How often the status is looked at, and how often it is told without having changed.
 const LOOK: Duration = Duration::from_secs(10);
-const TELL: Duration = Duration::from_secs(300);
+const TELL: Duration = Duration::from_mins(5);
 /// How often the runtime is asked while it is not ready.
 const SOON: Duration = Duration::from_millis(50);
 

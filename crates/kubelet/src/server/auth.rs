@@ -14,7 +14,7 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// How long an answer holds (upstream's defaults), and how many are kept.
-const ALLOWED: Duration = Duration::from_secs(300);
+const ALLOWED: Duration = Duration::from_mins(5);
 const REFUSED: Duration = Duration::from_secs(30);
 const KEPT: usize = 1024;
 

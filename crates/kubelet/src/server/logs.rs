@@ -86,7 +86,7 @@ pub async fn answer(
         Err(error) => {
             return text(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                format!("failed to try resolving symlinks in path {path:?}: {error}"),
+                format!("failed to read the log {}: {error}", path.display()),
             );
         }
     };

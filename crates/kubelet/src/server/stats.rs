@@ -29,6 +29,9 @@ fn number(value: Option<&UInt64Value>) -> u64 {
     value.map_or(0, |v| v.value)
 }
 
+/// Reads one figure.
+type Read = fn(&Figures) -> u64;
+
 /// The figures of one container, with whose they are.
 struct Figures {
     namespace: String,
@@ -202,7 +205,7 @@ pub async fn cadvisor(server: &Server) -> Answer {
         "Cumulative cpu time consumed in seconds.",
         cpu,
     );
-    let table: [(&str, &str, fn(&Figures) -> u64); 3] = [
+    let table: [(&str, &str, Read); 3] = [
         ("container_memory_working_set_bytes", "Current working set in bytes.", |f| f.working_set),
         (
             "container_memory_usage_bytes",

@@ -53,7 +53,7 @@ fn initialized(spec: &PodSpec, phase: &str, inits: &[ContainerStatus], own: &[Co
     }
     let has_begun = own.iter().any(|s| {
         s.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
-            || s.last_state.is_some()
+            || s.last_state.as_ref().is_some_and(|l| l.terminated.is_some())
     });
     let mut incomplete = Vec::new();
     for container in spec.init_containers.iter().flatten() {
@@ -109,7 +109,7 @@ fn ready(inputs: &Inputs<'_>, spec: &PodSpec, containers: &Found) -> Found {
         let name = &gate.condition_type;
         match conditions.iter().find(|c| c.type_ == *name) {
             None => {
-                unmet.push(format!("corresponding condition of pod readiness gate {name:?} does not exist."))
+                unmet.push(format!("corresponding condition of pod readiness gate {name:?} does not exist."));
             }
             Some(c) if c.status != "True" => unmet
                 .push(format!("the status of pod readiness gate {name:?} is not \"True\", but {}", c.status)),

@@ -3,7 +3,7 @@
 use k8s_cri::v1::ContainerState as Seen;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
+    ContainerStatus, ContainerUser, LinuxContainerUser, ResourceRequirements, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -33,6 +33,8 @@ fn one(inputs: &Inputs<'_>, container: &Container, is_init: bool) -> ContainerSt
         }
         status.state = Some(waiting(reason, Some(message)));
     }
+    // Upstream always writes it.
+    status.last_state.get_or_insert_default();
     let running = status.state.as_ref().and_then(|s| s.running.as_ref()).is_some();
     let is_known = |known: &std::collections::HashSet<String>| latest.is_some_and(|c| known.contains(c.id()));
     let started = running && is_known(&inputs.verdicts.started);
@@ -106,7 +108,7 @@ fn seen_status(
     before: Option<&ContainerSeen>,
 ) -> ContainerStatus {
     let cri = &seen.status;
-    let resources = container.resources.clone().filter(|r| *r != Default::default());
+    let resources = container.resources.clone().filter(|r| *r != ResourceRequirements::default());
     let allocated = container.resources.as_ref().and_then(|r| r.requests.clone()).filter(|r| !r.is_empty());
     let user = cri.user.as_ref().and_then(|u| u.linux.as_ref()).map(|user| ContainerUser {
         linux: Some(LinuxContainerUser {

@@ -4,6 +4,7 @@ use k8s_cri::v1::{
     ContainerState as CriState, ContainerStatus as CriContainer, PodSandboxNetworkStatus, PodSandboxState,
     PodSandboxStatus,
 };
+use k8s_openapi::api::core::v1::ContainerState;
 use serde_json::{Value, json};
 
 use super::*;
@@ -95,7 +96,7 @@ fn phases_follow_containers() {
     let ended = |policy: &str, a: i32, b: i32| {
         two(policy).sandboxed().container("a", 0, Some(a)).container("b", 0, Some(b))
     };
-    for (world, phase) in [
+    let table = vec![
         (two("Always"), "Pending"),
         (two("Always").sandboxed().container("a", 0, None), "Pending"),
         (two("Always").sandboxed().container("a", 0, None).container("b", 0, None), "Running"),
@@ -105,7 +106,8 @@ fn phases_follow_containers() {
         (ended("Never", 0, 1), "Failed"),
         (ended("OnFailure", 0, 0), "Succeeded"),
         (ended("OnFailure", 0, 1), "Running"),
-    ] {
+    ];
+    for (world, phase) in table {
         assert_eq!(world.status().phase.as_deref(), Some(phase), "{:?}", world.seen);
     }
 }
@@ -138,7 +140,9 @@ fn a_running_pod_is_told_in_full() {
     );
     let first = &status.container_statuses.as_ref().unwrap()[0];
     assert_eq!(first.container_id.as_deref(), Some("krate://a0"));
-    assert!(first.ready && first.started == Some(true) && first.last_state.is_none());
+    assert!(
+        first.ready && first.started == Some(true) && first.last_state == Some(ContainerState::default())
+    );
 }
 
 #[test]

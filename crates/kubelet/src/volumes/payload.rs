@@ -190,7 +190,7 @@ fn base64url(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
-async fn show(
+fn show(
     context: &Context<'_>,
     path: &Path,
     payload: &Payload,
@@ -231,7 +231,7 @@ impl Plugin for ConfigMap {
         let source = volume.config_map.clone().unwrap_or_default();
         let (mode, optional) = (source.default_mode.unwrap_or(MODE), source.optional == Some(true));
         let payload = config_map(context, &source.name, source.items.as_deref(), mode, optional).await?;
-        show(context, path, &payload, false).await
+        show(context, path, &payload, false)
     }
 }
 
@@ -261,7 +261,7 @@ impl Plugin for Secret {
         let name = source.secret_name.unwrap_or_default();
         let (mode, optional) = (source.default_mode.unwrap_or(MODE), source.optional == Some(true));
         let payload = secret(context, &name, source.items.as_deref(), mode, optional).await?;
-        show(context, path, &payload, true).await
+        show(context, path, &payload, true)
     }
 }
 
@@ -290,7 +290,7 @@ impl Plugin for DownwardApi {
         let source = volume.downward_api.clone().unwrap_or_default();
         let items = source.items.unwrap_or_default();
         let payload = downward(context, &items, source.default_mode.unwrap_or(MODE))?;
-        show(context, path, &payload, true).await
+        show(context, path, &payload, true)
     }
 }
 
@@ -337,7 +337,7 @@ impl Plugin for Projected {
                 return Err(VolumeError::Missing("a projected source that is not known here".to_owned()));
             }
         }
-        let mounted = show(context, path, &payload, true).await?;
+        let mounted = show(context, path, &payload, true)?;
         Ok(Mounted { refresh_at, ..mounted })
     }
 }

@@ -75,6 +75,8 @@ pub struct Worker {
     wake_at: Option<Instant>,
     /// After a failure, when starting is tried again.
     quiet_until: Option<Instant>,
+    /// The status that was told last, and the version that the API gave it.
+    told: Option<(serde_json::Value, u64)>,
 }
 
 impl Worker {
@@ -101,6 +103,7 @@ impl Worker {
             stage: Stage::Active,
             wake_at: None,
             quiet_until: None,
+            told: None,
         }
     }
 

@@ -51,7 +51,9 @@ fn json_of(status: Option<&PodStatus>) -> Value {
 impl Worker {
     /// Whether the API knows the status that there is now.
     pub(super) fn is_told(&self) -> bool {
-        difference(&json_of(self.pod.status.as_ref()), &json_of(Some(&self.status()))).is_none()
+        let status = json_of(Some(&self.status()));
+        self.told.as_ref().is_some_and(|(told, _)| *told == status)
+            || difference(&json_of(self.pod.status.as_ref()), &status).is_none()
     }
 
     /// Makes the API know the status.
@@ -63,8 +65,12 @@ impl Worker {
         let name = self.pod.metadata.name.clone().unwrap_or_default();
         // A conflict is met with what is newest; a second one can wait.
         for _ in 0..2 {
-            let Some(status) = difference(&json_of(self.pod.status.as_ref()), &json_of(Some(&self.status())))
-            else {
+            let wanted = json_of(Some(&self.status()));
+            // A server may write a status down in a way of its own: saying the same again would change nothing.
+            if self.told.as_ref().is_some_and(|(told, at)| *told == wanted && *at == version(&self.pod)) {
+                return;
+            }
+            let Some(status) = difference(&json_of(self.pod.status.as_ref()), &wanted) else {
                 return;
             };
             let metadata = json!({"uid": self.uid, "resourceVersion": self.pod.metadata.resource_version});
@@ -74,6 +80,7 @@ impl Worker {
             match outcome {
                 Ok(Ok(mut pod)) => {
                     pod.metadata.managed_fields = None;
+                    self.told = Some((wanted, version(&pod)));
                     self.pod = Arc::new(pod);
                     return;
                 }

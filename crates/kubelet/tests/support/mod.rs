@@ -3,7 +3,7 @@
 pub mod api;
 pub mod runtime;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use krate_client::CancellationToken;
@@ -60,14 +60,40 @@ impl Node {
             tls_key: key.serialize_pem(),
             client_ca: certificate.pem(),
             cluster_dns: vec!["10.96.0.10".parse().unwrap()],
-            cgroup_root: format!("/krate-kubelet-test-{}", std::process::id()),
+            cgroup_root: self.cgroup(),
             ..Config::new("node", "127.0.0.1".parse().unwrap(), self.root())
         }
+    }
+
+    fn cgroup(&self) -> String {
+        let name = self.base.path().file_name().unwrap().to_string_lossy().trim_start_matches('.').to_owned();
+        format!("/krate-kubelet-test-{name}")
     }
 
     pub fn root(&self) -> PathBuf {
         self.base.path().join("kubelet")
     }
+}
+
+impl Drop for Node {
+    /// Takes the control groups away, whatever the test has left in them.
+    fn drop(&mut self) {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for line in table.lines().filter(|line| line.contains(" - cgroup")) {
+            if let Some(point) = line.split(' ').nth(4) {
+                remove(Path::new(&format!("{point}{}", self.cgroup())));
+            }
+        }
+    }
+}
+
+fn remove(group: &Path) {
+    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(group);
 }
 
 /// Whether this process may make control groups; says aloud when not.
