@@ -216,17 +216,18 @@ impl<'a> Table<'a> {
 
 /// What a field is beside its type: list type and keys, patch strategy, enum.
 fn attributes(property: &Value, line: &mut String) -> Result<()> {
-    if property["type"] == "array" {
-        match property["x-kubernetes-list-type"].as_str() {
-            Some("map") => write!(line, " =m:{}", words(&property["x-kubernetes-list-map-keys"]).join(","))?,
-            Some("set") => line.push_str(" =s"),
-            Some("atomic") => line.push_str(" =a"),
-            Some(other) => bail!("list type {other} is not known"),
-            None => {}
-        }
+    match property["x-kubernetes-list-type"].as_str() {
+        Some("map") => write!(line, " =m:{}", words(&property["x-kubernetes-list-map-keys"]).join(","))?,
+        Some("set") => line.push_str(" =s"),
+        Some("atomic") => line.push_str(" =a"),
+        Some(other) => bail!("list type {other} is not known"),
+        None => {}
     }
-    if property["x-kubernetes-map-type"] == "atomic" {
-        line.push_str(" a");
+    match property["x-kubernetes-map-type"].as_str() {
+        Some("atomic") => line.push_str(" a"),
+        Some("granular") => line.push_str(" g"),
+        Some(other) => bail!("map type {other} is not known"),
+        None => {}
     }
     if let Some(strategies) = property["x-kubernetes-patch-strategy"].as_str() {
         for strategy in strategies.split(',') {

@@ -116,6 +116,8 @@ pub struct Field {
     pub omit_zero: bool,
     /// Whether the published schema says that the list is atomic, rather than say nothing.
     pub says_atomic: bool,
+    /// Whether the field says that an object which is one whole elsewhere is not one here.
+    pub says_granular: bool,
     pub patch: PatchStrategy,
     /// The field of an item that strategic merge patches match items by.
     pub merge_key: Option<Text>,
@@ -349,6 +351,8 @@ mod tests {
         ));
         let volume = spec.member("volumes").and_then(TypeRef::item).expect("volumes");
         assert_eq!(volume.field("emptyDir").expect("a field").proto, [2, 2, 0]);
+        let volume = kind("", "v1", "PersistentVolume").member("spec").expect("spec");
+        assert!(volume.member("claimRef").and_then(TypeRef::object).is_some_and(|o| !o.atomic));
         let strategy = kind("apps", "v1", "Deployment").member("spec").expect("spec");
         assert!(strategy.field("strategy").expect("a field").patch.retain_keys);
         let crd = kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition");

@@ -44,9 +44,30 @@ pub(super) fn read() -> Schema {
     }
     let mut schema = reader.schema;
     add_partial_metadata(&mut schema);
+    split_granular(&mut schema);
     schema.kinds.sort_unstable();
     schema.nodes.shrink_to_fit();
     schema
+}
+
+/// A field may say that its type, which is one whole elsewhere, is not one here: it gets a type of its own.
+fn split_granular(schema: &mut Schema) {
+    for at in 0..schema.nodes.len() {
+        let Some(Node::Object(object)) = schema.nodes.get(at) else { continue };
+        let whole = |f: &Field| f.says_granular && schema.get(f.node).object().is_some_and(|o| o.atomic);
+        let found: Vec<usize> = (0..object.fields.len()).filter(|i| whole(&object.fields[*i])).collect();
+        for i in found {
+            let Some(Node::Object(object)) = schema.nodes.get(at) else { continue };
+            let mut copy = schema.get(object.fields[i].node).node().clone();
+            if let Node::Object(object) = &mut copy {
+                object.atomic = false;
+            }
+            let place = schema.push(copy);
+            if let Some(Node::Object(object)) = schema.nodes.get_mut(at) {
+                object.fields[i].node = place;
+            }
+        }
+    }
 }
 
 /// `PartialObjectMetadata` and its list, which are not published: an object's metadata alone. They have no name.
@@ -68,6 +89,7 @@ fn add_partial_metadata(schema: &mut Schema) {
         always: false,
         omit_zero: false,
         says_atomic: false,
+        says_granular: false,
         patch: PatchStrategy::default(),
         merge_key: None,
         proto: [number, 0, 0],
@@ -137,6 +159,7 @@ impl Reader {
             always: false,
             omit_zero: false,
             says_atomic: false,
+            says_granular: false,
             patch: PatchStrategy::default(),
             merge_key: None,
             proto: [0; 3],
@@ -150,6 +173,7 @@ impl Reader {
                 ("n", _) => field.always = true,
                 ("z", _) => field.omit_zero = true,
                 ("a", _) => atomic = true,
+                ("g", _) => field.says_granular = true,
                 ("w", _) => wrapped = true,
                 ("=", rest) => list = rest,
                 ("~", "m") => field.patch.merge = true,
