@@ -116,8 +116,8 @@ impl Wanted {
                 _ => shape,
             };
         }
-        // Upstream has tables in text alone.
-        if form == Form::Protobuf && shape == Shape::Table {
+        // Protobuf is the form of whole objects; who asks for others names another form too.
+        if form == Form::Protobuf && shape != Shape::Object {
             return None;
         }
         Some(Wanted { shape, form, pretty })

@@ -12,6 +12,7 @@ mod impersonate;
 pub mod kinds;
 pub mod listen;
 pub mod node_authorizer;
+pub mod openapi;
 mod path;
 mod proxy;
 pub mod rbac;

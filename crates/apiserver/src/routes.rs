@@ -10,11 +10,11 @@ use krate_api::{Kind, StatusError, kinds};
 use serde_json::{Value, json};
 
 use crate::auth::User;
-use crate::http::{self as wire, Reply, Shape, Wanted};
+use crate::http::{self as wire, Reply, Wanted};
 use crate::path::{self, Call, bind_pod};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
-use crate::{discovery, reviews};
+use crate::{discovery, openapi, reviews};
 
 /// What a server of a path that it does not know says.
 pub fn not_found() -> Reply {
@@ -62,17 +62,17 @@ pub async fn answer(
             None => return Ok(not_found()),
         },
         ["version"] => version(),
+        ["openapi", document @ ..] => {
+            let found = openapi::answer(&server.openapi, rows, document, query.get("hash"), headers);
+            return Ok(found.unwrap_or_else(not_found));
+        }
         ["healthz" | "livez" | "readyz", check @ ..] => {
             return Ok(health(server, parts[0], check, query).await);
         }
         [""] => json!({"paths": paths(rows)}),
         _ => return Ok(not_found()),
     };
-    let wanted = Wanted::of(headers, query.flag("pretty")).unwrap_or(Wanted {
-        shape: Shape::Object,
-        yaml: false,
-        pretty: false,
-    });
+    let wanted = Wanted::of(headers, query.flag("pretty")).unwrap_or(Wanted::JSON);
     Ok(wire::json(StatusCode::OK, wanted, document.to_string().into()))
 }
 
@@ -258,7 +258,7 @@ async fn binding(
     info.name = binding.metadata.name.clone().unwrap_or_default();
     "pods".clone_into(&mut info.resource);
     "binding".clone_into(&mut info.subresource);
-    let wanted = Wanted { shape: Shape::Object, yaml: false, pretty: false };
+    let wanted = Wanted::JSON;
     let mut call = Call {
         server: Arc::clone(server),
         storage,

@@ -63,6 +63,7 @@ pub struct Server {
     pub advertise: SocketAddr,
     pub shutdown: CancellationToken,
     pub backend: Arc<dyn Backend>,
+    pub openapi: crate::openapi::Documents,
     _cache: Cache,
 }
 
@@ -116,6 +117,7 @@ impl Server {
             shutdown: shutdown.clone(),
             backend: Arc::clone(&backend),
             kinds,
+            openapi: crate::openapi::Documents::new(),
             _cache: cache,
         });
         server.follow_policy().await?;

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use krate_api::{Reason, StatusError};
 
@@ -36,14 +36,15 @@ impl Service {
 
     /// Answers a request. Whatever goes wrong is this request's alone.
     pub async fn answer(&self, request: Request<Body>) -> Reply {
-        let yaml = Wanted::of(request.headers(), false).is_ok_and(|wanted| wanted.yaml);
+        let wanted = Wanted::of(request.headers(), false)
+            .map_or(Wanted::JSON, |wanted| Wanted { shape: Shape::Object, ..wanted });
         let answered = AssertUnwindSafe(self.handle(request)).catch_unwind().await;
         match answered {
             Ok(Ok(reply)) => reply,
-            Ok(Err(error)) => refusal(&error, yaml),
+            Ok(Err(error)) => wire::refusal(&error, wanted),
             Err(_) => {
                 tracing::error!("a request panicked");
-                wire::refusal(&StatusError::internal("this request caused the server to panic"))
+                wire::refusal(&StatusError::internal("this request caused the server to panic"), wanted)
             }
         }
     }
@@ -79,7 +80,7 @@ impl Service {
         };
         // What is passed on to a node is in the form that the node gives it.
         let wanted = if upgrade.is_some() || matches!(info.subresource.as_str(), "log" | "proxy") {
-            wanted.unwrap_or(Wanted { shape: Shape::Object, yaml: false, pretty: false })
+            wanted.unwrap_or(Wanted::JSON)
         } else {
             wanted?
         };
@@ -125,14 +126,4 @@ where
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         Box::pin(async move { Ok(service.answer(request).await) })
     }
-}
-
-/// A refusal in the form that the caller reads.
-fn refusal(error: &StatusError, yaml: bool) -> Reply {
-    if !yaml {
-        return wire::refusal(error);
-    }
-    let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let wanted = Wanted { shape: Shape::Object, yaml: true, pretty: false };
-    wire::json(code, wanted, error.to_json().into())
 }

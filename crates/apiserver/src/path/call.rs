@@ -70,7 +70,13 @@ impl Call {
         let agent =
             self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let name: String = agent.split('/').next().unwrap_or_default().chars().take(128).collect();
-        if name.is_empty() { "unknown".to_owned() } else { name }
+        match self.user.name.as_str() {
+            _ if !name.is_empty() => name,
+            // Components of this process bring no name but their user's.
+            user if user.starts_with("system:node:") => "kubelet".to_owned(),
+            user if user.starts_with("system:kube-") => user["system:".len()..].to_owned(),
+            _ => "unknown".to_owned(),
+        }
     }
 
     /// Reads the options of a write from the query.

@@ -2,6 +2,7 @@
 
 mod call;
 mod delete;
+mod ownership;
 mod patch;
 mod read;
 mod shape;

@@ -4,12 +4,14 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use krate_api::patch::{JsonPatch, decode_object, merge, strategic};
 use krate_api::{Gvk, Reason, StatusError, schema};
+use krate_store::Revision;
 use serde_json::Value;
 
 use super::call::Call;
+use super::ownership::{self, Ownership};
 use super::write::change;
 use crate::http::{Reply, media_type};
-use crate::storage::{Current, with_revision};
+use crate::storage::with_revision;
 
 enum Patch {
     Json(JsonPatch),
@@ -52,10 +54,15 @@ pub fn apply_body(
 /// The patch is none, does not fit, or what it makes is refused.
 pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.read_options("PatchOptions")?;
+    let is_apply = media_type(&call.headers) == "application/apply-patch+yaml";
+    ownership::check_options(&call, is_apply)?;
+    if is_apply {
+        return ownership::apply(call, body).await;
+    }
     let patch = Patch::read(&call.headers, &body)?;
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
-    let written = change(&mut call, current, true, |call, current| {
-        let json = value_of(current)?;
+    let written = change(&mut call, current, true, Ownership::Changes, |call, current| {
+        let json = value_of(&current.value, current.revision).map_err(Some)?;
         let asked = json.pointer("/metadata/resourceVersion").cloned();
         let patched = apply_to(json, &patch, call.kind().gvk()).map_err(Some)?;
         let names = patched.pointer("/metadata/resourceVersion");
@@ -72,9 +79,8 @@ pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
 }
 
 /// What is there as a client sees it.
-fn value_of(current: &Current) -> Result<Value, Option<StatusError>> {
-    let bytes = with_revision(&current.value, current.revision);
-    serde_json::from_slice(&bytes).map_err(|error| Some(StatusError::internal(error)))
+pub fn value_of(json: &[u8], revision: Revision) -> Result<Value, StatusError> {
+    serde_json::from_slice(&with_revision(json, revision)).map_err(StatusError::internal)
 }
 
 fn apply_to(mut json: Value, patch: &Patch, kind: Gvk<'_>) -> Result<Value, StatusError> {

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::StatusCode;
-use krate_api::{FieldErrors, FieldPath, FieldSelector, Gvk, LabelSelector, StatusError};
+use krate_api::{FieldErrors, FieldPath, FieldSelector, Gvk, LabelSelector, StatusError, protobuf, schema};
 use krate_store::Revision;
 use krate_store::cache::{
     CacheError, CacheEvent, Freshness, Head, ListQuery, Scope, Selector, Start, WatchQuery,
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::call::Call;
 use super::shape;
-use crate::http::{self as wire, Reply, Shape};
+use crate::http::{self as wire, Form, Reply, Shape};
 use crate::request::RequestInfo;
 use crate::storage::refused;
 
@@ -203,7 +203,11 @@ fn join(call: &Call, items: &[Bytes], meta: &Value) -> Bytes {
 }
 
 /// A watch of a collection, or of one object of it.
-pub async fn watch(call: Call) -> Result<Reply, StatusError> {
+pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
+    // All events of a stream have one form: a kind without an encoding in protobuf is watched in JSON.
+    if call.wanted.form == Form::Protobuf && schema::of(call.kind().gvk()).is_none() {
+        call.wanted.form = Form::Json;
+    }
     let asked = revision(&call, "resourceVersion")?;
     let initial = call.query.flag("sendInitialEvents");
     let bookmarks = call.query.flag("allowWatchBookmarks");
@@ -242,8 +246,8 @@ pub async fn watch(call: Call) -> Result<Reply, StatusError> {
         Ok(watcher) => watcher,
         // A watch that began is told so by an event, as upstream does.
         Err(error @ CacheError::TooOld { .. }) => {
-            let line = error_line(&refused(error));
-            return Ok(wire::reply(StatusCode::OK, "application/json", line));
+            let event = error_event(&call, &refused(error));
+            return Ok(wire::reply(StatusCode::OK, stream_type(&call), event));
         }
         Err(error) => return Err(refused(error)),
     };
@@ -253,8 +257,9 @@ pub async fn watch(call: Call) -> Result<Reply, StatusError> {
     };
     let end = tokio::time::Instant::now() + Duration::from_secs(seconds);
     let shutdown = call.server.shutdown.clone();
+    let stream_type = stream_type(&call);
     let call = Arc::new(call);
-    let lines = futures::stream::unfold((watcher, true, call), move |(mut watcher, first, call)| {
+    let events = futures::stream::unfold((watcher, true, call), move |(mut watcher, first, call)| {
         let shutdown = shutdown.clone();
         async move {
             let event = tokio::select! {
@@ -262,32 +267,39 @@ pub async fn watch(call: Call) -> Result<Reply, StatusError> {
                 () = tokio::time::sleep_until(end) => return None,
                 () = shutdown.cancelled() => return None,
             };
-            let line = line(&call, &event, first);
-            Some((line, (watcher, false, call)))
+            let framed = framed(&call, &event, first);
+            Some((framed, (watcher, false, call)))
         }
     });
-    let mut reply = http::Response::new(wire::stream(lines));
-    reply
-        .headers_mut()
-        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    let mut reply = http::Response::new(wire::stream(events));
+    reply.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(stream_type));
     Ok(reply)
 }
 
-fn line(call: &Call, event: &CacheEvent, first: bool) -> Bytes {
+/// The media type of a watch. YAML has no stream.
+fn stream_type(call: &Call) -> &'static str {
+    match call.wanted.form {
+        Form::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Form::Json | Form::Yaml => "application/json",
+    }
+}
+
+fn framed(call: &Call, event: &CacheEvent, first: bool) -> Bytes {
     let CacheEvent::Bookmark { revision, initial_events_end } = event else {
-        if call.wanted.shape == Shape::Object {
+        let shape = call.wanted.shape;
+        if shape == Shape::Object && call.wanted.form != Form::Protobuf {
+            // One line serves all watchers.
             return event.line().unwrap_or_default();
         }
         let name = event.kind().map_or("MODIFIED", krate_store::cache::Kind::name);
         let object = event.object().unwrap_or_default();
-        let shaped =
-            shape::event(&call.storage, call.wanted.shape, &object, event.revision(), first, &call.query);
+        let shaped = shape::event(&call.storage, shape, &object, event.revision(), first, &call.query);
         return match shaped {
-            Ok(object) => frame(name, &object),
-            Err(error) => error_line(&error),
+            Ok(object) => frame(call, name, &object),
+            Err(error) => error_event(call, &error),
         };
     };
-    frame("BOOKMARK", bookmark(call, *revision, *initial_events_end).to_string().as_bytes())
+    frame(call, "BOOKMARK", bookmark(call, *revision, *initial_events_end).to_string().as_bytes())
 }
 
 fn bookmark(call: &Call, revision: Revision, initial_events_end: bool) -> Value {
@@ -308,7 +320,14 @@ fn bookmark(call: &Call, revision: Revision, initial_events_end: bool) -> Value 
     json!({"kind": kind, "apiVersion": version, "metadata": meta})
 }
 
-fn frame(kind: &str, object: &[u8]) -> Bytes {
+/// One event as it is sent, its object given as JSON.
+fn frame(call: &Call, kind: &str, object: &[u8]) -> Bytes {
+    if call.wanted.form == Form::Protobuf
+        && let Ok(value) = serde_json::from_slice(object)
+        && let Ok(encoded) = protobuf::encode(&value)
+    {
+        return protobuf::watch_frame(kind, &encoded).into();
+    }
     let mut out = BytesMut::with_capacity(object.len() + 32);
     out.put_slice(b"{\"type\":\"");
     out.put_slice(kind.as_bytes());
@@ -318,6 +337,6 @@ fn frame(kind: &str, object: &[u8]) -> Bytes {
     out.freeze()
 }
 
-fn error_line(error: &StatusError) -> Bytes {
-    frame("ERROR", &error.to_json())
+fn error_event(call: &Call, error: &StatusError) -> Bytes {
+    frame(call, "ERROR", &error.to_json())
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::call::{Call, no_such_resource};
 use super::delete::delete_object;
+use super::ownership::Ownership;
 use super::write::{change, now};
 use super::{patch, read, write};
 use crate::auth::Bound;
@@ -64,7 +65,7 @@ async fn finalize(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let asked = wanted.metadata.resource_version.filter(|v| !v.is_empty());
     // A namespace has no namespace, though its path has.
     let current = call.storage.current("", &call.info.name).await?;
-    let written = change(&mut call, current, true, |_, current| {
+    let written = change(&mut call, current, true, Ownership::Changes, |_, current| {
         if asked.as_ref().is_some_and(|asked| *asked != current.revision.to_string()) {
             return Err(None);
         }
@@ -156,7 +157,7 @@ async fn set_scale(mut call: Call, scale: &Value) -> Result<Reply, StatusError> 
     }
     let asked = scale.pointer("/metadata/resourceVersion").and_then(Value::as_str).map(str::to_owned);
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
-    let written = change(&mut call, current, asked.is_none(), |call, current| {
+    let written = change(&mut call, current, asked.is_none(), Ownership::Changes, |call, current| {
         if asked.as_ref().is_some_and(|asked| *asked != current.revision.to_string()) {
             return Err(None);
         }
@@ -203,7 +204,8 @@ pub async fn bind_pod(call: &mut Call, binding: Binding) -> Result<(), StatusErr
     let annotations = binding.metadata.annotations.unwrap_or_default();
     let name = call.info.name.clone();
     let current = call.storage.current(&call.info.namespace, &name).await?;
-    change(call, current, true, |call, current| {
+    // Upstream binds outside of what tracks fields.
+    change(call, current, true, Ownership::Settled, |call, current| {
         let refuse = |why: String| Some(call.conflict(&name, why));
         let mut object = current.object.boxed_clone();
         let Some(pod) = object.is_mut::<Pod>() else { return Err(Some(no_such_resource())) };

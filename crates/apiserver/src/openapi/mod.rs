@@ -1,0 +1,121 @@
+//! The OpenAPI documents: version 2 of all that is served, version 3 of each group version. They are made from the
+//! table of kinds and the schema of their types when they are first asked for, and kept compressed.
+//!
+//! They say what clients reckon with (types, keys of lists, patch strategies, operations, parameters) and have no
+//! descriptions.
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use krate_api::Kind;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+mod operations;
+mod serve;
+mod text;
+mod types;
+
+pub(crate) use serve::answer;
+
+#[cfg(test)]
+mod tests;
+
+/// A document, as it is kept.
+#[derive(Clone, Debug)]
+pub struct Document {
+    compressed: Bytes,
+    /// Of the document's text, in capital hexadecimal digits: its version for caches.
+    pub hash: String,
+}
+
+impl Document {
+    fn new(text: &str) -> Self {
+        let hash = hex_upper(&Sha256::digest(text.as_bytes()));
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        // Writing to memory does not fail.
+        let compressed =
+            encoder.write_all(text.as_bytes()).and_then(|()| encoder.finish()).unwrap_or_default();
+        Document { compressed: compressed.into(), hash }
+    }
+
+    /// The document in gzip, for clients that take that.
+    pub fn gzip(&self) -> Bytes {
+        self.compressed.clone()
+    }
+
+    /// The document as it is.
+    pub fn json(&self) -> Bytes {
+        let mut out = Vec::new();
+        // What was compressed here is in order.
+        let _ = GzDecoder::new(&*self.compressed).read_to_end(&mut out);
+        out.into()
+    }
+}
+
+fn hex_upper(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02X}")).collect()
+}
+
+/// The documents of a server, each made once.
+#[derive(Debug, Default)]
+pub struct Documents {
+    made: Mutex<HashMap<String, Document>>,
+}
+
+impl Documents {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn once(&self, key: &str, make: impl FnOnce() -> Option<String>) -> Option<Document> {
+        if let Some(document) = self.made.lock().get(key) {
+            return Some(document.clone());
+        }
+        let document = Document::new(&make()?);
+        self.made.lock().insert(key.to_owned(), document.clone());
+        Some(document)
+    }
+
+    /// `/openapi/v2`.
+    pub fn v2(&self, rows: &[&'static Kind]) -> Option<Document> {
+        self.once("v2", || Some(text::v2(rows)))
+    }
+
+    /// `/openapi/v3`: where the document of each group version is, with its hash.
+    pub fn v3_index(&self, rows: &[&'static Kind]) -> Option<Document> {
+        let mut all: Vec<(&str, &str)> = rows.iter().map(|r| (r.group, r.version)).collect();
+        all.sort_unstable();
+        all.dedup();
+        let mut entries = Vec::with_capacity(all.len());
+        for (group, version) in all {
+            let place = place(group, version);
+            let document = self.v3(rows, group, version)?;
+            entries.push((format!("/openapi/v3/{place}?hash={}", document.hash), place));
+        }
+        self.once("v3", || Some(text::v3_index(&entries)))
+    }
+
+    /// `/openapi/v3/api/v1`, `/openapi/v3/apis/GROUP/VERSION`: None for what is not served.
+    pub fn v3(&self, rows: &[&'static Kind], group: &str, version: &str) -> Option<Document> {
+        self.once(&place(group, version), || {
+            let served: Vec<&'static Kind> =
+                rows.iter().copied().filter(|r| r.group == group && r.version == version).collect();
+            (!served.is_empty()).then(|| text::v3(&served))
+        })
+    }
+
+    /// Forgets all documents: what is served changed.
+    pub fn forget(&self) {
+        self.made.lock().clear();
+    }
+}
+
+/// `api/v1`, or `apis/apps/v1`.
+fn place(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}

@@ -1,0 +1,160 @@
+//! Whose fields are whose: `metadata.managedFields` of what is written, and server-side apply (KEP-555).
+
+use bytes::Bytes;
+use http::StatusCode;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use krate_api::managed::{self, Request};
+use krate_api::schema::{self, TypeRef};
+use krate_api::{FieldErrors, FieldPath, Gvk, Kind, Reason, StatusError};
+use serde_json::Value;
+
+use super::call::{Call, no_such_resource};
+use super::patch::value_of;
+use super::write::{change, create_object};
+use crate::http::{Reply, json_of_yaml};
+use crate::registry::erased::Object;
+use crate::storage::Current;
+
+/// How it is found out who comes to own what by a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// Whoever changes a field owns it.
+    Changes,
+    /// The object says it already, or nobody is to own what changes.
+    Settled,
+}
+
+/// What a status endpoint resets besides the spec, so that nobody comes to own it there.
+const STATUS_RESETS: &[(&str, &str, &[&[&str]])] = &[
+    ("", "pods", &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]),
+    ("apps", "deployments", &[&["spec"], &["metadata", "labels"]]),
+];
+
+fn resets(kind: &Kind, subresource: &str) -> &'static [&'static [&'static str]] {
+    match subresource {
+        "" if kind.subresource("status").is_some() => &[&["status"]],
+        "status" => STATUS_RESETS
+            .iter()
+            .find(|(group, plural, _)| *group == kind.group && *plural == kind.plural)
+            .map_or(&[&["spec"]], |(_, _, fields)| *fields),
+        _ => &[],
+    }
+}
+
+fn request<'a>(call: &'a Call, manager: &'a str, api_version: &'a str, schema: TypeRef<'a>) -> Request<'a> {
+    let subresource = call.info.subresource.as_str();
+    Request {
+        manager,
+        api_version,
+        subresource,
+        now: Timestamp::now(),
+        schema,
+        reset: resets(call.kind(), subresource),
+    }
+}
+
+/// Gives an object the managed fields that it is to be stored with. `live` is what is stored now.
+pub fn track(call: &Call, object: &mut dyn Object, live: Option<&Current>) -> Result<(), StatusError> {
+    let Some(schema) = schema::of(call.kind().gvk()) else { return Ok(()) };
+    object.meta_mut().resource_version = None;
+    object.meta_mut().self_link = None;
+    let new = object.to_json();
+    let before = match live {
+        // Where nothing changes, nobody comes to own anything.
+        Some(live) if live.value == new => return Ok(()),
+        Some(live) => Some(parse(&live.value)?),
+        None => None,
+    };
+    let mut new = parse(&new)?;
+    let (manager, api_version) = (call.manager(), call.kind().api_version());
+    managed::on_update(before.as_ref(), &mut new, request(call, &manager, &api_version, schema));
+    object.meta_mut().managed_fields = entries(new)?;
+    Ok(())
+}
+
+fn parse(json: &[u8]) -> Result<Value, StatusError> {
+    serde_json::from_slice(json).map_err(StatusError::internal)
+}
+
+fn entries(mut object: Value) -> Result<Option<Vec<ManagedFieldsEntry>>, StatusError> {
+    let entries = object.pointer_mut("/metadata/managedFields").map(Value::take);
+    entries.map(serde_json::from_value).transpose().map_err(StatusError::internal)
+}
+
+/// `PATCH` with `application/apply-patch+yaml`: what a manager wants of an object, which is made if it is not there.
+pub async fn apply(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    let applied: Value = json_of_yaml(&body)
+        .map_err(|error| StatusError::bad_request(format!("error decoding YAML: {error}")))?;
+    check_applied(&call, &applied)?;
+    let force = call.query.flag("force");
+    let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
+    let current = match call.storage.current(&namespace, &name).await {
+        Ok(current) => current,
+        Err(error) if error.is(Reason::NotFound) && call.info.subresource.is_empty() => {
+            if let Some(uid) = applied["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty()) {
+                return Err(call.conflict(
+                    &name,
+                    format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found"),
+                ));
+            }
+            let object = merged(&mut call, None, &applied, force)?;
+            let written = create_object(&mut call, object, Ownership::Settled).await?;
+            return call.written(StatusCode::CREATED, &written);
+        }
+        Err(error) => return Err(error),
+    };
+    let written = change(&mut call, current, true, Ownership::Settled, |call, current| {
+        let asked = applied.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
+        if !asked.is_empty() && asked != current.revision.to_string() {
+            return Err(None);
+        }
+        merged(call, Some(current), &applied, force).map_err(Some)
+    })
+    .await?;
+    call.written(StatusCode::OK, &written)
+}
+
+fn check_applied(call: &Call, applied: &Value) -> Result<(), StatusError> {
+    let kind = call.kind();
+    let text = |field: &str| applied[field].as_str().unwrap_or_default();
+    let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
+    if version.is_empty() || text("kind").is_empty() || text("kind") != kind.kind || group != kind.group {
+        let said = format!("{group}/{version}, Kind={}", text("kind"));
+        return Err(StatusError::bad_request(format!("invalid object type: {said}")));
+    }
+    Ok(())
+}
+
+fn merged(
+    call: &mut Call,
+    current: Option<&Current>,
+    applied: &Value,
+    force: bool,
+) -> Result<Box<dyn Object>, StatusError> {
+    let schema = schema::of(call.kind().gvk()).ok_or_else(no_such_resource)?;
+    let (manager, api_version) = (call.manager(), call.kind().api_version());
+    let live = current.map(|current| value_of(&current.value, current.revision)).transpose()?;
+    let request = request(call, &manager, &api_version, schema);
+    let out = managed::apply(live.as_ref(), applied, request, force).map_err(|error| error.status())?;
+    let bytes = serde_json::to_vec(&out).map_err(StatusError::internal)?;
+    let mut object = call.decode_checked(&bytes)?;
+    call.place(&mut *object)?;
+    Ok(object)
+}
+
+/// What only a patch of one kind may, or must, say.
+pub fn check_options(call: &Call, is_apply: bool) -> Result<(), StatusError> {
+    let mut errors = FieldErrors::new();
+    if is_apply && call.query.get("fieldManager").is_none_or(str::is_empty) {
+        errors.required(&FieldPath::new("fieldManager"), "is required for apply patch");
+    }
+    if !is_apply && call.query.get("force").is_some() {
+        errors.forbidden(&FieldPath::new("force"), "may not be specified for non-apply patch");
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let kind = Gvk { group: "meta.k8s.io", version: "v1", kind: "PatchOptions" };
+    Err(StatusError::invalid(kind, "", &errors))
+}
