@@ -1,0 +1,275 @@
+//! The controllers and the scheduler against the real API server: what a user does, and what then must be so.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use krate_client::Informers;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use support::{Cluster, object, until};
+
+const PEM: &str = "-----BEGIN CERTIFICATE-----\n";
+
+/// A cluster of two nodes, as its own components run it.
+async fn cluster() -> Cluster {
+    let cluster = Cluster::start().await;
+    let config = krate_controllers::Config {
+        root_ca_pem: PEM.to_owned(),
+        // Nobody sends heartbeats.
+        node_grace_period: Duration::from_secs(3600),
+        ..krate_controllers::Config::default()
+    };
+    let manager = cluster.client_as("system:kube-controller-manager", &[krate_apiserver::rbac::CONTROLLERS]);
+    let informers = Informers::new(cluster.client.clone(), cluster.shutdown.clone());
+    let shutdown = cluster.shutdown.clone();
+    cluster.run({
+        let informers = informers.clone();
+        async move { krate_controllers::run(manager, informers, config, shutdown).await.expect("they run") }
+    });
+    let (scheduler, shutdown) = (cluster.client_as("system:kube-scheduler", &[]), cluster.shutdown.clone());
+    cluster.run(async move {
+        let config = krate_scheduler::Config::default();
+        krate_scheduler::run(scheduler, informers, config, shutdown).await.expect("it runs");
+    });
+    cluster.play_kubelets();
+    cluster.add_node("one").await;
+    cluster.add_node("two").await;
+    cluster
+}
+
+fn deployment(name: &str, replicas: i32, image: &str) -> Deployment {
+    object(json!({
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"containers": [{"name": "c", "image": image, "ports": [{"containerPort": 8080}]}]}}}}))
+}
+
+fn is_rolled_out(d: &Deployment, replicas: i32) -> bool {
+    let status = d.status.clone().unwrap_or_default();
+    let reason =
+        status.conditions.iter().flatten().find(|c| c.type_ == "Progressing").and_then(|c| c.reason.clone());
+    status.observed_generation == d.metadata.generation
+        && status.updated_replicas == Some(replicas)
+        && status.replicas == Some(replicas)
+        && status.available_replicas == Some(replicas)
+        && reason.as_deref() == Some("NewReplicaSetAvailable")
+}
+
+/// The whole container, as a merge patch replaces lists.
+fn with_image(image: &str) -> Value {
+    let container = json!({"name": "c", "image": image, "ports": [{"containerPort": 8080}]});
+    json!({"spec": {"template": {"spec": {"containers": [container]}}}})
+}
+
+async fn merge<K>(api: kube::Api<K>, name: &str, patch: Value)
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.expect("it is patched");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_namespace_gets_what_pods_need() {
+    let cluster = cluster().await;
+    cluster.create_namespace("team").await;
+    until(cluster.of::<ServiceAccount>("team"), "given an account", |all| {
+        all.iter().any(|a| a.name_any() == "default")
+    })
+    .await;
+    until(cluster.of::<ConfigMap>("team"), "given the certificates", |all| {
+        let published =
+            |m: &ConfigMap| m.data.as_ref().and_then(|d| d.get("ca.crt")).is_some_and(|c| c == PEM);
+        all.iter().any(|m| m.name_any() == "kube-root-ca.crt" && published(m))
+    })
+    .await;
+    // What somebody takes away comes back.
+    let maps = cluster.of::<ConfigMap>("team");
+    maps.delete("kube-root-ca.crt", &DeleteParams::default()).await.expect("it goes");
+    until(maps, "given again", |all| all.iter().any(|m| m.name_any() == "kube-root-ca.crt")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_get_ranges_and_lose_the_taint_of_new_ones() {
+    let cluster = cluster().await;
+    let tainted =
+        json!({"spec": {"taints": [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]}});
+    merge(cluster.all::<Node>(), "one", tainted).await;
+    until(cluster.all::<Node>(), "given ranges and no taints", |all| {
+        let mut ranges: Vec<_> = all.iter().filter_map(|n| n.spec.as_ref()?.pod_cidr.clone()).collect();
+        ranges.sort();
+        let clean = |n: &Node| n.spec.as_ref().and_then(|s| s.taints.as_ref()).is_none_or(Vec::is_empty);
+        ranges == ["10.244.0.0/24", "10.244.1.0/24"] && all.iter().all(clean)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_runs_rolls_scales_and_goes() {
+    let cluster = cluster().await;
+    cluster.create_namespace("web").await;
+    let deployments = cluster.of::<Deployment>("web");
+    deployments.create(&PostParams::default(), &deployment("web", 3, "one")).await.expect("it is made");
+    let service: Service = object(json!({"metadata": {"name": "web"}, "spec": {
+        "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}}));
+    cluster.of("web").create(&PostParams::default(), &service).await.expect("it is made");
+    until(deployments.clone(), "rolled out", |all| all.iter().any(|d| is_rolled_out(d, 3))).await;
+
+    let ready = |s: &EndpointSlice| {
+        let endpoints = s.endpoints.iter().flatten();
+        endpoints.filter(|e| e.conditions.as_ref().and_then(|c| c.ready) == Some(true)).count()
+    };
+    until(cluster.of::<EndpointSlice>("web"), "behind the service", |all| {
+        all.iter().filter(|s| s.name_any().starts_with("web-")).map(ready).sum::<usize>() == 3
+    })
+    .await;
+    until(cluster.of::<Endpoints>("web"), "in the old form too", |all| {
+        let addresses = |e: &Endpoints| {
+            e.subsets.iter().flatten().map(|s| s.addresses.as_ref().map_or(0, Vec::len)).sum::<usize>()
+        };
+        all.iter().any(|e| e.name_any() == "web" && addresses(e) == 3)
+    })
+    .await;
+    let pods = cluster.of::<Pod>("web");
+    let nodes: std::collections::BTreeSet<_> = pods
+        .list(&ListParams::default())
+        .await
+        .expect("pods")
+        .into_iter()
+        .filter_map(|p| p.spec?.node_name)
+        .collect();
+    assert_eq!(nodes.len(), 2, "siblings are spread");
+
+    let image = with_image("two");
+    merge(deployments.clone(), "web", image).await;
+    let revision = |d: &Deployment| d.annotations().get("deployment.kubernetes.io/revision").cloned();
+    until(deployments.clone(), "rolled to the next revision", |all| {
+        all.iter().any(|d| is_rolled_out(d, 3) && revision(d).as_deref() == Some("2"))
+    })
+    .await;
+    let sets = cluster.of::<ReplicaSet>("web").list(&ListParams::default()).await.expect("sets");
+    assert_eq!(sets.items.len(), 2, "the old one is kept, to go back to");
+
+    merge(deployments.clone(), "web", json!({"spec": {"replicas": 5}})).await;
+    until(deployments.clone(), "scaled up", |all| all.iter().any(|d| is_rolled_out(d, 5))).await;
+    merge(deployments.clone(), "web", json!({"spec": {"replicas": 1}})).await;
+    until(deployments.clone(), "scaled down", |all| all.iter().any(|d| is_rolled_out(d, 1))).await;
+
+    let image = with_image("one");
+    merge(deployments.clone(), "web", image).await;
+    until(deployments.clone(), "gone back", |all| {
+        all.iter().any(|d| is_rolled_out(d, 1) && revision(d).as_deref() == Some("3"))
+    })
+    .await;
+    let sets = cluster.of::<ReplicaSet>("web").list(&ListParams::default()).await.expect("sets");
+    assert_eq!(sets.items.len(), 2, "with the set that was kept");
+
+    deployments.delete("web", &DeleteParams::background()).await.expect("it goes");
+    until(cluster.of::<ReplicaSet>("web"), "gone", <[ReplicaSet]>::is_empty).await;
+    until(pods, "gone", <[Pod]>::is_empty).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recreating_ends_the_old_before_the_new_begin() {
+    let cluster = cluster().await;
+    let mut d = deployment("web", 2, "one");
+    d.spec.get_or_insert_default().strategy = Some(object(json!({"type": "Recreate"})));
+    let deployments = cluster.of::<Deployment>("default");
+    deployments.create(&PostParams::default(), &d).await.expect("it is made");
+    until(deployments.clone(), "rolled out", |all| all.iter().any(|d| is_rolled_out(d, 2))).await;
+    let image = with_image("two");
+    merge(deployments, "web", image).await;
+    let images = |p: &Pod| p.spec.as_ref().and_then(|s| s.containers[0].image.clone());
+    until(cluster.of::<Pod>("default"), "all new", |all| {
+        let new = all.iter().filter(|p| images(p).as_deref() == Some("two")).count();
+        assert!(new == 0 || new == all.len(), "never both");
+        new == 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_namespace_leaves_nothing() {
+    let cluster = cluster().await;
+    cluster.create_namespace("gone").await;
+    let deployments = cluster.of::<Deployment>("gone");
+    deployments.create(&PostParams::default(), &deployment("web", 3, "one")).await.expect("it is made");
+    let map: ConfigMap = object(json!({"metadata": {"name": "settings"}, "data": {"a": "b"}}));
+    cluster.of("gone").create(&PostParams::default(), &map).await.expect("it is made");
+    until(deployments, "rolled out", |all| all.iter().any(|d| is_rolled_out(d, 3))).await;
+    cluster.all::<Namespace>().delete("gone", &DeleteParams::default()).await.expect("it is deleted");
+    until(cluster.all::<Namespace>(), "gone", |all| all.iter().all(|n| n.name_any() != "gone")).await;
+    let listing = ListParams::default();
+    assert!(cluster.of::<Pod>("gone").list(&listing).await.expect("a list").items.is_empty());
+    assert!(cluster.of::<ReplicaSet>("gone").list(&listing).await.expect("a list").items.is_empty());
+    assert!(cluster.of::<ConfigMap>("gone").list(&listing).await.expect("a list").items.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_waits_for_finalizers_and_says_so() {
+    let cluster = cluster().await;
+    cluster.create_namespace("held").await;
+    let map: ConfigMap =
+        object(json!({"metadata": {"name": "held", "finalizers": ["example.com/hold"]}, "data": {}}));
+    cluster.of("held").create(&PostParams::default(), &map).await.expect("it is made");
+    cluster.all::<Namespace>().delete("held", &DeleteParams::default()).await.expect("it is deleted");
+    until(cluster.all::<Namespace>(), "told what remains", |all| {
+        let conditions = all
+            .iter()
+            .filter(|n| n.name_any() == "held")
+            .flat_map(|n| n.status.clone().and_then(|s| s.conditions).unwrap_or_default());
+        conditions.into_iter().any(|c| c.type_ == "NamespaceFinalizersRemaining" && c.status == "True")
+    })
+    .await;
+    merge(cluster.of::<ConfigMap>("held"), "held", json!({"metadata": {"finalizers": null}})).await;
+    until(cluster.all::<Namespace>(), "gone", |all| all.iter().all(|n| n.name_any() != "held")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletions_wait_for_dependents_or_let_them_go() {
+    let cluster = cluster().await;
+    let maps = cluster.of::<ConfigMap>("default");
+    let make = async |name: &str, owner: Option<&ConfigMap>| {
+        let owners: Vec<_> = owner
+            .iter()
+            .map(|o| {
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "name": o.name_any(), "uid": o.uid(),
+                    "blockOwnerDeletion": true})
+            })
+            .collect();
+        let map: ConfigMap = object(json!({"metadata": {"name": name, "ownerReferences": owners}}));
+        maps.create(&PostParams::default(), &map).await.expect("it is made")
+    };
+    let there = |all: &[ConfigMap], name: &str| all.iter().any(|m| m.name_any() == name);
+
+    let first = make("first", None).await;
+    make("first-child", Some(&first)).await;
+    maps.delete("first", &DeleteParams::foreground()).await.expect("it is deleted");
+    until(maps.clone(), "both gone", |all| {
+        assert!(there(all, "first") || !there(all, "first-child"), "the owner goes last");
+        !there(all, "first")
+    })
+    .await;
+
+    let second = make("second", None).await;
+    make("second-child", Some(&second)).await;
+    maps.delete("second", &DeleteParams::orphan()).await.expect("it is deleted");
+    until(maps.clone(), "gone alone", |all| {
+        let child = all.iter().find(|m| m.name_any() == "second-child");
+        !there(all, "second") && child.is_some_and(|c| c.owner_references().is_empty())
+    })
+    .await;
+
+    let missing: ConfigMap = object(json!({"metadata": {"name": "missing", "uid": "no-such-uid"}}));
+    make("abandoned", Some(&missing)).await;
+    until(maps.clone(), "gone for want of its owner", |all| !there(all, "abandoned")).await;
+}
