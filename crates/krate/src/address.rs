@@ -31,8 +31,10 @@ fn first_of_an_interface() -> Option<IpAddr> {
 
 /// The machine's name in the form that a Node's name takes.
 pub fn host_name() -> String {
-    let name = nix::unistd::gethostname().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    let name =
+        nix::unistd::gethostname().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let name: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
     let name = name.trim_matches(['-', '.']);
     if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
 }

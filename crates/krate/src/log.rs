@@ -15,7 +15,8 @@ pub fn to_file(file: &Path) -> Result<()> {
         .append(true)
         .open(file)
         .with_context(|| format!("opening {}", file.display()))?;
-    let filter = EnvFilter::try_from_env("KRATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env("KRATE_LOG").unwrap_or_else(|_| EnvFilter::new("info,hickory_server=warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Arc::new(log)).init();
     Ok(())
 }

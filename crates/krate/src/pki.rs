@@ -108,7 +108,8 @@ impl Authority {
             write_private(&file, KeyPair::generate()?.serialize_pem().as_bytes())?;
         }
         let key = read(&file)?;
-        let public = KeyPair::from_pem(&key).context("reading the key of ServiceAccount tokens")?.public_key_pem();
+        let public =
+            KeyPair::from_pem(&key).context("reading the key of ServiceAccount tokens")?.public_key_pem();
         Ok((key, public))
     }
 

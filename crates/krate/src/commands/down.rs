@@ -50,7 +50,9 @@ pub async fn run(dir: &DataDir, args: &Down) -> Result<()> {
 async fn stop(dir: &DataDir, pid: i32) -> Result<()> {
     let signal = |signal| match kill(Pid::from_raw(pid), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("stopping process {pid}; run as the user that started it")),
+        Err(error) => {
+            Err(error).with_context(|| format!("stopping process {pid}; run as the user that started it"))
+        }
     };
     signal(Signal::SIGTERM)?;
     let free = {

@@ -89,8 +89,10 @@ impl Bars {
     fn show(&self, progress: &image::Progress) {
         let Ok(mut bars) = self.bars.lock() else { return };
         let bar = bars.entry(progress.item.clone()).or_insert_with(|| {
-            let style = ProgressStyle::with_template("{msg:30!} {bar:30} {decimal_bytes:>10}/{decimal_total_bytes:10}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template(
+                "{msg:30!} {bar:30} {decimal_bytes:>10}/{decimal_total_bytes:10}",
+            )
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = self.all.add(ProgressBar::new(progress.total).with_style(style));
             bar.set_message(progress.item.clone());
             bar

@@ -112,7 +112,11 @@ fn show(status: &Value) {
         println!("cluster         does not run; `krate up` starts it");
         return;
     }
-    println!("process         {}, {} MB", status["pid"], status["memoryKilobytes"].as_u64().unwrap_or(0) / 1024);
+    println!(
+        "process         {}, {} MB",
+        status["pid"],
+        status["memoryKilobytes"].as_u64().unwrap_or(0) / 1024
+    );
     println!("context         {}", text(&status["context"]));
     if let Some(error) = status["error"].as_str() {
         println!("error           {error}");
@@ -121,8 +125,17 @@ fn show(status: &Value) {
         println!("component       {name}: {}", if check["ready"] == true { "ready" } else { "not ready" });
     }
     for node in status["nodes"].as_array().into_iter().flatten() {
-        let state = if node["ready"] == true { "Ready".to_owned() } else { format!("NotReady: {}", text(&node["message"])) };
-        println!("node            {} ({}) {}: {state}", text(&node["name"]), text(&node["address"]), text(&node["version"]));
+        let state = if node["ready"] == true {
+            "Ready".to_owned()
+        } else {
+            format!("NotReady: {}", text(&node["message"]))
+        };
+        println!(
+            "node            {} ({}) {}: {state}",
+            text(&node["name"]),
+            text(&node["address"]),
+            text(&node["version"])
+        );
     }
     let pods = &status["pods"];
     println!(

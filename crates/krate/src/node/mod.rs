@@ -70,7 +70,10 @@ pub async fn start(
     let config = proxy_config(dir, settings, &name);
     let stop = shutdown.clone();
     parts.spawn("proxy", async move { krate_proxy::run(informers, config, stop).await });
-    progress.ready("service proxy", &format!("{}, services in {}", krate_proxy::BACKENDS[0].mode, settings.service_cidr));
+    progress.ready(
+        "service proxy",
+        &format!("{}, services in {}", krate_proxy::BACKENDS[0].mode, settings.service_cidr),
+    );
 
     dns(settings, plane, &name, gateway, shutdown, parts);
     progress.ready("cluster DNS", &format!("{} at {}", DOMAIN, dns_address(settings.service_cidr)));
@@ -136,12 +139,7 @@ fn kubelet(
 }
 
 /// Starts the container runtime and waits until it has found what still runs.
-async fn runtime(
-    dir: &DataDir,
-    network: Late,
-    shutdown: &CancellationToken,
-    parts: &Parts,
-) -> Result<()> {
+async fn runtime(dir: &DataDir, network: Late, shutdown: &CancellationToken, parts: &Parts) -> Result<()> {
     let config = runtime_config(dir, network);
     let (ready, is_ready) = oneshot::channel();
     let stop = shutdown.clone();

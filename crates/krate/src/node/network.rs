@@ -7,7 +7,9 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use krate_network::{HostPort, PodNetwork as Network, Protocol};
-use krate_runtime::{NetworkError, PodAddresses, PodIdentity, PodNetwork, PortMapping, Protocol as PortProtocol};
+use krate_runtime::{
+    NetworkError, PodAddresses, PodIdentity, PodNetwork, PortMapping, Protocol as PortProtocol,
+};
 
 /// A pod network that is not there until [`Late::set`].
 #[derive(Clone, Default)]
@@ -55,7 +57,9 @@ fn host_port(port: &PortMapping) -> Result<HostPort, NetworkError> {
         Some(IpAddr::V4(address)) if address.is_unspecified() => None,
         Some(IpAddr::V4(address)) => Some(address),
         Some(IpAddr::V6(address)) => {
-            return Err(NetworkError(format!("host ports on IPv6 addresses such as {address} are not served")));
+            return Err(NetworkError(format!(
+                "host ports on IPv6 addresses such as {address} are not served"
+            )));
         }
     };
     Ok(HostPort {

@@ -96,12 +96,7 @@ pub async fn start(
     Ok(plane)
 }
 
-fn components(
-    settings: &Settings,
-    plane: &ControlPlane,
-    shutdown: &CancellationToken,
-    parts: &Parts,
-) {
+fn components(settings: &Settings, plane: &ControlPlane, shutdown: &CancellationToken, parts: &Parts) {
     let client = plane.client("system:kube-controller-manager", &[CONTROLLERS]);
     let informers = Informers::new(client.clone(), shutdown.clone());
     let config = krate_controllers::Config {

@@ -12,7 +12,10 @@ use crate::datadir::DataDir;
 /// Starts this binary again in the background with the same arguments, and shows what it says until it is ready.
 pub fn run(dir: &DataDir) -> Result<()> {
     fs::create_dir_all(dir.root()).with_context(|| {
-        format!("cannot make the data directory {}\n  run as root, or name another with --data-dir", dir.root().display())
+        format!(
+            "cannot make the data directory {}\n  run as root, or name another with --data-dir",
+            dir.root().display()
+        )
     })?;
     let errors = dir.run().join("start-error");
     fs::create_dir_all(dir.run())?;
@@ -34,5 +37,8 @@ pub fn run(dir: &DataDir) -> Result<()> {
     let status = child.wait()?;
     let said = fs::read_to_string(&errors).unwrap_or_default();
     let _ = fs::remove_file(&errors);
-    bail!("{}", said.trim().strip_prefix("krate: ").map_or_else(|| format!("it ended with {status}"), str::to_owned));
+    bail!(
+        "{}",
+        said.trim().strip_prefix("krate: ").map_or_else(|| format!("it ended with {status}"), str::to_owned)
+    );
 }

@@ -38,8 +38,12 @@ pub async fn run(dir: &DataDir, args: &Up) -> Result<()> {
     let shutdown = CancellationToken::new();
     let (parts, mut faults) = Parts::new();
     let plane = control_plane::start(dir, &wanted, listener, &progress, &shutdown, &parts).await?;
-    let entry =
-        Entry { name: &dir.context_name(), server: &plane.url, ca: plane.authority.certificate(), admin: &plane.admin };
+    let entry = Entry {
+        name: &dir.context_name(),
+        server: &plane.url,
+        ca: plane.authority.certificate(),
+        admin: &plane.admin,
+    };
     kubeconfig::write(&dir.kubeconfig(), &entry)?;
     let merged = kubeconfig::users_own().filter(|_| !args.no_kubeconfig);
     if let Some(file) = &merged {
@@ -66,7 +70,8 @@ pub async fn run(dir: &DataDir, args: &Up) -> Result<()> {
 }
 
 async fn asked_to_stop() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {

@@ -71,7 +71,10 @@ pub fn listen(settings: &Settings) -> Result<TcpListener> {
             settings.bind.ip()
         ),
         ErrorKind::PermissionDenied => {
-            anyhow::anyhow!("{} may not be listened on\n  run as root, or choose a port above 1023 with --bind", settings.bind)
+            anyhow::anyhow!(
+                "{} may not be listened on\n  run as root, or choose a port above 1023 with --bind",
+                settings.bind
+            )
         }
         _ => anyhow::anyhow!("cannot listen on {}: {error}", settings.bind),
     })?;
@@ -86,7 +89,8 @@ fn holder(port: u16) -> Option<String> {
         let text = fs::read_to_string(table).ok()?;
         text.lines().skip(1).find_map(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
-            (words.get(1)?.ends_with(&suffix) && *words.get(3)? == "0A").then(|| (*words.get(9).unwrap_or(&"")).to_owned())
+            (words.get(1)?.ends_with(&suffix) && *words.get(3)? == "0A")
+                .then(|| (*words.get(9).unwrap_or(&"")).to_owned())
         })
     })?;
     let socket = format!("socket:[{inode}]");

@@ -12,7 +12,11 @@ pub struct Progress {
 
 impl Progress {
     pub fn start(dir: &DataDir) -> Self {
-        println!("krate v{} (Kubernetes {KUBERNETES}), data in {}", env!("CARGO_PKG_VERSION"), dir.root().display());
+        println!(
+            "krate v{} (Kubernetes {KUBERNETES}), data in {}",
+            env!("CARGO_PKG_VERSION"),
+            dir.root().display()
+        );
         Progress { start: Instant::now() }
     }
 

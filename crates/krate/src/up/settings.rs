@@ -19,9 +19,10 @@ const CLUSTERS: u8 = 10;
 pub fn of(dir: &DataDir, args: &Up) -> Result<Settings> {
     let before = dir.settings()?;
     if let Some(before) = &before {
-        for (flag, now, was) in
-            [("--service-cidr", args.service_cidr, before.service_cidr), ("--pod-cidr", args.pod_cidr, before.pod_cidr)]
-        {
+        for (flag, now, was) in [
+            ("--service-cidr", args.service_cidr, before.service_cidr),
+            ("--pod-cidr", args.pod_cidr, before.pod_cidr),
+        ] {
             if now.is_some_and(|now| now != was) {
                 bail!(
                     "this cluster has {flag} {was}, and that cannot change while it has objects\n  \
@@ -54,14 +55,18 @@ pub fn of(dir: &DataDir, args: &Up) -> Result<Settings> {
 fn check(settings: &Settings) -> Result<()> {
     let (services, pods) = (settings.service_cidr, settings.pod_cidr);
     if services.contains(&pods) || pods.contains(&services) {
-        bail!("--service-cidr {services} and --pod-cidr {pods} overlap\n  choose ranges apart from each other");
+        bail!(
+            "--service-cidr {services} and --pod-cidr {pods} overlap\n  choose ranges apart from each other"
+        );
     }
     // As upstream: at least the API's and the DNS's address, at most what the allocator holds.
     if !(8..=28).contains(&services.prefix_len()) {
         bail!("--service-cidr {services} is too small or too large\n  choose a prefix of 8 to 28 bits");
     }
     if !(8..=24).contains(&pods.prefix_len()) {
-        bail!("--pod-cidr {pods} is too small or too large\n  choose a prefix of 8 to 24 bits: each node takes a /24");
+        bail!(
+            "--pod-cidr {pods} is too small or too large\n  choose a prefix of 8 to 24 bits: each node takes a /24"
+        );
     }
     Ok(())
 }
@@ -98,7 +103,8 @@ mod tests {
         let root = std::env::temp_dir().join(format!("krate-settings-{}", std::process::id()));
         std::fs::create_dir_all(&root).expect("made");
         let dir = DataDir::new(&root).expect("a path");
-        let first = of(&dir, &up(&["--bind", "127.0.0.1:7000", "--pod-cidr", "10.50.0.0/16"])).expect("sound");
+        let first =
+            of(&dir, &up(&["--bind", "127.0.0.1:7000", "--pod-cidr", "10.50.0.0/16"])).expect("sound");
         dir.save_settings(&first).expect("saved");
         let again = of(&dir, &up(&[])).expect("sound");
         assert_eq!(again, first);

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use krate_testkit::Host;
+use sha2::{Digest as _, Sha256};
 
 /// Everything of a cluster that a kernel knows at one moment, a line each.
 pub fn of(host: &Host, dir: &Path) -> BTreeSet<String> {
@@ -24,7 +25,7 @@ pub fn of(host: &Host, dir: &Path) -> BTreeSet<String> {
         tool(host, "nft", &["list", "ruleset"]).iter().map(|l| format!("rule {}", without_counters(l))),
     );
     out.extend(mounts(dir).into_iter().map(|m| format!("mount {}", m.display())));
-    out.extend(control_groups().into_iter().map(|g| format!("cgroup {}", g.display())));
+    out.extend(control_groups(dir).into_iter().map(|g| format!("cgroup {}", g.display())));
     out.extend(processes(dir).into_iter().map(|(_, line)| format!("process {line}")));
     out
 }
@@ -59,14 +60,18 @@ pub fn mounts(dir: &Path) -> Vec<PathBuf> {
     points.filter(|point| point.starts_with(dir)).collect()
 }
 
-/// The control groups of pods, of any hierarchy.
-fn control_groups() -> Vec<PathBuf> {
+/// The control groups of a cluster's pods, of any hierarchy. The cluster's own group is named by its directory.
+fn control_groups(dir: &Path) -> Vec<PathBuf> {
+    let digest = Sha256::digest(dir.as_os_str().as_encoded_bytes());
+    let cluster = format!("krate-{}", hex::encode(&digest[..3]));
     let mut found = Vec::new();
     let mut open = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
     while let Some((dir, depth)) = open.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             if depth < 8 && entry.file_type().is_ok_and(|t| t.is_dir()) {
-                if entry.file_name().to_string_lossy().starts_with("pod") {
+                let path = entry.path();
+                let ours = path.iter().any(|part| part == cluster.as_str());
+                if ours && entry.file_name().to_string_lossy().starts_with("pod") {
                     found.push(entry.path());
                 }
                 open.push((entry.path(), depth + 1));

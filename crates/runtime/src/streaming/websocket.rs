@@ -11,7 +11,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::Ask;
 use super::forward;
@@ -26,6 +28,8 @@ const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
 /// In version 5: the channel whose number follows is closed.
 const CLOSE: u8 = 255;
+/// Clients take an end without a code for a broken connection.
+const GOODBYE: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
 
 /// How channels lie in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +106,7 @@ async fn write<T: AsyncRead + AsyncWrite + Unpin>(mut sink: Sink<T>, mut queue: 
             return;
         }
     }
-    let _ = sink.send(Message::Close(None)).await;
+    let _ = sink.send(Message::Close(Some(GOODBYE))).await;
     let _ = sink.close().await;
 }
 
@@ -275,7 +279,7 @@ where
                 return;
             }
         }
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(Message::Close(Some(GOODBYE))).await;
     };
     let inward = async move {
         while let Some(Ok(message)) = source.next().await {
