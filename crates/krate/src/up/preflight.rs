@@ -94,7 +94,10 @@ fn holder(port: u16) -> Option<String> {
         })
     })?;
     let socket = format!("socket:[{inode}]");
-    for process in fs::read_dir("/proc").ok()?.flatten() {
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    // Beside the processes stand `self` and others.
+    let numbered = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes()[0].is_ascii_digit();
+    for process in processes.filter(numbered) {
         let holds = |fds: fs::ReadDir| {
             fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link == Path::new(&socket)))
         };

@@ -22,7 +22,7 @@ pub fn of(host: &Host, dir: &Path) -> BTreeSet<String> {
         }),
     );
     out.extend(
-        tool(host, "nft", &["list", "ruleset"]).iter().map(|l| format!("rule {}", without_counters(l))),
+        tool(host, "nft", &["list", "ruleset"]).iter().map(|l| format!("rule {}", without_numbers(l))),
     );
     out.extend(mounts(dir).into_iter().map(|m| format!("mount {}", m.display())));
     out.extend(control_groups(dir).into_iter().map(|g| format!("cgroup {}", g.display())));
@@ -39,14 +39,15 @@ fn tool(host: &Host, program: &str, args: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// A rule as it is, whatever it has counted.
-fn without_counters(line: &str) -> String {
-    let mut words = line.split_whitespace();
+/// A rule as it is, whatever it has counted and whichever places of a map it uses.
+fn without_numbers(line: &str) -> String {
+    let mut words = line.split_whitespace().peekable();
     let mut out = Vec::new();
     while let Some(word) = words.next() {
-        if word == "packets" || word == "bytes" {
+        let is_number = word.bytes().all(|byte| byte.is_ascii_digit());
+        if matches!(word, "packets" | "bytes" | "offset") {
             words.next();
-        } else {
+        } else if !(is_number && words.peek() == Some(&":")) {
             out.push(word);
         }
     }

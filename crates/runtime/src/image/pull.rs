@@ -57,6 +57,8 @@ async fn pull_from(
 ) -> Result<Image, ImageError> {
     let protocol =
         if is_plain(&from.registry, registries) { ClientProtocol::Http } else { ClientProtocol::Https };
+    // The registry's client takes the process's cryptography, and has none of its own.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = oci_client::Client::new(ClientConfig { protocol, ..ClientConfig::default() });
     let auth = match credentials {
         Credentials::Anonymous => RegistryAuth::Anonymous,
