@@ -142,6 +142,13 @@ impl<'a> Table<'a> {
                 let path: Vec<String> = path.iter().map(u64::to_string).collect();
                 write!(line, " #{}", path.join("."))?;
             }
+            // Last, for its values may have spaces.
+            let item =
+                property.get("items").or_else(|| property.get("additionalProperties")).unwrap_or(property);
+            let values = words(&item["enum"]);
+            if !values.is_empty() {
+                write!(line, " e:{}", values.join("|"))?;
+            }
             writeln!(out, "{line}")?;
         }
         Ok(())
@@ -214,7 +221,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// What a field is beside its type: list type and keys, patch strategy, enum.
+/// What a field is beside its type: list type and keys, patch strategy.
 fn attributes(property: &Value, line: &mut String) -> Result<()> {
     match property["x-kubernetes-list-type"].as_str() {
         Some("map") => write!(line, " =m:{}", words(&property["x-kubernetes-list-map-keys"]).join(","))?,
@@ -241,11 +248,6 @@ fn attributes(property: &Value, line: &mut String) -> Result<()> {
     }
     if let Some(key) = property["x-kubernetes-patch-merge-key"].as_str() {
         write!(line, " @{key}")?;
-    }
-    let item = property.get("items").or_else(|| property.get("additionalProperties")).unwrap_or(property);
-    let values = words(&item["enum"]);
-    if !values.is_empty() {
-        write!(line, " e:{}", values.join("|"))?;
     }
     Ok(())
 }

@@ -202,28 +202,25 @@ fn check_attributes(spec: &SubjectAccessReviewSpec, at: &FieldPath, errors: &mut
 }
 
 fn decide(spec: &SubjectAccessReviewSpec, judge: &dyn Judge) -> SubjectAccessReviewStatus {
-    fn text(value: &Option<String>) -> &str {
-        value.as_deref().unwrap_or_default()
+    fn text(value: Option<&String>) -> &str {
+        value.map(String::as_str).unwrap_or_default()
     }
     let no_path = NonResourceAttributes::default();
-    let (verb, target) = match &spec.resource_attributes {
-        Some(r) => (
-            text(&r.verb),
-            Target::Resource {
-                group: text(&r.group),
-                resource: text(&r.resource),
-                subresource: text(&r.subresource),
-                namespace: text(&r.namespace),
-                name: text(&r.name),
-            },
-        ),
-        None => {
-            let path = spec.non_resource_attributes.as_ref().unwrap_or(&no_path);
-            (text(&path.verb), Target::Path(text(&path.path)))
-        }
+    let (verb, target) = if let Some(r) = &spec.resource_attributes {
+        let target = Target::Resource {
+            group: text(r.group.as_ref()),
+            resource: text(r.resource.as_ref()),
+            subresource: text(r.subresource.as_ref()),
+            namespace: text(r.namespace.as_ref()),
+            name: text(r.name.as_ref()),
+        };
+        (text(r.verb.as_ref()), target)
+    } else {
+        let path = spec.non_resource_attributes.as_ref().unwrap_or(&no_path);
+        (text(path.verb.as_ref()), Target::Path(text(path.path.as_ref())))
     };
-    let ask =
-        Ask { user: text(&spec.user), groups: spec.groups.as_deref().unwrap_or_default(), verb, target };
+    let user = text(spec.user.as_ref());
+    let ask = Ask { user, groups: spec.groups.as_deref().unwrap_or_default(), verb, target };
     let reason = judge.allows(&ask);
     SubjectAccessReviewStatus {
         allowed: reason.is_some(),

@@ -161,16 +161,12 @@ async fn health(server: &Server, endpoint: &str, check: &[&str], query: &Query) 
     if well && !query.flag("verbose") {
         return wire::reply(code, "text/plain; charset=utf-8", "ok");
     }
-    let mut text: String = checks
-        .iter()
-        .map(
-            |(name, ok)| {
-                if *ok { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") }
-            },
-        )
-        .collect();
-    text.push_str(&format!("{endpoint} check {}\n", if well { "passed" } else { "failed" }));
-    wire::reply(code, "text/plain; charset=utf-8", text)
+    let line = |(name, ok): &(_, bool)| {
+        if *ok { format!("[+]{name} ok") } else { format!("[-]{name} failed: reason withheld") }
+    };
+    let mut lines: Vec<String> = checks.iter().map(line).collect();
+    lines.push(format!("{endpoint} check {}\n", if well { "passed" } else { "failed" }));
+    wire::reply(code, "text/plain; charset=utf-8", lines.join("\n"))
 }
 
 /// Answers a request to a kind that is not stored: a review, or a binding.

@@ -12,12 +12,14 @@ use crate::provider::{Ingress, LoadBalancers, Provider, ProviderError};
 /// A protocol and a port.
 type Port = (String, i32);
 
+/// What a Service has: its ports, and where it is reached.
+type Given = (BTreeSet<Port>, Vec<Ingress>);
+
 /// Gives Services the nodes' addresses. No two get the same port, and none gets one that the nodes need themselves.
 pub struct Local {
     reserved: BTreeSet<Port>,
-    /// Which Service has which ports, and where it is reached. Built anew after a restart, when every Service is
-    /// ensured again.
-    given: Mutex<BTreeMap<String, (BTreeSet<Port>, Vec<Ingress>)>>,
+    /// By the Services' UIDs. Built anew after a restart, when every Service is ensured again.
+    given: Mutex<BTreeMap<String, Given>>,
 }
 
 impl Local {

@@ -22,7 +22,7 @@ async fn cluster() -> Cluster {
     let config = krate_controllers::Config {
         root_ca_pem: PEM.to_owned(),
         // Nobody sends heartbeats.
-        node_grace_period: Duration::from_secs(3600),
+        node_grace_period: Duration::from_hours(1),
         ..krate_controllers::Config::default()
     };
     let manager = cluster.client_as("system:kube-controller-manager", &[krate_apiserver::rbac::CONTROLLERS]);

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use support::{Cluster, image, traces};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 const IMAGE: &str = "docker.io/library/busybox:latest";
 const NEXT: &str = "docker.io/library/busybox:next";
 

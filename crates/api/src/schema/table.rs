@@ -148,6 +148,7 @@ fn list_key(name: &'static str) -> ListKey {
 
 impl Reader {
     fn field(&mut self, line: &'static str) -> Option<Field> {
+        let (line, values) = line.split_once(" e:").unwrap_or((line, ""));
         let mut words = line.split(' ');
         let name = words.next()?;
         let kind = words.next()?;
@@ -163,7 +164,7 @@ impl Reader {
             patch: PatchStrategy::default(),
             merge_key: None,
             proto: [0; 3],
-            values: "",
+            values,
         };
         let (mut list, mut atomic, mut wrapped) = ("", false, false);
         for word in words {
@@ -180,7 +181,6 @@ impl Reader {
                 ("~", "r") => field.patch.replace = true,
                 ("~", "k") => field.patch.retain_keys = true,
                 ("@", key) => field.merge_key = Some(Text::Borrowed(key)),
-                ("e", values) => field.values = values.trim_start_matches(':'),
                 ("#", path) => {
                     for (slot, number) in field.proto.iter_mut().zip(path.split('.')) {
                         *slot = number.parse().unwrap_or(0);

@@ -35,7 +35,7 @@ pub struct Document {
 
 impl Document {
     fn new(text: &str) -> Self {
-        let hash = hex_upper(&Sha256::digest(text.as_bytes()));
+        let hash = hex::encode_upper(Sha256::digest(text.as_bytes()));
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         // Writing to memory does not fail.
         let compressed =
@@ -55,10 +55,6 @@ impl Document {
         let _ = GzDecoder::new(&*self.compressed).read_to_end(&mut out);
         out.into()
     }
-}
-
-fn hex_upper(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02X}")).collect()
 }
 
 /// The documents of a server, each made once.
