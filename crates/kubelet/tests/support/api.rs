@@ -141,7 +141,7 @@ impl Api {
         let bare = path.strip_suffix("/status").unwrap_or(&path).to_owned();
         match parts.method {
             Method::GET if state.objects.contains_key(&path) => answer(StatusCode::OK, &state.objects[&path]),
-            Method::GET if path.rsplit('/').next().is_some_and(|n| is_collection(n)) => {
+            Method::GET if path.rsplit('/').next().is_some_and(is_collection) => {
                 let items: Vec<&Value> = state
                     .objects
                     .iter()
@@ -235,14 +235,11 @@ impl Api {
                 let _ = tokio::time::timeout(Duration::from_secs(1), changes.recv()).await;
             }
         };
-        match tokio::time::timeout(super::SOON, waiting).await {
-            Ok(value) => value,
-            Err(_) => panic!(
-                "not in time: {what}; {:#}; events {:#?}",
-                self.get(path).unwrap_or(Value::Null),
-                self.events()
-            ),
+        if let Ok(value) = tokio::time::timeout(super::SOON, waiting).await {
+            return value;
         }
+        let last = self.get(path).unwrap_or(Value::Null);
+        panic!("not in time: {what}; {last:#}; events {:#?}", self.events())
     }
 }
 

@@ -75,7 +75,7 @@ impl State {
         held.status.state = ContainerState::ContainerExited as i32;
         held.status.exit_code = code;
         held.status.finished_at = now;
-        held.status.reason = if code == 0 { "Completed" } else { "Error" }.to_owned();
+        if code == 0 { "Completed" } else { "Error" }.clone_into(&mut held.status.reason);
         let sandbox = held.sandbox.clone();
         self.emit(&sandbox, id, ContainerEventType::ContainerStoppedEvent);
     }
@@ -171,7 +171,9 @@ impl RuntimeService for Runtime {
         state.calls.push("stop sandbox".into());
         let inside: Vec<String> =
             state.containers.values().filter(|c| c.sandbox == id).map(|c| c.status.id.clone()).collect();
-        inside.iter().for_each(|container| state.exit(container, 137));
+        for container in &inside {
+            state.exit(container, 137);
+        }
         if let Some(sandbox) = state.sandboxes.get_mut(&id) {
             sandbox.status.state = PodSandboxState::SandboxNotready as i32;
         }
