@@ -30,7 +30,7 @@ fn is_ready(pod: &Value) -> Option<Value> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_is_ready_at_once() {
-    let mut node = Node::start().await;
+    let mut node = Node::start();
     let found = node.api.until("the node is ready", "/api/v1/nodes/node", is_ready).await;
     assert_eq!(found["metadata"]["labels"]["kubernetes.io/hostname"], "node");
     assert_eq!(found["status"]["nodeInfo"]["containerRuntimeVersion"], "fake://1");
@@ -50,7 +50,7 @@ async fn a_pod_runs_changes_and_goes() {
     if !available() {
         return;
     }
-    let mut node = Node::start().await;
+    let mut node = Node::start();
     node.api.create(
         MAP,
         json!({"apiVersion": "v1", "kind": "ConfigMap",
@@ -105,7 +105,7 @@ async fn a_new_kubelet_finds_what_runs() {
     if !available() {
         return;
     }
-    let mut node = Node::start().await;
+    let mut node = Node::start();
     node.api.create(POD, pod(&json!({"containers": [{"name": "c", "image": "pulled:1"}]})));
     node.api.until("the pod runs", POD, is_ready).await;
     let before = node.runtime.calls();
@@ -130,7 +130,7 @@ async fn a_pod_that_has_done_its_work_succeeds() {
     if !available() {
         return;
     }
-    let mut node = Node::start().await;
+    let mut node = Node::start();
     node.api.create(
         POD,
         pod(&json!({"restartPolicy": "Never",
@@ -154,7 +154,7 @@ async fn what_cannot_start_says_why() {
     if !available() {
         return;
     }
-    let mut node = Node::start().await;
+    let mut node = Node::start();
     node.api.create(
         POD,
         pod(&json!({"containers": [

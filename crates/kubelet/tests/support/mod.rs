@@ -21,7 +21,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub async fn start() -> Self {
+    pub fn start() -> Self {
         let base = tempfile::tempdir().unwrap();
         let runtime = runtime::Runtime::default();
         runtime.clone().serve(base.path().join("cri.sock"));
