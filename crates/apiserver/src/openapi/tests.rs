@@ -14,10 +14,10 @@ fn dangling(document: &Value) -> Vec<String> {
     fn walk(value: &Value, root: &Value, found: &mut Vec<String>) {
         match value {
             Value::Object(fields) => {
-                if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
-                    if root.pointer(reference.trim_start_matches('#')).is_none() {
-                        found.push(reference.to_owned());
-                    }
+                if let Some(reference) = fields.get("$ref").and_then(Value::as_str)
+                    && root.pointer(reference.trim_start_matches('#')).is_none()
+                {
+                    found.push(reference.to_owned());
                 }
                 fields.values().for_each(|v| walk(v, root, found));
             }
@@ -86,10 +86,10 @@ fn types_and_operations_are_the_published_ones() {
             wrong.insert(format!("{name}: {} is not {wanted}", ours["definitions"][name]));
         }
     }
-    assert_eq!(ours["definitions"].as_object().map(|d| d.len()), Some(definitions.len()));
+    assert_eq!(ours["definitions"].as_object().map(serde_json::Map::len), Some(definitions.len()));
     for (path, wanted) in published["paths"].as_object().expect("paths") {
         let served = |k: &&krate_api::Kind| path.starts_with(&format!("/{}/", place(k.group, k.version)));
-        if path.contains("/watch/") || path.ends_with('/') || !kinds::ALL.iter().any(|k| served(k)) {
+        if path.contains("/watch/") || path.ends_with('/') || !kinds::ALL.iter().any(served) {
             continue;
         }
         for (method, wanted) in wanted.as_object().expect("a path").iter().filter(|(m, _)| *m != "parameters")

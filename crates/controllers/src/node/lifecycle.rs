@@ -282,9 +282,9 @@ mod tests {
     #[test]
     fn pods_are_not_driven_off_when_everything_seems_ill() {
         let cluster = |ill: usize, well: usize| {
-            let mut nodes = vec![Arc::new(node("Unknown", false, &[])); ill];
-            nodes.extend(vec![Arc::new(node("True", false, &[])); well]);
-            nodes
+            let ill = std::iter::repeat_n(Arc::new(node("Unknown", false, &[])), ill);
+            let well = std::iter::repeat_n(Arc::new(node("True", false, &[])), well);
+            ill.chain(well).collect::<Vec<_>>()
         };
         for (ill, well, wanted) in [(1, 0, false), (1, 1, true), (2, 1, true), (3, 2, false), (40, 30, true)]
         {
