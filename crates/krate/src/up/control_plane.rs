@@ -80,7 +80,8 @@ pub async fn start(
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let serving = Arc::clone(&server);
     parts.spawn("API server", async move { listen::serve(serving, listener, tls).await });
-    progress.ready("API server", &format!("https://{advertise}"));
+    let reached = if bound.ip().is_unspecified() { advertise } else { bound };
+    progress.ready("API server", &format!("https://{reached}"));
 
     let local = if bound.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { bound.ip() };
     let plane = ControlPlane {
