@@ -14,6 +14,6 @@ pub use events::{EventRecorder, EventType, reference};
 pub use informer::{Event, Informer, InformerObject, Informers, ObjectKey};
 pub use kube::{Api, Client, Error};
 pub use queue::WorkQueue;
-pub use reconcile::{Reconcile, Requeue, is_conflict, is_not_found, run};
+pub use reconcile::{Reconcile, Requeue, is_conflict, is_not_found, message, run};
 pub use tokio_util::sync::CancellationToken;
 pub use transport::{from_kubeconfig, in_process};

@@ -72,6 +72,14 @@ async fn work<R: Reconcile>(name: &'static str, reconciler: Arc<R>, queue: WorkQ
     }
 }
 
+/// What the API said of a failure, or else what went wrong on the way: a line for an event.
+pub fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// Whether the API refused because the object is not there.
 pub fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)

@@ -75,7 +75,7 @@ impl Context {
 /// Why a key could not be reconciled, or the controllers ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
+    #[error("{}", krate_client::message(.0))]
     Api(#[from] kube::Error),
     #[error("{0}")]
     Invalid(String),
@@ -86,5 +86,9 @@ pub enum Error {
 impl Error {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::Api(error) if krate_client::is_not_found(error))
+    }
+
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Error::Api(error) if krate_client::is_conflict(error))
     }
 }

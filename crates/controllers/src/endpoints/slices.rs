@@ -98,7 +98,10 @@ impl Reconcile for Controller {
         debug_assert!(pods.iter().all(|p| p.metadata.namespace.as_deref() == Some(&key.namespace)));
         let plan = plan(&service, &pods, |node| self.nodes.get("", node), &existing);
         let written = self.write(&key, plan).await;
-        if let Err(error) = &written {
+        // A conflict says only that the informer was behind: the slices are looked at again.
+        if let Err(error) = &written
+            && !error.is_conflict()
+        {
             tracing::debug!(%error, service = %key, nodes = pods.iter().filter_map(|p| node_of(p)).count(),
                 "endpoint slices could not be written");
             let message = format!("Error updating Endpoint Slices for Service {key}: {error}");

@@ -13,7 +13,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use krate_client::{
     Api, Client, Event, EventRecorder, EventType, Informer, ObjectKey, Reconcile, Requeue, WorkQueue,
-    is_not_found, reference,
+    is_not_found, message, reference,
 };
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{Selector, SelectorExt};
@@ -298,7 +298,7 @@ impl<K: Replicated> Controller<K> {
                     set,
                     EventType::Warning,
                     "FailedCreate",
-                    format!("Error creating: {}", words(&error)),
+                    format!("Error creating: {}", message(&error)),
                 );
                 return Err(error.into());
             }
@@ -333,7 +333,7 @@ impl<K: Replicated> Controller<K> {
                 Err(error) => {
                     self.expectations.deletion_observed(key, uid(&**pod));
                     if !is_not_found(&error) {
-                        let text = format!("Error deleting: {}", words(&error));
+                        let text = format!("Error deleting: {}", message(&error));
                         self.tell(set, EventType::Warning, "FailedDelete", text);
                         failure = Some(error);
                     }
@@ -363,14 +363,6 @@ impl<K: Replicated> Controller<K> {
 
     fn tell(&self, set: &Arc<K>, kind: EventType, reason: &str, message: String) {
         self.recorder.event(&reference(&**set), kind, reason, message);
-    }
-}
-
-/// The API's own words for an error, without the client's.
-fn words(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
     }
 }
 
