@@ -38,9 +38,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return up::detached(&dir);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let node_threads =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("node").build()?;
     let done = runtime.block_on(async {
         match cli.command {
-            Command::Up(args) => up::run(&dir, &args).await,
+            Command::Up(args) => up::run(&dir, &args, node_threads.handle()).await,
             Command::Down(args) => commands::down(&dir, &args).await,
             Command::Status(args) => commands::status(&dir, &args).await,
             Command::Image(command) => commands::image(&dir, command).await,
@@ -48,6 +50,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
     });
     // Blocking work that has lost its purpose must not hold up the end.
+    node_threads.shutdown_background();
     runtime.shutdown_background();
     done
 }

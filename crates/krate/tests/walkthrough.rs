@@ -132,8 +132,11 @@ fn a_deployment_behind_a_service() {
         left.is_empty().then_some(())
     });
 
+    // What stands goes with the cluster.
+    cluster.kubectl(&format!("apply -f {}", example.display()));
+    rolled_out(&cluster);
     cluster.krate_says(&["down"]);
-    assert_eq!(traces::mounts(&cluster.dir), Vec::<std::path::PathBuf>::new());
-    let links = traces::of(&cluster.host, &cluster.dir);
-    assert!(!links.iter().any(|t| t.starts_with("link kr") || t.starts_with("rule ")), "{links:#?}");
+    let ours = ["link kr", "rule ", "mount ", "cgroup ", "process "];
+    let left = traces::of(&cluster.host, &cluster.dir);
+    assert!(!left.iter().any(|trace| ours.iter().any(|kind| trace.starts_with(kind))), "{left:#?}");
 }

@@ -155,6 +155,7 @@ pub async fn clean_up(dir: &DataDir, settings: &Settings) -> Result<()> {
         Err(error) => tracing::debug!(%error, "there is no pod network"),
     }
     remove::pods(runtime_config(dir, network)).await?;
+    remove::mounts(dir.root())?;
     krate_proxy::clean_up(&proxy_config(dir, settings, ""))?;
     krate_network::clean_up(&dir.instance(), &dir.network()).await?;
     remove::control_groups(&cgroup(dir));

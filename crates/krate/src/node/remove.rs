@@ -1,6 +1,8 @@
 //! The end of a node: its pods are stopped through CRI, as the kubelet would, and their control groups go.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -28,6 +30,38 @@ pub async fn pods(config: krate_runtime::Config) -> Result<()> {
     serving.await?.context("stopping the container runtime")
 }
 
+/// Takes away every mount below `dir`, the volumes of pods that are gone: the last made first.
+///
+/// # Errors
+/// One is in use.
+pub fn mounts(dir: &Path) -> Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let points: Vec<PathBuf> =
+        table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescaped).collect();
+    for point in points.iter().rev().filter(|point| point.starts_with(dir)) {
+        nix::mount::umount(point).with_context(|| format!("unmounting {}", point.display()))?;
+    }
+    Ok(())
+}
+
+/// The kernel writes blanks and the like as three octal digits.
+fn unescaped(path: &str) -> PathBuf {
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let code = (*first == b'\\').then(|| after.get(..3)).flatten();
+        let code = code.and_then(|digits| std::str::from_utf8(digits).ok());
+        if let Some(byte) = code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            out.push(byte);
+            rest = &after[3..];
+        } else {
+            out.push(*first);
+            rest = after;
+        }
+    }
+    PathBuf::from(OsString::from_vec(out))
+}
+
 /// Removes the control group of a cluster's pods from every hierarchy. One that still has processes stays.
 pub fn control_groups(parent: &str) {
     let name = parent.trim_start_matches('/');
@@ -46,4 +80,16 @@ fn remove_tree(dir: &PathBuf) {
         }
     }
     let _ = fs::remove_dir(dir);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_as_the_kernel_writes_them() {
+        assert_eq!(unescaped("/a\\040b/c"), Path::new("/a b/c"));
+        assert_eq!(unescaped("/a\\134"), Path::new("/a\\"));
+        assert_eq!(unescaped("/a\\04"), Path::new("/a\\04"));
+    }
 }

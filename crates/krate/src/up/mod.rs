@@ -8,9 +8,11 @@ mod preflight;
 mod progress;
 mod settings;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +28,12 @@ pub use progress::Progress;
 /// How long components may take to end once they are asked to.
 const GRACE: Duration = Duration::from_secs(10);
 
-pub async fn run(dir: &DataDir, args: &Up) -> Result<()> {
+/// Runs a cluster until it is asked to stop. The node's components run on threads of their own: they wait for disks and
+/// the kernel, which may take long, and the API goes on meanwhile.
+///
+/// # Errors
+/// It cannot start, or a component has ended.
+pub async fn run(dir: &DataDir, args: &Up, node_threads: &Handle) -> Result<()> {
     let progress = Progress::start(dir);
     let wanted = settings::of(dir, args)?;
     preflight::check(dir, &wanted)?;
@@ -37,7 +44,7 @@ pub async fn run(dir: &DataDir, args: &Up) -> Result<()> {
 
     let shutdown = CancellationToken::new();
     let (parts, mut faults) = Parts::new();
-    let plane = control_plane::start(dir, &wanted, listener, &progress, &shutdown, &parts).await?;
+    let plane = Arc::new(control_plane::start(dir, &wanted, listener, &progress, &shutdown, &parts).await?);
     let entry = Entry {
         name: &dir.context_name(),
         server: &plane.url,
@@ -50,8 +57,12 @@ pub async fn run(dir: &DataDir, args: &Up) -> Result<()> {
         kubeconfig::merge(file, &entry)?;
     }
     if wanted.node {
+        let (dir, wanted, plane) = (dir.clone(), wanted.clone(), Arc::clone(&plane));
+        let (progress, shutdown, parts) = (progress.clone(), shutdown.clone(), parts.clone());
+        let node = node_threads
+            .spawn(async move { node::start(&dir, &wanted, &plane, &progress, &shutdown, &parts).await });
         tokio::select! {
-            started = node::start(dir, &wanted, &plane, &progress, &shutdown, &parts) => started?,
+            started = node => started??,
             Some(fault) = faults.recv() => return Err(fault),
             () = asked_to_stop() => return Ok(()),
         }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::commands::KUBERNETES;
 use crate::datadir::DataDir;
 
+#[derive(Clone)]
 pub struct Progress {
     start: Instant,
 }
