@@ -138,6 +138,9 @@ fn show(status: &Value) {
         );
     }
     let pods = &status["pods"];
+    if pods.is_null() {
+        return;
+    }
     println!(
         "pods            {} running, {} pending, {} succeeded, {} failed",
         pods["running"], pods["pending"], pods["succeeded"], pods["failed"]
