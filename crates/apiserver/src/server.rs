@@ -103,7 +103,7 @@ impl Server {
         let nodes = Nodes::new(&config.ca, &config.node_client_certificate, &config.node_client_key)
             .map_err(|error| StartError::Certificates(error.to_string()))?;
         let server = Arc::new(Server {
-            admission: Chain::new(&kinds),
+            admission: Chain::new(&kinds, &authorizer),
             authenticator: Authenticator {
                 tokens: config.tokens,
                 signer: Arc::clone(&signer),

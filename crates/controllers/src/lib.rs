@@ -15,6 +15,7 @@ mod namespace;
 mod node;
 mod pod_gc;
 mod replicaset;
+mod resource_quota;
 mod root_ca;
 mod serviceaccount;
 
@@ -55,6 +56,7 @@ pub static CONTROLLERS: &[Controller] = table! {
     "endpoints-controller" => endpoints::legacy::run,
     "garbage-collector-controller" => garbage::run,
     "pod-garbage-collector-controller" => pod_gc::run,
+    "resourcequota-controller" => resource_quota::run,
 };
 
 /// Runs every controller until `shutdown`.

@@ -154,6 +154,7 @@ pub async fn delete_object(
         }
         let attributes = Attributes::of(call, Operation::Delete, &*current.object);
         call.server.admission.validate(&attributes, None, Some(&*current.object)).await?;
+        call.warnings.extend(attributes.take_warnings());
         let mut object = current.object.boxed_clone();
         let began = object.meta().deletion_timestamp.is_some();
         begin(call, &mut *object, options, began);

@@ -63,6 +63,7 @@ pub async fn create_object(
         let mut trial = object.boxed_clone();
         let attributes = Attributes::of(call, Operation::Create, &*trial);
         call.server.admission.mutate(&attributes, &mut *trial, None).await?;
+        call.warnings.extend(attributes.take_warnings());
         // What admission put in has defaults of its own.
         registry.default(&mut *trial);
         registry.prepare_for_create(&mut *trial, &call.context());
@@ -70,6 +71,7 @@ pub async fn create_object(
         call.warnings.extend(registry.warnings(&*trial, None));
         let attributes = Attributes::of(call, Operation::Create, &*trial);
         call.server.admission.validate(&attributes, Some(&*trial), None).await?;
+        call.warnings.extend(attributes.take_warnings());
         let name = trial.meta().name.clone().unwrap_or_default();
         if call.dry_run {
             return Ok(Written { revision: Revision::ZERO, bytes: to_value(&mut *trial) });
@@ -307,6 +309,7 @@ async fn finish_update(
     }
     let attributes = Attributes::of(call, Operation::Update, &**object);
     call.server.admission.mutate(&attributes, &mut **object, Some(old)).await?;
+    call.warnings.extend(attributes.take_warnings());
     registry.default(&mut **object);
     match door {
         Door::Object => registry.prepare_for_update(&mut **object, old, &call.context()),
@@ -329,5 +332,7 @@ async fn finish_update(
     }
     call.warnings.extend(registry.warnings(&**object, Some(old)));
     let attributes = Attributes::of(call, Operation::Update, &**object);
-    call.server.admission.validate(&attributes, Some(&**object), Some(old)).await
+    call.server.admission.validate(&attributes, Some(&**object), Some(old)).await?;
+    call.warnings.extend(attributes.take_warnings());
+    Ok(())
 }

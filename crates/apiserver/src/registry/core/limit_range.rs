@@ -84,43 +84,29 @@ fn bounds(item: &LimitRangeItem, at: &FieldPath, errors: &mut FieldErrors) {
         ("min", &min, "default", &limit, "default"),
         ("default", &limit, "max", &max, "default"),
     ];
-    let words = |field: &str| match field {
-        "default" => "default limit",
-        "defaultRequest" => "default request",
-        other => {
-            if other == "min" {
-                "min"
-            } else {
-                "max"
-            }
-        }
+    let words = |field: &str, other: &str| match (field, other) {
+        ("default", "defaultRequest") => "default limit",
+        ("default", _) => "default",
+        ("defaultRequest", _) => "default request",
+        ("min", _) => "min",
+        _ => "max",
     };
     for (low_name, low, high_name, high, shown) in ordered {
         for (name, low_value) in low {
             let Some(high_value) = high.get(name).filter(|h| more(low_value, h)) else { continue };
-            // The fault is shown at the field that is not the bound.
-            let (value, detail) = if shown == low_name {
-                (
-                    low_value,
-                    format!(
-                        "{} value {} is greater than {} value {}",
-                        words(low_name),
-                        low_value.0,
-                        words(high_name),
-                        high_value.0
-                    ),
-                )
-            } else {
-                (
-                    high_value,
-                    format!(
-                        "{} value {} is greater than {} value {}",
-                        words(low_name),
-                        low_value.0,
-                        words(high_name),
-                        high_value.0
-                    ),
-                )
+            let detail = format!(
+                "{} value {} is greater than {} value {}",
+                words(low_name, high_name),
+                low_value.0,
+                words(high_name, low_name),
+                high_value.0
+            );
+            // A default limit out of bounds is told with the bound, other faults with what is out of them.
+            let of_field = if shown == low_name { low_value } else { high_value };
+            let value = match (low_name, high_name) {
+                ("min", "default") => low_value,
+                ("default", "max") => high_value,
+                _ => of_field,
             };
             errors.invalid(&at.child(shown).key(name), &value.0, detail);
         }

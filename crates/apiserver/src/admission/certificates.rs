@@ -1,0 +1,143 @@
+//! CertificateApproval, CertificateSigning and CertificateSubjectRestriction: who may say yes to which signer's requests,
+//! who may sign them, and what nobody may ask a client certificate for (KEP-1513).
+
+use async_trait::async_trait;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use krate_api::{StatusError, kinds};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
+
+use super::{Admit, Attributes};
+use crate::auth::{Authorizer, MASTERS};
+use crate::rbac::{Ask, Target};
+use crate::registry::erased::Object;
+use crate::reviews::Judge as _;
+
+const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
+
+fn typed(object: Option<&dyn Object>) -> Option<&CertificateSigningRequest> {
+    object.and_then(|o| o.is::<CertificateSigningRequest>())
+}
+
+/// Whether a user has a verb on a signer, by its name or by all of its domain's.
+fn may(authorizer: &Authorizer, attributes: &Attributes, verb: &str, signer: &str) -> bool {
+    let domain = signer.split('/').next().unwrap_or_default();
+    [signer.to_owned(), format!("{domain}/*")].iter().any(|name| {
+        let target = Target::Resource {
+            group: kinds::CERTIFICATE_SIGNING_REQUEST.group,
+            resource: "signers",
+            subresource: "",
+            namespace: "",
+            name,
+        };
+        let ask = Ask { user: &attributes.user, groups: &attributes.groups, verb, target };
+        authorizer.allows(&ask).is_some()
+    })
+}
+
+fn is_about(attributes: &Attributes, subresource: &str) -> bool {
+    attributes.kind.gvk() == kinds::CERTIFICATE_SIGNING_REQUEST.gvk() && attributes.subresource == subresource
+}
+
+pub struct CertificateApproval(pub Authorizer);
+
+#[async_trait]
+impl Admit for CertificateApproval {
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        _object: Option<&dyn Object>,
+        old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if !is_about(attributes, "approval") {
+            return Ok(());
+        }
+        let Some(old) = typed(old) else { return Ok(()) };
+        let signer = &old.spec.signer_name;
+        if may(&self.0, attributes, "approve", signer) {
+            return Ok(());
+        }
+        let why = format!("user not permitted to approve requests with signerName {signer:?}");
+        Err(attributes.forbidden(why))
+    }
+}
+
+pub struct CertificateSigning(pub Authorizer);
+
+#[async_trait]
+impl Admit for CertificateSigning {
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        object: Option<&dyn Object>,
+        old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if !is_about(attributes, "status") {
+            return Ok(());
+        }
+        let (Some(new), Some(old)) = (typed(object), typed(old)) else { return Ok(()) };
+        let certificate =
+            |csr: &CertificateSigningRequest| csr.status.as_ref().and_then(|s| s.certificate.clone());
+        let failed = |csr: &CertificateSigningRequest| {
+            let conditions = csr.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+            conditions.into_iter().filter(|c| c.type_ == "Failed").collect::<Vec<_>>()
+        };
+        if certificate(new) == certificate(old) && failed(new) == failed(old) {
+            return Ok(());
+        }
+        let signer = &old.spec.signer_name;
+        if may(&self.0, attributes, "sign", signer) {
+            return Ok(());
+        }
+        let why = format!("user not permitted to sign requests with signerName {signer:?}");
+        Err(attributes.forbidden(why))
+    }
+}
+
+pub struct CertificateSubjectRestriction;
+
+#[async_trait]
+impl Admit for CertificateSubjectRestriction {
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        object: Option<&dyn Object>,
+        _old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if !is_about(attributes, "") {
+            return Ok(());
+        }
+        let Some(csr) = typed(object).filter(|csr| csr.spec.signer_name == CLIENT) else { return Ok(()) };
+        let organizations = organizations(&csr.spec.request.0)
+            .map_err(|why| attributes.forbidden(format!("unable to parse spec.request: {why}")))?;
+        if organizations.iter().any(|organization| organization == MASTERS) {
+            let why = format!("use of {CLIENT} signer with {MASTERS} group is not allowed");
+            return Err(attributes.forbidden(why));
+        }
+        Ok(())
+    }
+}
+
+/// The organizations that a request, PEM, names: the groups of its user.
+fn organizations(pem: &[u8]) -> Result<Vec<String>, String> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem).map_err(|error| error.to_string())?;
+    let (_, request) =
+        X509CertificationRequest::from_der(&pem.contents).map_err(|error| error.to_string())?;
+    let subject = &request.certification_request_info.subject;
+    Ok(subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_requests_groups_are_read_from_its_subject() {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, MASTERS);
+        let csr = params.serialize_request(&key).expect("a request").pem().expect("PEM");
+        assert_eq!(organizations(csr.as_bytes()), Ok(vec![MASTERS.to_owned()]));
+        assert!(organizations(b"nothing").is_err());
+    }
+}

@@ -1,0 +1,71 @@
+//! What plugins look up: other objects, as the watch cache has them.
+
+use std::collections::BTreeMap;
+
+use krate_api::StatusError;
+use krate_store::cache::{Freshness, ListQuery, Scope};
+
+use crate::kinds::Kinds;
+use crate::storage::{Storage, refused};
+
+fn typed<T: Clone + 'static>(
+    storage: &Storage,
+    value: &bytes::Bytes,
+    revision: krate_store::Revision,
+) -> Option<T> {
+    storage.decode(value, revision).ok()?.object.is::<T>().cloned()
+}
+
+/// An object by its name; from the store where the cache does not have it (yet).
+///
+/// # Errors
+/// The store cannot be read.
+pub async fn find<T: Clone + 'static>(
+    kinds: &Kinds,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<T>, StatusError> {
+    let Some(storage) = kinds.of(group, plural) else { return Ok(None) };
+    for freshness in [Freshness::Any, Freshness::Latest] {
+        if let Some(cached) = storage.cache.get(namespace, name, freshness).await.map_err(refused)? {
+            return Ok(typed(storage, &cached.value, cached.revision));
+        }
+    }
+    Ok(None)
+}
+
+/// All objects of a kind in a namespace, or of a kind of cluster scope where it is empty.
+///
+/// # Errors
+/// The store cannot be read.
+pub async fn all<T: Clone + 'static>(
+    kinds: &Kinds,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+) -> Result<Vec<T>, StatusError> {
+    let Some(storage) = kinds.of(group, plural) else { return Ok(Vec::new()) };
+    let scope = if namespace.is_empty() { Scope::all() } else { Scope::namespace(namespace) };
+    let list = storage.cache.list(&ListQuery::new(scope, Freshness::Any)).await.map_err(refused)?;
+    Ok(list.items.iter().filter_map(|cached| typed(storage, &cached.value, cached.revision)).collect())
+}
+
+/// The labels of a namespace; `None` if it is not there.
+///
+/// # Errors
+/// The store cannot be read.
+pub async fn namespace_labels(
+    kinds: &Kinds,
+    name: &str,
+) -> Result<Option<BTreeMap<String, String>>, StatusError> {
+    let Some(storage) = kinds.of("", "namespaces") else { return Ok(None) };
+    for freshness in [Freshness::Any, Freshness::Latest] {
+        if let Some(cached) = storage.cache.get("", name, freshness).await.map_err(refused)? {
+            let labels = cached.head.labels.iter();
+            return Ok(Some(labels.map(|(k, v)| (k.to_string(), v.to_string())).collect()));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,311 @@
+//! ResourceQuota: what is made is charged to its namespace, before it is made.
+//!
+//! All charges pass one task, which takes those that wait together, checks them one after another against the
+//! namespace's quotas, and writes what they use by one compare-and-set a quota. So nothing is given twice, whoever asks
+//! at the same time, here or at another server of the same store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use krate_api::quota::{self, Counted, Resource, Usage, parsed};
+use krate_api::{Quantity, StatusError};
+use krate_store::Revision;
+use krate_store::cache::{Freshness, ListQuery, Scope};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Admit, Attributes, Operation};
+use crate::kinds::Kinds;
+use crate::registry::erased::Object;
+use crate::storage::{Outcome, Storage, refused};
+
+/// How often usage is written anew when others wrote it meanwhile.
+const ATTEMPTS: usize = 10;
+
+pub struct ResourceQuotas {
+    kinds: Arc<Kinds>,
+    charges: mpsc::UnboundedSender<Charge>,
+}
+
+/// Something that is to be made.
+struct Charge {
+    attributes: Attributes,
+    new: Box<dyn Object>,
+    old: Option<Box<dyn Object>>,
+    answer: oneshot::Sender<Result<(), StatusError>>,
+}
+
+impl ResourceQuotas {
+    /// Must be called within a tokio runtime. The task ends with the plugin.
+    pub fn new(kinds: Arc<Kinds>) -> Self {
+        let (charges, waiting) = mpsc::unbounded_channel();
+        tokio::spawn(work(Arc::clone(&kinds), waiting));
+        ResourceQuotas { kinds, charges }
+    }
+}
+
+/// Whether a request can use more than before.
+fn charges(attributes: &Attributes) -> bool {
+    let kind = attributes.kind;
+    let core = |plural: &str| kind.group.is_empty() && kind.plural == plural;
+    match (attributes.operation, attributes.subresource.as_str()) {
+        (Operation::Create, "") => kind.plural != "events",
+        (Operation::Update, "") => {
+            core("persistentvolumeclaims") || core("services") || kind.plural == "resourceclaims"
+        }
+        (Operation::Update, "resize") => core("pods"),
+        (Operation::Update, "status") => core("persistentvolumeclaims"),
+        _ => false,
+    }
+}
+
+#[async_trait]
+impl Admit for ResourceQuotas {
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        object: Option<&dyn Object>,
+        old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        let Some(object) = object.filter(|_| !attributes.namespace.is_empty() && charges(attributes)) else {
+            return Ok(());
+        };
+        if quotas(&self.kinds, &attributes.namespace, Freshness::Any).await?.is_empty() {
+            return Ok(());
+        }
+        let (answer, answered) = oneshot::channel();
+        let charge = Charge {
+            attributes: attributes.clone(),
+            new: object.boxed_clone(),
+            old: old.map(Object::boxed_clone),
+            answer,
+        };
+        let gone = || StatusError::internal("quota is no longer counted");
+        self.charges.send(charge).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+/// A quota as it is charged.
+struct Account {
+    quota: ResourceQuota,
+    revision: Revision,
+    hard: Usage,
+    used: Usage,
+    changed: bool,
+}
+
+impl Account {
+    fn name(&self) -> &str {
+        self.quota.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+fn storage(kinds: &Kinds) -> Option<&Arc<Storage>> {
+    kinds.of("", "resourcequotas")
+}
+
+async fn quotas(kinds: &Kinds, namespace: &str, freshness: Freshness) -> Result<Vec<Account>, StatusError> {
+    let Some(storage) = storage(kinds) else { return Ok(Vec::new()) };
+    let list = storage.cache.list(&ListQuery::new(Scope::namespace(namespace), freshness)).await;
+    let list = list.map_err(refused)?;
+    let accounts = list.items.iter().filter_map(|cached| {
+        let current = storage.decode(&cached.value, cached.revision).ok()?;
+        let quota = current.object.is::<ResourceQuota>()?.clone();
+        let status = quota.status.clone().unwrap_or_default();
+        let read = |amounts: Option<BTreeMap<String, _>>| -> Usage {
+            amounts.iter().flatten().map(|(name, raw)| (name.clone(), parsed(raw))).collect()
+        };
+        let (hard, used) = (read(status.hard), read(status.used));
+        Some(Account { quota, revision: cached.revision, hard, used, changed: false })
+    });
+    Ok(accounts.collect())
+}
+
+async fn work(kinds: Arc<Kinds>, mut waiting: mpsc::UnboundedReceiver<Charge>) {
+    while let Some(first) = waiting.recv().await {
+        let mut by_namespace: BTreeMap<String, Vec<Charge>> = BTreeMap::new();
+        by_namespace.entry(first.attributes.namespace.clone()).or_default().push(first);
+        while let Ok(next) = waiting.try_recv() {
+            by_namespace.entry(next.attributes.namespace.clone()).or_default().push(next);
+        }
+        for (namespace, charges) in by_namespace {
+            settle(&kinds, &namespace, charges).await;
+        }
+    }
+}
+
+/// Answers all charges of a namespace.
+async fn settle(kinds: &Kinds, namespace: &str, mut charges: Vec<Charge>) {
+    let mut wanted: Option<Vec<String>> = None;
+    let mut last = None;
+    for attempt in 0..ATTEMPTS {
+        let freshness = if attempt == 0 { Freshness::Any } else { Freshness::Latest };
+        let mut accounts = match quotas(kinds, namespace, freshness).await {
+            Ok(accounts) => accounts,
+            Err(error) => {
+                last = Some(error);
+                break;
+            }
+        };
+        // What was charged to the other quotas is charged.
+        if let Some(wanted) = &wanted {
+            accounts.retain(|account| wanted.iter().any(|name| name == account.name()));
+        }
+        let mut pending = Vec::new();
+        for charge in charges {
+            match check(&mut accounts, &charge) {
+                Ok(true) => pending.push(charge),
+                Ok(false) => drop(charge.answer.send(Ok(()))),
+                Err(error) => drop(charge.answer.send(Err(error))),
+            }
+        }
+        charges = pending;
+        if charges.is_empty() {
+            return;
+        }
+        let mut again = Vec::new();
+        for account in accounts.into_iter().filter(|account| account.changed) {
+            match write(kinds, &account).await {
+                Ok(true) => {}
+                Ok(false) => again.push(account.name().to_owned()),
+                Err(error) => {
+                    again.push(account.name().to_owned());
+                    last = Some(error);
+                }
+            }
+        }
+        if again.is_empty() {
+            for charge in charges {
+                drop(charge.answer.send(Ok(())));
+            }
+            return;
+        }
+        wanted = Some(again);
+    }
+    for charge in charges {
+        let error = last.clone().unwrap_or_else(|| {
+            let kind = krate_api::kinds::RESOURCE_QUOTA;
+            let name = wanted.iter().flatten().next().map_or("", String::as_str);
+            StatusError::conflict(
+                kind.group,
+                kind.plural,
+                name,
+                "the quota is written by others all the time",
+            )
+        });
+        drop(charge.answer.send(Err(error)));
+    }
+}
+
+/// Writes what is used. False if somebody else was first.
+async fn write(kinds: &Kinds, account: &Account) -> Result<bool, StatusError> {
+    let Some(storage) = storage(kinds) else { return Ok(true) };
+    let mut quota = account.quota.clone();
+    let used = account.used.iter().map(|(name, amount)| (name.clone(), amount.into())).collect();
+    quota.status.get_or_insert_default().used = Some(used);
+    Ok(matches!(storage.replace(&mut quota, account.revision).await?, Outcome::Done(_)))
+}
+
+fn counted(object: &dyn Object) -> Counted<'_> {
+    if let Some(pod) = object.is::<Pod>() {
+        Counted::Pod(pod)
+    } else if let Some(claim) = object.is::<PersistentVolumeClaim>() {
+        Counted::Claim(claim)
+    } else if let Some(service) = object.is::<Service>() {
+        Counted::Service(service)
+    } else if let Some(claim) = object.is::<ResourceClaim>() {
+        Counted::Devices(claim)
+    } else {
+        Counted::Other
+    }
+}
+
+/// Charges one request to all quotas that count it, or to none. False if there is nothing to write for it.
+fn check(accounts: &mut [Account], charge: &Charge) -> Result<bool, StatusError> {
+    let attributes = &charge.attributes;
+    let resource = Resource::new(attributes.kind.group, attributes.kind.plural);
+    let object = counted(&*charge.new);
+    let now = jiff::Timestamp::now();
+    let mut concerned = Vec::new();
+    for (i, account) in accounts.iter().enumerate() {
+        let spec = account.quota.spec.clone().unwrap_or_default();
+        let tracked: Vec<&str> =
+            account.hard.keys().map(String::as_str).filter(|name| resource.tracks(name)).collect();
+        if tracked.is_empty() || !quota::in_scope(&spec, object) {
+            continue;
+        }
+        if let Some(missing) = quota::missing(object, tracked.iter().copied()) {
+            let why = format!("failed quota: {}: must specify {missing}", account.name());
+            return Err(attributes.forbidden(why));
+        }
+        let unknown: Vec<&str> =
+            tracked.iter().copied().filter(|name| !account.used.contains_key(*name)).collect();
+        if !unknown.is_empty() {
+            let why =
+                format!("status unknown for quota: {}, resources: {}", account.name(), unknown.join(","));
+            return Err(attributes.forbidden(why));
+        }
+        concerned.push(i);
+    }
+    let mut more = quota::usage(&resource, object, now);
+    let negative: Vec<&str> =
+        more.iter().filter(|(_, amount)| amount.signum() < 0).map(|(name, _)| name.as_str()).collect();
+    if !negative.is_empty() {
+        let why = format!("quota usage is negative for resource(s): {}", negative.join(","));
+        return Err(attributes.forbidden(why));
+    }
+    if let Some(old) = &charge.old {
+        for (name, was) in quota::usage(&resource, counted(&**old), now) {
+            if let Some(amount) = more.get_mut(&name) {
+                *amount = amount.sub(&was);
+            }
+        }
+    }
+    more.retain(|_, amount| amount.signum() > 0);
+    let mut charged = Vec::new();
+    for i in concerned {
+        let account = &accounts[i];
+        let asked: Usage =
+            more.iter().filter(|(name, _)| account.hard.contains_key(*name)).map(own).collect();
+        if asked.is_empty() {
+            continue;
+        }
+        let mut used = account.used.clone();
+        quota::add(&mut used, &asked);
+        let exceeded: Vec<&String> = asked.keys().filter(|name| used[*name] > account.hard[*name]).collect();
+        if !exceeded.is_empty() {
+            let show = |amounts: &Usage| -> String {
+                let zero = Quantity::default();
+                let each: Vec<String> = exceeded
+                    .iter()
+                    .map(|name| format!("{name}={}", amounts.get(*name).unwrap_or(&zero)))
+                    .collect();
+                each.join(",")
+            };
+            return Err(attributes.forbidden(format!(
+                "exceeded quota: {}, requested: {}, used: {}, limited: {}",
+                account.name(),
+                show(&asked),
+                show(&account.used),
+                show(&account.hard)
+            )));
+        }
+        charged.push((i, used));
+    }
+    // A dry run is told what it would be told, and uses nothing.
+    if attributes.dry_run || charged.is_empty() {
+        return Ok(false);
+    }
+    for (i, used) in charged {
+        accounts[i].used = used;
+        accounts[i].changed = true;
+    }
+    Ok(true)
+}
+
+fn own((name, amount): (&String, &Quantity)) -> (String, Quantity) {
+    (name.clone(), amount.clone())
+}
