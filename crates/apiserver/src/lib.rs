@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod auth;
 pub mod bootstrap;
+pub mod cel;
 pub mod discovery;
 mod http;
 mod impersonate;

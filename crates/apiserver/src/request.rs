@@ -144,6 +144,10 @@ impl Query {
         self.0.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_str())
     }
 
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// Whether a boolean parameter is set: `?watch`, `?watch=1`, `?watch=true`.
     pub fn flag(&self, name: &str) -> bool {
         self.0.iter().any(|(k, v)| k == name && !matches!(v.as_str(), "0" | "false" | "False" | "FALSE"))

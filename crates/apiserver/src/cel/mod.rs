@@ -1,0 +1,201 @@
+//! CEL, the Common Expression Language, as Kubernetes speaks it: rules of custom resources, admission policies, match
+//! conditions, mappings of claims.
+//!
+//! The `cel` crate reads expressions; they are evaluated here, so that every step is charged to a budget and an
+//! expression that would run too long is stopped, whatever it is made of. Costs follow upstream's runtime costs
+//! (KEP-2876). Expressions do no I/O and see nothing but the variables that they are given.
+
+mod check;
+mod cost;
+mod eval;
+mod fold;
+mod library;
+mod operators;
+mod value;
+
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
+use ::cel::IdedExpr;
+use ::cel::parser::Parser;
+
+pub use check::Declared;
+pub use library::authz::{Authz, Check, Question};
+pub use value::{Key, Map, Opaque, Value};
+
+/// What one evaluation may cost, as upstream.
+pub const PER_CALL: u64 = 1_000_000;
+/// What all expressions of one policy, or of one custom resource, may cost together.
+pub const PER_POLICY: u64 = 10_000_000;
+/// What all match conditions of one webhook or policy may cost together.
+pub const PER_MATCH_CONDITIONS: u64 = 2_500_000;
+
+/// The longest expression that is read, in bytes; far above what any cost limit lets through.
+const LONGEST: usize = 256 * 1024;
+
+/// Why an expression has no value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It may not cost more. Nothing makes up for it: `true || …` does not.
+    #[error("operation cancelled: actual cost limit exceeded")]
+    OutOfBudget,
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Error {
+    pub fn new(why: impl Into<String>) -> Self {
+        Error::Failed(why.into())
+    }
+
+    pub fn no_such_key(key: impl fmt::Display) -> Self {
+        Error::Failed(format!("no such key: {key}"))
+    }
+
+    pub fn no_such_overload() -> Self {
+        Error::Failed("no such overload".to_owned())
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a text is no expression, in the words and with the pointer that upstream shows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct CompileError(String);
+
+/// What an expression sees.
+pub trait Variables {
+    /// The value of a variable; `None` if there is no such variable.
+    fn get(&self, name: &str) -> Option<Value>;
+
+    /// A field of a variable whose fields are evaluated when they are asked for, charged to `budget`; `None` if the
+    /// variable has no such field, or its fields are not of this sort.
+    fn lazy(&self, _name: &str, _field: &str, _budget: &mut Budget) -> Option<Result<Value>> {
+        None
+    }
+}
+
+/// Plain variables.
+impl Variables for [(&str, Value)] {
+    fn get(&self, name: &str) -> Option<Value> {
+        self.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone())
+    }
+}
+
+/// What may still be spent.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget(u64);
+
+impl Budget {
+    pub fn new(cost: u64) -> Self {
+        Budget(cost)
+    }
+
+    pub fn left(&self) -> u64 {
+        self.0
+    }
+
+    /// # Errors
+    /// It is more than what is left; then nothing is left.
+    pub fn spend(&mut self, cost: u64) -> Result<()> {
+        let left = self.0.checked_sub(cost);
+        self.0 = left.unwrap_or(0);
+        left.map(drop).ok_or(Error::OutOfBudget)
+    }
+}
+
+/// An expression that has been read and checked.
+#[derive(Clone, Debug)]
+pub struct Program {
+    source: Arc<str>,
+    root: Arc<IdedExpr>,
+}
+
+impl Program {
+    /// Reads an expression that may name these variables.
+    ///
+    /// # Errors
+    /// It cannot be read, or names a variable or a function that does not exist.
+    pub fn compile(source: &str, declared: &Declared<'_>) -> std::result::Result<Self, CompileError> {
+        if source.len() > LONGEST {
+            return Err(CompileError(format!(
+                "expression code point size exceeds limit: size: {}, limit {LONGEST}",
+                source.len()
+            )));
+        }
+        let parser = Parser::new().enable_optional_syntax(true).enable_ident_escape_syntax(true);
+        let (root, info) = parser.parse_with_source_info(source).map_err(|errors| {
+            let all: Vec<String> = errors.errors.iter().map(|e| shown(source, e.pos, &e.msg)).collect();
+            CompileError(all.join("\n"))
+        })?;
+        let position = |id: u64| {
+            let at = info.offset_for(id).map_or(0, |(start, _)| start as usize);
+            check::line_and_column(source, at)
+        };
+        let faults: Vec<String> = check::check(&root, declared)
+            .into_iter()
+            .map(|(id, message)| shown(source, position(id), &message))
+            .collect();
+        if !faults.is_empty() {
+            return Err(CompileError(faults.join("\n")));
+        }
+        Ok(Program { source: source.into(), root: Arc::new(root) })
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    pub fn expression(&self) -> &IdedExpr {
+        &self.root
+    }
+
+    /// The type that the expression has whatever the variables are, where that can be told.
+    pub fn static_type(&self) -> Option<&'static str> {
+        check::static_type(&self.root)
+    }
+
+    /// Whether the expression names this variable.
+    pub fn names(&self, variable: &str) -> bool {
+        check::names(&self.root, variable)
+    }
+
+    /// The value of the expression, charged to `budget`.
+    ///
+    /// # Errors
+    /// It has none, or the budget, or what one evaluation may cost, is used up.
+    pub fn evaluate(&self, variables: &(impl Variables + ?Sized), budget: &mut Budget) -> Result<Value> {
+        let mut own = Budget::new(PER_CALL.min(budget.left()));
+        let before = own.left();
+        let result = eval::Evaluation::new(&Erased(variables), &mut own).value(&self.root);
+        budget.spend(before - own.left())?;
+        result
+    }
+}
+
+/// Any variables as a trait object.
+struct Erased<'a, V: ?Sized>(&'a V);
+
+impl<V: Variables + ?Sized> Variables for Erased<'_, V> {
+    fn get(&self, name: &str) -> Option<Value> {
+        self.0.get(name)
+    }
+
+    fn lazy(&self, name: &str, field: &str, budget: &mut Budget) -> Option<Result<Value>> {
+        self.0.lazy(name, field, budget)
+    }
+}
+
+/// A fault with its line and a pointer to its column, both counted from one.
+fn shown(source: &str, (line, column): (isize, isize), message: &str) -> String {
+    let mut out = format!("ERROR: <input>:{line}:{column}: {message}");
+    if let Some(text) = usize::try_from(line - 1).ok().and_then(|i| source.lines().nth(i)) {
+        let dots = ".".repeat(usize::try_from(column - 1).unwrap_or(0));
+        let _ = write!(out, "\n | {text}\n | {dots}^");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;
