@@ -96,6 +96,8 @@ pub struct Kind {
     /// Where its objects lie in the store, as upstream's etcd has them: `/registry/pods`. Empty for a kind that is
     /// answered and not stored (reviews).
     pub storage: &'static str,
+    /// Whether a CustomResourceDefinition made it.
+    pub custom: bool,
 }
 
 impl Kind {

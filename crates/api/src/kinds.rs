@@ -20,7 +20,7 @@ macro_rules! kinds {
         $(pub const $name: Kind = Kind {
             group: $group, version: $version, kind: $kind, plural: $plural, singular: $singular,
             short_names: &$short, categories: &$categories, scope: Scope::$scope, verbs: $verbs,
-            subresources: &$subs, storage: $storage,
+            subresources: &$subs, storage: $storage, custom: false,
         };)*
         /// Every served kind, in the order of the table.
         pub const ALL: &[&Kind] = &[$(&$name),*];

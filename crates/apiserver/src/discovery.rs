@@ -148,13 +148,21 @@ fn verbs(verbs: Verbs) -> Value {
     verbs.names().collect::<Vec<_>>().into()
 }
 
+/// The verbs of custom resources, in the order in which upstream lists them.
+const CUSTOM_VERBS: [&str; 8] =
+    ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+
+fn verbs_of(kind: &Kind) -> Value {
+    if kind.custom { CUSTOM_VERBS.as_slice().into() } else { verbs(kind.verbs) }
+}
+
 fn resource(kind: &Kind, all: &[&Kind]) -> Value {
     let mut out = json!({
         "name": kind.plural,
         "singularName": kind.singular,
         "namespaced": kind.is_namespaced(),
         "kind": kind.kind,
-        "verbs": verbs(kind.verbs),
+        "verbs": verbs_of(kind),
     });
     if !kind.short_names.is_empty() {
         out["shortNames"] = kind.short_names.into();
@@ -242,7 +250,7 @@ fn aggregated_resource(kind: &Kind) -> Value {
         "responseKind": response_kind(kind, kind.gvk()),
         "scope": if kind.is_namespaced() { "Namespaced" } else { "Cluster" },
         "singularResource": kind.singular,
-        "verbs": verbs(kind.verbs),
+        "verbs": verbs_of(kind),
     });
     if !kind.short_names.is_empty() {
         out["shortNames"] = kind.short_names.into();

@@ -1,8 +1,10 @@
-//! The kinds that this server stores, each with its storage.
+//! The kinds that this server stores, each with its storage: the built-in ones, and those that definitions add and take
+//! away while it runs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use krate_api::Kind;
 use krate_store::cache::Cache;
 use krate_store::{Backend, Error};
@@ -10,10 +12,15 @@ use krate_store::{Backend, Error};
 use crate::registry::erased;
 use crate::storage::Storage;
 
-/// All served kinds, by group and plural.
-pub struct Kinds {
+/// All served kinds.
+pub struct Kinds(ArcSwap<Served>);
+
+/// What is served at one moment.
+#[derive(Clone)]
+struct Served {
+    /// By plural; the storages of several groups and versions may share one.
     by_resource: HashMap<&'static str, Vec<Arc<Storage>>>,
-    rows: Vec<&'static Kind>,
+    rows: Arc<[&'static Kind]>,
 }
 
 impl Kinds {
@@ -39,20 +46,41 @@ impl Kinds {
             by_place.entry(kind.storage).or_insert_with(|| Arc::clone(&storage));
             by_resource.entry(kind.plural).or_default().push(storage);
         }
-        Ok(Kinds { by_resource, rows })
+        Ok(Kinds(ArcSwap::from_pointee(Served { by_resource, rows: rows.into() })))
     }
 
-    /// The storage of a resource.
-    pub fn of(&self, group: &str, plural: &str) -> Option<&Arc<Storage>> {
-        self.by_resource.get(plural)?.iter().find(|storage| storage.kind().group == group)
+    /// The storage of a resource, in whichever version comes first.
+    pub fn of(&self, group: &str, plural: &str) -> Option<Arc<Storage>> {
+        let served = self.0.load();
+        served.by_resource.get(plural)?.iter().find(|storage| storage.kind().group == group).cloned()
+    }
+
+    /// The storage of a resource in a version.
+    pub fn at(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Storage>> {
+        let served = self.0.load();
+        let is_it = |kind: &Kind| kind.group == group && kind.version == version;
+        served.by_resource.get(plural)?.iter().find(|storage| is_it(storage.kind())).cloned()
     }
 
     /// The rows of all served kinds, those included that are answered and not stored.
-    pub fn rows(&self) -> &[&'static Kind] {
-        &self.rows
+    pub fn rows(&self) -> Arc<[&'static Kind]> {
+        Arc::clone(&self.0.load().rows)
     }
 
-    pub fn all(&self) -> impl Iterator<Item = &Arc<Storage>> {
-        self.by_resource.values().flatten()
+    /// Serves these versions of a resource, and no others of it from now on.
+    pub fn put(&self, group: &str, plural: &str, versions: Vec<Arc<Storage>>) {
+        self.0.rcu(|served| {
+            let mut served = Served::clone(served);
+            let is_it = |kind: &Kind| kind.group == group && kind.plural == plural;
+            if let Some(there) = served.by_resource.get_mut(plural) {
+                there.retain(|storage| !is_it(storage.kind()));
+            }
+            let others = served.rows.iter().copied().filter(|kind| !is_it(kind));
+            served.rows = others.chain(versions.iter().map(|storage| storage.kind())).collect();
+            for storage in &versions {
+                served.by_resource.entry(storage.kind().plural).or_default().push(Arc::clone(storage));
+            }
+            served
+        });
     }
 }

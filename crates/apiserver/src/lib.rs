@@ -4,6 +4,7 @@
 //! It alone writes to the store. It never calls a controller, and knows nothing of how a pod is run.
 
 pub mod admission;
+mod apiextensions;
 pub mod auth;
 pub mod bootstrap;
 pub mod cel;

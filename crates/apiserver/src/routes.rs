@@ -38,7 +38,9 @@ pub async fn answer(
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Err(path::method_not_allowed());
     }
-    let rows = server.kinds.rows();
+    let rows = &*server.kinds.rows();
+    // The documents describe the types of the vocabulary.
+    let built_in = || rows.iter().copied().filter(|kind| !kind.custom).collect::<Vec<_>>();
     let parts: Vec<&str> = info.path.trim_matches('/').split('/').collect();
     let document = match parts.as_slice() {
         ["api"] => match aggregated(headers) {
@@ -63,7 +65,7 @@ pub async fn answer(
         },
         ["version"] => version(),
         ["openapi", document @ ..] => {
-            let found = openapi::answer(&server.openapi, rows, document, query.get("hash"), headers);
+            let found = openapi::answer(&server.openapi, &built_in(), document, query.get("hash"), headers);
             return Ok(found.unwrap_or_else(not_found));
         }
         ["healthz" | "livez" | "readyz", check @ ..] => {
@@ -177,11 +179,9 @@ pub async fn unstored(
     user: &User,
     body: Bytes,
 ) -> Result<Reply, StatusError> {
-    let Some(kind) = server
-        .kinds
-        .rows()
-        .iter()
-        .find(|k| k.group == info.group && k.version == info.version && k.plural == info.resource)
+    let rows = server.kinds.rows();
+    let Some(kind) =
+        rows.iter().find(|k| k.group == info.group && k.version == info.version && k.plural == info.resource)
     else {
         return Err(path::no_such_resource());
     };
@@ -249,7 +249,7 @@ async fn binding(
     json: &[u8],
 ) -> Result<Reply, StatusError> {
     let binding: Binding = read(json, &kinds::BINDING)?;
-    let storage = server.kinds.of("", "pods").cloned().ok_or_else(path::no_such_resource)?;
+    let storage = server.kinds.of("", "pods").ok_or_else(path::no_such_resource)?;
     let mut info = info.clone();
     info.name = binding.metadata.name.clone().unwrap_or_default();
     "pods".clone_into(&mut info.resource);

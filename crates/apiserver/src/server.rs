@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Chain;
+use crate::apiextensions::Establisher;
 use crate::auth::{Authenticator, Authorizer, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
 use crate::kinds::Kinds;
@@ -64,7 +65,7 @@ pub struct Server {
     pub shutdown: CancellationToken,
     pub backend: Arc<dyn Backend>,
     pub openapi: crate::openapi::Documents,
-    _cache: Cache,
+    pub cache: Cache,
 }
 
 /// Why a server could not be started.
@@ -118,7 +119,7 @@ impl Server {
             backend: Arc::clone(&backend),
             kinds,
             openapi: crate::openapi::Documents::new(),
-            _cache: cache,
+            cache,
         });
         server.follow_policy().await?;
         let service = server.service_as(User::authenticated(SELF, &[MASTERS]));
@@ -136,6 +137,7 @@ impl Server {
             },
         )
         .await?;
+        Establisher::start(&server, commits).await?;
         tokio::spawn(async move {
             tokio::select! {
                 () = Compactor::new(backend, HISTORY).run() => {}
@@ -223,7 +225,7 @@ impl Server {
         plural: &str,
         told: impl Fn(&Head, Option<&T>) + Send + Sync + 'static,
     ) -> Result<(), StatusError> {
-        let Some(storage) = self.kinds.of(group, plural).cloned() else { return Ok(()) };
+        let Some(storage) = self.kinds.of(group, plural) else { return Ok(()) };
         let start = |at| WatchQuery::new(Scope::all(), Start::State(at));
         let mut watcher =
             storage.cache.watch(start(Freshness::Latest)).await.map_err(crate::storage::refused)?;
@@ -271,10 +273,15 @@ fn tell<T: 'static>(storage: &Storage, event: &CacheEvent, told: &impl Fn(&Head,
 }
 
 /// The server's own writes, through the path of everyone's.
-struct AsItself(Service);
+#[derive(Clone)]
+pub struct AsItself(Service);
 
 impl AsItself {
-    async fn ask(
+    /// Asks for a path and reads the answer.
+    ///
+    /// # Errors
+    /// What the path answers.
+    pub async fn ask(
         &self,
         method: http::Method,
         path: String,
@@ -299,7 +306,8 @@ impl AsItself {
     }
 }
 
-fn path(kind: &Kind, namespace: &str, name: &str) -> String {
+/// The path of an object, or of a collection where there is no name.
+pub fn path(kind: &Kind, namespace: &str, name: &str) -> String {
     let prefix =
         if kind.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", kind.api_version()) };
     let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };

@@ -74,7 +74,7 @@ impl Service {
             return Ok(routes::not_found());
         }
         let wanted = Wanted::of(&parts.headers, query.flag("pretty"));
-        let Some(storage) = self.server.kinds.of(&info.group, &info.resource).cloned() else {
+        let Some(storage) = self.server.kinds.at(&info.group, &info.version, &info.resource) else {
             let body = wire::read(body).await?;
             return routes::unstored(&self.server, &info, &parts.headers, &user, body).await;
         };

@@ -58,7 +58,13 @@ struct Decoder(Arc<dyn Registry>);
 
 impl Decode for Decoder {
     fn decode(&self, _key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)> {
-        let object = self.0.decode(value, None).ok()?;
+        let mut object = self.0.decode(value, None).ok()?;
+        let mut value = value.clone();
+        if self.0.kind().custom {
+            // The definition may say more by now than when it was written.
+            self.0.default(&mut *object);
+            value = object.to_json().into();
+        }
         let meta = object.meta();
         let boxed = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
         let head = Head {
@@ -83,7 +89,7 @@ impl Decode for Decoder {
                 .collect(),
             fields: self.0.selectable(&*object).into_iter().map(|(k, v)| (k.into(), v)).collect(),
         };
-        Some((with_revision(value, revision), head))
+        Some((with_revision(&value, revision), head))
     }
 }
 
@@ -118,7 +124,24 @@ impl Storage {
         StatusError::not_found(self.kind().group, self.kind().plural, name)
     }
 
-    /// The object as it is sent.
+    /// What is in the cache, in the version of this storage.
+    pub fn sent(&self, json: &Bytes) -> Bytes {
+        self.registry.from_stored(json).unwrap_or_else(|| json.clone())
+    }
+
+    /// Whether what is in the cache is not what is sent.
+    pub fn converts(&self) -> bool {
+        self.registry.from_stored(&Bytes::from_static(b"{}")).is_some()
+    }
+
+    /// What is stored of an object.
+    pub fn to_value(&self, object: &mut dyn Object) -> Bytes {
+        object.meta_mut().resource_version = None;
+        object.meta_mut().self_link = None;
+        self.registry.to_stored(object).into()
+    }
+
+    /// The object as it is in the cache.
     pub async fn read(
         &self,
         namespace: &str,
@@ -161,19 +184,19 @@ impl Storage {
 
     /// Creates an object.
     pub async fn create(&self, object: &mut dyn Object) -> Result<Outcome, StatusError> {
-        let value = to_value(object);
+        let value = self.to_value(object);
         self.commit(CompareAndSet::create(self.key(object), value.clone()), value).await
     }
 
     /// Writes an object over what is at a revision.
     pub async fn replace(&self, object: &mut dyn Object, at: Revision) -> Result<Outcome, StatusError> {
-        let value = to_value(object);
+        let value = self.to_value(object);
         self.commit(CompareAndSet::update(self.key(object), at, value.clone()), value).await
     }
 
     /// Deletes what is at a revision; the answer's bytes are the last state.
     pub async fn delete(&self, object: &mut dyn Object, at: Revision) -> Result<Outcome, StatusError> {
-        let value = to_value(object);
+        let value = self.to_value(object);
         self.commit(CompareAndSet::delete(self.key(object), at), value).await
     }
 
@@ -187,13 +210,6 @@ impl Storage {
             Err(error) => Err(unwritten(&error)),
         }
     }
-}
-
-/// What is stored of an object.
-pub fn to_value(object: &mut dyn Object) -> Bytes {
-    object.meta_mut().resource_version = None;
-    object.meta_mut().self_link = None;
-    object.to_json().into()
 }
 
 fn unwritten(error: &Error) -> StatusError {

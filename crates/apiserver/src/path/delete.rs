@@ -14,7 +14,7 @@ use super::write::{newest, now};
 use crate::admission::{Attributes, Operation};
 use crate::http::{self as wire, Reply};
 use crate::registry::erased::Object;
-use crate::storage::{Current, Outcome, Written, refused, to_value, with_revision};
+use crate::storage::{Current, Outcome, Written, refused, with_revision};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
@@ -131,7 +131,7 @@ pub async fn delete_collection(mut call: Call, body: Bytes) -> Result<Reply, Sta
             Err(error) => return Err(error),
         }
     }
-    let items: Vec<Bytes> = list.items.iter().map(|o| o.bytes.clone()).collect();
+    let items: Vec<Bytes> = list.items.iter().map(|o| call.storage.sent(&o.bytes)).collect();
     read::list_reply(&call, &items, list.revision, None, None)
 }
 
@@ -160,13 +160,13 @@ pub async fn delete_object(
         begin(call, &mut *object, options, began);
         let gone = is_finished(&*object);
         if call.dry_run {
-            let bytes = with_revision(&to_value(&mut *object), current.revision);
+            let bytes = with_revision(&call.storage.to_value(&mut *object), current.revision);
             return Ok((Written { revision: current.revision, bytes }, gone));
         }
         let outcome = if gone {
             call.storage.delete(&mut *object, current.revision).await?
         } else {
-            let value = to_value(&mut *object);
+            let value = call.storage.to_value(&mut *object);
             if value == current.value {
                 let bytes = with_revision(&value, current.revision);
                 return Ok((Written { revision: current.revision, bytes }, false));
@@ -214,6 +214,17 @@ fn check(
 
 /// Marks an object as being deleted, with the grace and the finalizers that were asked for.
 fn begin(call: &Call, object: &mut dyn Object, options: &DeleteOptions, began: bool) {
+    if let Some(finalizer) = call.storage.registry.cleanup_finalizer() {
+        let meta = object.meta_mut();
+        if !began {
+            meta.deletion_timestamp = Some(now());
+            let list = meta.finalizers.get_or_insert_default();
+            if !list.iter().any(|f| f == finalizer) {
+                list.push(finalizer.to_owned());
+            }
+        }
+        return;
+    }
     let asked = options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds });
     let grace = call.storage.registry.grace_period(object, asked).unwrap_or(0);
     let meta = object.meta_mut();

@@ -14,6 +14,7 @@ use krate_api::{StatusError, Verbs};
 
 pub use call::{Call, method_not_allowed, no_such_resource};
 pub use subresource::bind_pod;
+pub use write::now;
 
 use crate::http::Reply;
 

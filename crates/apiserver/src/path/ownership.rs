@@ -1,11 +1,13 @@
 //! Whose fields are whose: `metadata.managedFields` of what is written, and server-side apply (KEP-555).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use krate_api::managed::{self, Request};
-use krate_api::schema::{self, TypeRef};
+use krate_api::schema::TypeRef;
 use krate_api::{FieldErrors, FieldPath, Gvk, Kind, Reason, StatusError};
 use serde_json::Value;
 
@@ -56,7 +58,8 @@ fn request<'a>(call: &'a Call, manager: &'a str, api_version: &'a str, schema: T
 
 /// Gives an object the managed fields that it is to be stored with. `live` is what is stored now.
 pub fn track(call: &Call, object: &mut dyn Object, live: Option<&Current>) -> Result<(), StatusError> {
-    let Some(schema) = schema::of(call.kind().gvk()) else { return Ok(()) };
+    let registry = Arc::clone(&call.storage.registry);
+    let Some(schema) = registry.schema() else { return Ok(()) };
     object.meta_mut().resource_version = None;
     object.meta_mut().self_link = None;
     let new = object.to_json();
@@ -132,7 +135,8 @@ fn merged(
     applied: &Value,
     force: bool,
 ) -> Result<Box<dyn Object>, StatusError> {
-    let schema = schema::of(call.kind().gvk()).ok_or_else(no_such_resource)?;
+    let registry = Arc::clone(&call.storage.registry);
+    let schema = registry.schema().ok_or_else(no_such_resource)?;
     let (manager, api_version) = (call.manager(), call.kind().api_version());
     let live = current.map(|current| value_of(&current.value, current.revision)).transpose()?;
     let request = request(call, &manager, &api_version, schema);

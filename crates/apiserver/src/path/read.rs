@@ -32,7 +32,7 @@ pub async fn get(call: Call) -> Result<Reply, StatusError> {
         Some(at) => Freshness::NotOlderThan(at),
     };
     let cached = call.storage.read(&call.info.namespace, &call.info.name, freshness).await?;
-    call.object(StatusCode::OK, &cached.bytes)
+    call.object(StatusCode::OK, &call.storage.sent(&cached.bytes))
 }
 
 fn revision(call: &Call, name: &str) -> Result<Option<Revision>, StatusError> {
@@ -152,7 +152,7 @@ pub async fn list(call: Call) -> Result<Reply, StatusError> {
         let next = Continue { rv: list.revision.0, after: String::from_utf8_lossy(&last.key).into_owned() };
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&next).unwrap_or_default())
     });
-    let items: Vec<Bytes> = list.items.iter().map(|object| object.bytes.clone()).collect();
+    let items: Vec<Bytes> = list.items.iter().map(|object| call.storage.sent(&object.bytes)).collect();
     list_reply(&call, &items, list.revision, next, list.remaining)
 }
 
@@ -287,12 +287,12 @@ fn stream_type(call: &Call) -> &'static str {
 fn framed(call: &Call, event: &CacheEvent, first: bool) -> Bytes {
     let CacheEvent::Bookmark { revision, initial_events_end } = event else {
         let shape = call.wanted.shape;
-        if shape == Shape::Object && call.wanted.form != Form::Protobuf {
+        if shape == Shape::Object && call.wanted.form != Form::Protobuf && !call.storage.converts() {
             // One line serves all watchers.
             return event.line().unwrap_or_default();
         }
         let name = event.kind().map_or("MODIFIED", krate_store::cache::Kind::name);
-        let object = event.object().unwrap_or_default();
+        let object = call.storage.sent(&event.object().unwrap_or_default());
         let shaped = shape::event(&call.storage, shape, &object, event.revision(), first, &call.query);
         return match shaped {
             Ok(object) => frame(call, name, &object),

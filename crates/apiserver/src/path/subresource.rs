@@ -15,10 +15,12 @@ use super::delete::delete_object;
 use super::ownership::Ownership;
 use super::write::{change, now};
 use super::{patch, read, write};
+use crate::apiextensions::{plain, set_plain};
 use crate::auth::Bound;
 use crate::auth::TokenBinding;
 use crate::http::{self as wire, Reply};
 use crate::proxy;
+use crate::registry::erased::Registry;
 
 pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
     match (call.info.subresource.as_str(), call.info.verb) {
@@ -80,9 +82,14 @@ async fn finalize(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
 }
 
 /// A Scale of an object that has replicas.
-fn scale_of(object: &Value, kind: &krate_api::Kind) -> Value {
+fn scale_of(object: &Value, registry: &dyn Registry) -> Value {
+    let kind = registry.kind();
     let selector = object.pointer("/spec/selector").cloned().unwrap_or_default();
-    let text = if kind.plural == "replicationcontrollers" {
+    let paths = registry.scale_paths();
+    let text = if let Some(paths) = paths {
+        let selector = paths.selector.as_deref().and_then(|path| plain(object, path));
+        selector.and_then(Value::as_str).unwrap_or_default().to_owned()
+    } else if kind.plural == "replicationcontrollers" {
         let pairs = selector.as_object().into_iter().flatten();
         pairs.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",")
     } else {
@@ -98,14 +105,15 @@ fn scale_of(object: &Value, kind: &krate_api::Kind) -> Value {
     if let Some(fields) = metadata.as_object_mut() {
         fields.retain(|_, v| !v.is_null());
     }
-    let replicas = |at: &str| object.pointer(at).cloned().filter(|v| !v.is_null());
+    let replicas = |at: &str| plain(object, at).cloned().filter(|v| !v.is_null());
     let mut spec = json!({});
-    if let Some(n) = replicas("/spec/replicas").filter(|n| *n != 0) {
+    if let Some(n) = replicas(paths.map_or(".spec.replicas", |p| &p.spec)).filter(|n| *n != 0) {
         spec["replicas"] = n;
     }
+    let running = replicas(paths.map_or(".status.replicas", |p| &p.status));
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec,
-        "status": {"replicas": replicas("/status/replicas").unwrap_or_else(|| 0.into()), "selector": text},
+        "status": {"replicas": running.unwrap_or_else(|| 0.into()), "selector": text},
     })
 }
 
@@ -113,7 +121,7 @@ async fn scale_now(call: &Call) -> Result<Value, StatusError> {
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
     let bytes = crate::storage::with_revision(&current.value, current.revision);
     let object = serde_json::from_slice(&bytes).map_err(StatusError::internal)?;
-    Ok(scale_of(&object, call.kind()))
+    Ok(scale_of(&object, &*call.storage.registry))
 }
 
 async fn get_scale(call: Call) -> Result<Reply, StatusError> {
@@ -163,13 +171,14 @@ async fn set_scale(mut call: Call, scale: &Value) -> Result<Reply, StatusError> 
         }
         let internal = |error: serde_json::Error| Some(StatusError::internal(error));
         let mut object: Value = serde_json::from_slice(&current.value).map_err(internal)?;
-        object["spec"]["replicas"] = replicas.into();
+        let at = call.storage.registry.scale_paths().map_or(".spec.replicas", |paths| &paths.spec);
+        set_plain(&mut object, at, replicas.into());
         let bytes = serde_json::to_vec(&object).map_err(internal)?;
         call.storage.registry.decode(&bytes, None).map_err(|error| Some(StatusError::internal(error)))
     })
     .await?;
     let object = serde_json::from_slice(&written.bytes).map_err(StatusError::internal)?;
-    let scale = scale_of(&object, call.kind());
+    let scale = scale_of(&object, &*call.storage.registry);
     Ok(wire::json(StatusCode::OK, call.wanted, scale.to_string().into()))
 }
 

@@ -16,7 +16,7 @@ use crate::admission::{Attributes, Operation};
 use crate::http::Reply;
 use crate::registry::erased::Object;
 use crate::registry::lifecycle::no_matter;
-use crate::storage::{Current, Outcome, Written, to_value, with_revision};
+use crate::storage::{Current, Outcome, Written, with_revision};
 
 /// How often a write that nobody conditioned is tried again when others were first.
 const ATTEMPTS: usize = 10;
@@ -74,7 +74,7 @@ pub async fn create_object(
         call.warnings.extend(attributes.take_warnings());
         let name = trial.meta().name.clone().unwrap_or_default();
         if call.dry_run {
-            return Ok(Written { revision: Revision::ZERO, bytes: to_value(&mut *trial) });
+            return Ok(Written { revision: Revision::ZERO, bytes: call.storage.to_value(&mut *trial) });
         }
         let taken = match call.server.lifecycles.of(call.kind()) {
             Some(hooks) => hooks.before_create(trial.as_any_mut(), &call.context()).await?,
@@ -196,7 +196,7 @@ pub async fn change(
         finish_update(call, &mut object, &current, ownership).await?;
         let old = &*current.object;
         let ends = old.meta().deletion_timestamp.is_some() && is_finished(&*object);
-        let value = to_value(&mut *object);
+        let value = call.storage.to_value(&mut *object);
         if value == current.value && !ends {
             // Nothing changes, so nothing is written, and the resourceVersion stays.
             return Ok(Written {

@@ -3,7 +3,9 @@
 use std::any::Any;
 use std::marker::PhantomData;
 
+use bytes::Bytes;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use krate_api::schema::{self, TypeRef};
 use krate_api::{FieldErrors, FieldPath, Kind};
 use serde_json::{Value, json};
 
@@ -88,6 +90,35 @@ pub trait Registry: Send + Sync + 'static {
     fn grace_period(&self, object: &dyn Object, asked: Option<i64>) -> Option<i64>;
     fn allows_create_on_update(&self) -> bool;
     fn allows_unconditional_update(&self) -> bool;
+    /// The type of its objects.
+    fn schema(&self) -> Option<TypeRef<'_>> {
+        schema::of(self.kind().gvk())
+    }
+    /// Where its scale is; None for what has it where Deployments have theirs.
+    fn scale_paths(&self) -> Option<&ScalePaths> {
+        None
+    }
+    /// The finalizer that a deletion puts on an object, for the server itself to clear up behind it.
+    fn cleanup_finalizer(&self) -> Option<&'static str> {
+        None
+    }
+    /// What is stored of an object: it may be in another version.
+    fn to_stored(&self, object: &dyn Object) -> Vec<u8> {
+        object.to_json()
+    }
+    /// An object from the store in this version; None where it is stored as it is sent.
+    fn from_stored(&self, _json: &Bytes) -> Option<Bytes> {
+        None
+    }
+}
+
+/// Where the objects of a kind have what a Scale shows, as paths of plain names: `.spec.replicas`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScalePaths {
+    pub spec: String,
+    pub status: String,
+    /// A selector as text.
+    pub selector: Option<String>,
 }
 
 /// The registry of a strategy.
@@ -202,6 +233,10 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
 
     fn allows_unconditional_update(&self) -> bool {
         S::ALLOW_UNCONDITIONAL_UPDATE
+    }
+
+    fn cleanup_finalizer(&self) -> Option<&'static str> {
+        S::CLEANUP_FINALIZER
     }
 }
 

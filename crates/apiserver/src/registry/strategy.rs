@@ -55,6 +55,8 @@ pub trait Strategy:
     const ALLOW_UNCONDITIONAL_UPDATE: bool = true;
     /// The seconds that a graceful deletion waits when the request names none; `None`: deletion is at once.
     const GRACEFUL: bool = false;
+    /// The finalizer that a deletion puts on an object, for the server itself to clear up behind it.
+    const CLEANUP_FINALIZER: Option<&'static str> = None;
 
     /// Fills what upstream's `SetDefaults_…` fill.
     fn default(&mut self) {}

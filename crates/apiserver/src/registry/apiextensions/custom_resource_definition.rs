@@ -8,6 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use krate_api::names::is_dns1035_label;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
+use crate::apiextensions;
 use crate::registry::column::{created_at, name};
 use crate::registry::prepare::{differ, first_generation, next_generation};
 use crate::registry::rules::{IMMUTABLE, dns_subdomain, each, one_of};
@@ -16,6 +17,7 @@ use crate::registry::{Column, Context, Strategy};
 impl Strategy for CustomResourceDefinition {
     const KIND: &'static Kind = &kinds::CUSTOM_RESOURCE_DEFINITION;
     const COLUMNS: &'static [Column<Self>] = &[name(), created_at()];
+    const CLEANUP_FINALIZER: Option<&'static str> = Some(apiextensions::CLEANUP);
 
     fn default(&mut self) {
         let names = &mut self.spec.names;
@@ -91,6 +93,7 @@ impl Strategy for CustomResourceDefinition {
             scope => one_of(scope, &["Cluster", "Namespaced"], &at.child("scope"), errors),
         }
         self.versions(&at.child("versions"), errors);
+        apiextensions::check_schemas(self, &at, errors);
         self.names(&at.child("names"), errors);
         if let Some(conversion) = &spec.conversion {
             let at = at.child("conversion");

@@ -157,8 +157,10 @@ impl<'a> ser::Serializer for Writer<'a> {
     fn serialize_f32(self, v: f32) -> Result<Shape, Never> {
         self.plain(v, v == 0.0)
     }
+    /// A whole number is shown without a fraction, as upstream shows it.
     fn serialize_f64(self, v: f64) -> Result<Shape, Never> {
-        self.plain(v, v == 0.0)
+        self.out.extend_from_slice(v.to_string().as_bytes());
+        Ok(if v == 0.0 { Shape::Zero } else { Shape::Other })
     }
     fn serialize_char(self, v: char) -> Result<Shape, Never> {
         self.plain(v, false)

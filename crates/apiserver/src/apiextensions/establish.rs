@@ -1,0 +1,292 @@
+//! Brings definitions to life: gives them their names and conditions, serves their kinds, and clears their objects away
+//! when they go (upstream's naming, establishing and finalizing controllers).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use http::Method;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, CustomResourceDefinitionCondition, CustomResourceDefinitionSpec,
+};
+use krate_api::{Kind, Reason, StatusError};
+use krate_store::cache::{CacheEvent, Freshness, Head, Kind as Change, ListQuery, Scope, Start, WatchQuery};
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::registry::Version;
+use super::{CLEANUP, names};
+use crate::registry::erased::{Object, Registry};
+use crate::server::{AsItself, Server, path};
+use crate::storage::{Storage, refused};
+
+const GROUP: &str = "apiextensions.k8s.io";
+const PLURAL: &str = "customresourcedefinitions";
+
+/// What is served for a definition.
+struct Installed {
+    spec: CustomResourceDefinitionSpec,
+    names_at: (String, String),
+}
+
+/// The task that does it.
+pub struct Establisher {
+    server: Arc<Server>,
+    commits: AsItself,
+    definitions: Arc<Storage>,
+    installed: Mutex<HashMap<String, Installed>>,
+    leaving: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Establisher {
+    /// Serves what is defined already, and goes on with what comes, until the server stops.
+    ///
+    /// # Errors
+    /// The definitions cannot be read.
+    pub async fn start(server: &Arc<Server>, commits: AsItself) -> Result<(), StatusError> {
+        let Some(definitions) = server.kinds.of(GROUP, PLURAL) else { return Ok(()) };
+        let establisher = Establisher {
+            server: Arc::clone(server),
+            commits,
+            definitions,
+            installed: Mutex::default(),
+            leaving: Arc::default(),
+        };
+        let start = || WatchQuery::new(Scope::all(), Start::State(Freshness::Latest));
+        let mut watcher = establisher.definitions.cache.watch(start()).await.map_err(refused)?;
+        while let Some(event) = watcher.try_next() {
+            establisher.hear(&event).await;
+        }
+        let shutdown = server.shutdown.clone();
+        tokio::spawn(async move {
+            loop {
+                let event = tokio::select! {
+                    event = watcher.next() => event,
+                    () = shutdown.cancelled() => return,
+                };
+                match event {
+                    Some(event) => establisher.hear(&event).await,
+                    None => match establisher.definitions.cache.watch(start()).await {
+                        Ok(fresh) => watcher = fresh,
+                        Err(_) => return,
+                    },
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn hear(&self, event: &CacheEvent) {
+        let (cached, gone) = match event {
+            CacheEvent::Initial(object) => (Some(object), false),
+            CacheEvent::Change(Change::Deleted, change) => (change.prev.as_ref(), true),
+            CacheEvent::Change(_, change) => (change.current.as_ref(), false),
+            CacheEvent::Bookmark { .. } => (None, false),
+        };
+        let Some(cached) = cached else { return };
+        if gone {
+            self.uninstall(&cached.head).await;
+            // Whoever waited for its names gets them now.
+            for definition in self.all().await {
+                if !is_true(&definition, "NamesAccepted") {
+                    self.tend(definition).await;
+                }
+            }
+        } else if let Some(definition) = self.read(&cached.value) {
+            self.tend(definition).await;
+        }
+    }
+
+    fn read(&self, value: &[u8]) -> Option<CustomResourceDefinition> {
+        let object = self.definitions.registry.decode(value, None).ok()?;
+        <dyn Object>::is::<CustomResourceDefinition>(&*object).cloned()
+    }
+
+    async fn all(&self) -> Vec<CustomResourceDefinition> {
+        let query = ListQuery::new(Scope::all(), Freshness::Latest);
+        let list = self.definitions.cache.list(&query).await;
+        list.map(|list| list.items.iter().filter_map(|o| self.read(&o.value)).collect()).unwrap_or_default()
+    }
+
+    /// Brings a definition one step further. The write that this makes comes back as an event.
+    async fn tend(&self, definition: CustomResourceDefinition) {
+        let name = definition.metadata.name.clone().unwrap_or_default();
+        let result = if definition.metadata.deletion_timestamp.is_some() {
+            self.install(&definition).await.map(|()| self.clear_away(definition))
+        } else {
+            self.establish(definition).await
+        };
+        if let Err(error) = result
+            && !error.is(Reason::Conflict)
+            && !error.is(Reason::NotFound)
+        {
+            tracing::warn!(definition = name, %error, "a custom resource could not be served");
+        }
+    }
+
+    async fn establish(&self, mut definition: CustomResourceDefinition) -> Result<(), StatusError> {
+        let before = definition.status.clone();
+        let verdict = names::decide(&definition, &self.all().await);
+        let accepted = verdict.conflict.is_none();
+        definition.status.get_or_insert_default().accepted_names = Some(verdict.accepted);
+        match verdict.conflict {
+            Some((reason, message)) => {
+                set(&mut definition, "NamesAccepted", false, reason, &message);
+                if !is_true(&definition, "Established") {
+                    set(&mut definition, "Established", false, "NotAccepted", "not all names are accepted");
+                }
+            }
+            None => set(&mut definition, "NamesAccepted", true, "NoConflicts", "no conflicts found"),
+        }
+        if accepted && !is_true(&definition, "Established") {
+            set(
+                &mut definition,
+                "Established",
+                true,
+                "InitialNamesAccepted",
+                "the initial names have been accepted",
+            );
+        }
+        // Served before it is said to be: who waits for the condition may ask at once.
+        if is_true(&definition, "Established") {
+            self.install(&definition).await?;
+        }
+        if definition.status != before {
+            self.write(&definition, "/status").await?;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, definition: &CustomResourceDefinition, end: &str) -> Result<(), StatusError> {
+        let name = definition.metadata.name.as_deref().unwrap_or_default();
+        let place = format!("{}{end}", path(self.definitions.kind(), "", name));
+        let body = serde_json::to_value(definition).map_err(StatusError::internal)?;
+        self.commits.ask(Method::PUT, place, Some(&body)).await.map(drop)
+    }
+
+    /// Serves the versions of a definition as it is now.
+    async fn install(&self, definition: &CustomResourceDefinition) -> Result<(), StatusError> {
+        let name = definition.metadata.name.clone().unwrap_or_default();
+        let unchanged = |i: &Installed| i.spec == definition.spec;
+        if !is_true(definition, "Established") || self.installed.lock().get(&name).is_some_and(unchanged) {
+            return Ok(());
+        }
+        let Some(stored) = definition.spec.versions.iter().find(|v| v.storage) else { return Ok(()) };
+        let backend = Arc::clone(&self.server.backend);
+        let registry: Arc<dyn Registry> = Arc::new(Version::new(definition, stored));
+        let first = Storage::open(registry, &self.server.cache, Arc::clone(&backend));
+        let first = Arc::new(first.await.map_err(StatusError::internal)?);
+        let mut served = Vec::new();
+        for version in definition.spec.versions.iter().filter(|v| v.served) {
+            served.push(if version.storage {
+                Arc::clone(&first)
+            } else {
+                let registry: Arc<dyn Registry> = Arc::new(Version::new(definition, version));
+                Arc::new(Storage::shared(registry, Arc::clone(&first.cache), Arc::clone(&backend)))
+            });
+        }
+        let names_at = (definition.spec.group.clone(), first.kind().plural.to_owned());
+        self.server.kinds.put(&names_at.0, &names_at.1, served);
+        self.server.openapi.forget();
+        self.installed.lock().insert(name, Installed { spec: definition.spec.clone(), names_at });
+        Ok(())
+    }
+
+    async fn uninstall(&self, head: &Head) {
+        let Some(installed) = self.installed.lock().remove(head.name.as_ref()) else { return };
+        let (group, plural) = installed.names_at;
+        self.server.kinds.put(&group, &plural, Vec::new());
+        self.server.openapi.forget();
+        self.server.cache.remove(&format!("/registry/{group}/{plural}")).await;
+    }
+
+    /// Deletes the objects of a definition that goes, then lets it go.
+    fn clear_away(&self, definition: CustomResourceDefinition) {
+        let held = definition.metadata.finalizers.iter().flatten().any(|f| f == CLEANUP);
+        let uid = definition.metadata.uid.clone().unwrap_or_default();
+        if !held || !self.leaving.lock().insert(uid.clone()) {
+            return;
+        }
+        let storage = self.server.kinds.of(&definition.spec.group, &definition.spec.names.plural);
+        let (commits, leaving) = (self.commits.clone(), Arc::clone(&self.leaving));
+        let row = self.definitions.kind();
+        let shutdown = self.server.shutdown.clone();
+        tokio::spawn(async move {
+            let work = async {
+                if let Some(storage) = storage {
+                    empty(&storage, &commits).await?;
+                }
+                let_go(&commits, row, definition.metadata.name.as_deref().unwrap_or_default()).await
+            };
+            tokio::select! {
+                done = work => {
+                    if let Err(error) = done {
+                        tracing::warn!(%error, "the objects of a definition could not be cleared away");
+                    }
+                }
+                () = shutdown.cancelled() => {}
+            }
+            leaving.lock().remove(&uid);
+        });
+    }
+}
+
+/// Deletes all objects of a kind and returns when none is left.
+async fn empty(storage: &Storage, commits: &AsItself) -> Result<(), StatusError> {
+    let start = WatchQuery::new(Scope::all(), Start::State(Freshness::Latest));
+    let mut watcher = storage.cache.watch(start).await.map_err(refused)?;
+    loop {
+        let query = ListQuery::new(Scope::all(), Freshness::Latest);
+        let list = storage.cache.list(&query).await.map_err(refused)?;
+        if list.items.is_empty() {
+            return Ok(());
+        }
+        for object in &list.items {
+            let there = storage.decode(&object.value, object.revision)?.object;
+            if there.meta().deletion_timestamp.is_none() {
+                let place = path(storage.kind(), &object.head.namespace, &object.head.name);
+                match commits.ask(Method::DELETE, place, None).await {
+                    Err(error) if !error.is(Reason::NotFound) => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        // Somebody else's finalizer may take its time.
+        if watcher.next().await.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// Takes the finalizer away.
+async fn let_go(commits: &AsItself, row: &'static Kind, name: &str) -> Result<(), StatusError> {
+    let place = path(row, "", name);
+    let mut definition = commits.ask(Method::GET, place.clone(), None).await?;
+    if let Some(list) = definition.pointer_mut("/metadata/finalizers").and_then(|f| f.as_array_mut()) {
+        list.retain(|f| *f != json!(CLEANUP));
+    }
+    commits.ask(Method::PUT, place, Some(&definition)).await.map(drop)
+}
+
+fn is_true(definition: &CustomResourceDefinition, condition: &str) -> bool {
+    let conditions = definition.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    conditions.into_iter().any(|c| c.type_ == condition && c.status == "True")
+}
+
+fn set(definition: &mut CustomResourceDefinition, condition: &str, holds: bool, reason: &str, message: &str) {
+    let conditions = definition.status.get_or_insert_default().conditions.get_or_insert_default();
+    let status = if holds { "True" } else { "False" };
+    let there = conditions.iter_mut().find(|c| c.type_ == condition);
+    let since = there.as_ref().filter(|c| c.status == status).and_then(|c| c.last_transition_time.clone());
+    let wanted = CustomResourceDefinitionCondition {
+        type_: condition.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_transition_time: since.or_else(|| Some(crate::path::now())),
+        ..CustomResourceDefinitionCondition::default()
+    };
+    match there {
+        Some(there) => *there = wanted,
+        None => conditions.push(wanted),
+    }
+}

@@ -1,0 +1,303 @@
+//! One version of a custom kind, as the generic path sees it.
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, CustomResourceDefinitionVersion,
+};
+use krate_api::schema::TypeRef;
+use krate_api::{FieldErrors, FieldPath, Kind, names};
+use serde_json::{Value, json};
+
+use super::jsonpath::{self, Path, shown};
+use super::object::Custom;
+use super::structural::Types;
+use super::{prune, row, values};
+use crate::registry::column;
+use crate::registry::erased::{DecodeError, Object, Registry, ScalePaths};
+use crate::registry::{Context, Selectable};
+
+struct Column {
+    definition: Value,
+    kind: String,
+    path: Path,
+}
+
+/// A version of a definition.
+pub struct Version {
+    kind: &'static Kind,
+    api_version: String,
+    /// The version in which objects are stored, where that is another.
+    stored_as: Option<String>,
+    open_api: Value,
+    types: Types,
+    columns: Vec<Column>,
+    selectable: Vec<(&'static str, Path)>,
+    scale: Option<ScalePaths>,
+    has_status: bool,
+}
+
+impl Version {
+    pub fn new(definition: &CustomResourceDefinition, version: &CustomResourceDefinitionVersion) -> Self {
+        let kind = row::of(definition, version);
+        let stored = definition.spec.versions.iter().find(|v| v.storage && v.name != version.name);
+        let open_api = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
+        let open_api = open_api.and_then(|s| serde_json::to_value(s).ok()).unwrap_or_else(|| json!({}));
+        let subresources = version.subresources.clone().unwrap_or_default();
+        Version {
+            kind,
+            api_version: kind.api_version(),
+            stored_as: stored.map(|v| format!("{}/{}", definition.spec.group, v.name)),
+            types: Types::new(&open_api),
+            open_api,
+            columns: columns(version),
+            selectable: version
+                .selectable_fields
+                .iter()
+                .flatten()
+                .filter_map(|f| {
+                    Some((row::text(f.json_path.trim_start_matches('.')), Path::parse(&f.json_path)?))
+                })
+                .collect(),
+            scale: subresources.scale.map(|s| ScalePaths {
+                spec: s.spec_replicas_path,
+                status: s.status_replicas_path,
+                selector: s.label_selector_path.filter(|p| !p.is_empty()),
+            }),
+            has_status: subresources.status.is_some(),
+        }
+    }
+
+    fn check(&self, object: &dyn Object, errors: &mut FieldErrors) {
+        let value = custom(object).value();
+        values::check(&value, &self.open_api, errors);
+        let Some(scale) = &self.scale else { return };
+        for (path, name) in [(&scale.spec, "spec"), (&scale.status, "status")] {
+            // What the status says is looked at where there is one.
+            if name == "status" && value.get("status").is_none() {
+                continue;
+            }
+            let at = FieldPath::new(path);
+            match jsonpath::plain(&value, path) {
+                None => {}
+                Some(found) => match found.as_i64() {
+                    Some(n) if n < 0 => errors.invalid(&at, n, "should be a non-negative integer"),
+                    Some(_) => {}
+                    None => {
+                        let is = match found {
+                            Value::String(_) => "string",
+                            Value::Bool(_) => "bool",
+                            Value::Number(_) => "float64",
+                            Value::Array(_) => "[]interface {}",
+                            Value::Object(_) => "map[string]interface {}",
+                            Value::Null => "<nil>",
+                        };
+                        errors.invalid(
+                            &at,
+                            0,
+                            format!(
+                                "{path} accessor error: {} is of the type {is}, expected int64",
+                                shown(found)
+                            ),
+                        );
+                    }
+                },
+            }
+        }
+    }
+}
+
+fn columns(version: &CustomResourceDefinitionVersion) -> Vec<Column> {
+    let mut out: Vec<Column> = version
+        .additional_printer_columns
+        .iter()
+        .flatten()
+        .filter_map(|c| {
+            let told = c.description.clone().filter(|d| !d.is_empty());
+            Some(Column {
+                definition: json!({
+                    "name": c.name,
+                    "type": c.type_,
+                    "format": c.format.clone().unwrap_or_default(),
+                    "description": told.unwrap_or_else(|| {
+                        format!("Custom resource definition column (in JSONPath format): {}", c.json_path)
+                    }),
+                    "priority": c.priority.unwrap_or(0),
+                }),
+                kind: c.type_.clone(),
+                path: Path::parse(&c.json_path)?,
+            })
+        })
+        .collect();
+    if version.additional_printer_columns.as_ref().is_none_or(Vec::is_empty) {
+        let age = column::age::<ConfigMap>();
+        if let Some(path) = Path::parse(".metadata.creationTimestamp") {
+            out.push(Column {
+                definition: json!({
+                    "name": age.name, "type": "date", "format": "", "description": age.description, "priority": 0,
+                }),
+                kind: "date".to_owned(),
+                path,
+            });
+        }
+    }
+    out
+}
+
+fn cell(kind: &str, value: &Value) -> Value {
+    match kind {
+        "string" => shown(value).into(),
+        "integer" => value.as_i64().or_else(|| value.as_f64().map(|n| n as i64)).into(),
+        "number" if value.is_number() => value.clone(),
+        "boolean" if value.is_boolean() => value.clone(),
+        "date" => match value.as_str().map(str::parse::<jiff::Timestamp>) {
+            Some(Ok(then)) => column::since_at(then, jiff::Timestamp::now()).into(),
+            Some(Err(_)) => "<invalid>".into(),
+            None => Value::Null,
+        },
+        _ => Value::Null,
+    }
+}
+
+fn custom(object: &dyn Object) -> &Custom {
+    object.is().expect("a registry is given objects of its own kind")
+}
+
+fn custom_mut(object: &mut dyn Object) -> &mut Custom {
+    object.is_mut().expect("a registry is given objects of its own kind")
+}
+
+impl Registry for Version {
+    fn kind(&self) -> &'static Kind {
+        self.kind
+    }
+
+    fn decode(&self, json: &[u8], unknown: Option<&mut Vec<String>>) -> Result<Box<dyn Object>, DecodeError> {
+        let mut object = Custom::read(json, &self.api_version, self.kind.kind)?;
+        if let Some(unknown) = unknown {
+            unknown.extend(krate_api::schema::unknown_fields(&object.value(), self.types.root()));
+        }
+        prune::prune(&mut object.fields, &self.open_api, true);
+        Ok(Box::new(object))
+    }
+
+    fn default(&self, object: &mut dyn Object) {
+        prune::default(&mut custom_mut(object).fields, &self.open_api);
+    }
+
+    fn prepare_for_create(&self, object: &mut dyn Object, _: &Context) {
+        let object = custom_mut(object);
+        if self.has_status {
+            object.fields.remove("status");
+        }
+        object.metadata.generation = Some(1);
+    }
+
+    fn prepare_for_update(&self, object: &mut dyn Object, old: &dyn Object, _: &Context) {
+        let (object, old) = (custom_mut(object), custom(old));
+        if self.has_status {
+            match old.get("status") {
+                Some(status) => object.fields.insert("status".to_owned(), status.clone()),
+                None => object.fields.remove("status"),
+            };
+        }
+        object.metadata.generation = old.metadata.generation;
+        if object.fields != old.fields {
+            object.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
+        }
+    }
+
+    fn prepare_for_status_update(&self, object: &mut dyn Object, old: &dyn Object, _: &Context) {
+        let (object, old) = (custom_mut(object), custom(old));
+        let status = object.fields.remove("status");
+        let managed = object.metadata.managed_fields.take();
+        object.fields.clone_from(&old.fields);
+        object.metadata.clone_from(&old.metadata);
+        object.metadata.managed_fields = managed;
+        match status {
+            Some(status) => object.fields.insert("status".to_owned(), status),
+            None => object.fields.remove("status"),
+        };
+    }
+
+    fn validate_name(&self, name: &str) -> Vec<String> {
+        names::is_dns1123_subdomain(name)
+    }
+
+    fn validate(&self, object: &dyn Object, errors: &mut FieldErrors) {
+        self.check(object, errors);
+    }
+
+    fn validate_update(&self, _: &dyn Object, _: &dyn Object, _: &mut FieldErrors) {}
+
+    fn validate_status_update(&self, object: &dyn Object, _: &dyn Object, errors: &mut FieldErrors) {
+        self.check(object, errors);
+    }
+
+    fn warnings(&self, _: &dyn Object, _: Option<&dyn Object>) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn selectable(&self, object: &dyn Object) -> Selectable {
+        if self.selectable.is_empty() {
+            return Selectable::new();
+        }
+        let value = custom(object).value();
+        let first = |path: &Path| path.find(&value).first().map(|v| shown(v)).unwrap_or_default();
+        self.selectable.iter().map(|(name, path)| (*name, first(path))).collect()
+    }
+
+    fn selectable_names(&self) -> Vec<&'static str> {
+        self.selectable.iter().map(|(name, _)| *name).chain(["metadata.name", "metadata.namespace"]).collect()
+    }
+
+    fn columns(&self) -> Value {
+        let name = column::name::<ConfigMap>();
+        let first = json!({
+            "name": name.name, "type": name.kind, "format": name.format, "description": name.description,
+            "priority": name.priority,
+        });
+        std::iter::once(first).chain(self.columns.iter().map(|c| c.definition.clone())).collect()
+    }
+
+    fn cells(&self, object: &dyn Object) -> Vec<Value> {
+        let value = custom(object).value();
+        let found = |c: &Column| c.path.find(&value).first().map_or(Value::Null, |v| cell(&c.kind, v));
+        let name = object.meta().name.clone().unwrap_or_default();
+        std::iter::once(name.into()).chain(self.columns.iter().map(found)).collect()
+    }
+
+    fn grace_period(&self, _: &dyn Object, _: Option<i64>) -> Option<i64> {
+        None
+    }
+
+    fn allows_create_on_update(&self) -> bool {
+        false
+    }
+
+    fn allows_unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn schema(&self) -> Option<TypeRef<'_>> {
+        Some(self.types.root())
+    }
+
+    fn scale_paths(&self) -> Option<&ScalePaths> {
+        self.scale.as_ref()
+    }
+
+    fn to_stored(&self, object: &dyn Object) -> Vec<u8> {
+        match &self.stored_as {
+            None => object.to_json(),
+            Some(version) => Custom { api_version: version.clone(), ..custom(object).clone() }.to_json(),
+        }
+    }
+
+    fn from_stored(&self, json: &Bytes) -> Option<Bytes> {
+        self.stored_as.as_ref()?;
+        let mut object = self.decode(json, None).ok()?;
+        self.default(&mut *object);
+        Some(object.to_json().into())
+    }
+}
