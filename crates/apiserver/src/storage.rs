@@ -126,12 +126,12 @@ impl Storage {
 
     /// What is in the cache, in the version of this storage.
     pub fn sent(&self, json: &Bytes) -> Bytes {
-        self.registry.from_stored(json).unwrap_or_else(|| json.clone())
+        self.registry.as_sent(json).unwrap_or_else(|| json.clone())
     }
 
     /// Whether what is in the cache is not what is sent.
     pub fn converts(&self) -> bool {
-        self.registry.from_stored(&Bytes::from_static(b"{}")).is_some()
+        self.registry.as_sent(&Bytes::from_static(b"{}")).is_some()
     }
 
     /// What is stored of an object.

@@ -30,7 +30,7 @@ pub async fn find<T: Clone + 'static>(
     let Some(storage) = kinds.of(group, plural) else { return Ok(None) };
     for freshness in [Freshness::Any, Freshness::Latest] {
         if let Some(cached) = storage.cache.get(namespace, name, freshness).await.map_err(refused)? {
-            return Ok(typed(storage, &cached.value, cached.revision));
+            return Ok(typed(&storage, &cached.value, cached.revision));
         }
     }
     Ok(None)
@@ -49,7 +49,7 @@ pub async fn all<T: Clone + 'static>(
     let Some(storage) = kinds.of(group, plural) else { return Ok(Vec::new()) };
     let scope = if namespace.is_empty() { Scope::all() } else { Scope::namespace(namespace) };
     let list = storage.cache.list(&ListQuery::new(scope, Freshness::Any)).await.map_err(refused)?;
-    Ok(list.items.iter().filter_map(|cached| typed(storage, &cached.value, cached.revision)).collect())
+    Ok(list.items.iter().filter_map(|cached| typed(&storage, &cached.value, cached.revision)).collect())
 }
 
 /// The labels of a namespace; `None` if it is not there.

@@ -103,7 +103,7 @@ impl Account {
     }
 }
 
-fn storage(kinds: &Kinds) -> Option<&Arc<Storage>> {
+fn storage(kinds: &Kinds) -> Option<Arc<Storage>> {
     kinds.of("", "resourcequotas")
 }
 

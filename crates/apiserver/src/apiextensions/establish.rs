@@ -111,9 +111,9 @@ impl Establisher {
     async fn tend(&self, definition: CustomResourceDefinition) {
         let name = definition.metadata.name.clone().unwrap_or_default();
         let result = if definition.metadata.deletion_timestamp.is_some() {
-            self.install(&definition).await.map(|()| self.clear_away(definition))
+            Box::pin(self.install(&definition)).await.map(|()| self.clear_away(definition))
         } else {
-            self.establish(definition).await
+            Box::pin(self.establish(definition)).await
         };
         if let Err(error) = result
             && !error.is(Reason::Conflict)

@@ -294,7 +294,7 @@ impl Registry for Version {
         }
     }
 
-    fn from_stored(&self, json: &Bytes) -> Option<Bytes> {
+    fn as_sent(&self, json: &Bytes) -> Option<Bytes> {
         self.stored_as.as_ref()?;
         let mut object = self.decode(json, None).ok()?;
         self.default(&mut *object);

@@ -107,7 +107,7 @@ pub trait Registry: Send + Sync + 'static {
         object.to_json()
     }
     /// An object from the store in this version; None where it is stored as it is sent.
-    fn from_stored(&self, _json: &Bytes) -> Option<Bytes> {
+    fn as_sent(&self, _json: &Bytes) -> Option<Bytes> {
         None
     }
 }

@@ -1,0 +1,91 @@
+//! An API server in this process, on a store of its own, asked as its callers ask.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Full};
+use krate_apiserver::{Server, User};
+use krate_store::Embedded;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use tower::Service as _;
+
+pub struct Api {
+    server: Arc<Server>,
+    shutdown: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+impl Api {
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Embedded::open(dir.path().join("state")).expect("a store");
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
+        let certificate = params.self_signed(&key).expect("a certificate").pem();
+        let config = krate_apiserver::Config {
+            advertise: "127.0.0.1:6443".parse().expect("an address"),
+            service_cidr: "10.96.0.0/16".to_owned(),
+            tokens: HashMap::new(),
+            service_account_key: key.serialize_pem(),
+            service_account_public_key: key.public_key_pem(),
+            ca: certificate.clone(),
+            node_client_certificate: certificate,
+            node_client_key: key.serialize_pem(),
+        };
+        let shutdown = CancellationToken::new();
+        let server = Server::start(config, Arc::new(store), shutdown.clone()).await.expect("it starts");
+        Api { server, shutdown, _dir: dir }
+    }
+
+    /// The answer's code and body, as an administrator gets it.
+    pub async fn ask(&self, method: Method, path: &str, media: &str, body: &Value) -> (u16, Value) {
+        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        let request = Request::builder().method(method).uri(path).header("content-type", media);
+        let request = request.body(Full::new(body)).expect("a request");
+        let mut service = self.server.service_as(User::authenticated("admin", &["system:masters"]));
+        let reply = service.call(request).await.expect("it answers");
+        let code = reply.status().as_u16();
+        let bytes = reply.into_body().collect().await.expect("a body").to_bytes();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        (code, serde_json::from_slice(&bytes).unwrap_or(Value::String(text)))
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        self.ask(Method::GET, path, "application/json", &Value::Null).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.ask(Method::POST, path, "application/json", body).await
+    }
+
+    pub async fn patch(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.ask(Method::PATCH, path, "application/merge-patch+json", body).await
+    }
+
+    pub async fn delete(&self, path: &str) -> (u16, Value) {
+        self.ask(Method::DELETE, path, "application/json", &Value::Null).await
+    }
+
+    /// Asks until the answer is as it is wanted: for what the server does after it has answered.
+    pub async fn until(&self, path: &str, wanted: impl Fn(u16, &Value) -> bool) -> Value {
+        let end = tokio::time::Instant::now() + Duration::from_mins(1);
+        loop {
+            let (code, body) = self.get(path).await;
+            if wanted(code, &body) {
+                return body;
+            }
+            assert!(tokio::time::Instant::now() < end, "{path}: {code} {body:#}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
