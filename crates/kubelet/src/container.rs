@@ -160,7 +160,12 @@ impl Start<'_> {
             tty: container.tty == Some(true),
             linux: Some(LinuxContainerConfig {
                 resources: Some(resources::linux(pod, container, self.shared.node.memory)),
-                security_context: Some(security::container(pod, container, image)),
+                security_context: Some(security::container(
+                    pod,
+                    container,
+                    image,
+                    &self.shared.config.root_dir,
+                )),
             }),
             ..Default::default()
         })

@@ -1,5 +1,7 @@
 //! Security contexts, as the runtime is told them.
 
+use std::path::Path;
+
 use k8s_cri::v1::security_profile::ProfileType;
 use k8s_cri::v1::{
     Capability, Image, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode,
@@ -47,12 +49,14 @@ fn namespaces(spec: &PodSpec) -> NamespaceOption {
     }
 }
 
-fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> SecurityProfile {
+/// Profiles of the node's lie in `seccomp` below the kubelet's own directory, and the runtime is told the whole path.
+fn seccomp(profile: Option<&SeccompProfile>, privileged: bool, root: &Path) -> SecurityProfile {
     let (kind, localhost_ref) = match profile {
         _ if privileged => (ProfileType::Unconfined, String::new()),
         Some(p) if p.type_ == "RuntimeDefault" => (ProfileType::RuntimeDefault, String::new()),
         Some(p) if p.type_ == "Localhost" => {
-            (ProfileType::Localhost, p.localhost_profile.clone().unwrap_or_default())
+            let path = root.join("seccomp").join(p.localhost_profile.as_deref().unwrap_or_default());
+            (ProfileType::Localhost, path.display().to_string())
         }
         _ => (ProfileType::Unconfined, String::new()),
     };
@@ -111,7 +115,13 @@ pub fn sandbox(pod: &Pod) -> LinuxSandboxSecurityContext {
 }
 
 /// What a container runs as: its own context, over its pod's, over its image's user.
-pub fn container(pod: &Pod, container: &Container, image: &Image) -> LinuxContainerSecurityContext {
+/// `root` is the kubelet's own directory.
+pub fn container(
+    pod: &Pod,
+    container: &Container,
+    image: &Image,
+    root: &Path,
+) -> LinuxContainerSecurityContext {
     let default = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default);
     let of_pod = spec.security_context.clone().unwrap_or_default();
@@ -140,7 +150,11 @@ pub fn container(pod: &Pod, container: &Container, image: &Image) -> LinuxContai
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READONLY),
-        seccomp: Some(seccomp(own.seccomp_profile.as_ref().or(of_pod.seccomp_profile.as_ref()), privileged)),
+        seccomp: Some(seccomp(
+            own.seccomp_profile.as_ref().or(of_pod.seccomp_profile.as_ref()),
+            privileged,
+            root,
+        )),
         apparmor: apparmor_profile.map(apparmor),
         ..Default::default()
     }
@@ -216,11 +230,17 @@ mod tests {
             json!({"runAsUser": 1, "fsGroup": 9, "supplementalGroups": [8], "seccompProfile": {"type": "RuntimeDefault"}}),
             json!({"runAsUser": 2, "allowPrivilegeEscalation": false, "capabilities": {"add": ["NET_ADMIN"]}}),
         );
-        let told = super::container(&pod, &container, &image(Some(0), ""));
+        let told = super::container(&pod, &container, &image(Some(0), ""), Path::new("/k"));
         assert_eq!(told.run_as_user.unwrap().value, 2);
         assert_eq!(told.supplemental_groups, [9, 8]);
         assert!(told.no_new_privs && !told.privileged && !told.masked_paths.is_empty());
         assert_eq!(told.seccomp.unwrap().profile_type, ProfileType::RuntimeDefault as i32);
         assert_eq!(told.capabilities.unwrap().add_capabilities, ["NET_ADMIN"]);
+        let (pod, container) = self::pod(
+            json!({}),
+            json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p/audit.json"}}),
+        );
+        let told = super::container(&pod, &container, &image(None, ""), Path::new("/k")).seccomp.unwrap();
+        assert_eq!(told.localhost_ref, "/k/seccomp/p/audit.json");
     }
 }

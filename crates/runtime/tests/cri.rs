@@ -7,6 +7,8 @@ mod fixture;
 mod image;
 #[path = "cri/lifecycle.rs"]
 mod lifecycle;
+#[path = "cri/security.rs"]
+mod security;
 #[path = "cri/streams.rs"]
 mod streams;
 
@@ -29,6 +31,7 @@ fn main() {
     }
     let trials = lifecycle::TESTS
         .iter()
+        .chain(security::TESTS)
         .chain(streams::TESTS)
         .map(|(name, test)| {
             Trial::test(*name, move || {

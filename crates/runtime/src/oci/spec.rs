@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::mounts::SandboxFiles;
 use super::user::User;
-use super::{capabilities, devices, mounts, process, resources};
+use super::{apparmor, capabilities, devices, mounts, process, resources, seccomp};
 use crate::cgroup;
 use crate::image::store::RunConfig;
 
@@ -64,10 +64,21 @@ pub enum SpecError {
     Command(#[from] process::NoCommand),
     #[error(transparent)]
     Device(#[from] std::io::Error),
+    #[error(transparent)]
+    Seccomp(#[from] seccomp::SeccompError),
+    #[error(transparent)]
+    AppArmor(#[from] apparmor::NotSupported),
+}
+
+/// The specification, and beside it how the container's processes are locked in at last, if they are.
+#[derive(Debug)]
+pub struct Built {
+    pub spec: Value,
+    pub lock: Option<Value>,
 }
 
 /// Writes it all down.
-pub fn build(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
+pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
     let config = inputs.config;
     let none = LinuxContainerSecurityContext::default();
     let linux = config.linux.as_ref();
@@ -102,7 +113,18 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
     {
         env.push(format!("HOME={home}"));
     }
-    Ok(json!({
+    let rights = |asked, all| capabilities::capabilities(asked, all, inputs.held);
+    let mut granted = rights(security.capabilities.as_ref(), privileged);
+    let bounding: Vec<&str> =
+        granted["bounding"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    // Nothing is kept from a privileged container (as containerd).
+    let filter = if privileged { None } else { seccomp::filter(security.seccomp.as_ref(), &bounding)? };
+    let lock = filter.map(|filter| json!({ "filter": filter, "capabilities": granted }));
+    if lock.is_some() && !security.no_new_privs {
+        // Loading the filter needs them; they are given up right after.
+        granted = rights(None, true);
+    }
+    let mut spec = json!({
         "ociVersion": "1.2.0",
         "process": {
             "terminal": config.tty,
@@ -110,8 +132,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
             "args": process::args(config, inputs.image)?,
             "env": env,
             "cwd": process::directory(config, inputs.image),
-            "capabilities":
-                capabilities::capabilities(security.capabilities.as_ref(), privileged, inputs.held),
+            "capabilities": granted,
             "noNewPrivileges": security.no_new_privs,
             "oomScoreAdj":
                 resources::oom_score(limits.oom_score_adj, capabilities::may_raise_limits(inputs.held)),
@@ -120,7 +141,11 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Value, SpecError> {
         "mounts":
             mounts::mounts(&config.mounts, &inputs.files, privileged, security.readonly_rootfs, true),
         "linux": part,
-    }))
+    });
+    if let Some(profile) = apparmor::profile(security.apparmor.as_ref(), privileged)? {
+        spec["process"]["apparmorProfile"] = profile.into();
+    }
+    Ok(Built { spec, lock })
 }
 
 fn namespaces(wanted: &Namespaces, privileged: bool) -> Value {
@@ -173,7 +198,7 @@ mod tests {
             files,
             held: u64::MAX,
         };
-        serde_json::from_value(build(&inputs).unwrap()).unwrap()
+        serde_json::from_value(build(&inputs).unwrap().spec).unwrap()
     }
 
     #[test]

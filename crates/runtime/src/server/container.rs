@@ -25,6 +25,7 @@ use crate::oci::process;
 use crate::oci::spec::{self, Inputs, Namespaces, PidNamespace};
 use crate::oci::user::{self, Accounts};
 use crate::shim::client;
+use crate::shim::executor;
 use crate::shim::protocol::{Exit, Reply, Request, Start};
 use crate::snapshot;
 
@@ -136,8 +137,11 @@ fn prepare(
         held: node.held,
     };
     let written = spec::build(&inputs).map_err(|e| unknown("generate the container's specification", e))?;
-    let text = serde_json::to_vec(&written).map_err(|e| unknown("write the specification", e))?;
-    std::fs::write(bundle.join("config.json"), text).map_err(|e| unknown("write the specification", e))?;
+    for (name, part) in [("config.json", Some(&written.spec)), (executor::FILE, written.lock.as_ref())] {
+        let Some(part) = part else { continue };
+        let text = serde_json::to_vec(part).map_err(|e| unknown("write the specification", e))?;
+        std::fs::write(bundle.join(name), text).map_err(|e| unknown("write the specification", e))?;
+    }
 
     let log_path = (!log_directory.is_empty() && !config.log_path.is_empty())
         .then(|| Path::new(&log_directory).join(&config.log_path));

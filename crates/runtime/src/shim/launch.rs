@@ -12,6 +12,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{ForkResult, Pid, fork};
 
+use super::executor::Locking;
 use super::protocol::{Exec, Incoming, Reply, Start, send};
 
 /// What a new process reads from and writes to.
@@ -32,6 +33,7 @@ pub fn start(start: &Start, stdio: Stdio) -> io::Result<UnixStream> {
                 .with_root_path(&start.runtime_root)
                 .map_err(told)?
                 .with_console_socket(console)
+                .with_executor(locking(&start.bundle)?)
                 .as_init(&start.bundle)
                 .with_systemd(false)
                 .with_detach(true)
@@ -57,6 +59,7 @@ pub fn exec(exec: &Exec, serial: u64, stdio: Stdio) -> io::Result<UnixStream> {
                     .with_root_path(&scratch)
                     .map_err(told)?
                     .with_console_socket(console)
+                    .with_executor(locking(&exec.bundle)?)
                     .as_tenant()
                     .with_process(Some(process))
                     .with_detach(true)
@@ -68,6 +71,10 @@ pub fn exec(exec: &Exec, serial: u64, stdio: Stdio) -> io::Result<UnixStream> {
         let _ = std::fs::remove_dir_all(&scratch);
         report(channel, outcome, |pid| Reply::ExecStarted { pid });
     })
+}
+
+fn locking(bundle: &Path) -> Result<Locking, String> {
+    Locking::of(bundle).map_err(|e| format!("reading how the container is locked in: {e}"))
 }
 
 /// libcontainer speaks of processes in an older nix's words.

@@ -4,6 +4,7 @@
 
 pub mod client;
 mod container;
+pub mod executor;
 mod launch;
 pub mod log;
 pub mod protocol;
