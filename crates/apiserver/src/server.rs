@@ -209,7 +209,7 @@ impl Server {
         let Some(storage) = self.kinds.of(group, plural) else { return Ok(()) };
         let list = storage.cache.list(&ListQuery::new(Scope::all(), Freshness::Latest)).await;
         for cached in list.map_err(crate::storage::refused)?.items {
-            if let Ok(object) = storage.registry.decode(&cached.value, None)
+            if let Ok(object) = storage.registry.decode(&cached.value)
                 && let Some(typed) = <dyn Object>::is::<T>(&*object)
             {
                 told(typed);
@@ -267,7 +267,7 @@ fn tell<T: 'static>(storage: &Storage, event: &CacheEvent, told: &impl Fn(&Head,
     let Some(cached) = cached else { return };
     if gone {
         told(&cached.head, None);
-    } else if let Ok(object) = storage.registry.decode(&cached.value, None) {
+    } else if let Ok(object) = storage.registry.decode(&cached.value) {
         told(&cached.head, <dyn Object>::is::<T>(&*object));
     }
 }

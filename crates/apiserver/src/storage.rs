@@ -58,7 +58,7 @@ struct Decoder(Arc<dyn Registry>);
 
 impl Decode for Decoder {
     fn decode(&self, _key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)> {
-        let mut object = self.0.decode(value, None).ok()?;
+        let mut object = self.0.decode(value).ok()?;
         let mut value = value.clone();
         if self.0.kind().custom {
             // The definition may say more by now than when it was written.
@@ -170,7 +170,7 @@ impl Storage {
 
     /// An object at a revision, typed, its resourceVersion set and its defaults filled.
     pub fn decode(&self, value: &Bytes, revision: Revision) -> Result<Current, StatusError> {
-        let mut object = self.registry.decode(value, None).map_err(StatusError::internal)?;
+        let mut object = self.registry.decode(value).map_err(StatusError::internal)?;
         self.registry.default(&mut *object);
         object.meta_mut().resource_version = Some(revision.to_string());
         Ok(Current { object, revision, value: value.clone() })

@@ -124,7 +124,7 @@ impl Replay {
         let Some(registry) = self.registry(body) else { return };
         let kind = registry.kind();
         let bytes = serde_json::to_vec(body).expect("JSON");
-        let mut object = registry.decode(&bytes, None).expect("what upstream decodes is decoded");
+        let mut object = registry.decode(&bytes).expect("what upstream decodes is decoded");
         object.meta_mut().uid = Some(UID.to_owned());
         if kind.is_namespaced() && object.meta().namespace.is_none() {
             object.meta_mut().namespace =
@@ -189,7 +189,7 @@ impl Replay {
         meta.insert("creationTimestamp".to_owned(), "2026-01-01T00:00:00Z".into());
         meta.remove("managedFields");
         // Where a number is masked, only the columns can be compared.
-        let typed = registry.decode(&serde_json::to_vec(&object).expect("JSON"), None).ok();
+        let typed = registry.decode(&serde_json::to_vec(&object).expect("JSON")).ok();
         let cells = typed.map(|mut typed| {
             registry.default(&mut *typed);
             registry.cells(&*typed)

@@ -97,7 +97,7 @@ impl Establisher {
     }
 
     fn read(&self, value: &[u8]) -> Option<CustomResourceDefinition> {
-        let object = self.definitions.registry.decode(value, None).ok()?;
+        let object = self.definitions.registry.decode(value).ok()?;
         <dyn Object>::is::<CustomResourceDefinition>(&*object).cloned()
     }
 

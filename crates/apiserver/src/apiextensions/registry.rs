@@ -172,11 +172,8 @@ impl Registry for Version {
         self.kind
     }
 
-    fn decode(&self, json: &[u8], unknown: Option<&mut Vec<String>>) -> Result<Box<dyn Object>, DecodeError> {
+    fn decode(&self, json: &[u8]) -> Result<Box<dyn Object>, DecodeError> {
         let mut object = Custom::read(json, &self.api_version, self.kind.kind)?;
-        if let Some(unknown) = unknown {
-            unknown.extend(krate_api::schema::unknown_fields(&object.value(), self.types.root()));
-        }
         prune::prune(&mut object.fields, &self.open_api, true);
         Ok(Box::new(object))
     }
@@ -296,7 +293,7 @@ impl Registry for Version {
 
     fn as_sent(&self, json: &Bytes) -> Option<Bytes> {
         self.stored_as.as_ref()?;
-        let mut object = self.decode(json, None).ok()?;
+        let mut object = self.decode(json).ok()?;
         self.default(&mut *object);
         Some(object.to_json().into())
     }

@@ -184,7 +184,7 @@ impl Call {
                 _ => self.warnings.extend(checked.strict),
             }
         }
-        self.storage.registry.decode(json, None).map_err(|error| cannot(&error.to_string()))
+        self.storage.registry.decode(json).map_err(|error| cannot(&error.to_string()))
     }
 
     /// Checks that an object from a body is meant for this request's place, and puts it there.

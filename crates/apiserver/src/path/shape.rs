@@ -94,7 +94,7 @@ fn table(
     let registry = &storage.registry;
     let mut rows = Vec::with_capacity(objects.len());
     for json in objects {
-        let object = registry.decode(json, None).map_err(StatusError::internal)?;
+        let object = registry.decode(json).map_err(StatusError::internal)?;
         let mut row = Map::new();
         row.insert("cells".into(), registry.cells(&*object).into());
         match query.get("includeObject") {

@@ -174,7 +174,7 @@ async fn set_scale(mut call: Call, scale: &Value) -> Result<Reply, StatusError> 
         let at = call.storage.registry.scale_paths().map_or(".spec.replicas", |paths| &paths.spec);
         set_plain(&mut object, at, replicas.into());
         let bytes = serde_json::to_vec(&object).map_err(internal)?;
-        call.storage.registry.decode(&bytes, None).map_err(|error| Some(StatusError::internal(error)))
+        call.storage.registry.decode(&bytes).map_err(|error| Some(StatusError::internal(error)))
     })
     .await?;
     let object = serde_json::from_slice(&written.bytes).map_err(StatusError::internal)?;

@@ -68,8 +68,8 @@ pub struct DecodeError(#[from] serde_json::Error);
 /// A strategy, whatever its kind. A custom resource implements it from its schema.
 pub trait Registry: Send + Sync + 'static {
     fn kind(&self) -> &'static Kind;
-    /// Reads an object; `unknown` gets the paths of fields that the kind does not have.
-    fn decode(&self, json: &[u8], unknown: Option<&mut Vec<String>>) -> Result<Box<dyn Object>, DecodeError>;
+    /// Reads an object. Fields that the kind does not have are passed over.
+    fn decode(&self, json: &[u8]) -> Result<Box<dyn Object>, DecodeError>;
     fn default(&self, object: &mut dyn Object);
     fn prepare_for_create(&self, object: &mut dyn Object, context: &Context);
     fn prepare_for_update(&self, object: &mut dyn Object, old: &dyn Object, context: &Context);
@@ -143,17 +143,8 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
         <S as Strategy>::KIND
     }
 
-    fn decode(&self, json: &[u8], unknown: Option<&mut Vec<String>>) -> Result<Box<dyn Object>, DecodeError> {
-        let object: S = match unknown {
-            None => serde_json::from_slice(json)?,
-            Some(unknown) => {
-                let mut reader = serde_json::Deserializer::from_slice(json);
-                let object = serde_ignored::deserialize(&mut reader, |path| unknown.push(show_path(&path)))?;
-                reader.end()?;
-                object
-            }
-        };
-        Ok(Box::new(object))
+    fn decode(&self, json: &[u8]) -> Result<Box<dyn Object>, DecodeError> {
+        Ok(Box::new(serde_json::from_slice::<S>(json)?))
     }
 
     fn default(&self, object: &mut dyn Object) {
@@ -240,22 +231,6 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
     }
 }
 
-/// `spec.containers[0].foo`.
-fn show_path(path: &serde_ignored::Path<'_>) -> String {
-    use serde_ignored::Path;
-    match path {
-        Path::Root => String::new(),
-        Path::Seq { parent, index } => format!("{}[{index}]", show_path(parent)),
-        Path::Map { parent, key } => {
-            let parent = show_path(parent);
-            if parent.is_empty() { key.clone() } else { format!("{parent}.{key}") }
-        }
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
-            show_path(parent)
-        }
-    }
-}
-
 macro_rules! erase {
     ($($kind:ty),* $(,)?) => {
         /// The registry of every kind that is stored.
@@ -265,21 +240,3 @@ macro_rules! erase {
     };
 }
 crate::every_kind!(erase);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pods() -> Box<dyn Registry> {
-        all().into_iter().find(|r| r.kind().plural == "pods").expect("pods are served")
-    }
-
-    #[test]
-    fn unknown_fields_are_named_by_their_path() {
-        let mut unknown = Vec::new();
-        let json = br#"{"metadata":{"name":"x"},"spec":{"containers":[{"name":"c","foo":1}]},"bar":{"a":2}}"#;
-        let pod = pods().decode(json, Some(&mut unknown)).expect("a pod");
-        assert_eq!(unknown, ["spec.containers[0].foo", "bar"]);
-        assert_eq!(pod.meta().name.as_deref(), Some("x"));
-    }
-}
