@@ -9,6 +9,7 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
 use krate_api::{Reason, StatusError, protobuf};
 use serde_json::Value;
 
@@ -89,10 +90,11 @@ impl Wanted {
             return Ok(Wanted { pretty, ..Wanted::JSON });
         }
         accept.split(',').find_map(|form| Self::of_form(form, pretty)).ok_or_else(|| {
-            StatusError::new(
+            StatusError::with_details(
                 Reason::NotAcceptable,
-                "only the following media types are accepted: application/json, application/yaml, \
+                "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, \
                  application/vnd.kubernetes.protobuf",
+                Some(StatusDetails::default()),
             )
         })
     }

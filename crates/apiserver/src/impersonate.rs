@@ -1,7 +1,7 @@
 //! Impersonation: who may, acts as somebody else (`Impersonate-User` and its companions).
 
 use http::HeaderMap;
-use krate_api::{Reason, StatusError};
+use krate_api::StatusError;
 
 use crate::auth::{ANONYMOUS, AUTHENTICATED, Authorizer, UNAUTHENTICATED, User, forbidden};
 use crate::request::RequestInfo;
@@ -33,10 +33,14 @@ pub fn effective(authorizer: &Authorizer, user: User, headers: &HeaderMap) -> Re
         if groups.is_empty() && uid.is_none() && extra.is_empty() {
             return Ok(user);
         }
-        return Err(StatusError::new(
-            Reason::InternalError,
-            "Internal error occurred: requested groups, uid or extra without impersonating a user",
-        ));
+        // Upstream shows what it has read, as Go shows a struct.
+        let groups: Vec<String> = groups.iter().map(|group| format!("{group:?}")).collect();
+        return Err(StatusError::bad_request(format!(
+            "requested &user.DefaultInfo{{Name:\"\", UID:{:?}, Groups:[]string{{{}}}, \
+             Extra:map[string][]string(nil)}} without impersonating a user name",
+            uid.clone().unwrap_or_default(),
+            groups.join(", ")
+        )));
     };
     let may = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
         let info = RequestInfo {

@@ -76,7 +76,7 @@ impl Service {
         let wanted = Wanted::of(&parts.headers, query.flag("pretty"));
         let Some(storage) = self.server.kinds.at(&info.group, &info.version, &info.resource) else {
             let body = wire::read(body).await?;
-            return routes::unstored(&self.server, &info, &parts.headers, &user, body).await;
+            return routes::unstored(&self.server, &info, &query, &parts.headers, &user, body).await;
         };
         // What is passed on to a node is in the form that the node gives it.
         let wanted = if upgrade.is_some() || matches!(info.subresource.as_str(), "log" | "proxy") {

@@ -229,7 +229,7 @@ pub fn refused(error: CacheError) -> StatusError {
             use k8s_openapi::apimachinery::pkg::apis::meta::v1::{StatusCause, StatusDetails};
             StatusError::with_details(
                 Reason::Timeout,
-                error.to_string(),
+                format!("Timeout: {error}"),
                 Some(StatusDetails {
                     causes: Some(vec![StatusCause {
                         reason: Some("ResourceVersionTooLarge".to_owned()),

@@ -64,19 +64,7 @@ impl Call {
 
     /// Who is said to manage the fields that are written.
     pub fn manager(&self) -> String {
-        if let Some(manager) = self.query.get("fieldManager") {
-            return manager.to_owned();
-        }
-        let agent =
-            self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let name: String = agent.split('/').next().unwrap_or_default().chars().take(128).collect();
-        match self.user.name.as_str() {
-            _ if !name.is_empty() => name,
-            // Components of this process bring no name but their user's.
-            user if user.starts_with("system:node:") => "kubelet".to_owned(),
-            user if user.starts_with("system:kube-") => user["system:".len()..].to_owned(),
-            _ => "unknown".to_owned(),
-        }
+        manager_of(&self.headers, &self.query, &self.user)
     }
 
     /// Reads the options of a write from the query.
@@ -250,6 +238,22 @@ impl Call {
         let mut reply = wire::json(code, self.wanted, json);
         wire::warn(&mut reply, &self.warnings);
         Ok(reply)
+    }
+}
+
+/// Who is said to manage the fields that a request writes.
+pub fn manager_of(headers: &HeaderMap, query: &Query, user: &User) -> String {
+    if let Some(manager) = query.get("fieldManager") {
+        return manager.to_owned();
+    }
+    let agent = headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let name: String = agent.split('/').next().unwrap_or_default().chars().take(128).collect();
+    match user.name.as_str() {
+        _ if !name.is_empty() => name,
+        // Components of this process bring no name but their user's.
+        user if user.starts_with("system:node:") => "kubelet".to_owned(),
+        user if user.starts_with("system:kube-") => user["system:".len()..].to_owned(),
+        _ => "unknown".to_owned(),
     }
 }
 

@@ -197,17 +197,19 @@ fn check(
     let Some(wanted) = wanted else { return Ok(()) };
     let uid = current.object.meta().uid.clone().unwrap_or_default();
     if let Some(asked) = wanted.uid.as_ref().filter(|asked| **asked != uid) {
-        let why = format!("Precondition failed: UID in precondition: {asked}, UID in object meta: {uid}");
-        return Err(call.conflict(name, why));
+        let why = format!(
+            "the UID in the precondition ({asked}) does not match the UID in record ({uid}). The object might have been \
+             deleted and then recreated"
+        );
+        return Err(StatusError::conflict(call.kind().group, call.kind().kind, name, why));
     }
     let revision = current.revision.to_string();
     if let Some(asked) = wanted.resource_version.as_ref().filter(|asked| **asked != revision) {
-        return Err(call.conflict(
-            name,
-            format!(
-                "Precondition failed: ResourceVersion in precondition: {asked}, ResourceVersion in object meta: {revision}"
-            ),
-        ));
+        let why = format!(
+            "the ResourceVersion in the precondition ({asked}) does not match the ResourceVersion in record ({revision}). \
+             The object might have been modified"
+        );
+        return Err(StatusError::conflict(call.kind().group, call.kind().kind, name, why));
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ mod write;
 use bytes::Bytes;
 use krate_api::{StatusError, Verbs};
 
-pub use call::{Call, method_not_allowed, no_such_resource};
+pub use call::{Call, manager_of, method_not_allowed, no_such_resource};
 pub use subresource::bind_pod;
 pub use write::now;
 

@@ -38,14 +38,54 @@ pub async fn get(call: Call) -> Result<Reply, StatusError> {
 fn revision(call: &Call, name: &str) -> Result<Option<Revision>, StatusError> {
     let Some(text) = call.query.get(name) else { return Ok(None) };
     text.parse().map(|n| Some(Revision(n))).map_err(|_| {
-        let mut errors = FieldErrors::new();
-        errors.invalid(
-            &FieldPath::new(name),
-            text,
-            format!("strconv.ParseUint: parsing {text:?}: invalid syntax"),
-        );
-        StatusError::invalid(Gvk { group: "meta.k8s.io", version: "v1", kind: "ListOptions" }, "", &errors)
+        let fault =
+            format!("{name}: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax");
+        if call.info.verb == "watch" {
+            // Upstream opens the store's watch with it, and tells that failure as its own.
+            let mut error = StatusError::internal("");
+            (error.0.message, error.0.reason, error.0.details) = (Some(fault), None, None);
+            return error;
+        }
+        StatusError::bad_request(format!("invalid resource version: {fault}"))
     })
+}
+
+/// A number of the query; nothing for what is not there.
+fn number(call: &Call, name: &str) -> Result<Option<i64>, StatusError> {
+    let Some(text) = call.query.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+    text.parse()
+        .map(Some)
+        .map_err(|_| StatusError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))
+}
+
+/// What the options of a list may be beside one another (KEP-2340, KEP-3157). Tells whether the revision is to be exact.
+fn check_list(call: &Call) -> Result<bool, StatusError> {
+    let mut errors = FieldErrors::new();
+    let asked = call.query.get("resourceVersion").unwrap_or_default();
+    let at = FieldPath::new("resourceVersionMatch");
+    let wanted = call.query.get("resourceVersionMatch").filter(|wanted| !wanted.is_empty());
+    if let Some(wanted) = wanted {
+        if asked.is_empty() {
+            errors.forbidden(&at, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+        }
+        if call.query.get("continue").is_some_and(|token| !token.is_empty()) {
+            errors.forbidden(&at, "resourceVersionMatch is forbidden when continue is provided");
+        }
+        if !matches!(wanted, "Exact" | "NotOlderThan") {
+            errors.not_supported(&at, wanted, &["Exact", "NotOlderThan", ""]);
+        }
+        if wanted == "Exact" && asked == "0" {
+            errors.forbidden(&at, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+        }
+    }
+    if call.query.get("sendInitialEvents").is_some() {
+        errors.forbidden(&FieldPath::new("sendInitialEvents"), "sendInitialEvents is forbidden for list");
+    }
+    if errors.is_empty() {
+        return Ok(wanted == Some("Exact"));
+    }
+    let kind = Gvk { group: "meta.k8s.io", version: "v1", kind: "ListOptions" };
+    Err(StatusError::invalid(kind, "", &errors))
 }
 
 /// Which objects a request is about, its selectors aside.
@@ -66,14 +106,13 @@ pub fn selector(call: &Call) -> Result<Selector, StatusError> {
         let known = call.storage.registry.selectable_names();
         for field in fields.fields() {
             if !known.contains(&field) {
-                return Err(StatusError::bad_request(format!(
-                    "Unable to find \"{}/{}, Resource={}\" that match label selector \"{}\", field selector \"{text}\": \
-                     field label not supported: {field}",
-                    call.kind().group,
-                    call.kind().version,
-                    call.kind().plural,
-                    call.query.get("labelSelector").unwrap_or_default(),
-                )));
+                return Err(StatusError::bad_request(if known.len() > 2 {
+                    format!("field label not supported: {field}")
+                } else {
+                    format!(
+                        "\"{field}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                    )
+                }));
             }
         }
         // One value of one field finds its watchers without asking each.
@@ -98,26 +137,31 @@ struct Continue {
     after: String,
 }
 
+fn read_token(token: &str) -> Result<Continue, String> {
+    let json = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|error| match error {
+        base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => {
+            format!("illegal base64 data at input byte {at}")
+        }
+        _ => format!("illegal base64 data at input byte {}", token.len()),
+    })?;
+    if let Some(fault) = krate_api::json::syntax_error(&json) {
+        return Err(fault);
+    }
+    serde_json::from_slice(&json).map_err(|error| error.to_string())
+}
+
 /// `GET` of a collection.
 pub async fn list(call: Call) -> Result<Reply, StatusError> {
+    number(&call, "timeoutSeconds")?;
+    let limit = number(&call, "limit")?;
+    let exact = check_list(&call)?;
     let asked = revision(&call, "resourceVersion")?;
-    let exact = match call.query.get("resourceVersionMatch") {
-        None | Some("NotOlderThan") => false,
-        Some("Exact") => true,
-        Some(other) => {
-            let mut errors = FieldErrors::new();
-            let supported = ["Exact", "NotOlderThan", ""];
-            errors.not_supported(&FieldPath::new("resourceVersionMatch"), other, &supported);
-            let kind = Gvk { group: "meta.k8s.io", version: "v1", kind: "ListOptions" };
-            return Err(StatusError::invalid(kind, "", &errors));
-        }
-    };
-    let limit = match call.query.get("limit") {
-        None => 0,
-        Some(text) => {
-            text.parse().map_err(|_| StatusError::bad_request(format!("limit: {text:?} is no number")))?
-        }
-    };
+    let token = call.query.get("continue").filter(|token| !token.is_empty());
+    if token.is_some() && asked.is_some_and(|at| at != Revision::ZERO) {
+        return Err(StatusError::bad_request(
+            "specifying resource version is not allowed when using continue",
+        ));
+    }
     let mut query = ListQuery::new(
         scope(&call.info),
         match asked {
@@ -127,16 +171,14 @@ pub async fn list(call: Call) -> Result<Reply, StatusError> {
             Some(at) => Freshness::NotOlderThan(at),
         },
     );
-    query.limit = limit;
+    // Whoever takes any state gets all of it: that costs the server no more.
+    let whole = token.is_none() && asked == Some(Revision::ZERO) && !exact;
+    query.limit = if whole { 0 } else { limit.and_then(|n| usize::try_from(n).ok()).unwrap_or(0) };
     query.selector = selector(&call)?;
-    if let Some(token) = call.query.get("continue") {
-        let next = URL_SAFE_NO_PAD
-            .decode(token)
-            .ok()
-            .and_then(|json| serde_json::from_slice::<Continue>(&json).ok())
-            .ok_or_else(|| {
-                StatusError::bad_request("continue key is not valid: it is not one of this server's")
-            })?;
+    if let Some(token) = token {
+        let next = read_token(token).map_err(|fault| {
+            StatusError::bad_request(format!("invalid continue token: continue key is not valid: {fault}"))
+        })?;
         query.after = Some(next.after.into());
         query.freshness = Freshness::Exact(Revision(next.rv));
     }
@@ -192,11 +234,19 @@ fn join(call: &Call, items: &[Bytes], meta: &Value) -> Bytes {
         )
         .as_bytes(),
     );
+    // The list says what its items are; only those of custom kinds repeat it.
+    let said = format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", kind.api_version(), kind.kind);
     for (i, item) in items.iter().enumerate() {
         if i > 0 {
             out.put_u8(b',');
         }
-        out.put_slice(item);
+        match item.strip_prefix(said.as_bytes()).filter(|_| !kind.custom) {
+            Some(rest) => {
+                out.put_u8(b'{');
+                out.put_slice(rest);
+            }
+            None => out.put_slice(item),
+        }
     }
     out.put_slice(b"]}");
     out.freeze()
@@ -313,7 +363,7 @@ fn bookmark(call: &Call, revision: Revision, initial_events_end: bool) -> Value 
             });
         }
     };
-    let mut meta = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+    let mut meta = json!({"resourceVersion": revision.to_string()});
     if initial_events_end {
         meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
     }
