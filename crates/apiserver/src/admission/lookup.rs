@@ -1,18 +1,17 @@
 //! What plugins look up: other objects, as the watch cache has them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use krate_api::StatusError;
+use krate_store::Revision;
 use krate_store::cache::{Freshness, ListQuery, Scope};
+use parking_lot::Mutex;
 
 use crate::kinds::Kinds;
 use crate::storage::{Storage, refused};
 
-fn typed<T: Clone + 'static>(
-    storage: &Storage,
-    value: &bytes::Bytes,
-    revision: krate_store::Revision,
-) -> Option<T> {
+fn typed<T: Clone + 'static>(storage: &Storage, value: &bytes::Bytes, revision: Revision) -> Option<T> {
     storage.decode(value, revision).ok()?.object.is::<T>().cloned()
 }
 
@@ -68,4 +67,49 @@ pub async fn namespace_labels(
         }
     }
     Ok(None)
+}
+
+/// What was made of all objects of a kind, made anew only of those that have changed.
+pub struct Prepared<T>(Mutex<HashMap<String, (Revision, Arc<T>)>>);
+
+impl<T> Default for Prepared<T> {
+    fn default() -> Self {
+        Prepared(Mutex::default())
+    }
+}
+
+impl<T> Prepared<T> {
+    /// In the order of the objects' names.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn all<S: Clone + 'static>(
+        &self,
+        kinds: &Kinds,
+        group: &str,
+        plural: &str,
+        make: impl Fn(S) -> T,
+    ) -> Result<Vec<Arc<T>>, StatusError> {
+        let Some(storage) = kinds.of(group, plural) else { return Ok(Vec::new()) };
+        if storage.cache.is_empty() {
+            self.0.lock().clear();
+            return Ok(Vec::new());
+        }
+        let list =
+            storage.cache.list(&ListQuery::new(Scope::all(), Freshness::Any)).await.map_err(refused)?;
+        let mut made = self.0.lock();
+        if made.len() > 2 * list.items.len() {
+            made.clear();
+        }
+        let all = list.items.iter().filter_map(|cached| {
+            let name: &str = &cached.head.name;
+            if let Some((_, there)) = made.get(name).filter(|(revision, _)| *revision == cached.revision) {
+                return Some(Arc::clone(there));
+            }
+            let new = Arc::new(make(typed::<S>(&storage, &cached.value, cached.revision)?));
+            made.insert(name.to_owned(), (cached.revision, Arc::clone(&new)));
+            Some(new)
+        });
+        Ok(all.collect())
+    }
 }

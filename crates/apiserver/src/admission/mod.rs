@@ -6,16 +6,20 @@ mod claim_resize;
 mod ingress_class;
 mod limit_ranger;
 mod lookup;
+mod matching;
 mod namespace_lifecycle;
 mod pod_defaults;
 mod pod_security;
+pub mod policy;
 mod priority;
 mod resource_quota;
+mod review;
 mod runtime_class;
 mod service_account;
 mod storage_class;
+mod webhook;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -39,6 +43,15 @@ pub enum Operation {
 struct Said {
     warnings: Vec<String>,
     annotations: BTreeMap<String, String>,
+    /// How often all plugins have been asked before.
+    round: usize,
+    /// Whether a webhook changed the object, so that all are asked once more.
+    again: bool,
+    /// Webhooks that want to be asked again, and those that are to be.
+    reinvocable: BTreeSet<String>,
+    due: BTreeSet<String>,
+    /// What webhooks left the object as.
+    left: Option<Vec<u8>>,
 }
 
 /// What a plugin is told of the request.
@@ -93,6 +106,70 @@ impl Attributes {
     /// What was noted for the audit log.
     pub fn annotations(&self) -> BTreeMap<String, String> {
         self.said.lock().annotations.clone()
+    }
+
+    /// How often the plugins have been asked before: once more at the most.
+    fn round(&self) -> usize {
+        self.said.lock().round
+    }
+
+    /// In a further round, what others changed since has all webhooks that want it asked again.
+    fn webhooks_begin(&self, object: &[u8]) {
+        let mut said = self.said.lock();
+        if said.round > 0 && said.left.as_deref().is_some_and(|left| left != object) {
+            let again = said.reinvocable.clone();
+            said.due = again;
+        }
+    }
+
+    fn webhook_is_due(&self, id: &str) -> bool {
+        self.said.lock().due.contains(id)
+    }
+
+    fn webhook_was_asked(&self, id: &str, changed: bool, wants_again: bool) {
+        let mut said = self.said.lock();
+        if changed {
+            said.again = true;
+            let before = said.reinvocable.clone();
+            said.due.extend(before);
+        }
+        if wants_again {
+            said.reinvocable.insert(id.to_owned());
+        }
+    }
+
+    fn webhooks_end(&self, object: Vec<u8>) {
+        self.said.lock().left = Some(object);
+    }
+
+    /// Begins a further round if there is to be one.
+    fn begins_again(&self) -> bool {
+        let mut said = self.said.lock();
+        let again = said.again && said.round == 0;
+        said.round += 1;
+        again
+    }
+
+    #[cfg(test)]
+    fn for_test(
+        operation: Operation,
+        kind: &'static Kind,
+        subresource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Self {
+        Attributes {
+            operation,
+            kind,
+            subresource: subresource.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            user: String::new(),
+            groups: Vec::new(),
+            who: User::default(),
+            dry_run: false,
+            said: Arc::default(),
+        }
     }
 
     /// Whether it is about an object of this kind itself.
@@ -173,6 +250,26 @@ impl Chain {
             plugin("CertificateSigning", UPDATE, certificates::CertificateSigning(authorizer())),
             plugin("CertificateSubjectRestriction", CREATE, certificates::CertificateSubjectRestriction),
             plugin("DefaultIngressClass", CREATE, ingress_class::DefaultIngressClass::new(kinds())),
+            plugin(
+                "MutatingAdmissionPolicy",
+                WRITE,
+                policy::mutating::MutatingPolicies::new(kinds(), authorizer()),
+            ),
+            plugin(
+                "MutatingAdmissionWebhook",
+                WRITE,
+                webhook::mutating::MutatingWebhooks::new(kinds(), authorizer()),
+            ),
+            plugin(
+                "ValidatingAdmissionPolicy",
+                ALL,
+                policy::validating::ValidatingPolicies::new(kinds(), authorizer()),
+            ),
+            plugin(
+                "ValidatingAdmissionWebhook",
+                ALL,
+                webhook::validating::ValidatingWebhooks::new(kinds(), authorizer()),
+            ),
             plugin("ResourceQuota", WRITE, resource_quota::ResourceQuotas::new(kinds())),
         ])
     }
@@ -189,11 +286,16 @@ impl Chain {
         object: &mut dyn Object,
         old: Option<&dyn Object>,
     ) -> Result<(), StatusError> {
-        for plugin in self.asked(attributes.operation) {
-            let answer = plugin.admit.mutate(attributes, object, old).await;
-            answer.inspect_err(|error| refused(plugin, error))?;
+        loop {
+            for plugin in self.asked(attributes.operation) {
+                let answer = plugin.admit.mutate(attributes, object, old).await;
+                answer.inspect_err(|error| refused(plugin, error))?;
+            }
+            // What a webhook has changed, others may have something to say to.
+            if !attributes.begins_again() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// # Errors
@@ -214,4 +316,21 @@ impl Chain {
 
 fn refused(plugin: &Plugin, error: &StatusError) {
     tracing::debug!(plugin = plugin.name, %error, "admission refused");
+}
+
+/// Puts what a webhook or a policy has made of an object in its place.
+fn put(
+    kinds: &Kinds,
+    attributes: &Attributes,
+    object: &mut dyn Object,
+    json: &serde_json::Value,
+) -> Result<(), StatusError> {
+    let kind = attributes.kind;
+    let storage = kinds.at(kind.group, kind.version, kind.plural);
+    let storage = storage.ok_or_else(|| StatusError::internal(format!("{} is not served", kind.plural)))?;
+    let bytes = serde_json::to_vec(json).map_err(StatusError::internal)?;
+    let mut new = storage.registry.decode(&bytes).map_err(StatusError::internal)?;
+    storage.registry.default(&mut *new);
+    object.assign(&*new);
+    Ok(())
 }

@@ -141,9 +141,8 @@ async fn work(kinds: Arc<Kinds>, mut waiting: mpsc::UnboundedReceiver<Charge>) {
 async fn settle(kinds: &Kinds, namespace: &str, mut charges: Vec<Charge>) {
     let mut wanted: Option<Vec<String>> = None;
     let mut last = None;
-    for attempt in 0..ATTEMPTS {
-        let freshness = if attempt == 0 { Freshness::Any } else { Freshness::Latest };
-        let mut accounts = match quotas(kinds, namespace, freshness).await {
+    for _ in 0..ATTEMPTS {
+        let mut accounts = match quotas(kinds, namespace, Freshness::Latest).await {
             Ok(accounts) => accounts,
             Err(error) => {
                 last = Some(error);
@@ -206,7 +205,32 @@ async fn write(kinds: &Kinds, account: &Account) -> Result<bool, StatusError> {
     let mut quota = account.quota.clone();
     let used = account.used.iter().map(|(name, amount)| (name.clone(), amount.into())).collect();
     quota.status.get_or_insert_default().used = Some(used);
+    own_usage(&account.quota, &mut quota)?;
     Ok(matches!(storage.replace(&mut quota, account.revision).await?, Outcome::Done(_)))
+}
+
+/// Says in the managed fields that this server wrote what is used.
+fn own_usage(before: &ResourceQuota, quota: &mut ResourceQuota) -> Result<(), StatusError> {
+    let kind = krate_api::kinds::RESOURCE_QUOTA;
+    let Some(schema) = krate_api::schema::of(kind.gvk()) else { return Ok(()) };
+    let json = |quota: &ResourceQuota| {
+        let mut quota = quota.clone();
+        quota.metadata.resource_version = None;
+        serde_json::from_slice(&quota.to_json()).map_err(StatusError::internal)
+    };
+    let (old, mut new): (serde_json::Value, serde_json::Value) = (json(before)?, json(quota)?);
+    let request = krate_api::managed::Request {
+        manager: "kube-apiserver",
+        api_version: &kind.api_version(),
+        subresource: "status",
+        now: jiff::Timestamp::now(),
+        schema,
+        reset: &[&["spec"]],
+    };
+    krate_api::managed::on_update(Some(&old), &mut new, request);
+    let entries = new["metadata"]["managedFields"].take();
+    quota.metadata.managed_fields = serde_json::from_value(entries).map_err(StatusError::internal)?;
+    Ok(())
 }
 
 fn counted(object: &dyn Object) -> Counted<'_> {

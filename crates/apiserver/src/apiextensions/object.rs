@@ -79,6 +79,12 @@ impl Object for Custom {
         Box::new(self.clone())
     }
 
+    fn assign(&mut self, other: &dyn Object) {
+        if let Some(other) = other.is::<Custom>() {
+            self.clone_from(other);
+        }
+    }
+
     fn as_any(&self) -> &(dyn Any + Send + Sync) {
         self
     }

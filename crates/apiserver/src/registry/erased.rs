@@ -19,6 +19,8 @@ pub trait Object: Any + Send + Sync {
     /// The object as it is stored and, its resourceVersion added, sent.
     fn to_json(&self) -> Vec<u8>;
     fn boxed_clone(&self) -> Box<dyn Object>;
+    /// Becomes the same as another object of its kind.
+    fn assign(&mut self, other: &dyn Object);
     fn as_any(&self) -> &(dyn Any + Send + Sync);
     fn as_any_mut(&mut self) -> &mut (dyn Any + Send + Sync);
 }
@@ -38,6 +40,12 @@ impl<S: Strategy + k8s_openapi::Resource> Object for S {
 
     fn boxed_clone(&self) -> Box<dyn Object> {
         Box::new(self.clone())
+    }
+
+    fn assign(&mut self, other: &dyn Object) {
+        if let Some(other) = other.is::<S>() {
+            self.clone_from(other);
+        }
     }
 
     fn as_any(&self) -> &(dyn Any + Send + Sync) {

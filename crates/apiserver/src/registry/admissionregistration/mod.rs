@@ -1,5 +1,6 @@
 //! Who else has a say in a write: webhooks, and policies in CEL.
 
+mod expressions;
 mod matching;
 pub mod mutating_admission_policy;
 pub mod mutating_admission_policy_binding;

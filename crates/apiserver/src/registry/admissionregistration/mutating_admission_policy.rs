@@ -3,9 +3,11 @@
 use k8s_openapi::api::admissionregistration::v1::MutatingAdmissionPolicy;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
+use super::expressions;
 use super::matching::{
     conditions, default_failure_policy, default_match, matching, param_kind, param_kind_text, variables,
 };
+use crate::admission::policy::declared;
 use crate::registry::column::{age, integer, name, text};
 use crate::registry::prepare::counted;
 use crate::registry::rules::one_of;
@@ -50,6 +52,16 @@ impl Strategy for MutatingAdmissionPolicy {
         }
         conditions(spec.match_conditions.as_deref(), &at.child("matchConditions"), errors);
         variables(spec.variables.as_deref(), &at.child("variables"), errors);
+        let has_params = spec.param_kind.is_some();
+        let composed = spec.variables.as_deref().unwrap_or_default();
+        expressions::conditions(
+            spec.match_conditions.as_deref(),
+            has_params,
+            &at.child("matchConditions"),
+            errors,
+        );
+        expressions::variables(composed, has_params, &at.child("variables"), errors);
+        let declared = declared(has_params, composed, true);
         match spec.reinvocation_policy.as_deref().unwrap_or_default() {
             "" => errors.required(&at.child("reinvocationPolicy"), ""),
             policy => one_of(policy, &["IfNeeded", "Never"], &at.child("reinvocationPolicy"), errors),
@@ -89,7 +101,11 @@ impl Strategy for MutatingAdmissionPolicy {
                 Some("") => {
                     errors.required(&at.child(field).child("expression"), "expression is not specified");
                 }
-                Some(_) => {}
+                Some(source) => {
+                    let wanted = if field == "jsonPatch" { "list" } else { "object" };
+                    let at = at.child(field).child("expression");
+                    expressions::expression(source, &declared, &[wanted], &at, errors);
+                }
             }
         }
     }

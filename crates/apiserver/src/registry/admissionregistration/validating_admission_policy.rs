@@ -3,9 +3,11 @@
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
+use super::expressions;
 use super::matching::{
     conditions, default_failure_policy, default_match, matching, param_kind, param_kind_text, variables,
 };
+use crate::admission::policy::declared;
 use crate::registry::column::{age, integer, name, text};
 use crate::registry::prepare::spec_and_status;
 use crate::registry::rules::{each, one_of, qualified_name};
@@ -51,6 +53,16 @@ impl Strategy for ValidatingAdmissionPolicy {
         }
         conditions(spec.match_conditions.as_deref(), &at.child("matchConditions"), errors);
         variables(spec.variables.as_deref(), &at.child("variables"), errors);
+        let has_params = spec.param_kind.is_some();
+        let composed = spec.variables.as_deref().unwrap_or_default();
+        expressions::conditions(
+            spec.match_conditions.as_deref(),
+            has_params,
+            &at.child("matchConditions"),
+            errors,
+        );
+        expressions::variables(composed, has_params, &at.child("variables"), errors);
+        let declared = declared(has_params, composed, false);
         let validations = spec.validations.as_deref().unwrap_or_default();
         let annotations = spec.audit_annotations.as_deref().unwrap_or_default();
         if validations.is_empty() && annotations.is_empty() {
@@ -62,6 +74,14 @@ impl Strategy for ValidatingAdmissionPolicy {
             let at = at.child("validations").index(i);
             if validation.expression.trim().is_empty() {
                 errors.required(&at.child("expression"), "expression is not specified");
+            }
+            let sources = [
+                ("expression", Some(&validation.expression), "bool"),
+                ("messageExpression", validation.message_expression.as_ref(), "string"),
+            ];
+            for (field, source, wanted) in sources {
+                let source = source.map(String::as_str).unwrap_or_default();
+                expressions::expression(source, &declared, &[wanted], &at.child(field), errors);
             }
             if validation.message.as_deref() == Some("") {
                 errors.invalid(&at.child("message"), "", "message must be non-empty if specified");
@@ -83,6 +103,9 @@ impl Strategy for ValidatingAdmissionPolicy {
                 let key = format!("{}/{}", self.metadata.name.as_deref().unwrap_or_default(), annotation.key);
                 each(qualified_name(&key), &key, &at.child("key"), errors);
             }
+            let source = &annotation.value_expression;
+            let wanted = ["string", "null"];
+            expressions::expression(source, &declared, &wanted, &at.child("valueExpression"), errors);
             if annotation.value_expression.trim().is_empty() {
                 errors.required(&at.child("valueExpression"), "valueExpression is not specified");
             }

@@ -133,6 +133,7 @@ fn one(hook: &Said<'_>, at: &FieldPath, errors: &mut FieldErrors) {
     }
     client(hook.client, &at.child("clientConfig"), errors);
     conditions(hook.conditions, &at.child("matchConditions"), errors);
+    super::expressions::conditions(hook.conditions, false, &at.child("matchConditions"), errors);
 }
 
 fn client(config: &WebhookClientConfig, at: &FieldPath, errors: &mut FieldErrors) {

@@ -1,0 +1,274 @@
+//! ValidatingAdmissionPolicy.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingAdmissionPolicySpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause;
+use krate_api::StatusError;
+use serde_json::json;
+
+use super::{Compiled, Input, Scope, compile, compile_conditions, compile_variables, declared, params};
+use crate::admission::lookup::Prepared;
+use crate::admission::matching::{constrained, is_exempt};
+use crate::admission::{Admit, Attributes};
+use crate::auth::Authorizer;
+use crate::cel::{Budget, PER_POLICY, Value};
+use crate::kinds::Kinds;
+use crate::registry::erased::Object;
+
+const GROUP: &str = "admissionregistration.k8s.io";
+/// The longest message that an expression may make, in bytes.
+const LONGEST_MESSAGE: usize = 5 * 1024;
+/// The longest audit annotation, in bytes.
+const LONGEST_ANNOTATION: usize = 10 * 1024;
+const FAILURES: &str = "validation.policy.admission.k8s.io/validation_failure";
+
+pub struct ValidatingPolicies {
+    kinds: Arc<Kinds>,
+    authorizer: Authorizer,
+    policies: Prepared<Policy>,
+    bindings: Prepared<ValidatingAdmissionPolicyBinding>,
+}
+
+/// A policy with its expressions compiled.
+struct Policy {
+    name: String,
+    spec: ValidatingAdmissionPolicySpec,
+    conditions: Vec<Compiled>,
+    variables: Vec<(String, Compiled)>,
+    /// Each with its messageExpression.
+    validations: Vec<(Compiled, Option<Compiled>)>,
+    annotations: Vec<Compiled>,
+}
+
+impl Policy {
+    fn new(policy: ValidatingAdmissionPolicy) -> Self {
+        let spec = policy.spec.unwrap_or_default();
+        let has_params = spec.param_kind.is_some();
+        let variables = spec.variables.clone().unwrap_or_default();
+        let declared = declared(has_params, &variables, false);
+        let validations = spec.validations.as_deref().unwrap_or_default();
+        let annotations = spec.audit_annotations.as_deref().unwrap_or_default();
+        Policy {
+            name: policy.metadata.name.unwrap_or_default(),
+            conditions: compile_conditions(has_params, spec.match_conditions.as_deref()),
+            variables: compile_variables(has_params, &variables),
+            validations: validations
+                .iter()
+                .map(|v| {
+                    let message = v.message_expression.as_deref().filter(|m| !m.is_empty());
+                    (compile(&v.expression, &declared), message.map(|m| compile(m, &declared)))
+                })
+                .collect(),
+            annotations: annotations.iter().map(|a| compile(&a.value_expression, &declared)).collect(),
+            spec,
+        }
+    }
+
+    fn fails(&self) -> bool {
+        self.spec.failure_policy.as_deref() != Some("Ignore")
+    }
+}
+
+/// Why a validation is not satisfied.
+struct Denial {
+    message: String,
+    /// `Invalid` where the policy says nothing.
+    reason: Option<String>,
+    validation: usize,
+}
+
+/// What a policy says of a request.
+#[derive(Default)]
+struct Verdict {
+    denials: Vec<Denial>,
+    /// Keys and values for the audit log.
+    annotations: Vec<(String, String)>,
+    /// Audit annotations that have no value, which refuse whatever the binding's actions are.
+    errors: Vec<String>,
+}
+
+fn judge(policy: &Policy, input: &Input, params: &Value) -> Verdict {
+    let scope = Scope::new(input, params, &policy.variables);
+    let mut verdict = Verdict::default();
+    let failed = |message: String, validation: usize| {
+        policy.fails().then_some(Denial { message, reason: None, validation })
+    };
+    match scope.conditions(&policy.conditions) {
+        Ok(true) => {}
+        Ok(false) => return verdict,
+        Err(error) => {
+            verdict.denials.extend(failed(error, 0));
+            return verdict;
+        }
+    }
+    let mut budget = Budget::new(PER_POLICY);
+    let validations = policy.spec.validations.as_deref().unwrap_or_default();
+    for (i, ((program, message), validation)) in policy.validations.iter().zip(validations).enumerate() {
+        match scope.evaluate(program, &mut budget) {
+            Ok(Value::Bool(true)) => {}
+            Ok(_) => {
+                let said = message.as_ref().and_then(|m| scope.evaluate(m, &mut budget).ok());
+                let said = said.as_ref().and_then(Value::as_str).map(str::trim).map(str::to_owned);
+                let said = said.filter(|m| !m.is_empty() && m.len() <= LONGEST_MESSAGE && !m.contains('\n'));
+                let own = validation.message.as_deref().map(str::trim).filter(|m| !m.is_empty());
+                let message = said
+                    .or_else(|| own.map(str::to_owned))
+                    .unwrap_or_else(|| format!("failed expression: {}", validation.expression.trim()));
+                verdict.denials.push(Denial { message, reason: validation.reason.clone(), validation: i });
+            }
+            Err(error) => verdict.denials.extend(failed(error, i)),
+        }
+    }
+    let mut budget = Budget::new(PER_POLICY);
+    let annotations = policy.spec.audit_annotations.as_deref().unwrap_or_default();
+    for (program, annotation) in policy.annotations.iter().zip(annotations) {
+        match scope.evaluate(program, &mut budget) {
+            Ok(Value::String(value)) if !value.trim().is_empty() => {
+                let mut value = value.trim().to_owned();
+                let end = (0..=LONGEST_ANNOTATION.min(value.len())).rev().find(|i| value.is_char_boundary(*i));
+                value.truncate(end.unwrap_or(0));
+                verdict.annotations.push((annotation.key.clone(), value));
+            }
+            Ok(Value::String(_) | Value::Null) => {}
+            Ok(other) => verdict.errors.push(format!(
+                "valueExpression '{}' resulted in unsupported return type: {}. Return type must be either string or \
+                 null.",
+                annotation.value_expression,
+                other.type_name()
+            )),
+            Err(error) if policy.fails() => verdict.errors.push(error),
+            Err(_) => {}
+        }
+    }
+    verdict
+}
+
+impl ValidatingPolicies {
+    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer) -> Self {
+        ValidatingPolicies { kinds, authorizer, policies: Prepared::default(), bindings: Prepared::default() }
+    }
+}
+
+/// The refusal that a policy is the reason of.
+fn refusal(attributes: &Attributes, policy: &str, binding: Option<&str>, denial: &Denial) -> StatusError {
+    let by = binding.map(|b| format!(" with binding '{b}'")).unwrap_or_default();
+    let message = format!("ValidatingAdmissionPolicy '{policy}'{by} denied request: {}", denial.message);
+    let mut refused = attributes.forbidden(&message);
+    let reason = denial.reason.clone().unwrap_or_else(|| "Invalid".to_owned());
+    refused.0.code = Some(match reason.as_str() {
+        "Forbidden" => 403,
+        "Unauthorized" => 401,
+        "RequestEntityTooLarge" => 413,
+        _ => 422,
+    });
+    refused.0.reason = Some(reason);
+    if let Some(details) = &mut refused.0.details {
+        let cause = StatusCause { message: Some(message), ..StatusCause::default() };
+        details.causes.get_or_insert_default().push(cause);
+    }
+    refused
+}
+
+#[async_trait]
+impl Admit for ValidatingPolicies {
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        object: Option<&dyn Object>,
+        old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if is_exempt(attributes) {
+            return Ok(());
+        }
+        let kinds = &*self.kinds;
+        let policies = self.policies.all(kinds, GROUP, "validatingadmissionpolicies", Policy::new).await?;
+        if policies.is_empty() {
+            return Ok(());
+        }
+        let bindings = self
+            .bindings
+            .all(kinds, GROUP, "validatingadmissionpolicybindings", |b: ValidatingAdmissionPolicyBinding| b)
+            .await?;
+        let (mut refused, mut failures, mut input) = (None, Vec::new(), None);
+        for policy in &policies {
+            let constraints = policy.spec.match_constraints.as_ref();
+            let bound =
+                || bindings.iter().map(|b| (b, &b.spec)).filter(|(_, spec)| spec.policy_name == policy.name);
+            if bound().next().is_none() || !constrained(kinds, attributes, constraints, object, old).await? {
+                continue;
+            }
+            let mut notes: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            for (binding, spec) in bound() {
+                if !constrained(kinds, attributes, spec.match_resources.as_ref(), object, old).await? {
+                    continue;
+                }
+                let name = binding.metadata.name.as_deref().unwrap_or_default();
+                let all =
+                    match params(kinds, policy.spec.param_kind.as_ref(), spec.param_ref.as_ref(), attributes)
+                        .await
+                    {
+                        Ok(all) => all,
+                        Err(_) if !policy.fails() => continue,
+                        Err(why) => {
+                            let message = format!("failed to configure binding: {why}");
+                            let denial = Denial { message, reason: None, validation: 0 };
+                            refused.get_or_insert_with(|| {
+                                refusal(attributes, &policy.name, Some(name), &denial)
+                            });
+                            continue;
+                        }
+                    };
+                if input.is_none() {
+                    input = Some(Input::new(kinds, &self.authorizer, attributes, object, old).await?);
+                }
+                let Some(input) = &input else { continue };
+                for given in &all {
+                    let verdict = judge(policy, input, given);
+                    for denial in verdict.denials {
+                        for action in &spec.validation_actions {
+                            match action.as_str() {
+                                "Deny" => {
+                                    refused.get_or_insert_with(|| {
+                                        refusal(attributes, &policy.name, Some(name), &denial)
+                                    });
+                                }
+                                "Warn" => attributes.warn(format!(
+                                    "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{name}': {}",
+                                    policy.name, denial.message
+                                )),
+                                "Audit" => failures.push(json!({
+                                    "message": denial.message, "policy": policy.name, "binding": name,
+                                    "expressionIndex": denial.validation,
+                                    "validationActions": spec.validation_actions,
+                                })),
+                                _ => {}
+                            }
+                        }
+                    }
+                    for message in verdict.errors {
+                        let denial = Denial { message, reason: None, validation: 0 };
+                        refused.get_or_insert_with(|| refusal(attributes, &policy.name, Some(name), &denial));
+                    }
+                    for (key, value) in verdict.annotations {
+                        let values = notes.entry(key).or_default();
+                        if !values.contains(&value) {
+                            values.push(value);
+                        }
+                    }
+                }
+            }
+            for (key, values) in notes {
+                attributes.annotate(&format!("{}/{key}", policy.name), values.join(", "));
+            }
+        }
+        if !failures.is_empty() {
+            attributes.annotate(FAILURES, json!(failures).to_string());
+        }
+        refused.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,264 @@
+//! MutatingAdmissionWebhook and ValidatingAdmissionWebhook: others are asked about a write, over HTTPS. Shared by both:
+//! whether a webhook is asked, and what is made of its answer.
+
+mod client;
+pub mod mutating;
+pub mod validating;
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use k8s_openapi::api::admissionregistration::v1::{MatchCondition, RuleWithOperations, WebhookClientConfig};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Status};
+use krate_api::{Reason, StatusError};
+use serde_json::{Value as Json, json};
+use uuid::Uuid;
+
+use self::client::Client;
+use super::matching::{Rule, selected};
+use super::policy::{Compiled, Input, Scope, compile_conditions};
+use super::{Attributes, review};
+use crate::auth::Authorizer;
+use crate::cel::Value;
+use crate::kinds::Kinds;
+use crate::registry::erased::Object;
+
+const GROUP: &str = "admissionregistration.k8s.io";
+const TIMEOUT: i32 = 10;
+
+/// A webhook, ready to be asked.
+pub struct Hook {
+    configuration: String,
+    name: String,
+    rules: Vec<RuleWithOperations>,
+    namespaces: Option<LabelSelector>,
+    objects: Option<LabelSelector>,
+    conditions: Vec<Compiled>,
+    fails: bool,
+    side_effects: String,
+    versions: Vec<String>,
+    again: bool,
+    timeout: Duration,
+    client: Client,
+}
+
+/// What configurations of both sorts say of a webhook.
+struct Said {
+    name: String,
+    client: WebhookClientConfig,
+    rules: Option<Vec<RuleWithOperations>>,
+    namespaces: Option<LabelSelector>,
+    objects: Option<LabelSelector>,
+    conditions: Option<Vec<MatchCondition>>,
+    failure_policy: Option<String>,
+    side_effects: String,
+    versions: Vec<String>,
+    timeout: Option<i32>,
+    reinvocation: Option<String>,
+}
+
+impl Hook {
+    fn new(configuration: &str, said: Said) -> Self {
+        let seconds = said.timeout.unwrap_or(TIMEOUT).clamp(1, 30);
+        Hook {
+            configuration: configuration.to_owned(),
+            name: said.name,
+            rules: said.rules.unwrap_or_default(),
+            namespaces: said.namespaces,
+            objects: said.objects,
+            conditions: compile_conditions(false, said.conditions.as_deref()),
+            fails: said.failure_policy.as_deref() != Some("Ignore"),
+            side_effects: said.side_effects,
+            versions: said.versions,
+            again: said.reinvocation.as_deref() == Some("IfNeeded"),
+            timeout: Duration::from_secs(seconds.unsigned_abs().into()),
+            client: Client::new(said.client),
+        }
+    }
+
+    /// What it is known by among all.
+    fn id(&self) -> String {
+        format!("{}/{}", self.configuration, self.name)
+    }
+}
+
+/// A webhook's answer that lets a write pass.
+struct Answer {
+    /// A JSON patch.
+    patch: Option<Vec<u8>>,
+}
+
+/// Why a webhook's answer does not.
+enum Refusal {
+    /// It could not be asked, or did not answer as it should; its failure policy decides what that means.
+    Calling(String),
+    Rejected(StatusError),
+}
+
+impl Refusal {
+    fn status(self, hook: &Hook) -> StatusError {
+        match self {
+            Refusal::Calling(why) => {
+                StatusError::internal(format!("failed calling webhook {:?}: {why}", hook.name))
+            }
+            Refusal::Rejected(status) => status,
+        }
+    }
+}
+
+/// Whether a webhook is to be asked.
+async fn is_asked(
+    hook: &Hook,
+    kinds: &Kinds,
+    authorizer: &Authorizer,
+    attributes: &Attributes,
+    object: Option<&dyn Object>,
+    old: Option<&dyn Object>,
+) -> Result<bool, StatusError> {
+    if !hook.rules.iter().any(|rule| Rule::from(rule).matches(attributes)) {
+        return Ok(false);
+    }
+    let selectors = (hook.namespaces.as_ref(), hook.objects.as_ref());
+    if !selected(kinds, attributes, selectors, object, old).await? {
+        return Ok(false);
+    }
+    if hook.conditions.is_empty() {
+        return Ok(true);
+    }
+    let input = Input::new(kinds, authorizer, attributes, object, old).await?;
+    match Scope::new(&input, &Value::Null, &[]).conditions(&hook.conditions) {
+        Ok(holds) => Ok(holds),
+        Err(_) if !hook.fails => Ok(false),
+        Err(why) => Err(attributes.forbidden(why)),
+    }
+}
+
+/// Asks one webhook.
+async fn ask(
+    hook: &Hook,
+    kinds: &Kinds,
+    attributes: &Attributes,
+    object: Option<&dyn Object>,
+    old: Option<&dyn Object>,
+    mutates: bool,
+) -> Result<Answer, Refusal> {
+    if attributes.dry_run && !matches!(hook.side_effects.as_str(), "None" | "NoneOnDryRun") {
+        let why = format!("admission webhook {:?} does not support dry run", hook.name);
+        return Err(Refusal::Rejected(StatusError::bad_request(why)));
+    }
+    let version = hook.versions.iter().find(|v| matches!(v.as_str(), "v1" | "v1beta1"));
+    let version = version.ok_or_else(|| {
+        let why = "webhook does not accept known AdmissionReview versions (v1, v1beta1)";
+        Refusal::Calling(format!("could not create admission objects: {why}"))
+    })?;
+    let uid = Uuid::new_v4().to_string();
+    let api_version = format!("admission.k8s.io/{version}");
+    let mut request = review::request(attributes);
+    request["uid"] = uid.clone().into();
+    request["object"] = review::object_json(object);
+    request["oldObject"] = review::object_json(old);
+    let review = json!({"kind": "AdmissionReview", "apiVersion": api_version, "request": request});
+    let called = hook.client.call(kinds, &review, hook.timeout).await;
+    let answer = called.map_err(|why| Refusal::Calling(format!("failed to call webhook: {why}")))?;
+    let invalid = |why: String| Refusal::Calling(format!("received invalid webhook response: {why}"));
+    let response = answer.get("response").filter(|r| r.is_object());
+    let response = response.ok_or_else(|| invalid("webhook response was absent".to_owned()))?;
+    if version == "v1" {
+        verify(&answer, response, &uid, mutates).map_err(invalid)?;
+    }
+    let strings = |key: &str| response.get(key).and_then(Json::as_object).into_iter().flatten();
+    for (key, value) in strings("auditAnnotations") {
+        attributes.annotate(&format!("{}/{key}", hook.name), value.as_str().unwrap_or_default().to_owned());
+    }
+    for warning in response.get("warnings").and_then(Json::as_array).into_iter().flatten() {
+        attributes.warn(warning.as_str().unwrap_or_default().to_owned());
+    }
+    if response.get("allowed").and_then(Json::as_bool) != Some(true) {
+        return Err(Refusal::Rejected(rejection(&hook.name, response.get("status"))));
+    }
+    let patch = match response.get("patch").and_then(Json::as_str).filter(|p| mutates && !p.is_empty()) {
+        None => None,
+        Some(text) => {
+            let decoded = base64::engine::general_purpose::STANDARD.decode(text);
+            Some(decoded.map_err(|error| invalid(error.to_string()))?)
+        }
+    };
+    let kind = response.get("patchType").and_then(Json::as_str).unwrap_or("JSONPatch");
+    if patch.is_some() && kind != "JSONPatch" {
+        return Err(Refusal::Calling(format!("unsupported patch type {kind:?}")));
+    }
+    Ok(Answer { patch })
+}
+
+/// Whether an answer is one to what was asked.
+fn verify(answer: &Json, response: &Json, uid: &str, mutates: bool) -> Result<(), String> {
+    let text = |value: &Json, key: &str| value.get(key).and_then(Json::as_str).unwrap_or_default().to_owned();
+    let said = text(response, "uid");
+    if said != uid {
+        return Err(format!("expected response.uid={uid:?}, got {said:?}"));
+    }
+    let (version, kind) = (text(answer, "apiVersion"), text(answer, "kind"));
+    if version != "admission.k8s.io/v1" || kind != "AdmissionReview" {
+        let expected = "admission.k8s.io/v1, Kind=AdmissionReview";
+        return Err(format!("expected webhook response of {expected}, got {version}, Kind={kind}"));
+    }
+    let (patch, patch_type) =
+        (!text(response, "patch").is_empty(), response.get("patchType").is_some_and(|t| !t.is_null()));
+    match (mutates, patch, patch_type) {
+        (true, true, false) => Err("webhook returned response.patch but not response.patchType".to_owned()),
+        (true, false, true) => Err("webhook returned response.patchType but not response.patch".to_owned()),
+        (false, true, _) => Err("validating webhook may not return response.patch".to_owned()),
+        (false, _, true) => Err("validating webhook may not return response.patchType".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// What a client is told when a webhook says no.
+fn rejection(name: &str, status: Option<&Json>) -> StatusError {
+    let status = status.cloned().unwrap_or_default();
+    let mut status: Status = serde_json::from_value(status).unwrap_or_default();
+    let denied = format!("admission webhook {name:?} denied the request");
+    let filled = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+    status.message = Some(match (filled(&status.message), filled(&status.reason)) {
+        (Some(why), _) | (None, Some(why)) => format!("{denied}: {why}"),
+        (None, None) => format!("{denied} without explanation"),
+    });
+    if status.code.is_none_or(|code| code < 400) {
+        status.code = Some(Reason::BadRequest.code().into());
+    }
+    if status.status.as_deref().is_none_or(|s| s.is_empty() || s == "Success") {
+        status.status = Some("Failure".to_owned());
+    }
+    StatusError(Box::new(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rejection_is_told_with_its_webhook() {
+        let refused = rejection("w.example.com", Some(&json!({"message": "no", "code": 403})));
+        assert_eq!(
+            (refused.code(), refused.to_string().as_str()),
+            (403, "admission webhook \"w.example.com\" denied the request: no")
+        );
+        let refused = rejection("w", None);
+        assert_eq!(
+            (refused.code(), refused.to_string().as_str()),
+            (400, "admission webhook \"w\" denied the request without explanation")
+        );
+    }
+
+    #[test]
+    fn an_answer_to_another_question_is_none() {
+        let answer = |response: Json| json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
+        let verified =
+            |response: Json, mutates: bool| verify(&answer(response.clone()), &response, "u", mutates);
+        assert!(verified(json!({"uid": "u", "allowed": true}), false).is_ok());
+        assert!(verified(json!({"uid": "other"}), false).is_err());
+        assert!(verified(json!({"uid": "u", "patch": "W10="}), false).is_err());
+        assert!(verified(json!({"uid": "u", "patch": "W10="}), true).is_err(), "a patch has a type");
+        assert!(verified(json!({"uid": "u", "patch": "W10=", "patchType": "JSONPatch"}), true).is_ok());
+    }
+}

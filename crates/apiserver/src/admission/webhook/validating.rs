@@ -1,0 +1,93 @@
+//! ValidatingAdmissionWebhook: all at once.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::future::join_all;
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use krate_api::StatusError;
+
+use super::{GROUP, Hook, Refusal, Said, ask, is_asked};
+use crate::admission::lookup::Prepared;
+use crate::admission::matching::is_exempt;
+use crate::admission::{Admit, Attributes};
+use crate::auth::Authorizer;
+use crate::kinds::Kinds;
+use crate::registry::erased::Object;
+
+pub struct ValidatingWebhooks {
+    kinds: Arc<Kinds>,
+    authorizer: Authorizer,
+    hooks: Prepared<Vec<Hook>>,
+}
+
+fn prepare(configuration: ValidatingWebhookConfiguration) -> Vec<Hook> {
+    let name = configuration.metadata.name.unwrap_or_default();
+    let webhooks = configuration.webhooks.unwrap_or_default().into_iter();
+    webhooks
+        .map(|w| {
+            let said = Said {
+                name: w.name,
+                client: w.client_config,
+                rules: w.rules,
+                namespaces: w.namespace_selector,
+                objects: w.object_selector,
+                conditions: w.match_conditions,
+                failure_policy: w.failure_policy,
+                side_effects: w.side_effects,
+                versions: w.admission_review_versions,
+                timeout: w.timeout_seconds,
+                reinvocation: None,
+            };
+            Hook::new(&name, said)
+        })
+        .collect()
+}
+
+impl ValidatingWebhooks {
+    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer) -> Self {
+        ValidatingWebhooks { kinds, authorizer, hooks: Prepared::default() }
+    }
+}
+
+#[async_trait]
+impl Admit for ValidatingWebhooks {
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        object: Option<&dyn Object>,
+        old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if is_exempt(attributes) {
+            return Ok(());
+        }
+        let all = self.hooks.all(&self.kinds, GROUP, "validatingwebhookconfigurations", prepare).await?;
+        let mut asked = Vec::new();
+        for hook in all.iter().flat_map(|hooks| hooks.iter()) {
+            if is_asked(hook, &self.kinds, &self.authorizer, attributes, object, old).await? {
+                asked.push(hook);
+            }
+        }
+        let answers =
+            join_all(asked.iter().map(|hook| ask(hook, &self.kinds, attributes, object, old, false))).await;
+        let mut refused = None;
+        for (i, (hook, answer)) in asked.iter().zip(answers).enumerate() {
+            match answer {
+                Ok(_) => {}
+                Err(Refusal::Calling(why)) if !hook.fails => {
+                    tracing::warn!(
+                        webhook = hook.name,
+                        why,
+                        "a webhook failed; the write goes on without it"
+                    );
+                    let key = format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{i}");
+                    attributes.annotate(&key, hook.name.clone());
+                }
+                Err(refusal) => {
+                    refused.get_or_insert_with(|| refusal.status(hook));
+                }
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,229 @@
+//! Webhooks are asked over TLS about what they say they want to be asked about, and their word counts.
+
+mod asking;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use asking::{Cluster, config_map};
+use base64::Engine as _;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+/// A webhook on loopback, with a certificate of its own.
+struct Webhook {
+    address: SocketAddr,
+    ca: String,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Webhook {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What is answered to a review, by the path that was asked.
+fn answer(path: &str, review: &Value) -> Value {
+    let request = &review["request"];
+    let patch = |operations: Value| base64::engine::general_purpose::STANDARD.encode(operations.to_string());
+    let label = |key: &str| request["object"]["metadata"]["labels"][key].as_str().map(str::to_owned);
+    let mut response = json!({"uid": request["uid"], "allowed": true});
+    match path {
+        "/label" => {
+            // How often it was asked, told in what it writes.
+            let times = label("asked").and_then(|n| n.parse::<u32>().ok()).unwrap_or(0) + 1;
+            let operations = match &request["object"]["metadata"]["labels"] {
+                Value::Null => {
+                    json!([{"op": "add", "path": "/metadata/labels", "value": {"asked": times.to_string()}}])
+                }
+                _ => json!([{"op": "add", "path": "/metadata/labels/asked", "value": times.to_string()}]),
+            };
+            response["patch"] = patch(operations).into();
+            response["patchType"] = "JSONPatch".into();
+        }
+        "/once" if label("second").is_none() => {
+            response["patch"] =
+                patch(json!([{"op": "add", "path": "/metadata/labels/second", "value": "yes"}])).into();
+            response["patchType"] = "JSONPatch".into();
+        }
+        "/judge" if label("bad").is_some() => {
+            response["allowed"] = false.into();
+            response["status"] = json!({"code": 403, "message": "it is bad", "reason": "Forbidden"});
+        }
+        "/judge" => response["warnings"] = json!(["it is not very good"]),
+        _ => {}
+    }
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+}
+
+async fn serve(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let body =
+        request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    if path == "/hang" {
+        std::future::pending::<()>().await;
+    }
+    let review = serde_json::from_slice(&body).unwrap_or_default();
+    Ok(Response::new(Full::new(answer(&path, &review).to_string().into())))
+}
+
+impl Webhook {
+    async fn start() -> Webhook {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("names");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let chain = vec![CertificateDer::from(certificate.der().to_vec())];
+        let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(chain, private)
+            .expect("a certificate and its key");
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let http = hyper::server::conn::http1::Builder::new();
+                    let _ = http.serve_connection(TokioIo::new(stream), service_fn(serve)).await;
+                });
+            }
+        });
+        let ca = base64::engine::general_purpose::STANDARD.encode(certificate.pem());
+        Webhook { address, ca, task }
+    }
+
+    fn hook(&self, name: &str, path: &str, more: Value) -> Value {
+        let mut hook = json!({
+            "name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "clientConfig": {"url": format!("https://{}{path}", self.address), "caBundle": self.ca},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["*"], "resources": ["configmaps"]}],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "a"}},
+        });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            hook[key] = value.clone();
+        }
+        hook
+    }
+}
+
+const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1";
+const MAPS: &str = "/api/v1/namespaces/a/configmaps";
+
+async fn configure(cluster: &Cluster, kind: &str, name: &str, hooks: Value) {
+    let configuration = json!({"metadata": {"name": name}, "webhooks": hooks});
+    cluster.post(&format!("{CONFIGURATIONS}/{kind}"), configuration).await.created();
+}
+
+async fn cluster() -> (Cluster, Webhook) {
+    let cluster = Cluster::start().await;
+    cluster.namespace("a", json!({})).await;
+    (cluster, Webhook::start().await)
+}
+
+#[tokio::test]
+async fn a_webhook_changes_what_is_written_and_is_asked_again_when_others_do() {
+    let (cluster, webhook) = cluster().await;
+    let hooks = json!([
+        webhook.hook("one.example.com", "/label", json!({"reinvocationPolicy": "IfNeeded"})),
+        webhook.hook("two.example.com", "/once", json!({})),
+        webhook.hook(
+            "three.example.com",
+            "/label",
+            json!({
+            "matchConditions": [{"name": "never", "expression": "object.metadata.name == 'other'"}]})
+        ),
+    ]);
+    configure(&cluster, "mutatingwebhookconfigurations", "m", hooks).await;
+    let made = cluster.post(MAPS, config_map("x", json!({}))).await.created();
+    assert_eq!(made["metadata"]["labels"], json!({"asked": "2", "second": "yes"}));
+    let elsewhere = cluster.post("/api/v1/namespaces/default/configmaps", config_map("x", json!({}))).await;
+    assert_eq!(elsewhere.created()["metadata"]["labels"], Value::Null, "the namespace is not selected");
+}
+
+#[tokio::test]
+async fn a_webhook_refuses_and_warns() {
+    let (cluster, webhook) = cluster().await;
+    let hooks = json!([webhook.hook("judge.example.com", "/judge", json!({}))]);
+    configure(&cluster, "validatingwebhookconfigurations", "v", hooks).await;
+    let good = cluster.post(MAPS, config_map("good", json!({}))).await;
+    assert_eq!(good.code, 201, "{}", good.body);
+    assert!(good.warnings.iter().any(|w| w.contains("it is not very good")), "{:?}", good.warnings);
+    let mut bad = config_map("bad", json!({}));
+    bad["metadata"]["labels"] = json!({"bad": "yes"});
+    let refused = cluster.post(MAPS, bad).await;
+    let expected = "admission webhook \"judge.example.com\" denied the request: it is bad";
+    assert_eq!((refused.code, refused.message()), (403, expected));
+    assert_eq!(
+        cluster.ask("DELETE", &format!("{MAPS}/good"), Value::Null).await.code,
+        200,
+        "deletions are asked about"
+    );
+}
+
+#[tokio::test]
+async fn a_webhook_that_fails_is_treated_by_its_policy() {
+    let (cluster, webhook) = cluster().await;
+    let hanging =
+        webhook.hook("hangs.example.com", "/hang", json!({"timeoutSeconds": 1, "failurePolicy": "Ignore"}));
+    configure(&cluster, "validatingwebhookconfigurations", "hangs", json!([hanging])).await;
+    assert_eq!(cluster.post(MAPS, config_map("x", json!({}))).await.code, 201);
+    let hanging = webhook.hook("hangs.example.com", "/hang", json!({"timeoutSeconds": 1}));
+    configure(&cluster, "validatingwebhookconfigurations", "strict", json!([hanging])).await;
+    let refused = cluster.post(MAPS, config_map("y", json!({}))).await;
+    assert_eq!(refused.code, 500);
+    let expected =
+        "Internal error occurred: failed calling webhook \"hangs.example.com\": failed to call webhook: Post";
+    assert!(refused.message().starts_with(expected), "{}", refused.message());
+    assert!(refused.message().ends_with("context deadline exceeded"), "{}", refused.message());
+    for name in ["hangs", "strict"] {
+        let path = format!("{CONFIGURATIONS}/validatingwebhookconfigurations/{name}");
+        assert_eq!(
+            cluster.ask("DELETE", &path, Value::Null).await.code,
+            200,
+            "webhooks are not asked about themselves"
+        );
+    }
+    // Somebody else's authority.
+    let mut stranger = webhook.hook("stranger.example.com", "/judge", json!({}));
+    let other = Webhook::start().await;
+    stranger["clientConfig"]["caBundle"] = other.ca.clone().into();
+    configure(&cluster, "validatingwebhookconfigurations", "stranger", json!([stranger])).await;
+    let refused = cluster.post(MAPS, config_map("z", json!({}))).await;
+    assert!(refused.message().contains("tls: "), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn a_dry_run_asks_only_those_without_side_effects() {
+    let (cluster, webhook) = cluster().await;
+    // It answers with a review of a version that knows side effects.
+    let mut hook = webhook.hook("some.example.com", "/judge", json!({"sideEffects": "NoneOnDryRun"}));
+    configure(&cluster, "validatingwebhookconfigurations", "v", json!([hook.clone()])).await;
+    let dry = format!("{MAPS}?dryRun=All");
+    assert_eq!(cluster.post(&dry, config_map("x", json!({}))).await.code, 201);
+    let path = format!("{CONFIGURATIONS}/validatingwebhookconfigurations/v");
+    assert_eq!(cluster.ask("DELETE", &path, Value::Null).await.code, 200);
+    hook["sideEffects"] = "Some".into();
+    let refused = cluster
+        .post(
+            &format!("{CONFIGURATIONS}/validatingwebhookconfigurations"),
+            json!({"metadata": {"name": "w"}, "webhooks": [hook]}),
+        )
+        .await;
+    assert_eq!(refused.code, 422, "v1 lets no webhook have side effects in a dry run");
+}
