@@ -185,6 +185,17 @@ impl FieldErrors {
         self.add(Fault::TooMany, field, Some(actual.to_string()), format!("must have at most {max} items"));
     }
 
+    /// All faults in one text, each once: one is shown as it is, several are joined in brackets.
+    pub fn aggregate(&self) -> String {
+        let mut texts: Vec<String> = Vec::with_capacity(self.0.len());
+        for text in self.0.iter().map(ToString::to_string) {
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
+        if let [one] = texts.as_mut_slice() { std::mem::take(one) } else { format!("[{}]", texts.join(", ")) }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -151,10 +151,9 @@ impl StatusError {
         Self::with_details(Reason::Forbidden, message, Some(named(group, resource, name)))
     }
 
-    /// What validation found. One fault is shown as it is; several are joined in brackets.
+    /// What validation found.
     pub fn invalid(kind: Gvk<'_>, name: &str, errors: &FieldErrors) -> Self {
-        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        let all = if texts.len() == 1 { texts[0].clone() } else { format!("[{}]", texts.join(", ")) };
+        let all = errors.aggregate();
         let mut details = named(kind.group, kind.kind, name);
         details.causes = Some(errors.iter().map(super::field::FieldError::cause).collect());
         Self::with_details(

@@ -191,12 +191,21 @@ fn subresource(kind: &Kind, sub: &Subresource) -> Value {
     out
 }
 
+/// Kinds whose hash upstream makes from another version than the one that is served, by the plural.
+const HASHED_AS: [(&str, &str); 3] = [
+    ("customresourcedefinitions", "v1beta1"),
+    ("mutatingadmissionpolicies", "v1beta1"),
+    ("mutatingadmissionpolicybindings", "v1beta1"),
+];
+
 /// Changes when the version in which objects of the kind are stored does. Kinds that share their storage share the hash of
 /// the one that is first in the table.
 fn storage_version_hash(kind: &Kind, all: &[&Kind]) -> String {
     let stored = all.iter().find(|k| k.storage == kind.storage && k.kind == kind.kind).map_or(kind, |k| *k);
+    let other = HASHED_AS.iter().find(|(plural, _)| *plural == stored.plural && !stored.custom);
+    let version = other.map_or(stored.version, |(_, version)| *version);
     let mut text = String::new();
-    let _ = write!(text, "{}/{}/{}", stored.group, stored.version, stored.kind);
+    let _ = write!(text, "{}/{version}/{}", stored.group, stored.kind);
     STANDARD.encode(&Sha256::digest(text.as_bytes())[..8])
 }
 

@@ -13,6 +13,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
 use krate_api::{Reason, StatusError, protobuf};
 use serde_json::Value;
 
+use crate::yaml;
+
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of a request or a reply.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
@@ -89,6 +91,9 @@ impl Wanted {
         if accept.trim().is_empty() {
             return Ok(Wanted { pretty, ..Wanted::JSON });
         }
+        if !accept.split(',').any(is_known) {
+            return Err(not_acceptable(&REPRESENTATIONS));
+        }
         accept.split(',').find_map(|form| Self::of_form(form, pretty)).ok_or_else(|| {
             StatusError::with_details(
                 Reason::NotAcceptable,
@@ -126,6 +131,32 @@ impl Wanted {
     }
 }
 
+/// What an object can be sent as.
+const REPRESENTATIONS: [&str; 3] = [JSON, YAML, PROTOBUF];
+
+fn is_known(form: &str) -> bool {
+    let media = form.split(';').next().unwrap_or_default().trim();
+    matches!(media, "*/*" | "application/*") || REPRESENTATIONS.contains(&media)
+}
+
+/// What is answered to who takes none of what there is.
+fn not_acceptable(representations: &[&str]) -> StatusError {
+    StatusError::with_details(
+        Reason::NotAcceptable,
+        format!("406: Not Acceptable\n\nAvailable representations: {}", representations.join(", ")),
+        Some(StatusDetails::default()),
+    )
+}
+
+/// What is answered to a patch of a kind that there is not.
+pub fn unsupported_media_type() -> StatusError {
+    StatusError::with_details(
+        Reason::UnsupportedMediaType,
+        "415: Unsupported Media Type",
+        Some(StatusDetails::default()),
+    )
+}
+
 /// The media type that a body says to have, without its parameters.
 pub fn media_type(headers: &HeaderMap) -> &str {
     let header = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -134,7 +165,7 @@ pub fn media_type(headers: &HeaderMap) -> &str {
 
 /// Reads YAML, of which JSON is a part. The error is as upstream words it.
 pub fn json_of_yaml(body: &[u8]) -> Result<Value, String> {
-    serde_yaml_ng::from_slice(body).map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))
+    yaml::to_json(body)
 }
 
 /// The body of a request as JSON.

@@ -8,6 +8,7 @@ mod apiextensions;
 pub mod auth;
 pub mod bootstrap;
 pub mod cel;
+mod compress;
 pub mod discovery;
 mod http;
 mod impersonate;
@@ -25,6 +26,7 @@ mod routes;
 pub mod server;
 mod service;
 mod storage;
+mod yaml;
 
 pub use auth::User;
 pub use server::{Config, Server, StartError};

@@ -77,7 +77,14 @@ pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
             let (host, port) = node_address(&call, &call.info.name).await?;
             Target { host, port, tls: true, path: rest(&call) }
         }
-        ("pods", what) => kubelet_target(&call, what).await?,
+        ("pods", what) => {
+            let Some(target) = kubelet_target(&call, what).await? else {
+                let mut reply = Response::new(wire::full(Bytes::new()));
+                *reply.status_mut() = StatusCode::NO_CONTENT;
+                return Ok(reply);
+            };
+            target
+        }
         _ => return Err(no_such_resource()),
     };
     pass_on(call, target, body).await
@@ -97,7 +104,7 @@ async fn pod(call: &Call, name: &str) -> Result<Pod, StatusError> {
 }
 
 /// A path of the kubelet of a pod's node.
-async fn kubelet_target(call: &Call, what: &str) -> Result<Target, StatusError> {
+async fn kubelet_target(call: &Call, what: &str) -> Result<Option<Target>, StatusError> {
     let name = &call.info.name;
     let pod = pod(call, name).await?;
     let spec = pod.spec.unwrap_or_default();
@@ -128,7 +135,7 @@ async fn kubelet_target(call: &Call, what: &str) -> Result<Target, StatusError> 
     let Some(node) = node else {
         if what == "log" {
             // Nothing has run, so nothing was said.
-            return Err(StatusError::bad_request(format!("pod {name} does not have a host assigned")));
+            return Ok(None);
         }
         return Err(StatusError::bad_request(format!("pod {name} does not have a host assigned")));
     };
@@ -143,7 +150,7 @@ async fn kubelet_target(call: &Call, what: &str) -> Result<Target, StatusError> 
     };
     let query =
         if matches!(what, "exec" | "attach") { streams(&call.raw_query) } else { call.raw_query.clone() };
-    Ok(Target { host, port, tls: true, path: with_query(path, &query) })
+    Ok(Some(Target { host, port, tls: true, path: with_query(path, &query) }))
 }
 
 /// The API says `stdin=true`, the kubelet `input=1`.

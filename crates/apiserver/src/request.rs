@@ -79,8 +79,6 @@ impl RequestInfo {
             {
                 info.name = name;
             }
-        } else if info.verb == "get" && info.subresource.is_empty() && query.flag("watch") {
-            info.verb = "watch";
         }
         info
     }
@@ -190,6 +188,7 @@ mod tests {
             ("PUT /api/v1/namespaces/a/finalize", "update a namespaces a finalize"),
             ("GET /api/v1/namespaces/a/pods", "list a pods  "),
             ("GET /api/v1/namespaces/a/pods?watch=1", "watch a pods  "),
+            ("GET /api/v1/namespaces/a/pods/p?watch=1", "get a pods p "),
             ("GET /api/v1/watch/namespaces/a/pods", "watch a pods  "),
             ("GET /api/v1/pods?fieldSelector=metadata.name%3Dx", "list  pods x "),
             ("DELETE /apis/apps/v1/namespaces/a/deployments", "deletecollection a deployments  "),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use k8s_openapi::api::core::v1::Binding;
-use krate_api::{Kind, StatusError, kinds, managed, schema};
+use krate_api::{Kind, StatusError, kinds};
 use serde_json::{Value, json};
 
 use crate::auth::User;
@@ -214,29 +214,13 @@ pub async fn unstored(
         }
         _ => return Err(path::no_such_resource()),
     }?;
-    let asked: Value = serde_json::from_slice(&json).map_err(StatusError::internal)?;
-    let value = with_owner(value, asked, kind, &path::manager_of(headers, query, user));
-    Ok(wire::json(StatusCode::CREATED, wanted, value.to_string().into()))
-}
-
-/// What is answered and not stored has managed fields too: whoever asks owns what he asked.
-fn with_owner(mut answer: Value, mut asked: Value, kind: &Kind, manager: &str) -> Value {
-    let Some(schema) = schema::of(kind.gvk()) else { return answer };
-    asked["apiVersion"] = kind.api_version().into();
-    asked["kind"] = kind.kind.into();
-    let request = managed::Request {
-        manager,
-        api_version: &kind.api_version(),
-        subresource: "",
-        now: jiff::Timestamp::now(),
-        schema,
-        reset: &[],
-    };
-    managed::on_update(None, &mut asked, request);
-    if let Some(fields) = asked.pointer_mut("/metadata/managedFields") {
-        answer["metadata"]["managedFields"] = fields.take();
+    let mut value: Value = value;
+    let manager = path::manager(query, headers, user);
+    let managed = path::of_answer(&json, kind.gvk(), &manager, "")?;
+    if !managed.is_null() {
+        value["metadata"]["managedFields"] = managed;
     }
-    answer
+    Ok(wire::json(StatusCode::CREATED, wanted, value.to_string().into()))
 }
 
 fn to_value(object: &impl serde::Serialize) -> Result<Value, StatusError> {

@@ -19,7 +19,7 @@ use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
-use crate::{impersonate, routes};
+use crate::{compress, impersonate, routes};
 
 /// The server as one caller reaches it.
 #[derive(Clone)]
@@ -104,7 +104,10 @@ impl Service {
             upgrade,
         };
         let body = if call.upgrade.is_some() { Bytes::new() } else { wire::read(body).await? };
-        path::answer(call, body).await
+        let passed_on = matches!(call.info.subresource.as_str(), "log" | "proxy");
+        let gzip = !passed_on && compress::accepts_gzip(&call.headers);
+        let reply = path::answer(call, body).await?;
+        Ok(if gzip { compress::gzip(reply).await } else { reply })
     }
 }
 

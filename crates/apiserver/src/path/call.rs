@@ -23,6 +23,9 @@ enum FieldValidation {
     Strict,
 }
 
+/// The longest name of a field manager, in bytes.
+const MANAGER_MAX: usize = 128;
+
 pub struct Call {
     pub server: Arc<Server>,
     pub storage: Arc<Storage>,
@@ -64,7 +67,7 @@ impl Call {
 
     /// Who is said to manage the fields that are written.
     pub fn manager(&self) -> String {
-        manager_of(&self.headers, &self.query, &self.user)
+        manager(&self.query, &self.headers, &self.user)
     }
 
     /// Reads the options of a write from the query.
@@ -86,6 +89,15 @@ impl Call {
             let supported = ["", "Ignore", "Strict", "Warn"];
             errors.not_supported(&FieldPath::new("fieldValidation"), value, &supported);
         }
+        if let Some(manager) = self.query.get("fieldManager") {
+            let at = FieldPath::new("fieldManager");
+            if manager.len() > MANAGER_MAX {
+                errors.too_long(&at, MANAGER_MAX);
+            }
+            if manager.chars().any(char::is_control) {
+                errors.invalid(&at, manager, "should only contain printable characters");
+            }
+        }
         if errors.is_empty() {
             return Ok(());
         }
@@ -106,19 +118,26 @@ impl Call {
     /// # Errors
     /// It is another kind's, or no object.
     pub fn decode(&mut self, body: Bytes) -> Result<Box<dyn Object>, StatusError> {
-        let json = wire::to_json(&self.headers, body)?;
-        self.check_type(&json)?;
+        let json = wire::to_json(&self.headers, body.clone()).map_err(|error| {
+            if error.code() == 400 { self.unrecognized(&error.to_string(), &body) } else { error }
+        })?;
+        self.check_type(&json, &body)?;
         self.decode_checked(&json)
     }
 
-    fn check_type(&self, json: &[u8]) -> Result<(), StatusError> {
+    fn unrecognized(&self, why: &str, body: &[u8]) -> StatusError {
+        StatusError::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): {why} ({})",
+            self.kind().kind,
+            summary(body)
+        ))
+    }
+
+    fn check_type(&self, json: &[u8], body: &[u8]) -> Result<(), StatusError> {
         let kind = self.kind();
         if let Some(error) = krate_api::json::syntax_error(json) {
-            return Err(StatusError::bad_request(format!(
-                "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse \
-                 error: {error}",
-                kind.kind
-            )));
+            let why = format!("couldn't get version/kind; json parse error: {error}");
+            return Err(self.unrecognized(&why, body));
         }
         let Ok(said) = serde_json::from_slice::<TypeMeta>(json) else { return Ok(()) };
         let wanted = kind.api_version();
@@ -148,12 +167,17 @@ impl Call {
     /// The same of JSON whose kind is known to be right, such as a patched object.
     pub fn decode_checked(&mut self, json: &[u8]) -> Result<Box<dyn Object>, StatusError> {
         let kind = self.kind();
-        let cannot = |why: &str| {
+        self.decode_typed(json).map_err(|why| {
             StatusError::bad_request(format!(
                 "{} in version \"{}\" cannot be handled as a {}: {why}",
                 kind.kind, kind.version, kind.kind
             ))
-        };
+        })
+    }
+
+    /// The same; the error is what is wrong with it, in upstream's words.
+    pub fn decode_typed(&mut self, json: &[u8]) -> Result<Box<dyn Object>, String> {
+        let kind = self.kind();
         let validation = self.field_validation();
         if validation != FieldValidation::Ignore
             && let Some(schema) = self.storage.registry.schema()
@@ -161,18 +185,18 @@ impl Call {
         {
             // What a custom resource's schema does not allow is told by its validation.
             if let Some(error) = checked.type_error.as_ref().filter(|_| !kind.custom) {
-                return Err(cannot(error));
+                return Err(error.clone());
             }
             match validation {
                 FieldValidation::Strict => {
                     if let Some(error) = checked.strict_error() {
-                        return Err(cannot(&error));
+                        return Err(error);
                     }
                 }
                 _ => self.warnings.extend(checked.strict),
             }
         }
-        self.storage.registry.decode(json).map_err(|error| cannot(&error.to_string()))
+        self.storage.registry.decode(json).map_err(|error| error.to_string())
     }
 
     /// Checks that an object from a body is meant for this request's place, and puts it there.
@@ -209,7 +233,12 @@ impl Call {
     }
 
     pub fn invalid(&self, name: &str, errors: &FieldErrors) -> StatusError {
-        StatusError::invalid(self.kind().gvk(), name, errors)
+        let mut gvk = self.kind().gvk();
+        if gvk.group == "events.k8s.io" {
+            // Both kinds of Event are validated as the core one.
+            gvk.group = "";
+        }
+        StatusError::invalid(gvk, name, errors)
     }
 
     pub fn conflict(&self, name: &str, why: impl std::fmt::Display) -> StatusError {
@@ -242,12 +271,12 @@ impl Call {
 }
 
 /// Who is said to manage the fields that a request writes.
-pub fn manager_of(headers: &HeaderMap, query: &Query, user: &User) -> String {
+pub fn manager(query: &Query, headers: &HeaderMap, user: &User) -> String {
     if let Some(manager) = query.get("fieldManager") {
         return manager.to_owned();
     }
     let agent = headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let name: String = agent.split('/').next().unwrap_or_default().chars().take(128).collect();
+    let name: String = agent.split('/').next().unwrap_or_default().chars().take(MANAGER_MAX).collect();
     match user.name.as_str() {
         _ if !name.is_empty() => name,
         // Components of this process bring no name but their user's.
@@ -255,6 +284,25 @@ pub fn manager_of(headers: &HeaderMap, query: &Query, user: &User) -> String {
         user if user.starts_with("system:kube-") => user["system:".len()..].to_owned(),
         _ => "unknown".to_owned(),
     }
+}
+
+/// An error that has no reason of its own, as upstream answers with what its layers below hand up: 500.
+pub fn unclassified(message: impl Into<String>) -> StatusError {
+    let mut error = StatusError::new(Reason::InternalError, message);
+    error.0.reason = None;
+    error
+}
+
+/// What of a body is shown to who sent it, if it cannot be read.
+fn summary(body: &[u8]) -> String {
+    const SHOWN: usize = 30;
+    let short = &body[..body.len().min(SHOWN)];
+    let text = match body.first() {
+        None => return "<empty>".to_owned(),
+        Some(b'{') => String::from_utf8_lossy(short).into_owned(),
+        Some(_) => hex::encode(short),
+    };
+    if body.len() > SHOWN { text + " ..." } else { text }
 }
 
 /// What upstream answers where a method is not served.

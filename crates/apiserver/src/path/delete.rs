@@ -9,6 +9,7 @@ use krate_store::cache::{Freshness, ListQuery};
 use serde_json::json;
 
 use super::call::Call;
+use super::options::ListOptions;
 use super::read;
 use super::write::{newest, now};
 use crate::admission::{Attributes, Operation};
@@ -73,6 +74,16 @@ fn options(call: &mut Call, body: Bytes) -> Result<DeleteOptions, StatusError> {
     if call.query.get("orphanDependents").is_some() {
         options.orphan_dependents.get_or_insert(call.query.flag("orphanDependents"));
     }
+    if (call.kind().group, call.kind().plural) == ("batch", "jobs")
+        && options.propagation_policy.is_none()
+        && options.orphan_dependents.is_none()
+    {
+        call.warnings.push(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove \
+             them or set propagationPolicy=Orphan to suppress this warning"
+                .to_owned(),
+        );
+    }
     call.dry_run |= options.dry_run.as_ref().is_some_and(|d| d.iter().any(|v| v == "All"));
     let mut errors = FieldErrors::new();
     if options.propagation_policy.is_some() && options.orphan_dependents.is_some() {
@@ -85,7 +96,7 @@ fn options(call: &mut Call, body: Bytes) -> Result<DeleteOptions, StatusError> {
     if let Some(policy) = options.propagation_policy.as_deref()
         && !matches!(policy, "Foreground" | "Background" | "Orphan")
     {
-        let supported = ["Background", "Foreground", "Orphan", ""];
+        let supported = ["Foreground", "Background", "Orphan", "nil"];
         errors.not_supported(&FieldPath::new("propagationPolicy"), policy, &supported);
     }
     if errors.is_empty() {
@@ -118,6 +129,7 @@ pub async fn delete(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
 /// `DELETE` of a collection: each of its objects in turn. Answers with the list of what was there.
 pub async fn delete_collection(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let options = options(&mut call, body)?;
+    ListOptions::read(&call.query, false)?;
     let selector = read::selector(&call)?;
     let scope = read::scope(&call.info);
     let query = ListQuery { selector, ..ListQuery::new(scope, Freshness::Latest) };
@@ -195,21 +207,21 @@ fn check(
     current: &Current,
 ) -> Result<(), StatusError> {
     let Some(wanted) = wanted else { return Ok(()) };
+    // Upstream names the kind here, and not the resource.
+    let conflict = |why: String| Err(StatusError::conflict(call.kind().group, call.kind().kind, name, why));
     let uid = current.object.meta().uid.clone().unwrap_or_default();
     if let Some(asked) = wanted.uid.as_ref().filter(|asked| **asked != uid) {
-        let why = format!(
+        return conflict(format!(
             "the UID in the precondition ({asked}) does not match the UID in record ({uid}). The object might have been \
              deleted and then recreated"
-        );
-        return Err(StatusError::conflict(call.kind().group, call.kind().kind, name, why));
+        ));
     }
     let revision = current.revision.to_string();
     if let Some(asked) = wanted.resource_version.as_ref().filter(|asked| **asked != revision) {
-        let why = format!(
-            "the ResourceVersion in the precondition ({asked}) does not match the ResourceVersion in record ({revision}). \
-             The object might have been modified"
-        );
-        return Err(StatusError::conflict(call.kind().group, call.kind().kind, name, why));
+        return conflict(format!(
+            "the ResourceVersion in the precondition ({asked}) does not match the ResourceVersion in record \
+             ({revision}). The object might have been modified"
+        ));
     }
     Ok(())
 }
@@ -230,7 +242,7 @@ fn begin(call: &Call, object: &mut dyn Object, options: &DeleteOptions, began: b
     let asked = options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds });
     let grace = call.storage.registry.grace_period(object, asked).unwrap_or(0);
     let meta = object.meta_mut();
-    finalizers(meta, options);
+    finalizers(meta, options, orphans_by_default(call.kind()));
     if began {
         // A grace that runs can only be made shorter.
         let before = meta.deletion_grace_period_seconds.unwrap_or(0);
@@ -261,13 +273,24 @@ fn after(seconds: i64) -> Time {
     Time(now.0.saturating_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(now.0))
 }
 
+/// Kinds whose dependents stay when nobody says what is to become of them, as it was before garbage collection.
+fn orphans_by_default(kind: &Kind) -> bool {
+    matches!((kind.group, kind.plural), ("batch", "jobs") | ("", "replicationcontrollers"))
+}
+
 /// The garbage collector acts on these finalizers; which of them are there is what the deletion asked for.
-fn finalizers(meta: &mut ObjectMeta, options: &DeleteOptions) {
+fn finalizers(meta: &mut ObjectMeta, options: &DeleteOptions, by_default: bool) {
     let orphan = match (options.propagation_policy.as_deref(), options.orphan_dependents) {
         (Some(policy), _) => policy == "Orphan",
         (None, Some(orphan)) => orphan,
         // Nothing asked: what is there stays.
-        (None, None) => return,
+        (None, None) => {
+            let said = meta.finalizers.iter().flatten().any(|f| f == FOREGROUND || f == ORPHAN);
+            if said || !by_default {
+                return;
+            }
+            true
+        }
     };
     let foreground = options.propagation_policy.as_deref() == Some("Foreground");
     let mut list = meta.finalizers.take().unwrap_or_default();

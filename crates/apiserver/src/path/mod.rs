@@ -2,6 +2,7 @@
 
 mod call;
 mod delete;
+mod options;
 mod ownership;
 mod patch;
 mod read;
@@ -12,7 +13,8 @@ mod write;
 use bytes::Bytes;
 use krate_api::{StatusError, Verbs};
 
-pub use call::{Call, manager_of, method_not_allowed, no_such_resource};
+pub use call::{Call, manager, method_not_allowed, no_such_resource};
+pub use ownership::of_answer;
 pub use subresource::bind_pod;
 pub use write::now;
 

@@ -76,6 +76,23 @@ pub fn track(call: &Call, object: &mut dyn Object, live: Option<&Current>) -> Re
     Ok(())
 }
 
+/// The managed fields of what is answered and not stored, such as a review: who asked owns what he sent.
+pub fn of_answer(sent: &[u8], kind: Gvk<'_>, manager: &str, subresource: &str) -> Result<Value, StatusError> {
+    let Some(schema) = krate_api::schema::of(kind) else { return Ok(Value::Null) };
+    let mut sent = parse(sent)?;
+    let api_version = kind.api_version();
+    let request = Request {
+        manager,
+        api_version: &api_version,
+        subresource,
+        now: Timestamp::now(),
+        schema,
+        reset: &[],
+    };
+    managed::on_update(None, &mut sent, request);
+    Ok(sent.pointer_mut("/metadata/managedFields").map(Value::take).unwrap_or_default())
+}
+
 fn parse(json: &[u8]) -> Result<Value, StatusError> {
     serde_json::from_slice(json).map_err(StatusError::internal)
 }
@@ -101,7 +118,9 @@ pub async fn apply(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
                     format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found"),
                 ));
             }
-            let object = merged(&mut call, None, &applied, force)?;
+            let mut object = merged(&mut call, None, &applied, force)?;
+            // What is not there yet has no version to be held against.
+            object.meta_mut().resource_version = None;
             let written = create_object(&mut call, object, Ownership::Settled).await?;
             return call.written(StatusCode::CREATED, &written);
         }

@@ -3,14 +3,14 @@
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use krate_api::patch::{JsonPatch, decode_object, merge, strategic};
-use krate_api::{Gvk, Reason, StatusError, schema};
+use krate_api::{FieldErrors, FieldPath, Gvk, Reason, StatusError, schema};
 use krate_store::Revision;
 use serde_json::Value;
 
 use super::call::Call;
 use super::ownership::{self, Ownership};
 use super::write::change;
-use crate::http::{Reply, media_type};
+use crate::http::{Reply, media_type, unsupported_media_type};
 use crate::storage::with_revision;
 
 enum Patch {
@@ -28,12 +28,7 @@ impl Patch {
             }
             "application/merge-patch+json" => object().map(Patch::Merge),
             "application/strategic-merge-patch+json" => object().map(Patch::Strategic),
-            _ => Err(StatusError::new(
-                Reason::UnsupportedMediaType,
-                "the body of the request was in an unknown format - accepted media types include: \
-                 application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, \
-                 application/apply-patch+yaml, application/apply-patch+cbor",
-            )),
+            _ => Err(unsupported_media_type()),
         }
     }
 }
@@ -70,12 +65,43 @@ pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
             return Err(None);
         }
         let bytes = serde_json::to_vec(&patched).map_err(|e| Some(StatusError::internal(e)))?;
-        let mut object = call.decode_checked(&bytes).map_err(Some)?;
+        let mut object = call.decode_typed(&bytes).map_err(|why| Some(unfit(&patch, &bytes, why)))?;
         call.place(&mut *object).map_err(Some)?;
         Ok(object)
     })
     .await?;
     call.written(StatusCode::OK, &written)
+}
+
+/// What is answered to a patch that makes of an object what the kind does not have. Upstream shows the whole object, and
+/// of a strategic patch the patch, as Go prints it.
+fn unfit(patch: &Patch, patched: &[u8], why: String) -> StatusError {
+    let shown = match patch {
+        Patch::Strategic(patch) => go_text(patch),
+        Patch::Json(_) | Patch::Merge(_) => String::from_utf8_lossy(patched).into_owned(),
+    };
+    let mut errors = FieldErrors::new();
+    errors.invalid(&FieldPath::new("patch"), shown, why);
+    StatusError::invalid(Gvk { group: "", version: "", kind: "" }, "", &errors)
+}
+
+/// A value as Go's `%+v` prints it.
+fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" "))
+        }
+        Value::Object(fields) => {
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|(name, _)| *name);
+            let fields: Vec<_> =
+                fields.into_iter().map(|(name, value)| format!("{name}:{}", go_text(value))).collect();
+            format!("map[{}]", fields.join(" "))
+        }
+        simple => simple.to_string(),
+    }
 }
 
 /// What is there as a client sees it.

@@ -3,19 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::StatusCode;
-use krate_api::{FieldErrors, FieldPath, FieldSelector, Gvk, LabelSelector, StatusError, protobuf, schema};
+use krate_api::{FieldSelector, Kind, LabelSelector, StatusError, protobuf, schema};
 use krate_store::Revision;
 use krate_store::cache::{
     CacheError, CacheEvent, Freshness, Head, ListQuery, Scope, Selector, Start, WatchQuery,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::call::Call;
+use super::options::{Continue, ListOptions, Match, revision};
 use super::shape;
 use crate::http::{self as wire, Form, Reply, Shape};
 use crate::request::RequestInfo;
@@ -26,66 +24,13 @@ const WATCH_AT_LEAST: u64 = 1800;
 
 /// `GET` of an object.
 pub async fn get(call: Call) -> Result<Reply, StatusError> {
-    let freshness = match revision(&call, "resourceVersion")? {
+    let freshness = match revision(&call.query, false)? {
         None => Freshness::Latest,
         Some(Revision::ZERO) => Freshness::Any,
         Some(at) => Freshness::NotOlderThan(at),
     };
     let cached = call.storage.read(&call.info.namespace, &call.info.name, freshness).await?;
     call.object(StatusCode::OK, &call.storage.sent(&cached.bytes))
-}
-
-fn revision(call: &Call, name: &str) -> Result<Option<Revision>, StatusError> {
-    let Some(text) = call.query.get(name) else { return Ok(None) };
-    text.parse().map(|n| Some(Revision(n))).map_err(|_| {
-        let fault =
-            format!("{name}: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax");
-        if call.info.verb == "watch" {
-            // Upstream opens the store's watch with it, and tells that failure as its own.
-            let mut error = StatusError::internal("");
-            (error.0.message, error.0.reason, error.0.details) = (Some(fault), None, None);
-            return error;
-        }
-        StatusError::bad_request(format!("invalid resource version: {fault}"))
-    })
-}
-
-/// A number of the query; nothing for what is not there.
-fn number(call: &Call, name: &str) -> Result<Option<i64>, StatusError> {
-    let Some(text) = call.query.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
-    text.parse()
-        .map(Some)
-        .map_err(|_| StatusError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))
-}
-
-/// What the options of a list may be beside one another (KEP-2340, KEP-3157). Tells whether the revision is to be exact.
-fn check_list(call: &Call) -> Result<bool, StatusError> {
-    let mut errors = FieldErrors::new();
-    let asked = call.query.get("resourceVersion").unwrap_or_default();
-    let at = FieldPath::new("resourceVersionMatch");
-    let wanted = call.query.get("resourceVersionMatch").filter(|wanted| !wanted.is_empty());
-    if let Some(wanted) = wanted {
-        if asked.is_empty() {
-            errors.forbidden(&at, "resourceVersionMatch is forbidden unless resourceVersion is provided");
-        }
-        if call.query.get("continue").is_some_and(|token| !token.is_empty()) {
-            errors.forbidden(&at, "resourceVersionMatch is forbidden when continue is provided");
-        }
-        if !matches!(wanted, "Exact" | "NotOlderThan") {
-            errors.not_supported(&at, wanted, &["Exact", "NotOlderThan", ""]);
-        }
-        if wanted == "Exact" && asked == "0" {
-            errors.forbidden(&at, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
-        }
-    }
-    if call.query.get("sendInitialEvents").is_some() {
-        errors.forbidden(&FieldPath::new("sendInitialEvents"), "sendInitialEvents is forbidden for list");
-    }
-    if errors.is_empty() {
-        return Ok(wanted == Some("Exact"));
-    }
-    let kind = Gvk { group: "meta.k8s.io", version: "v1", kind: "ListOptions" };
-    Err(StatusError::invalid(kind, "", &errors))
 }
 
 /// Which objects a request is about, its selectors aside.
@@ -106,13 +51,7 @@ pub fn selector(call: &Call) -> Result<Selector, StatusError> {
         let known = call.storage.registry.selectable_names();
         for field in fields.fields() {
             if !known.contains(&field) {
-                return Err(StatusError::bad_request(if known.len() > 2 {
-                    format!("field label not supported: {field}")
-                } else {
-                    format!(
-                        "\"{field}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
-                    )
-                }));
+                return Err(StatusError::bad_request(unknown_field(call.kind(), field)));
             }
         }
         // One value of one field finds its watchers without asking each.
@@ -130,70 +69,55 @@ pub fn selector(call: &Call) -> Result<Selector, StatusError> {
     Ok(selector)
 }
 
-/// Where the next page begins, opaque to clients.
-#[derive(Serialize, Deserialize)]
-struct Continue {
-    rv: u64,
-    after: String,
-}
-
-fn read_token(token: &str) -> Result<Continue, String> {
-    let json = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|error| match error {
-        base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => {
-            format!("illegal base64 data at input byte {at}")
+/// What is said of a field that a kind cannot be selected by: upstream's kinds do not all say the same.
+fn unknown_field(kind: &Kind, field: &str) -> String {
+    match (kind.group, kind.plural) {
+        ("batch", "jobs") => format!("field label {field:?} not supported for Job"),
+        (
+            "",
+            "pods" | "nodes" | "replicationcontrollers" | "events" | "namespaces" | "secrets" | "services",
+        )
+        | ("events.k8s.io", "events")
+        | ("certificates.k8s.io", "certificatesigningrequests") => {
+            format!("field label not supported: {field}")
         }
-        _ => format!("illegal base64 data at input byte {}", token.len()),
-    })?;
-    if let Some(fault) = krate_api::json::syntax_error(&json) {
-        return Err(fault);
+        _ if kind.custom => format!("field label not supported: {field}"),
+        _ => {
+            format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+        }
     }
-    serde_json::from_slice(&json).map_err(|error| error.to_string())
 }
 
 /// `GET` of a collection.
 pub async fn list(call: Call) -> Result<Reply, StatusError> {
-    number(&call, "timeoutSeconds")?;
-    let limit = number(&call, "limit")?;
-    let exact = check_list(&call)?;
-    let asked = revision(&call, "resourceVersion")?;
-    let token = call.query.get("continue").filter(|token| !token.is_empty());
-    if token.is_some() && asked.is_some_and(|at| at != Revision::ZERO) {
-        return Err(StatusError::bad_request(
-            "specifying resource version is not allowed when using continue",
-        ));
-    }
-    let mut query = ListQuery::new(
-        scope(&call.info),
-        match asked {
-            Some(at) if exact => Freshness::Exact(at),
-            None => Freshness::Latest,
-            Some(Revision::ZERO) => Freshness::Any,
-            Some(at) => Freshness::NotOlderThan(at),
-        },
-    );
-    // Whoever takes any state gets all of it: that costs the server no more.
-    let whole = token.is_none() && asked == Some(Revision::ZERO) && !exact;
-    query.limit = if whole { 0 } else { limit.and_then(|n| usize::try_from(n).ok()).unwrap_or(0) };
-    query.selector = selector(&call)?;
-    if let Some(token) = token {
-        let next = read_token(token).map_err(|fault| {
-            StatusError::bad_request(format!("invalid continue token: continue key is not valid: {fault}"))
-        })?;
-        query.after = Some(next.after.into());
-        query.freshness = Freshness::Exact(Revision(next.rv));
-    }
-    let list = call.storage.cache.list(&query).await.map_err(|error| match error {
-        CacheError::TooOld { .. } if call.query.get("continue").is_some() => StatusError::new(
-            krate_api::Reason::Expired,
-            "The provided continue parameter is too old to display a consistent list result. You can start a new list \
-             without the continue parameter.",
-        ),
-        other => refused(other),
-    })?;
-    let next = list.more.then(|| list.items.last()).flatten().map(|last| {
-        let next = Continue { rv: list.revision.0, after: String::from_utf8_lossy(&last.key).into_owned() };
-        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&next).unwrap_or_default())
-    });
+    let options = ListOptions::read(&call.query, false)?;
+    let selector = selector(&call)?;
+    let next = Continue::read(&call.query)?;
+    let asked = revision(&call.query, true)?;
+    let freshness = match (&next, asked) {
+        (Some(next), _) => Freshness::Exact(Revision(next.revision)),
+        (None, Some(at)) if options.resource_version_match == Some(Match::Exact) => Freshness::Exact(at),
+        (None, None) => Freshness::Latest,
+        (None, Some(Revision::ZERO)) => Freshness::Any,
+        (None, Some(at)) => Freshness::NotOlderThan(at),
+    };
+    let mut query = ListQuery::new(scope(&call.info), freshness);
+    // Who takes whatever is at hand gets all of it.
+    query.limit = if asked == Some(Revision::ZERO) && next.is_none() { 0 } else { options.limit };
+    query.selector = selector;
+    query.after = next.as_ref().map(|next| next.after.clone().into());
+    let list = match (call.storage.cache.list(&query).await, next) {
+        (Ok(list), _) => list,
+        (Err(CacheError::TooOld { .. }), Some(next)) => {
+            let now = call.server.backend.revision().await.map_err(StatusError::internal)?;
+            return Err(next.expired(now));
+        }
+        (Err(error), _) => return Err(refused(error)),
+    };
+    let next =
+        list.more.then(|| list.items.last()).flatten().map(|last| {
+            Continue::new(list.revision, String::from_utf8_lossy(&last.key).into_owned()).token()
+        });
     let items: Vec<Bytes> = list.items.iter().map(|object| call.storage.sent(&object.bytes)).collect();
     list_reply(&call, &items, list.revision, next, list.remaining)
 }
@@ -224,6 +148,8 @@ pub fn list_reply(
 
 fn join(call: &Call, items: &[Bytes], meta: &Value) -> Bytes {
     let kind = call.kind();
+    // What is in a list of a built-in kind does not say again of which kind it is.
+    let type_meta = format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", kind.api_version(), kind.kind);
     let size: usize = items.iter().map(|item| item.len() + 1).sum();
     let mut out = BytesMut::with_capacity(size + 256);
     out.put_slice(
@@ -235,12 +161,11 @@ fn join(call: &Call, items: &[Bytes], meta: &Value) -> Bytes {
         .as_bytes(),
     );
     // The list says what its items are; only those of custom kinds repeat it.
-    let said = format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", kind.api_version(), kind.kind);
     for (i, item) in items.iter().enumerate() {
         if i > 0 {
             out.put_u8(b',');
         }
-        match item.strip_prefix(said.as_bytes()).filter(|_| !kind.custom) {
+        match item.strip_prefix(type_meta.as_bytes()).filter(|_| !kind.custom) {
             Some(rest) => {
                 out.put_u8(b'{');
                 out.put_slice(rest);
@@ -258,20 +183,11 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
     if call.wanted.form == Form::Protobuf && schema::of(call.kind().gvk()).is_none() {
         call.wanted.form = Form::Json;
     }
-    let asked = revision(&call, "resourceVersion")?;
-    let initial = call.query.flag("sendInitialEvents");
+    let options = ListOptions::read(&call.query, true)?;
+    let selector = selector(&call)?;
+    let asked = revision(&call.query, false)?;
+    let initial = options.send_initial_events == Some(true);
     let bookmarks = call.query.flag("allowWatchBookmarks");
-    if call.query.get("sendInitialEvents").is_some()
-        && call.query.get("resourceVersionMatch") != Some("NotOlderThan")
-    {
-        let mut errors = FieldErrors::new();
-        errors.forbidden(
-            &FieldPath::new("resourceVersionMatch"),
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        );
-        let kind = Gvk { group: "meta.k8s.io", version: "v1", kind: "ListOptions" };
-        return Err(StatusError::invalid(kind, "", &errors));
-    }
     let start = match asked {
         None => Start::State(Freshness::Latest),
         Some(Revision::ZERO) => Start::State(Freshness::Any),
@@ -281,7 +197,7 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
     let mut query = WatchQuery::new(scope(&call.info), start);
     if initial && asked.is_none() {
         query.start = Start::State(Freshness::Latest);
-    } else if call.query.get("sendInitialEvents").is_some() && !initial && asked.is_none() {
+    } else if options.send_initial_events == Some(false) && asked.is_none() {
         query.start = Start::Now;
     }
     if !call.info.name.is_empty() && call.kind().is_namespaced() && !call.info.namespace.is_empty() {
@@ -289,7 +205,7 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
     } else if !call.info.name.is_empty() && !call.kind().is_namespaced() {
         query.scope = Scope::name("", &call.info.name);
     }
-    query.selector = selector(&call)?;
+    query.selector = selector;
     query.bookmarks = bookmarks;
     query.initial_events_end = initial && bookmarks;
     let watcher = match call.storage.cache.watch(query).await {
@@ -301,7 +217,7 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
         }
         Err(error) => return Err(refused(error)),
     };
-    let seconds = match call.query.get("timeoutSeconds").and_then(|t| t.parse::<u64>().ok()) {
+    let seconds = match options.timeout_seconds.filter(|seconds| *seconds > 0) {
         Some(seconds) => seconds,
         None => WATCH_AT_LEAST + u64::from(rand::random::<u16>()) % WATCH_AT_LEAST,
     };

@@ -51,7 +51,8 @@ pub fn many(
                 "kind": "PartialObjectMetadataList",
                 "apiVersion": "meta.k8s.io/v1",
                 "metadata": meta,
-                "items": items,
+                // Upstream begins with no list at all.
+                "items": if items.is_empty() { Value::Null } else { items.into() },
             }))
         }
     })

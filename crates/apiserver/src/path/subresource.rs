@@ -10,9 +10,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Time};
 use krate_api::{FieldErrors, FieldPath, Gvk, Reason, StatusError};
 use serde_json::{Value, json};
 
-use super::call::{Call, no_such_resource};
+use super::call::{Call, no_such_resource, unclassified};
 use super::delete::delete_object;
-use super::ownership::Ownership;
+use super::ownership::{self, Ownership};
 use super::write::{change, now};
 use super::{patch, read, write};
 use crate::apiextensions::{plain, set_plain};
@@ -202,20 +202,15 @@ pub async fn bind_pod(call: &mut Call, binding: Binding) -> Result<(), StatusErr
         errors.required(&FieldPath::new("target").child("name"), "");
     }
     if !errors.is_empty() {
-        let kind = Gvk { group: "", version: "v1", kind: "Binding" };
-        return Err(StatusError::invalid(
-            kind,
-            binding.metadata.name.as_deref().unwrap_or_default(),
-            &errors,
-        ));
+        return Err(unclassified(errors.aggregate()));
     }
     let uid = binding.metadata.uid.filter(|uid| !uid.is_empty());
     let annotations = binding.metadata.annotations.unwrap_or_default();
     let name = call.info.name.clone();
     let current = call.storage.current(&call.info.namespace, &name).await?;
     // Upstream binds outside of what tracks fields.
-    change(call, current, true, Ownership::Settled, |call, current| {
-        let refuse = |why: String| Some(call.conflict(&name, why));
+    change(call, current, true, Ownership::Settled, |_, current| {
+        let refuse = |why: String| Some(StatusError::conflict("", "pods/binding", &name, why));
         let mut object = current.object.boxed_clone();
         let Some(pod) = object.is_mut::<Pod>() else { return Err(Some(no_such_resource())) };
         if let Some(asked) = uid.as_ref().filter(|asked| pod.metadata.uid.as_ref() != Some(*asked)) {
@@ -327,6 +322,7 @@ const SHORTEST_LIFE: i64 = 600;
 /// `POST serviceaccounts/x/token` (KEP-1205).
 async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.read_options("CreateOptions")?;
+    let sent = wire::to_json(&call.headers, body.clone())?;
     let mut request: TokenRequest = read_as(&call, body, "TokenRequest")?;
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
     let Some(account) = current.object.is::<ServiceAccount>() else { return Err(no_such_resource()) };
@@ -398,6 +394,16 @@ async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     request.metadata.name = Some(call.info.name.clone());
     request.metadata.namespace = Some(call.info.namespace.clone());
     request.metadata.creation_timestamp = Some(now());
-    let value = serde_json::to_value(&request).map_err(StatusError::internal)?;
+    request.metadata.uid = Some(uuid::Uuid::new_v4().to_string());
+    let mut value = serde_json::to_value(&request).map_err(StatusError::internal)?;
+    let kind = Gvk { group: "authentication.k8s.io", version: "v1", kind: "TokenRequest" };
+    let managed = ownership::of_answer(&sent, kind, &call.manager(), "token")?;
+    if !managed.is_null() {
+        value["metadata"]["managedFields"] = managed;
+    }
+    // Said even where there is none.
+    if value["spec"]["boundObjectRef"].is_null() {
+        value["spec"]["boundObjectRef"] = Value::Null;
+    }
     Ok(created(&call, &value))
 }

@@ -3,7 +3,7 @@
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::{default_ref, default_subjects, named, path_segment, role_ref, subjects};
+use super::{default_ref, default_subjects, named, path_segment, role_ref, role_ref_changed, subjects};
 use crate::registry::column::{age, name, text, wide};
 use crate::registry::{Column, Strategy};
 
@@ -39,7 +39,7 @@ impl Strategy for ClusterRoleBinding {
 
     fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         if self.role_ref != old.role_ref {
-            errors.invalid(&at.child("roleRef"), &self.role_ref, "cannot change roleRef");
+            role_ref_changed(&self.role_ref, &at.child("roleRef"), errors);
         }
     }
 }

@@ -85,6 +85,22 @@ fn role_ref(reference: &RoleRef, kinds: &[&str], at: &FieldPath, errors: &mut Fi
     }
 }
 
+/// The reference is shown as upstream holds it in memory.
+fn role_ref_changed(reference: &RoleRef, at: &FieldPath, errors: &mut FieldErrors) {
+    let text = |text: &str| serde_json::Value::from(text).to_string();
+    let group = text(reference.api_group.as_deref().unwrap_or_default());
+    errors.push(krate_api::field::FieldError {
+        fault: krate_api::field::Fault::Invalid,
+        field: at.clone(),
+        value: Some(format!(
+            "{{\"APIGroup\":{group},\"Kind\":{},\"Name\":{}}}",
+            text(&reference.kind),
+            text(&reference.name)
+        )),
+        detail: "cannot change roleRef".to_owned(),
+    });
+}
+
 fn subjects(list: Option<&[Subject]>, namespaced: bool, at: &FieldPath, errors: &mut FieldErrors) {
     for (i, subject) in list.unwrap_or_default().iter().enumerate() {
         let at = at.child("subjects").index(i);

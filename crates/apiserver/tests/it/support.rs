@@ -60,6 +60,24 @@ impl Api {
         (code, serde_json::from_slice(&bytes).unwrap_or(Value::String(text)))
     }
 
+    /// The answer's head and bytes, as an administrator gets them.
+    pub async fn raw(
+        &self,
+        method: Method,
+        path: String,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (http::response::Parts, Bytes) {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(Bytes::from(body.to_owned()))).expect("a request");
+        let mut service = self.server.service_as(User::authenticated("admin", &["system:masters"]));
+        let (head, body) = service.call(request).await.expect("it answers").into_parts();
+        (head, body.collect().await.expect("a body").to_bytes())
+    }
+
     pub async fn get(&self, path: &str) -> (u16, Value) {
         self.ask(Method::GET, path, "application/json", &Value::Null).await
     }

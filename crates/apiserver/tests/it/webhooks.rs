@@ -1,12 +1,10 @@
 //! Webhooks are asked over TLS about what they say they want to be asked about, and their word counts.
 
-mod asking;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use asking::{Cluster, config_map};
+use crate::asking::{Cluster, config_map};
 use base64::Engine as _;
 use bytes::Bytes;
 use http::{Request, Response};

@@ -1,10 +1,8 @@
 //! Custom resources, from their definition to its end.
 
-mod support;
-
+use crate::support::Api;
 use http::Method;
 use serde_json::{Value, json};
-use support::Api;
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const WIDGETS: &str = "/apis/example.com/v1/namespaces/default/widgets";

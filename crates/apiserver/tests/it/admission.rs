@@ -1,10 +1,8 @@
 //! What a cluster adds to objects and refuses, seen by those who write them.
 
-mod asking;
-
 use std::sync::Arc;
 
-use asking::{Cluster, config_map, pod};
+use crate::asking::{Cluster, config_map, pod};
 use serde_json::{Value, json};
 
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1";

@@ -1,0 +1,161 @@
+//! YAML bodies as JSON, read by YAML 1.1 as upstream reads them: a bare `y` or `off` is a boolean, `0644` is octal.
+//! Aliases are followed, and no value is kept but JSON's.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// Reads one YAML document, of which JSON is a part. The error is as upstream words it.
+///
+/// # Errors
+/// The text is no YAML, or has what JSON has not.
+pub fn to_json(text: &[u8]) -> Result<Value, String> {
+    let deserializer = serde_yaml_ng::Deserializer::from_slice(text);
+    Scalars { text }
+        .deserialize(deserializer)
+        .map_err(|error| format!("error converting YAML to JSON: yaml: {}", worded(&error)))
+}
+
+/// What is wrong and where. Upstream counts the lines of grammar from nought and those of words from one.
+fn worded(error: &serde_yaml_ng::Error) -> String {
+    let text = error.to_string();
+    let Some(location) = error.location() else { return text };
+    let problem = text.split(" at line ").next().unwrap_or(&text);
+    let line = if text.contains("while scanning") { location.line() } else { location.line() - 1 };
+    if line == 0 { problem.to_owned() } else { format!("line {line}: {problem}") }
+}
+
+/// Builds a value, telling bare scalars from quoted ones by where they stand in the text.
+#[derive(Clone, Copy)]
+struct Scalars<'de> {
+    text: &'de [u8],
+}
+
+impl Scalars<'_> {
+    fn is_quoted(&self, scalar: &str) -> bool {
+        let start = self.text.as_ptr() as usize;
+        let at = (scalar.as_ptr() as usize).wrapping_sub(start);
+        at > 0 && self.text.get(at - 1).is_some_and(|before| matches!(before, b'"' | b'\''))
+    }
+}
+
+/// What YAML 1.1 takes a bare word for, where YAML 1.2 takes it for itself.
+fn bare(word: &str) -> Option<Value> {
+    match word {
+        "y" | "Y" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => return Some(true.into()),
+        "n" | "N" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => return Some(false.into()),
+        _ => {}
+    }
+    let octal = word.strip_prefix('0').filter(|digits| !digits.is_empty())?;
+    i64::from_str_radix(octal, 8).ok().filter(|_| octal.bytes().all(|b| b.is_ascii_digit())).map(Value::from)
+}
+
+impl<'de> DeserializeSeed<'de> for Scalars<'de> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Scalars<'de> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value that JSON has")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom(format!("{value} is no JSON number")))
+    }
+
+    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Value, E> {
+        if !self.is_quoted(value)
+            && let Some(known) = bare(value)
+        {
+            return Ok(known);
+        }
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.deserialize(deserializer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element_seed(self)? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some(key) = access.next_key_seed(self)? {
+            let key = match key {
+                Value::String(key) => key,
+                other => other.to_string(),
+            };
+            fields.insert(key, access.next_value_seed(self)?);
+        }
+        Ok(Value::Object(fields))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn bare_words_are_read_by_the_older_yaml() {
+        let text = "a: y\nb: 'y'\nc: \"off\"\nd: off\ne: [n, yes]\nmode: 0644\nbig: '0644'\non: 1\ns: |\n  y\nz: ~\nf: 1.5\n";
+        let expected = json!({
+            "a": true, "b": "y", "c": "off", "d": false, "e": [false, true], "mode": 420, "big": "0644", "true": 1,
+            "s": "y\n", "z": null, "f": 1.5,
+        });
+        assert_eq!(to_json(text.as_bytes()).expect("YAML"), expected);
+    }
+
+    #[test]
+    fn aliases_are_followed() {
+        let value = to_json(b"a: &x {k: no}\nb: *x\n").expect("YAML");
+        assert_eq!(value, json!({"a": {"k": false}, "b": {"k": false}}));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line() {
+        let error = to_json(b"{a: [").expect_err("no YAML");
+        assert_eq!(error, "error converting YAML to JSON: yaml: line 1: did not find expected node content");
+        assert!(to_json(b"a: .nan\n").is_err());
+    }
+}

@@ -1,0 +1,10 @@
+//! The API server as its clients meet it: a whole server in this process, its store in a directory of its own.
+
+mod admission;
+mod asking;
+mod custom;
+mod reads;
+mod recorded;
+mod services;
+mod support;
+mod webhooks;
