@@ -14,6 +14,7 @@ mod http;
 mod impersonate;
 pub mod kinds;
 pub mod listen;
+mod metrics;
 pub mod node_authorizer;
 pub mod openapi;
 mod path;

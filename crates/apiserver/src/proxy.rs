@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::http::{self as wire, Body, Reply};
 use crate::path::{Call, no_such_resource};
+use crate::server::Server;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const KUBELET_PORT: i32 = 10250;
@@ -174,7 +175,11 @@ fn streams(query: &str) -> String {
 async fn node_address(call: &Call, name: &str) -> Result<(String, u16), StatusError> {
     let storage = call.server.kinds.of("", "nodes").ok_or_else(no_such_resource)?;
     let object = storage.current("", name).await?.object;
-    let status = object.is::<Node>().and_then(|n| n.status.clone()).unwrap_or_default();
+    address_of(object.is::<Node>().ok_or_else(no_such_resource)?)
+}
+
+fn address_of(node: &Node) -> Result<(String, u16), StatusError> {
+    let status = node.status.clone().unwrap_or_default();
     let addresses = status.addresses.unwrap_or_default();
     let address = ["InternalIP", "ExternalIP", "Hostname"]
         .iter()
@@ -185,6 +190,27 @@ async fn node_address(call: &Call, name: &str) -> Result<(String, u16), StatusEr
     let endpoints = status.daemon_endpoints.and_then(|d| d.kubelet_endpoint);
     let port = endpoints.map_or(KUBELET_PORT, |e| e.port);
     Ok((address.address.clone(), u16::try_from(port).map_err(unreachable)?))
+}
+
+/// What a node's kubelet answers to a `GET`.
+///
+/// # Errors
+/// It cannot be reached, or it refuses.
+pub async fn fetch(server: &Server, node: &Node, path: &str) -> Result<Bytes, StatusError> {
+    let (host, port) = address_of(node)?;
+    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(unreachable)?;
+    let name = ServerName::try_from(host.clone()).map_err(unreachable)?;
+    let stream = server.nodes.tls.connect(name, stream).await.map_err(unreachable)?;
+    let (mut sender, connection) =
+        http1::handshake::<_, Body>(TokioIo::new(stream)).await.map_err(unreachable)?;
+    let request = Request::get(path).header(HOST, format!("{host}:{port}")).body(wire::full(Bytes::new()));
+    let request = request.map_err(unreachable)?;
+    let connection = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
+    let reply = sender.send_request(request).await.map_err(unreachable)?;
+    let status = reply.status();
+    let body = reply.into_body().collect().await.map_err(unreachable)?.to_bytes();
+    drop(connection);
+    if status == StatusCode::OK { Ok(body) } else { Err(unreachable(format!("the node answered {status}"))) }
 }
 
 /// `name`, `name:port` or `scheme:name:port`.

@@ -14,7 +14,7 @@ use crate::http::{self as wire, Reply, Wanted};
 use crate::path::{self, Call, bind_pod};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
-use crate::{discovery, openapi, reviews};
+use crate::{discovery, metrics, openapi, reviews};
 
 /// What a server of a path that it does not know says.
 pub fn not_found() -> Reply {
@@ -38,7 +38,7 @@ pub async fn answer(
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Err(path::method_not_allowed());
     }
-    let rows = &*server.kinds.rows();
+    let rows = &*[&*server.kinds.rows(), metrics::rows(server).await].concat();
     // The documents describe the types of the vocabulary.
     let built_in = || rows.iter().copied().filter(|kind| !kind.custom).collect::<Vec<_>>();
     let parts: Vec<&str> = info.path.trim_matches('/').split('/').collect();

@@ -16,6 +16,7 @@ use krate_api::{Reason, StatusError};
 
 use crate::auth::User;
 use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
+use crate::metrics;
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
@@ -69,6 +70,9 @@ impl Service {
         }
         if !info.is_resource {
             return routes::answer(&self.server, &parts.method, &info, &query, &parts.headers, &user).await;
+        }
+        if info.group == metrics::GROUP && metrics::is_served(&self.server).await {
+            return metrics::answer(&self.server, &info, &query, &parts.headers).await;
         }
         if !routes::serves(&self.server, &info.group, &info.version) {
             return Ok(routes::not_found());

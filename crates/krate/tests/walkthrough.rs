@@ -56,6 +56,39 @@ fn rolled_out(cluster: &Cluster) {
     assert!(said.contains("successfully rolled out"), "{said}");
 }
 
+/// To people and to Prometheus, with nothing installed.
+fn what_is_used_is_told(cluster: &Cluster) {
+    let nodes = cluster.kubectl("top nodes --no-headers");
+    assert!(nodes.lines().count() == 1 && nodes.contains("Mi"), "{nodes}");
+    let used = cluster.kubectl("-n hello top pods --no-headers");
+    let told = used.lines().filter(|line| line.starts_with("hello-") && line.contains("Mi")).count();
+    assert_eq!(told, 3, "{used}");
+    let one = pods(cluster).into_keys().next().expect("a pod");
+    let name = nodes.split_whitespace().next().expect("a name");
+    for (path, wanted) in [
+        (
+            "metrics/cadvisor",
+            vec![
+                "container_cpu_usage_seconds_total{container=\"web\",cpu=\"total\"",
+                "container_network_receive_bytes_total{",
+                "machine_memory_bytes ",
+                &one,
+            ],
+        ),
+        (
+            "metrics/resource",
+            vec!["pod_memory_working_set_bytes{namespace=\"hello\"", "resource_scrape_error 0", &one],
+        ),
+        ("metrics", vec!["kubelet_running_pods ", "kubelet_running_containers{container_state=\"running\"}"]),
+        ("stats/summary", vec!["\"usageNanoCores\"", "\"workingSetBytes\"", &one]),
+    ] {
+        let said = cluster.kubectl(&format!("get --raw /api/v1/nodes/{name}/proxy/{path}"));
+        for part in wanted {
+            assert!(said.contains(part), "{path} without {part}: {said}");
+        }
+    }
+}
+
 #[test]
 fn a_deployment_behind_a_service() {
     let (true, Some(kubectl), Some(busybox)) =
@@ -101,6 +134,7 @@ fn a_deployment_behind_a_service() {
 
     let status: Value = serde_json::from_str(&cluster.krate_says(&["status", "-o", "json"])).expect("json");
     assert_eq!(status["pods"]["running"], 3, "{status}");
+    what_is_used_is_told(&cluster);
 
     // A power cut: what runs goes on, and the next start finds it.
     let running = pods(&cluster);

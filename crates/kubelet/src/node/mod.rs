@@ -20,7 +20,7 @@ use crate::cri::{Cri, rpc_error};
 use crate::shared::SharedRef;
 use crate::worker::difference;
 
-pub use machine::Machine;
+pub use machine::{Machine, processes};
 
 /// How often the status is looked at, and how often it is told without having changed.
 const LOOK: Duration = Duration::from_secs(10);

@@ -2,10 +2,14 @@
 //! whether it may by the API server.
 
 mod auth;
+mod cadvisor;
+mod figures;
 mod logs;
+mod rates;
 mod route;
 mod stats;
 mod stream;
+mod text_format;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -39,6 +43,7 @@ pub struct Server {
     shared: SharedRef,
     pods: Informer<Pod>,
     authorizer: Authorizer,
+    rates: rates::Rates,
 }
 
 pub fn text(status: StatusCode, said: impl Into<Bytes>) -> Answer {
@@ -110,7 +115,8 @@ fn acceptor(config: &crate::config::Config) -> Result<TlsAcceptor, Error> {
 /// Serves until the kubelet ends.
 pub async fn serve(shared: SharedRef, pods: Informer<Pod>, listener: TcpListener, tls: TlsAcceptor) {
     let authorizer = Authorizer::new(shared.client.clone(), shared.config.node_name.clone());
-    let server = Arc::new(Server { authorizer, pods, shared: Arc::clone(&shared) });
+    let server =
+        Arc::new(Server { authorizer, pods, shared: Arc::clone(&shared), rates: rates::Rates::default() });
     loop {
         let accepted = tokio::select! {
             () = shared.shutdown.cancelled() => return,

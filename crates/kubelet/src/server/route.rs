@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::auth::{self, User};
-use super::{Answer, Server, json, logs, stats, stream, text};
+use super::{Answer, Server, cadvisor, json, logs, stats, stream, text};
 use crate::names;
 use crate::observed::{ContainerSeen, Observed};
 
@@ -108,9 +108,9 @@ pub async fn answer(server: &Arc<Server>, user: Option<&User>, request: Request<
             stream::run(server, namespace, pod, container, &query).await
         }
         ["stats", "summary"] if is_read => stats::summary(server).await,
-        ["metrics"] if is_read => stats::own(server),
+        ["metrics"] if is_read => stats::own(server).await,
         ["metrics", "resource"] if is_read => stats::resource(server).await,
-        ["metrics", "cadvisor"] if is_read => stats::cadvisor(server).await,
+        ["metrics", "cadvisor"] if is_read => cadvisor::answer(server).await,
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
 }

@@ -1,261 +1,195 @@
-//! Figures: what containers and pods use, as the runtime counts it.
+//! Figures for people and for autoscaling: the summary, the resource metrics, and the kubelet's own.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use http::StatusCode;
 use jiff::Timestamp;
-use k8s_cri::v1::{ContainerStats, ListContainerStatsRequest, UInt64Value};
 use serde_json::{Value, json};
 
-use super::{Answer, Server, json, text, whole};
-use crate::names;
+use super::figures::{Figures, Node, figures, measure};
+use super::text_format::{FORMAT, Family, one, seconds};
+use super::{Answer, Server, json, whole};
 use crate::node::Machine;
-use crate::observed::timestamp;
-use crate::shared::Shared;
 
-/// Prometheus' text format.
-const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-async fn containers(server: &Server) -> Result<Vec<ContainerStats>, Box<Answer>> {
-    let answer =
-        server.shared.cri.runtime().list_container_stats(ListContainerStatsRequest { filter: None }).await;
-    answer
-        .map(|a| a.into_inner().stats)
-        .map_err(|s| Box::new(text(StatusCode::INTERNAL_SERVER_ERROR, s.message().to_owned())))
-}
-
-fn number(value: Option<&UInt64Value>) -> u64 {
-    value.map_or(0, |v| v.value)
-}
-
-/// Reads one figure.
-type Read = fn(&Figures) -> u64;
-
-/// The figures of one container, with whose they are.
-struct Figures {
-    namespace: String,
-    pod: String,
-    uid: String,
-    container: String,
-    at: Timestamp,
-    cpu_nanoseconds: u64,
-    nanocores: u64,
-    working_set: u64,
-    usage: u64,
-    rss: u64,
-    started: Timestamp,
-}
-
-fn figures(stats: &[ContainerStats]) -> Vec<Figures> {
-    let mut all: Vec<Figures> = stats
-        .iter()
-        .filter_map(|stats| {
-            let attributes = stats.attributes.as_ref()?;
-            let label = |name: &str| attributes.labels.get(name).cloned();
-            let (cpu, memory) = (stats.cpu.as_ref()?, stats.memory.as_ref()?);
-            Some(Figures {
-                namespace: label(names::POD_NAMESPACE)?,
-                pod: label(names::POD_NAME)?,
-                uid: label(names::POD_UID)?,
-                container: label(names::CONTAINER_NAME)?,
-                at: timestamp(cpu.timestamp),
-                cpu_nanoseconds: number(cpu.usage_core_nano_seconds.as_ref()),
-                nanocores: number(cpu.usage_nano_cores.as_ref()),
-                working_set: number(memory.working_set_bytes.as_ref()),
-                usage: number(memory.usage_bytes.as_ref()),
-                rss: number(memory.rss_bytes.as_ref()),
-                started: timestamp(memory.timestamp),
-            })
-        })
-        .collect();
-    all.sort_by(|a, b| (&a.namespace, &a.pod, &a.container).cmp(&(&b.namespace, &b.pod, &b.container)));
-    all
-}
-
-/// Nanoseconds that the machine's processors have worked, and bytes of memory in use.
-fn of_node(shared: &Shared) -> (u64, i64) {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let ticks: Vec<u64> = stat
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .skip(1)
-        .filter_map(|n| n.parse().ok())
-        .collect();
-    // user, nice, system, then irq, softirq, steal; idle and waiting between them are not work.
-    let worked: u64 = ticks.iter().take(3).chain(ticks.iter().skip(5).take(3)).sum();
-    (worked * 10_000_000, shared.machine.memory - Machine::available_memory())
-}
-
+/// `/stats/summary`
 pub async fn summary(server: &Server) -> Answer {
-    let stats = match containers(server).await {
-        Ok(stats) => figures(&stats),
+    let (node, containers) = match measure(server).await {
+        Ok(measured) => measured,
         Err(answer) => return *answer,
     };
-    let mut pods: BTreeMap<String, Vec<&Figures>> = BTreeMap::new();
-    for figure in &stats {
-        pods.entry(figure.uid.clone()).or_default().push(figure);
+    let mut pods: BTreeMap<&str, Vec<&Figures>> = BTreeMap::new();
+    for figure in &containers {
+        pods.entry(&figure.uid).or_default().push(figure);
     }
-    let one = |f: &Figures| -> Value {
-        json!({"name": f.container, "startTime": f.started.to_string(),
-            "cpu": {"time": f.at.to_string(), "usageNanoCores": f.nanocores, "usageCoreNanoSeconds": f.cpu_nanoseconds},
-            "memory": {"time": f.at.to_string(), "workingSetBytes": f.working_set, "usageBytes": f.usage, "rssBytes": f.rss}})
-    };
-    let of_pods: Vec<Value> = pods
-        .values()
-        .map(|all| {
-            let sum = |of: fn(&Figures) -> u64| all.iter().map(|f| of(f)).sum::<u64>();
-            let first = all[0];
-            json!({
-                "podRef": {"name": first.pod, "namespace": first.namespace, "uid": first.uid},
-                "containers": all.iter().map(|f| one(f)).collect::<Vec<_>>(),
-                "cpu": {"time": first.at.to_string(), "usageNanoCores": sum(|f| f.nanocores),
-                    "usageCoreNanoSeconds": sum(|f| f.cpu_nanoseconds)},
-                "memory": {"time": first.at.to_string(), "workingSetBytes": sum(|f| f.working_set),
-                    "usageBytes": sum(|f| f.usage), "rssBytes": sum(|f| f.rss)}})
+    let starts: BTreeMap<String, String> = server
+        .pods
+        .list()
+        .iter()
+        .filter_map(|pod| {
+            Some((pod.metadata.uid.clone()?, pod.status.as_ref()?.start_time.as_ref()?.0.to_string()))
         })
         .collect();
-    let (worked, used) = of_node(&server.shared);
+    let of_pods: Vec<Value> =
+        pods.values().map(|all| of_pod(all, starts.get(&all[0].uid).map(String::as_str))).collect();
     let (disk, free) = Machine::disk(&server.shared.config.root_dir);
-    let now = Timestamp::now().to_string();
+    let at = node.at.to_string();
     json(&json!({
-        "node": {"nodeName": server.shared.config.node_name,
-            "cpu": {"time": now, "usageCoreNanoSeconds": worked},
-            "memory": {"time": now, "availableBytes": Machine::available_memory(), "usageBytes": used, "workingSetBytes": used},
-            "fs": {"time": now, "capacityBytes": disk, "availableBytes": free, "usedBytes": disk - free}},
+        "node": {
+            "nodeName": server.shared.config.node_name,
+            "startTime": node.started.to_string(),
+            "cpu": cpu(&at, node.nanocores, node.cpu_nanoseconds),
+            "memory": {"time": at, "availableBytes": node.available, "usageBytes": node.usage,
+                "workingSetBytes": node.working_set, "rssBytes": node.rss,
+                "pageFaults": node.page_faults, "majorPageFaults": node.major_page_faults},
+            "fs": {"time": at, "capacityBytes": disk, "availableBytes": free, "usedBytes": disk - free},
+            "rlimit": rlimit(&at),
+        },
         "pods": of_pods}))
 }
 
-fn family(out: &mut String, name: &str, kind: &str, help: &str, rows: impl Iterator<Item = (String, f64)>) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    for (labels, value) in rows {
-        let _ = writeln!(out, "{name}{labels} {value}");
+fn rlimit(at: &str) -> Value {
+    let (now, most) = crate::node::processes();
+    json!({"time": at, "maxpid": most, "curproc": now})
+}
+
+/// A rate that is not known yet is left out.
+fn cpu(at: &str, nanocores: Option<u64>, nanoseconds: u64) -> Value {
+    let mut out = json!({"time": at, "usageCoreNanoSeconds": nanoseconds});
+    if let Some(nanocores) = nanocores {
+        out["usageNanoCores"] = nanocores.into();
     }
+    out
 }
 
-fn labels(f: &Figures) -> String {
-    format!("{{container=\"{}\",namespace=\"{}\",pod=\"{}\"}}", f.container, f.namespace, f.pod)
+fn of_container(f: &Figures) -> Value {
+    let at = f.at.to_string();
+    let mut memory = json!({"time": at, "usageBytes": f.usage, "workingSetBytes": f.working_set,
+        "rssBytes": f.rss, "pageFaults": f.page_faults, "majorPageFaults": f.major_page_faults});
+    if let Some(available) = f.available {
+        memory["availableBytes"] = available.into();
+    }
+    json!({"name": f.container, "startTime": f.started.to_string(),
+        "cpu": cpu(&at, f.nanocores, f.cpu_nanoseconds), "memory": memory,
+        "rootfs": {"time": at, "usedBytes": f.written, "inodesUsed": f.inodes}})
 }
 
-fn seconds(nanoseconds: u64) -> f64 {
-    nanoseconds as f64 / 1e9
+fn of_pod(all: &[&Figures], started: Option<&str>) -> Value {
+    let first = all[0];
+    let at = first.at.to_string();
+    let sum = |of: fn(&Figures) -> u64| all.iter().map(|f| of(f)).sum::<u64>();
+    let nanocores: Option<u64> = all.iter().map(|f| f.nanocores).sum();
+    let mut out = json!({
+        "podRef": {"name": first.pod, "namespace": first.namespace, "uid": first.uid},
+        "containers": all.iter().map(|f| of_container(f)).collect::<Vec<_>>(),
+        "cpu": cpu(&at, nanocores, sum(|f| f.cpu_nanoseconds)),
+        "memory": {"time": at, "usageBytes": sum(|f| f.usage), "workingSetBytes": sum(|f| f.working_set),
+            "rssBytes": sum(|f| f.rss), "pageFaults": sum(|f| f.page_faults),
+            "majorPageFaults": sum(|f| f.major_page_faults)},
+        "ephemeral-storage": {"time": at, "usedBytes": sum(|f| f.written), "inodesUsed": sum(|f| f.inodes)}});
+    if let Some(started) = started {
+        out["startTime"] = started.into();
+    }
+    out
 }
 
+/// `/metrics/resource`: the few series that autoscaling needs, each with the time of its reading.
 pub async fn resource(server: &Server) -> Answer {
-    let stats = match containers(server).await {
-        Ok(stats) => figures(&stats),
-        Err(answer) => return *answer,
-    };
+    let node = Node::read(&server.shared);
+    let stats = figures(server).await;
+    let failed = stats.is_err();
+    let stats = stats.unwrap_or_default();
     let mut out = String::new();
-    let cpu = stats.iter().map(|f| (labels(f), seconds(f.cpu_nanoseconds)));
-    family(
-        &mut out,
+    let mut pods: BTreeMap<(&str, &str), (u64, u64, Timestamp)> = BTreeMap::new();
+    for f in &stats {
+        let sum = pods.entry((&f.namespace, &f.pod)).or_insert((0, 0, f.at));
+        sum.0 += f.cpu_nanoseconds;
+        sum.1 += f.working_set;
+    }
+    let labels = |f: &Figures| {
+        vec![("container", f.container.clone()), ("namespace", f.namespace.clone()), ("pod", f.pod.clone())]
+    };
+    let of_pod = |(namespace, pod): &(&str, &str)| {
+        vec![("namespace", (*namespace).to_owned()), ("pod", (*pod).to_owned())]
+    };
+    Family::counter(
         "container_cpu_usage_seconds_total",
-        "counter",
-        "Cumulative cpu time consumed by the container in core-seconds",
-        cpu,
-    );
-    let memory = stats.iter().map(|f| (labels(f), f.working_set as f64));
-    family(
-        &mut out,
+        "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+    )
+    .timed(&mut out, stats.iter().map(|f| (labels(f), seconds(f.cpu_nanoseconds), f.at)));
+    Family::gauge(
         "container_memory_working_set_bytes",
-        "gauge",
-        "Current working set of the container in bytes",
-        memory,
-    );
-    let (worked, used) = of_node(&server.shared);
-    let one = |value| std::iter::once((String::new(), value));
-    family(
-        &mut out,
+        "[STABLE] Current working set of the container in bytes",
+    )
+    .timed(&mut out, stats.iter().map(|f| (labels(f), f.working_set as f64, f.at)));
+    Family::gauge(
+        "container_start_time_seconds",
+        "[STABLE] Start time of the container since unix epoch in seconds",
+    )
+    .rows(&mut out, stats.iter().map(|f| (labels(f), f.started.as_nanosecond() as f64 / 1e9)));
+    Family::counter(
         "node_cpu_usage_seconds_total",
-        "counter",
-        "Cumulative cpu time consumed by the node in core-seconds",
-        one(seconds(worked)),
-    );
-    family(
-        &mut out,
-        "node_memory_working_set_bytes",
-        "gauge",
-        "Current working set of the node in bytes",
-        one(used as f64),
-    );
-    family(
-        &mut out,
+        "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+    )
+    .timed(&mut out, [(Vec::new(), seconds(node.cpu_nanoseconds), node.at)]);
+    Family::gauge("node_memory_working_set_bytes", "[STABLE] Current working set of the node in bytes")
+        .timed(&mut out, [(Vec::new(), node.working_set as f64, node.at)]);
+    Family::counter(
+        "pod_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
+    )
+    .timed(&mut out, pods.iter().map(|(pod, (cpu, _, at))| (of_pod(pod), seconds(*cpu), *at)));
+    Family::gauge("pod_memory_working_set_bytes", "[STABLE] Current working set of the pod in bytes")
+        .timed(&mut out, pods.iter().map(|(pod, (_, memory, at))| (of_pod(pod), *memory as f64, *at)));
+    Family::gauge(
         "resource_scrape_error",
-        "gauge",
-        "1 if there was an error while getting container metrics, 0 otherwise",
-        one(0.0),
-    );
+        "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
+    )
+    .rows(&mut out, one(f64::from(u8::from(failed))));
     whole(StatusCode::OK, FORMAT, out)
 }
 
-pub async fn cadvisor(server: &Server) -> Answer {
-    let stats = match containers(server).await {
-        Ok(stats) => figures(&stats),
-        Err(answer) => return *answer,
-    };
+/// `/metrics`: the kubelet's own figures.
+pub async fn own(server: &Server) -> Answer {
     let mut out = String::new();
-    let cpu = stats.iter().map(|f| (labels(f), seconds(f.cpu_nanoseconds)));
-    family(
-        &mut out,
-        "container_cpu_usage_seconds_total",
-        "counter",
-        "Cumulative cpu time consumed in seconds.",
-        cpu,
-    );
-    let table: [(&str, &str, Read); 3] = [
-        ("container_memory_working_set_bytes", "Current working set in bytes.", |f| f.working_set),
-        (
-            "container_memory_usage_bytes",
-            "Current memory usage in bytes, including all memory regardless of when it was accessed",
-            |f| f.usage,
-        ),
-        ("container_memory_rss", "Size of RSS in bytes.", |f| f.rss),
-    ];
-    for (name, help, of) in table {
-        family(&mut out, name, "gauge", help, stats.iter().map(|f| (labels(f), of(f) as f64)));
+    let name = vec![("node", server.shared.config.node_name.clone())];
+    Family::gauge("kubelet_node_name", "[ALPHA] The node's name. The count is always 1.")
+        .rows(&mut out, [(name, 1.0)]);
+    let ready = |s: &k8s_cri::v1::PodSandbox| s.state() == k8s_cri::v1::PodSandboxState::SandboxReady;
+    if let Ok(sandboxes) = server.shared.cri.sandboxes(None).await {
+        let running = sandboxes.iter().filter(|s| ready(s)).count();
+        Family::gauge("kubelet_running_pods", "[BETA] Number of pods that have a running pod sandbox")
+            .rows(&mut out, one(running as f64));
     }
-    let machine = &server.shared.machine;
-    let one = |value| std::iter::once((String::new(), value));
-    family(&mut out, "machine_cpu_cores", "gauge", "Number of logical CPU cores.", one(machine.cpus as f64));
-    family(
-        &mut out,
-        "machine_memory_bytes",
-        "gauge",
-        "Amount of memory installed on the machine.",
-        one(machine.memory as f64),
-    );
-    whole(StatusCode::OK, FORMAT, out)
-}
-
-/// The kubelet's own figures.
-pub fn own(server: &Server) -> Answer {
-    let pods = server.pods.list();
-    let mut phases: BTreeMap<String, f64> = BTreeMap::new();
-    for pod in &pods {
-        let phase = pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_else(|| "Pending".to_owned());
-        *phases.entry(phase).or_default() += 1.0;
+    if let Ok(containers) = server.shared.cri.containers(None).await {
+        let mut states: BTreeMap<&str, u32> = BTreeMap::new();
+        for container in &containers {
+            let state = match container.state() {
+                k8s_cri::v1::ContainerState::ContainerCreated => "created",
+                k8s_cri::v1::ContainerState::ContainerRunning => "running",
+                k8s_cri::v1::ContainerState::ContainerExited => "exited",
+                k8s_cri::v1::ContainerState::ContainerUnknown => "unknown",
+            };
+            *states.entry(state).or_default() += 1;
+        }
+        let rows = states
+            .iter()
+            .map(|(state, count)| (vec![("container_state", (*state).to_owned())], f64::from(*count)));
+        Family::gauge("kubelet_running_containers", "[BETA] Number of containers currently running")
+            .rows(&mut out, rows);
     }
-    let mut out = String::new();
-    let name = std::iter::once((format!("{{node=\"{}\"}}", server.shared.config.node_name), 1.0));
-    family(&mut out, "kubelet_node_name", "gauge", "The node's name. The count is always 1.", name);
-    let running = std::iter::once((String::new(), phases.get("Running").copied().unwrap_or(0.0)));
-    family(
-        &mut out,
-        "kubelet_running_pods",
-        "gauge",
-        "Number of pods that have a running pod sandbox",
-        running,
-    );
-    let desired = std::iter::once((String::new(), pods.len() as f64));
-    family(
-        &mut out,
-        "kubelet_desired_pods",
-        "gauge",
-        "The number of pods the kubelet is being instructed to run.",
-        desired,
-    );
+    let desired = server.pods.list().len();
+    let labels = |kind: &str| vec![("static", kind.to_owned())];
+    Family::gauge("kubelet_desired_pods", "[ALPHA] The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.")
+        .rows(&mut out, [(labels(""), desired as f64)]);
+    let (stat, limits) =
+        (std::fs::read_to_string("/proc/self/stat").unwrap_or_default(), std::fs::read_dir("/proc/self/fd"));
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let field = |index: usize| fields.get(index).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
+    Family::counter("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.")
+        .rows(&mut out, one((field(11) + field(12)) as f64 / 100.0));
+    Family::gauge("process_resident_memory_bytes", "Resident memory size in bytes.")
+        .rows(&mut out, one((field(21) * 4096) as f64));
+    Family::gauge("process_open_fds", "Number of open file descriptors.")
+        .rows(&mut out, one(limits.map_or(0, Iterator::count) as f64));
     whole(StatusCode::OK, FORMAT, out)
 }
