@@ -152,6 +152,9 @@ kinds! {
     HORIZONTAL_POD_AUTOSCALER: "autoscaling" "v2" "HorizontalPodAutoscaler" "horizontalpodautoscalers" "horizontalpodautoscaler"
         short ["hpa"], in ["all"], Namespaced, Verbs::ALL, at "/registry/horizontalpodautoscalers",
         sub [sub("status", "autoscaling", "v2", "HorizontalPodAutoscaler", Verbs::STATUS)];
+    HORIZONTAL_POD_AUTOSCALER_V1: "autoscaling" "v1" "HorizontalPodAutoscaler" "horizontalpodautoscalers" "horizontalpodautoscaler"
+        short ["hpa"], in ["all"], Namespaced, Verbs::ALL, at "/registry/horizontalpodautoscalers",
+        sub [sub("status", "autoscaling", "v1", "HorizontalPodAutoscaler", Verbs::STATUS)];
     CRON_JOB: "batch" "v1" "CronJob" "cronjobs" "cronjob"
         short ["cj"], in ["all"], Namespaced, Verbs::ALL, at "/registry/cronjobs",
         sub [sub("status", "batch", "v1", "CronJob", Verbs::STATUS)];
@@ -262,8 +265,10 @@ mod tests {
 
     #[test]
     fn every_served_resource_has_one_row() {
-        assert_eq!(ALL.len(), 67);
-        assert_eq!(ALL.iter().map(|k| k.gvr()).collect::<HashSet<_>>().len(), 67);
+        // One resource is served in two versions.
+        assert_eq!(ALL.len(), 68);
+        assert_eq!(ALL.iter().map(|k| k.gvr()).collect::<HashSet<_>>().len(), 68);
+        assert_eq!(ALL.iter().map(|k| (k.group, k.plural)).collect::<HashSet<_>>().len(), 67);
     }
 
     #[test]

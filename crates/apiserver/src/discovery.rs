@@ -153,7 +153,7 @@ const CUSTOM_VERBS: [&str; 8] =
     ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
 
 fn verbs_of(kind: &Kind) -> Value {
-    if kind.custom { CUSTOM_VERBS.as_slice().into() } else { verbs(kind.verbs) }
+    if kind.custom && kind.verbs == Verbs::ALL { CUSTOM_VERBS.as_slice().into() } else { verbs(kind.verbs) }
 }
 
 fn resource(kind: &Kind, all: &[&Kind]) -> Value {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use http::{Method, Request};
 use http_body_util::BodyExt as _;
-use krate_api::{Reason, StatusError};
+use krate_api::{Kind, Reason, StatusError};
 
 use crate::auth::User;
 use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
@@ -110,9 +110,23 @@ impl Service {
         let body = if call.upgrade.is_some() { Bytes::new() } else { wire::read(body).await? };
         let passed_on = matches!(call.info.subresource.as_str(), "log" | "proxy");
         let gzip = !passed_on && compress::accepts_gzip(&call.headers);
-        let reply = path::answer(call, body).await?;
+        let outdated = deprecated(call.kind());
+        let wanted = call.wanted;
+        let mut reply = match path::answer(call, body).await {
+            Err(error) if outdated.is_some() => {
+                wire::refusal(&error, Wanted { shape: Shape::Object, ..wanted })
+            }
+            answered => answered?,
+        };
+        wire::warn(&mut reply, outdated.as_slice());
         Ok(if gzip { compress::gzip(reply).await } else { reply })
     }
+}
+
+/// What is said to everybody who still asks for a kind that has a better successor.
+fn deprecated(kind: &Kind) -> Option<String> {
+    (kind.group.is_empty() && kind.plural == "endpoints")
+        .then(|| "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned())
 }
 
 impl<B> tower::Service<Request<B>> for Service

@@ -142,7 +142,8 @@ impl<T: Hash + Eq + Clone> WorkQueue<T> {
                 if let Some(key) = state.ready.pop_front() {
                     state.dirty.remove(&key);
                     state.processing.insert(key.clone());
-                    if !state.ready.is_empty() {
+                    // Another one sees to the rest, or to the time of what is delayed.
+                    if !state.ready.is_empty() || !state.delayed.is_empty() {
                         self.inner.changed.notify_one();
                     }
                     return Some(key);

@@ -6,7 +6,7 @@ use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
 
 use super::prune::{PRESERVE, says};
-use super::values;
+use super::{rules, values};
 
 /// What a part of a schema describes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,7 @@ fn check_part(schema: &Value, part: Part, at: &FieldPath, errors: &mut FieldErro
         errors.required(&at.child("items"), "must be specified");
     }
     list_type(schema, kind, at, errors);
+    rules::check_said(schema, at, errors);
     for (name, inner) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
         check_part(inner, Part::Field, &at.child("properties").key(name), errors);
     }

@@ -12,6 +12,7 @@ mod object;
 mod prune;
 mod registry;
 mod row;
+mod rules;
 mod structural;
 mod values;
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::jsonpath::{self, Path, shown};
 use super::object::Custom;
+use super::rules::Rules;
 use super::structural::Types;
 use super::{prune, row, values};
 use crate::registry::column;
@@ -31,6 +32,7 @@ pub struct Version {
     stored_as: Option<String>,
     open_api: Value,
     types: Types,
+    rules: Rules,
     columns: Vec<Column>,
     selectable: Vec<(&'static str, Path)>,
     scale: Option<ScalePaths>,
@@ -49,6 +51,7 @@ impl Version {
             api_version: kind.api_version(),
             stored_as: stored.map(|v| format!("{}/{}", definition.spec.group, v.name)),
             types: Types::new(&open_api),
+            rules: Rules::new(&open_api),
             open_api,
             columns: columns(version),
             selectable: version
@@ -65,6 +68,14 @@ impl Version {
                 selector: s.label_selector_path.filter(|p| !p.is_empty()),
             }),
             has_status: subresources.status.is_some(),
+        }
+    }
+
+    /// Rules are for what its schema allows.
+    fn check_rules(&self, object: &dyn Object, old: Option<&dyn Object>, errors: &mut FieldErrors) {
+        if errors.is_empty() {
+            let old = old.map(|old| custom(old).value());
+            self.rules.check(&custom(object).value(), old.as_ref(), &self.open_api, errors);
         }
     }
 
@@ -223,12 +234,19 @@ impl Registry for Version {
 
     fn validate(&self, object: &dyn Object, errors: &mut FieldErrors) {
         self.check(object, errors);
+        // What is there already is asked together with what it was.
+        if object.meta().resource_version.is_none() {
+            self.check_rules(object, None, errors);
+        }
     }
 
-    fn validate_update(&self, _: &dyn Object, _: &dyn Object, _: &mut FieldErrors) {}
+    fn validate_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {
+        self.check_rules(object, Some(old), errors);
+    }
 
-    fn validate_status_update(&self, object: &dyn Object, _: &dyn Object, errors: &mut FieldErrors) {
+    fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {
         self.check(object, errors);
+        self.check_rules(object, Some(old), errors);
     }
 
     fn warnings(&self, _: &dyn Object, _: Option<&dyn Object>) -> Vec<String> {

@@ -1,8 +1,8 @@
 //! The OpenAPI documents: version 2 of all that is served, version 3 of each group version. They are made from the
 //! table of kinds and the schema of their types when they are first asked for, and kept compressed.
 //!
-//! They say what clients reckon with (types, keys of lists, patch strategies, operations, parameters) and have no
-//! descriptions.
+//! They say what clients reckon with: types and what they are for, keys of lists, patch strategies, operations,
+//! parameters.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
@@ -12,6 +12,7 @@ use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use krate_api::Kind;
+use krate_api::docs::Docs;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
@@ -88,6 +89,8 @@ impl Documents {
         all.sort_unstable();
         all.dedup();
         let mut entries = Vec::with_capacity(all.len());
+        // All of the documents take from the same texts.
+        let _kept = Docs::shared();
         for (group, version) in all {
             let place = place(group, version);
             let document = self.v3(rows, group, version)?;

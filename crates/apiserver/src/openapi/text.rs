@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use krate_api::docs::Docs;
 use krate_api::schema::{self, TypeRef};
 use krate_api::{Gvk, Kind};
 use serde_json::Value;
@@ -72,9 +73,10 @@ fn write_types<'s>(types: impl Iterator<Item = TypeRef<'s>>, form: Form, out: &m
         types::collect(t, &mut found, &mut all);
     }
     all.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let docs = Docs::shared();
     for (i, (name, t)) in all.into_iter().enumerate() {
         let comma = if i > 0 { "," } else { "" };
-        let _ = write!(out, "{comma}{}:{{{}}}", Value::from(name), types::definition(t, form));
+        let _ = write!(out, "{comma}{}:{{{}}}", Value::from(name), types::definition(t, form, &docs));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use krate_api::docs::Docs;
 use krate_api::schema::{Field, ListKind, Node, Object, TypeRef};
 use serde_json::Value;
 
@@ -83,9 +84,15 @@ fn quoted(text: &str) -> String {
 }
 
 /// A definition: all that is between its braces.
-pub(super) fn definition(t: TypeRef<'_>, form: Form) -> String {
+pub(super) fn definition(t: TypeRef<'_>, form: Form, docs: &Docs) -> String {
+    let shape = bare_definition(t, form, docs);
+    let described = docs.of(&definition_name(t)).map(|text| format!("\"description\":{}", quoted(text)));
+    described.into_iter().chain((!shape.is_empty()).then_some(shape)).collect::<Vec<_>>().join(",")
+}
+
+fn bare_definition(t: TypeRef<'_>, form: Form, docs: &Docs) -> String {
     match (t.node(), form) {
-        (Node::Object(object), _) => object_definition(t, object, form),
+        (Node::Object(object), _) => object_definition(t, object, form, docs),
         (Node::Time | Node::MicroTime, _) => "\"format\":\"date-time\",\"type\":\"string\"".to_owned(),
         (Node::Quantity, Form::V2) => "\"type\":\"string\"".to_owned(),
         (Node::Quantity, Form::V3) => "\"oneOf\":[{\"type\":\"string\"},{\"type\":\"number\"}]".to_owned(),
@@ -98,13 +105,16 @@ pub(super) fn definition(t: TypeRef<'_>, form: Form) -> String {
     }
 }
 
-fn object_definition(t: TypeRef<'_>, object: &Object, form: Form) -> String {
+fn object_definition(t: TypeRef<'_>, object: &Object, form: Form, docs: &Docs) -> String {
     let mut parts: Vec<String> = Vec::new();
     if !object.fields.is_empty() {
         let fields: Vec<String> = object
             .fields
             .iter()
-            .map(|f| format!("{}:{{{}}}", quoted(&f.name), property(f, t.of_field(f), form)))
+            .map(|f| {
+                let described = docs.of(&format!("{}.{}", object.name, f.name));
+                format!("{}:{{{}}}", quoted(&f.name), property(f, t.of_field(f), form, described))
+            })
             .collect();
         parts.push(format!("\"properties\":{{{}}}", fields.join(",")));
     }
@@ -136,9 +146,13 @@ pub(super) fn gvk(kind: krate_api::Gvk<'_>) -> String {
     )
 }
 
-fn property(field: &Field, t: TypeRef<'_>, form: Form) -> String {
+fn property(field: &Field, t: TypeRef<'_>, form: Form, described: Option<&str>) -> String {
     let mut out = shape(t, form, field.values);
     let mut extensions = String::new();
+    if let Some(text) = described {
+        let comma = if out.is_empty() { "" } else { "," };
+        let _ = write!(extensions, "{comma}\"description\":{}", quoted(text));
+    }
     if let Some(key) = &field.merge_key {
         let _ = write!(extensions, ",\"x-kubernetes-patch-merge-key\":{}", quoted(key));
     }

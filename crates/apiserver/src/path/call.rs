@@ -23,6 +23,8 @@ enum FieldValidation {
     Strict,
 }
 
+/// Where upstream keeps the kinds that are built in, as its errors name it.
+const SCHEME: &str = "pkg/api/legacyscheme/scheme.go:30";
 /// The longest name of a field manager, in bytes.
 const MANAGER_MAX: usize = 128;
 
@@ -153,7 +155,7 @@ impl Call {
             } else {
                 StatusError::bad_request(format!(
                     "{} in version \"{version}\" cannot be handled as a {}: no kind \"{}\" is registered for version \
-                     \"{}\"",
+                     \"{}\" in scheme \"{SCHEME}\"",
                     said.kind,
                     kind.kind,
                     said.kind,

@@ -68,13 +68,14 @@ pub async fn create_object(
         call.server.admission.validate(&attributes, Some(&*trial), None).await?;
         call.warnings.extend(attributes.take_warnings());
         let name = trial.meta().name.clone().unwrap_or_default();
-        if call.dry_run {
-            return Ok(Written { revision: Revision::ZERO, bytes: call.storage.to_value(&mut *trial) });
-        }
         let taken = match call.server.lifecycles.of(call.kind()) {
             Some(hooks) => hooks.before_create(trial.as_any_mut(), &call.context()).await?,
             None => no_matter(),
         };
+        if call.dry_run {
+            taken(false).await;
+            return Ok(Written { revision: Revision::ZERO, bytes: call.storage.to_value(&mut *trial) });
+        }
         let outcome = call.storage.create(&mut *trial).await;
         taken(matches!(outcome, Ok(Outcome::Done(_)))).await;
         match outcome? {

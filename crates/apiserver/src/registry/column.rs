@@ -34,7 +34,7 @@ pub const fn name<T: Metadata<Ty = ObjectMeta>>() -> Column<T> {
         kind: "string",
         format: "name",
         priority: 0,
-        description: "Name of the object, unique among its kind in its namespace.",
+        description: "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta.name",
         cell: |o| o.metadata().name.as_deref().unwrap_or_default().into(),
     }
 }
@@ -46,7 +46,7 @@ pub const fn age<T: Metadata<Ty = ObjectMeta>>() -> Column<T> {
         kind: "string",
         format: "",
         priority: 0,
-        description: "Time since the object was created.",
+        description: "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta.creationTimestamp",
         cell: |o| since(o.metadata().creation_timestamp.as_ref()).into(),
     }
 }
@@ -58,7 +58,7 @@ pub const fn created_at<T: Metadata<Ty = ObjectMeta>>() -> Column<T> {
         kind: "date",
         format: "",
         priority: 0,
-        description: "Time at which the object was created.",
+        description: "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta.creationTimestamp",
         cell: |o| o.metadata().creation_timestamp.as_ref().map_or(Value::Null, |t| t.0.to_string().into()),
     }
 }

@@ -2,15 +2,17 @@
 
 use std::any::Any;
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use krate_api::docs::Docs;
 use krate_api::schema::{self, TypeRef};
 use krate_api::{FieldErrors, FieldPath, Kind};
 use serde_json::{Value, json};
 
 use super::encode;
-use super::strategy::{Context, Selectable, Strategy};
+use super::strategy::{Column, Context, Selectable, Strategy};
 
 /// An object of some kind.
 pub trait Object: Any + Send + Sync {
@@ -129,12 +131,27 @@ pub struct ScalePaths {
     pub selector: Option<String>,
 }
 
+/// Whether an object says to be of a kind.
+fn is_of(json: &[u8], kind: &Kind) -> bool {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Said<'a> {
+        #[serde(borrow, default)]
+        api_version: std::borrow::Cow<'a, str>,
+    }
+    serde_json::from_slice::<Said<'_>>(json).is_ok_and(|said| said.api_version == kind.api_version())
+}
+
 /// The registry of a strategy.
-pub struct Typed<S>(PhantomData<fn() -> S>);
+pub struct Typed<S> {
+    strategy: PhantomData<fn() -> S>,
+    /// The column definitions of its table, made when they are first asked for.
+    columns: OnceLock<Value>,
+}
 
 impl<S> Default for Typed<S> {
     fn default() -> Self {
-        Typed(PhantomData)
+        Typed { strategy: PhantomData, columns: OnceLock::new() }
     }
 }
 
@@ -152,7 +169,11 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
     }
 
     fn decode(&self, json: &[u8]) -> Result<Box<dyn Object>, DecodeError> {
-        Ok(Box::new(serde_json::from_slice::<S>(json)?))
+        let object = match S::STORED_AS {
+            Some(stored) if is_of(json, stored) => S::of_stored(json)?,
+            _ => serde_json::from_slice(json)?,
+        };
+        Ok(Box::new(object))
     }
 
     fn default(&self, object: &mut dyn Object) {
@@ -203,18 +224,20 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
     }
 
     fn columns(&self) -> Value {
-        S::COLUMNS
-            .iter()
-            .map(|c| {
+        let columns = || {
+            let docs = Docs::shared();
+            let definition = |c: &Column<S>| {
                 json!({
                     "name": c.name,
                     "type": c.kind,
                     "format": c.format,
-                    "description": c.description,
+                    "description": docs.of(c.description).unwrap_or(c.description),
                     "priority": c.priority,
                 })
-            })
-            .collect()
+            };
+            S::COLUMNS.iter().map(definition).collect()
+        };
+        self.columns.get_or_init(columns).clone()
     }
 
     fn cells(&self, object: &dyn Object) -> Vec<Value> {
@@ -236,6 +259,16 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
 
     fn cleanup_finalizer(&self) -> Option<&'static str> {
         S::CLEANUP_FINALIZER
+    }
+
+    fn to_stored(&self, object: &dyn Object) -> Vec<u8> {
+        typed::<S>(object).to_stored()
+    }
+
+    fn as_sent(&self, json: &Bytes) -> Option<Bytes> {
+        S::STORED_AS?;
+        // What does not convert was never stored.
+        Some(S::of_stored(json).map_or_else(|_| json.clone(), |object| object.to_json().into()))
     }
 }
 

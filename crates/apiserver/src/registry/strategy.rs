@@ -16,6 +16,7 @@ pub struct Column<T: ?Sized> {
     pub format: &'static str,
     /// 0 is always shown; 1 only with `-o wide`.
     pub priority: i32,
+    /// What it shows; or the field whose documentation says so (`io.k8s.api.batch.v1.CronJobSpec.schedule`).
     pub description: &'static str,
     pub cell: fn(&T) -> Value,
 }
@@ -43,7 +44,14 @@ pub type Selectable = Vec<(&'static str, String)>;
 /// `default`, `prepare_for_status_update`, `validate_status_update`. Names, labels and the rest of the metadata are
 /// validated by the generic path. Objects read from the store are defaulted as well.
 pub trait Strategy:
-    Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned + Clone + Send + Sync + 'static
+    Metadata<Ty = ObjectMeta>
+    + k8s_openapi::Resource
+    + Serialize
+    + DeserializeOwned
+    + Clone
+    + Send
+    + Sync
+    + 'static
 {
     /// Its row.
     const KIND: &'static Kind;
@@ -57,6 +65,9 @@ pub trait Strategy:
     const GRACEFUL: bool = false;
     /// The finalizer that a deletion puts on an object, for the server itself to clear up behind it.
     const CLEANUP_FINALIZER: Option<&'static str> = None;
+
+    /// The kind as which its objects are stored, where it is not this one.
+    const STORED_AS: Option<&'static Kind> = None;
 
     /// Fills what upstream's `SetDefaults_…` fill.
     fn default(&mut self) {}
@@ -80,6 +91,19 @@ pub trait Strategy:
     fn validate_update(&self, _old: &Self, _at: &FieldPath, _errors: &mut FieldErrors) {}
 
     fn validate_status_update(&self, _old: &Self, _at: &FieldPath, _errors: &mut FieldErrors) {}
+
+    /// The object as it is stored, where that is another version of its kind ([`Strategy::STORED_AS`]).
+    fn to_stored(&self) -> Vec<u8> {
+        super::encode::to_vec(self)
+    }
+
+    /// An object out of the version that is stored.
+    ///
+    /// # Errors
+    /// It is none of that version.
+    fn of_stored(json: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(json)
+    }
 
     /// What upstream's `WarningsOnCreate`/`OnUpdate` say.
     fn warnings(&self, _old: Option<&Self>) -> Vec<String> {

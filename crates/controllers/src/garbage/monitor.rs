@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use krate_client::CancellationToken;
@@ -30,14 +31,25 @@ struct Monitor {
     synced: watch::Receiver<bool>,
 }
 
-/// Watches all resources until `shutdown`; is done when each has been listed once.
+/// How long the collector waits to know all objects. A resource that cannot be listed, maybe because the server that an
+/// `APIService` names is down, holds up no longer than that.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Watches all resources until `shutdown`; is done when each has been listed once, or could not be for a while.
 pub async fn start(shared: Shared, shutdown: CancellationToken) {
     let changed = Arc::new(Notify::new());
     let mut monitors = HashMap::new();
     refresh(&shared, &mut monitors, &changed, &shutdown).await;
-    for monitor in monitors.values_mut() {
-        // The sender is dropped only with the watch, at the end.
-        let _ = monitor.synced.wait_for(|synced| *synced).await;
+    let listed = async {
+        for monitor in monitors.values_mut() {
+            // The sender is dropped only with the watch, at the end.
+            let _ = monitor.synced.wait_for(|synced| *synced).await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, listed).await.is_err() {
+        let missing = monitors.iter().filter(|(_, monitor)| !*monitor.synced.borrow());
+        let missing: Vec<String> = missing.map(|(served, _)| served.name()).collect();
+        tracing::warn!(?missing, "not all resources could be listed; garbage is collected without them");
     }
     tokio::spawn(async move {
         loop {
@@ -56,7 +68,7 @@ async fn refresh(
     changed: &Arc<Notify>,
     shutdown: &CancellationToken,
 ) {
-    let mut delay = std::time::Duration::from_millis(50);
+    let mut delay = Duration::from_millis(50);
     let served = loop {
         match deletable(&shared.client).await {
             Ok(served) => break served,
@@ -64,7 +76,7 @@ async fn refresh(
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(delay) => delay = (delay * 2).min(std::time::Duration::from_secs(5)),
+            () = tokio::time::sleep(delay) => delay = (delay * 2).min(Duration::from_secs(5)),
         }
     };
     *shared.kinds.write() =

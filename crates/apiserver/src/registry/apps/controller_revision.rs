@@ -22,7 +22,7 @@ impl Strategy for ControllerRevision {
                 None => "<none>".into(),
             }
         }),
-        text("Revision", "Its number among the workload's states.", |r| r.revision.into()),
+        text("Revision", "io.k8s.api.apps.v1.ControllerRevision.revision", |r| r.revision.into()),
         age(),
     ];
 

@@ -19,22 +19,22 @@ impl Strategy for DaemonSet {
     const KIND: &'static Kind = &kinds::DAEMON_SET;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        integer("Desired", "Nodes that should run its pod.", |d| {
+        integer("Desired", "io.k8s.api.apps.v1.DaemonSetStatus.desiredNumberScheduled", |d| {
             d.status.as_ref().map_or(0, |s| s.desired_number_scheduled).into()
         }),
-        integer("Current", "Nodes that run its pod, of those that should.", |d| {
+        integer("Current", "io.k8s.api.apps.v1.DaemonSetStatus.currentNumberScheduled", |d| {
             d.status.as_ref().map_or(0, |s| s.current_number_scheduled).into()
         }),
-        integer("Ready", "Nodes where its pod is ready.", |d| {
+        integer("Ready", "io.k8s.api.apps.v1.DaemonSetStatus.numberReady", |d| {
             d.status.as_ref().map_or(0, |s| s.number_ready).into()
         }),
-        integer("Up-to-date", "Nodes whose pod is made from the newest template.", |d| {
+        integer("Up-to-date", "io.k8s.api.apps.v1.DaemonSetStatus.updatedNumberScheduled", |d| {
             d.status.as_ref().and_then(|s| s.updated_number_scheduled).unwrap_or(0).into()
         }),
-        integer("Available", "Nodes where its pod has been ready for long enough.", |d| {
+        integer("Available", "io.k8s.api.apps.v1.DaemonSetStatus.numberAvailable", |d| {
             d.status.as_ref().and_then(|s| s.number_available).unwrap_or(0).into()
         }),
-        text("Node Selector", "Which nodes it is for.", |d| {
+        text("Node Selector", "io.k8s.api.core.v1.PodSpec.nodeSelector", |d| {
             let spec = d.spec.as_ref().and_then(|s| s.template.spec.as_ref());
             labels(spec.and_then(|s| s.node_selector.as_ref()))
         }),
@@ -45,7 +45,7 @@ impl Strategy for DaemonSet {
         wide("Images", "Images of the template's containers.", |d| {
             container_images(d.spec.as_ref().map(|s| &s.template))
         }),
-        wide("Selector", "Which pods it counts as its own.", |d| {
+        wide("Selector", "io.k8s.api.apps.v1.DaemonSetSpec.selector", |d| {
             selector(d.spec.as_ref().map(|s| &s.selector))
         }),
     ];
@@ -64,6 +64,8 @@ impl Strategy for DaemonSet {
         spec.revision_history_limit.get_or_insert(10);
         pod_spec::default_template(&mut spec.template);
         self.status.get_or_insert_default();
+        let annotations = self.metadata.annotations.get_or_insert_default();
+        annotations.entry(TEMPLATE_GENERATION.to_owned()).or_insert_with(|| "0".to_owned());
     }
 
     fn prepare_for_create(&mut self, _: &Context) {

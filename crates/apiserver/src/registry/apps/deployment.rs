@@ -1,14 +1,14 @@
 //! Deployment: pods of one template, replaced a few at a time.
 
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, RollingUpdateDeployment};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStatus, RollingUpdateDeployment};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use super::{Missing, pod_spec, workload};
 use crate::registry::column::{age, container_images, container_names, name, selector, text, wide};
-use crate::registry::prepare::spec_and_status;
+use crate::registry::prepare::{differ, first_generation, next_generation, spec_and_status};
 use crate::registry::rules::{IMMUTABLE, count_or_percent, not_more_than_all, not_negative, one_of, percent};
-use crate::registry::{Column, Strategy};
+use crate::registry::{Column, Context, Strategy};
 
 impl Strategy for Deployment {
     const KIND: &'static Kind = &kinds::DEPLOYMENT;
@@ -18,10 +18,10 @@ impl Strategy for Deployment {
             let ready = d.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
             format!("{ready}/{}", d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0)).into()
         }),
-        text("Up-to-date", "Pods made from the newest template.", |d| {
+        text("Up-to-date", "io.k8s.api.apps.v1.DeploymentStatus.updatedReplicas", |d| {
             d.status.as_ref().and_then(|s| s.updated_replicas).unwrap_or(0).into()
         }),
-        text("Available", "Pods that have been ready for long enough.", |d| {
+        text("Available", "io.k8s.api.apps.v1.DeploymentStatus.availableReplicas", |d| {
             d.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0).into()
         }),
         age(),
@@ -31,7 +31,7 @@ impl Strategy for Deployment {
         wide("Images", "Images of the template's containers.", |d| {
             container_images(d.spec.as_ref().map(|s| &s.template))
         }),
-        wide("Selector", "Which pods it counts as its own.", |d| {
+        wide("Selector", "io.k8s.api.apps.v1.DeploymentSpec.selector", |d| {
             selector(d.spec.as_ref().map(|s| &s.selector))
         }),
     ];
@@ -54,7 +54,20 @@ impl Strategy for Deployment {
         self.status.get_or_insert_default();
     }
 
-    spec_and_status!(generation);
+    fn prepare_for_create(&mut self, _: &Context) {
+        self.status = Some(DeploymentStatus::default());
+        first_generation(&mut self.metadata);
+    }
+
+    fn prepare_for_update(&mut self, old: &Self, _: &Context) {
+        self.status.clone_from(&old.status);
+        // Annotations count too: the controller copies them to its ReplicaSets.
+        let changed =
+            differ(&self.spec, &old.spec) || differ(&self.metadata.annotations, &old.metadata.annotations);
+        next_generation(&mut self.metadata, &old.metadata, changed);
+    }
+
+    spec_and_status!(status only);
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("spec");
@@ -78,7 +91,7 @@ impl Strategy for Deployment {
 
     fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         let selector = |d: &Self| d.spec.as_ref().map(|s| s.selector.clone()).unwrap_or_default();
-        if crate::registry::prepare::differ(&selector(self), &selector(old)) {
+        if differ(&selector(self), &selector(old)) {
             errors.invalid(&at.child("spec").child("selector"), selector(self), IMMUTABLE);
         }
     }

@@ -13,11 +13,13 @@ impl Strategy for ReplicaSet {
     const KIND: &'static Kind = &kinds::REPLICA_SET;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        integer("Desired", "Pods that are asked for.", |r| {
+        integer("Desired", "io.k8s.api.apps.v1.ReplicaSetSpec.replicas", |r| {
             r.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0).into()
         }),
-        integer("Current", "Pods that there are.", |r| r.status.as_ref().map_or(0, |s| s.replicas).into()),
-        integer("Ready", "Pods that are ready.", |r| {
+        integer("Current", "io.k8s.api.apps.v1.ReplicaSetStatus.replicas", |r| {
+            r.status.as_ref().map_or(0, |s| s.replicas).into()
+        }),
+        integer("Ready", "io.k8s.api.apps.v1.ReplicaSetStatus.readyReplicas", |r| {
             r.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0).into()
         }),
         age(),
@@ -27,7 +29,7 @@ impl Strategy for ReplicaSet {
         wide("Images", "Images of the template's containers.", |r| {
             container_images(r.spec.as_ref().and_then(|s| s.template.as_ref()))
         }),
-        wide("Selector", "Which pods it counts as its own.", |r| {
+        wide("Selector", "io.k8s.api.apps.v1.ReplicaSetSpec.selector", |r| {
             selector(r.spec.as_ref().map(|s| &s.selector))
         }),
     ];

@@ -16,15 +16,17 @@ impl Strategy for HorizontalPodAutoscaler {
     const KIND: &'static Kind = &kinds::HORIZONTAL_POD_AUTOSCALER;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Reference", "What it scales.", |h| {
+        text("Reference", "io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerSpec.scaleTargetRef", |h| {
             format!("{}/{}", h.spec.scale_target_ref.kind, h.spec.scale_target_ref.name).into()
         }),
-        text("Targets", "What is measured, over what is wanted.", metrics::shown),
-        text("MinPods", "The least replicas.", |h| {
+        text("Targets", "io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerSpec.metrics", metrics::shown),
+        text("MinPods", "io.k8s.api.autoscaling.v1.HorizontalPodAutoscalerSpec.minReplicas", |h| {
             h.spec.min_replicas.map_or("<unset>".to_owned(), |n| n.to_string()).into()
         }),
-        text("MaxPods", "The most replicas.", |h| h.spec.max_replicas.into()),
-        text("Replicas", "Replicas that there are.", |h| {
+        text("MaxPods", "io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerSpec.maxReplicas", |h| {
+            h.spec.max_replicas.into()
+        }),
+        text("Replicas", "io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerStatus.currentReplicas", |h| {
             h.status.as_ref().and_then(|s| s.current_replicas).unwrap_or(0).into()
         }),
         age(),

@@ -20,18 +20,18 @@ impl Strategy for CronJob {
     const KIND: &'static Kind = &kinds::CRON_JOB;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Schedule", "When it runs, as cron says it.", |c| c.spec.schedule.as_str().into()),
-        text("Timezone", "The time zone of the schedule.", |c| {
+        text("Schedule", "io.k8s.api.batch.v1.CronJobSpec.schedule", |c| c.spec.schedule.as_str().into()),
+        text("Timezone", "io.k8s.api.batch.v1.CronJobSpec.timeZone", |c| {
             c.spec.time_zone.as_deref().unwrap_or("<none>").into()
         }),
-        boolean("Suspend", "Whether it is held back.", |c| {
+        boolean("Suspend", "io.k8s.api.batch.v1.CronJobSpec.suspend", |c| {
             // Words, though the type is a boolean: so upstream prints it.
             if c.spec.suspend == Some(true) { "True".into() } else { "False".into() }
         }),
-        integer("Active", "Jobs of it that run now.", |c| {
+        integer("Active", "io.k8s.api.batch.v1.CronJobStatus.active", |c| {
             c.status.as_ref().and_then(|s| s.active.as_ref()).map_or(0, Vec::len).into()
         }),
-        text("Last Schedule", "Time since it last made a Job.", |c| {
+        text("Last Schedule", "io.k8s.api.batch.v1.CronJobStatus.lastScheduleTime", |c| {
             match c.status.as_ref().and_then(|s| s.last_schedule_time.as_ref()) {
                 Some(time) => since(Some(time)).into(),
                 None => "<none>".into(),
@@ -40,7 +40,7 @@ impl Strategy for CronJob {
         age(),
         wide("Containers", "Names of the template's containers.", |c| container_names(template(c))),
         wide("Images", "Images of the template's containers.", |c| container_images(template(c))),
-        wide("Selector", "Which pods its Jobs count as their own.", |c| {
+        wide("Selector", "io.k8s.api.batch.v1.JobSpec.selector", |c| {
             let spec = c.spec.job_template.spec.as_ref();
             match spec.and_then(|s| s.selector.as_ref()) {
                 Some(s) => selector(Some(s)),

@@ -26,7 +26,7 @@ impl Strategy for Job {
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
         text("Status", "Whether it runs, or how it ended.", |j| status(j).into()),
-        text("Completions", "Pods that succeeded, of those that must.", completions),
+        text("Completions", "io.k8s.api.batch.v1.JobStatus.succeeded", completions),
         text("Duration", "How long it has run, or ran.", duration),
         age(),
         wide("Containers", "Names of the template's containers.", |j| {
@@ -35,7 +35,7 @@ impl Strategy for Job {
         wide("Images", "Images of the template's containers.", |j| {
             container_images(j.spec.as_ref().map(|s| &s.template))
         }),
-        wide("Selector", "Which pods it counts as its own.", |j| {
+        wide("Selector", "io.k8s.api.batch.v1.JobSpec.selector", |j| {
             selector(j.spec.as_ref().and_then(|s| s.selector.as_ref()))
         }),
     ];

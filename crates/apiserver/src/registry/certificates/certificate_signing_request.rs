@@ -16,10 +16,14 @@ impl Strategy for CertificateSigningRequest {
         age(),
         text("SignerName", "Who is to sign it.", |c| c.spec.signer_name.as_str().into()),
         text("Requestor", "Who asks.", |c| c.spec.username.as_deref().unwrap_or_default().into()),
-        text("RequestedDuration", "How long it should be valid.", |c| match c.spec.expiration_seconds {
-            Some(seconds) => human_duration(i64::from(seconds)).into(),
-            None => "<none>".into(),
-        }),
+        text(
+            "RequestedDuration",
+            "io.k8s.api.certificates.v1.CertificateSigningRequestSpec.expirationSeconds",
+            |c| match c.spec.expiration_seconds {
+                Some(seconds) => human_duration(i64::from(seconds)).into(),
+                None => "<none>".into(),
+            },
+        ),
         text("Condition", "What was decided.", condition),
     ];
 

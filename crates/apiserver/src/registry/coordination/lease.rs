@@ -11,7 +11,7 @@ impl Strategy for Lease {
     const KIND: &'static Kind = &kinds::LEASE;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Holder", "Who holds it.", |l| {
+        text("Holder", "io.k8s.api.coordination.v1.LeaseSpec.holderIdentity", |l| {
             l.spec.as_ref().and_then(|s| s.holder_identity.as_deref()).unwrap_or_default().into()
         }),
         age(),

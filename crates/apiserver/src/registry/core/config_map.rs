@@ -14,7 +14,7 @@ impl Strategy for ConfigMap {
     const KIND: &'static Kind = &kinds::CONFIG_MAP;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Data", "How many entries it has.", |m| {
+        text("Data", "io.k8s.api.core.v1.ConfigMap.data", |m| {
             (m.data.as_ref().map_or(0, std::collections::BTreeMap::len)
                 + m.binary_data.as_ref().map_or(0, std::collections::BTreeMap::len))
             .into()

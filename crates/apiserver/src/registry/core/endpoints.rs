@@ -13,7 +13,7 @@ use crate::registry::{Column, Strategy};
 impl Strategy for Endpoints {
     const KIND: &'static Kind = &kinds::ENDPOINTS;
     const COLUMNS: &'static [Column<Self>] =
-        &[name(), text("Endpoints", "The first few addresses with their ports.", addresses), age()];
+        &[name(), text("Endpoints", "io.k8s.api.core.v1.Endpoints.subsets", addresses), age()];
 
     fn default(&mut self) {
         for port in self.subsets.iter_mut().flatten().flat_map(|s| s.ports.iter_mut().flatten()) {

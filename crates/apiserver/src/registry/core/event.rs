@@ -11,23 +11,25 @@ use crate::registry::{Column, Selectable, Strategy};
 impl Strategy for Event {
     const KIND: &'static Kind = &kinds::EVENT;
     const COLUMNS: &'static [Column<Self>] = &[
-        text("Last Seen", "Time since it happened last.", last_seen),
-        text("Type", "Normal or Warning.", |e| e.type_.as_deref().unwrap_or_default().into()),
-        text("Reason", "Why it happened, in a word.", |e| e.reason.as_deref().unwrap_or_default().into()),
-        text("Object", "What it happened to.", object),
-        wide("Subobject", "The part of the object that it is about.", |e| {
+        text("Last Seen", "io.k8s.api.core.v1.Event.lastTimestamp", last_seen),
+        text("Type", "io.k8s.api.core.v1.Event.type", |e| e.type_.as_deref().unwrap_or_default().into()),
+        text("Reason", "io.k8s.api.core.v1.Event.reason", |e| e.reason.as_deref().unwrap_or_default().into()),
+        text("Object", "io.k8s.api.core.v1.Event.involvedObject", object),
+        wide("Subobject", "io.k8s.api.core.v1.ObjectReference.fieldPath", |e| {
             e.involved_object.field_path.as_deref().unwrap_or_default().into()
         }),
-        wide("Source", "Who reported it.", source),
-        text("Message", "What happened.", |e| e.message.as_deref().unwrap_or_default().trim().into()),
-        wide("First Seen", "Time since it happened first.", |e| first_seen(e).into()),
-        wide("Count", "How often it happened.", count),
+        wide("Source", "io.k8s.api.core.v1.Event.source", source),
+        text("Message", "io.k8s.api.core.v1.Event.message", |e| {
+            e.message.as_deref().unwrap_or_default().trim().into()
+        }),
+        wide("First Seen", "io.k8s.api.core.v1.Event.firstTimestamp", |e| first_seen(e).into()),
+        wide("Count", "io.k8s.api.core.v1.Event.count", count),
         Column {
             name: "Name",
             kind: "string",
             format: "name",
             priority: 1,
-            description: "Name of the object, unique among its kind in its namespace.",
+            description: "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta.name",
             cell: |e| e.metadata.name.as_deref().unwrap_or_default().into(),
         },
     ];

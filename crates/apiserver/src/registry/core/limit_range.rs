@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem};
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+use uuid::Uuid;
 
 use super::pod_spec::resource_name;
 use crate::registry::column::{created_at, name};
 use crate::registry::quantities::more;
-use crate::registry::{Column, Strategy};
+use crate::registry::{Column, Context, Strategy};
 
 impl Strategy for LimitRange {
     const KIND: &'static Kind = &kinds::LIMIT_RANGE;
@@ -17,6 +18,13 @@ impl Strategy for LimitRange {
     fn default(&mut self) {
         for item in &mut self.spec.get_or_insert_default().limits {
             fill(item);
+        }
+    }
+
+    /// Nobody refers to it by its name, so it needs not be given one.
+    fn prepare_for_create(&mut self, _: &Context) {
+        if self.metadata.name.as_deref().is_none_or(str::is_empty) {
+            self.metadata.name = Some(Uuid::new_v4().to_string());
         }
     }
 

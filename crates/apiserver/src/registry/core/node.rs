@@ -16,12 +16,16 @@ impl Strategy for Node {
         text("Status", "Whether it is ready, and whether pods are scheduled onto it.", status),
         text("Roles", "Its roles, from its labels.", roles),
         age(),
-        text("Version", "Version of its kubelet.", |n| info(n).kubelet_version.into()),
-        wide("Internal-IP", "Its address inside the cluster.", |n| address(n, "InternalIP")),
-        wide("External-IP", "Its address outside of the cluster.", |n| address(n, "ExternalIP")),
-        wide("OS-Image", "Its operating system.", |n| known(info(n).os_image)),
-        wide("Kernel-Version", "Version of its kernel.", |n| known(info(n).kernel_version)),
-        wide("Container-Runtime", "Name and version of its container runtime.", |n| {
+        text("Version", "io.k8s.api.core.v1.NodeSystemInfo.kubeletVersion", |n| {
+            info(n).kubelet_version.into()
+        }),
+        wide("Internal-IP", "io.k8s.api.core.v1.NodeStatus.addresses", |n| address(n, "InternalIP")),
+        wide("External-IP", "io.k8s.api.core.v1.NodeStatus.addresses", |n| address(n, "ExternalIP")),
+        wide("OS-Image", "io.k8s.api.core.v1.NodeSystemInfo.osImage", |n| known(info(n).os_image)),
+        wide("Kernel-Version", "io.k8s.api.core.v1.NodeSystemInfo.kernelVersion", |n| {
+            known(info(n).kernel_version)
+        }),
+        wide("Container-Runtime", "io.k8s.api.core.v1.NodeSystemInfo.containerRuntimeVersion", |n| {
             known(info(n).container_runtime_version)
         }),
     ];

@@ -18,18 +18,24 @@ impl Strategy for PersistentVolume {
     const KIND: &'static Kind = &kinds::PERSISTENT_VOLUME;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Capacity", "Its size.", |v| storage(spec(v).capacity.as_ref())),
-        text("Access Modes", "How it may be mounted.", |v| access_modes(spec(v).access_modes.as_deref())),
-        text("Reclaim Policy", "What happens to it when its claim is deleted.", |v| {
-            spec(v).persistent_volume_reclaim_policy.unwrap_or_default().into()
+        text("Capacity", "io.k8s.api.core.v1.PersistentVolumeSpec.capacity", |v| {
+            storage(spec(v).capacity.as_ref())
         }),
-        text("Status", "Available, Bound, Released or Failed; Terminating once deleted.", |v| {
+        text("Access Modes", "io.k8s.api.core.v1.PersistentVolumeSpec.accessModes", |v| {
+            access_modes(spec(v).access_modes.as_deref())
+        }),
+        text(
+            "Reclaim Policy",
+            "io.k8s.api.core.v1.PersistentVolumeSpec.persistentVolumeReclaimPolicy",
+            |v| spec(v).persistent_volume_reclaim_policy.unwrap_or_default().into(),
+        ),
+        text("Status", "io.k8s.api.core.v1.PersistentVolumeStatus.phase", |v| {
             if v.metadata.deletion_timestamp.is_some() {
                 return "Terminating".into();
             }
             v.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default().into()
         }),
-        text("Claim", "Namespace and name of the claim that it serves.", |v| match spec(v).claim_ref {
+        text("Claim", "io.k8s.api.core.v1.PersistentVolumeSpec.claimRef", |v| match spec(v).claim_ref {
             Some(r) => format!("{}/{}", r.namespace.unwrap_or_default(), r.name.unwrap_or_default()).into(),
             None => "".into(),
         }),
@@ -39,11 +45,11 @@ impl Strategy for PersistentVolume {
         text("VolumeAttributesClass", "The class of its attributes.", |v| {
             spec(v).volume_attributes_class_name.unwrap_or_else(|| "<unset>".to_owned()).into()
         }),
-        text("Reason", "Why it is in its state.", |v| {
+        text("Reason", "io.k8s.api.core.v1.PersistentVolumeStatus.reason", |v| {
             v.status.as_ref().and_then(|s| s.reason.as_deref()).unwrap_or_default().into()
         }),
         age(),
-        wide("VolumeMode", "Filesystem or Block.", |v| {
+        wide("VolumeMode", "io.k8s.api.core.v1.PersistentVolumeSpec.volumeMode", |v| {
             spec(v).volume_mode.unwrap_or_else(|| "<unset>".to_owned()).into()
         }),
     ];

@@ -18,12 +18,14 @@ impl Strategy for PersistentVolumeClaim {
     const KIND: &'static Kind = &kinds::PERSISTENT_VOLUME_CLAIM;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Status", "Pending, Bound or Lost; Terminating once deleted.", phase),
-        text("Volume", "The volume that serves it.", |c| spec(c).volume_name.unwrap_or_default().into()),
-        text("Capacity", "Size of that volume.", |c| {
+        text("Status", "io.k8s.api.core.v1.PersistentVolumeClaimStatus.phase", phase),
+        text("Volume", "io.k8s.api.core.v1.PersistentVolumeClaimSpec.volumeName", |c| {
+            spec(c).volume_name.unwrap_or_default().into()
+        }),
+        text("Capacity", "io.k8s.api.core.v1.PersistentVolumeClaimStatus.capacity", |c| {
             if bound(c) { storage(c.status.as_ref().and_then(|s| s.capacity.as_ref())) } else { "".into() }
         }),
-        text("Access Modes", "How that volume may be mounted.", |c| {
+        text("Access Modes", "io.k8s.api.core.v1.PersistentVolumeClaimStatus.accessModes", |c| {
             let modes = c.status.as_ref().and_then(|s| s.access_modes.as_deref());
             if bound(c) { access_modes(modes) } else { "".into() }
         }),
@@ -35,7 +37,7 @@ impl Strategy for PersistentVolumeClaim {
             spec(c).volume_attributes_class_name.unwrap_or_else(|| "<unset>".to_owned()).into()
         }),
         age(),
-        wide("VolumeMode", "Filesystem or Block.", |c| {
+        wide("VolumeMode", "io.k8s.api.core.v1.PersistentVolumeClaimSpec.volumeMode", |c| {
             spec(c).volume_mode.unwrap_or_else(|| "<unset>".to_owned()).into()
         }),
     ];

@@ -21,10 +21,10 @@ impl Strategy for Pod {
             columns::summary(p).restarts.into()
         }),
         age(),
-        wide("IP", "Its address in the pod network.", columns::ip),
-        wide("Node", "The node that it is bound to.", columns::node),
-        wide("Nominated Node", "The node on which room is being made for it.", columns::nominated_node),
-        wide("Readiness Gates", "Met readiness gates of all.", columns::readiness_gates),
+        wide("IP", "io.k8s.api.core.v1.PodStatus.podIP", columns::ip),
+        wide("Node", "io.k8s.api.core.v1.PodSpec.nodeName", columns::node),
+        wide("Nominated Node", "io.k8s.api.core.v1.PodStatus.nominatedNodeName", columns::nominated_node),
+        wide("Readiness Gates", "io.k8s.api.core.v1.PodSpec.readinessGates", columns::readiness_gates),
     ];
     const GRACEFUL: bool = true;
 

@@ -14,11 +14,13 @@ impl Strategy for ReplicationController {
     const KIND: &'static Kind = &kinds::REPLICATION_CONTROLLER;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        integer("Desired", "Pods that are asked for.", |c| {
+        integer("Desired", "io.k8s.api.core.v1.ReplicationControllerSpec.replicas", |c| {
             c.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0).into()
         }),
-        integer("Current", "Pods that there are.", |c| c.status.as_ref().map_or(0, |s| s.replicas).into()),
-        integer("Ready", "Pods that are ready.", |c| {
+        integer("Current", "io.k8s.api.core.v1.ReplicationControllerStatus.replicas", |c| {
+            c.status.as_ref().map_or(0, |s| s.replicas).into()
+        }),
+        integer("Ready", "io.k8s.api.core.v1.ReplicationControllerStatus.readyReplicas", |c| {
             c.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0).into()
         }),
         age(),
@@ -28,7 +30,7 @@ impl Strategy for ReplicationController {
         wide("Images", "Images of the template's containers.", |c| {
             container_images(c.spec.as_ref().and_then(|s| s.template.as_ref()))
         }),
-        wide("Selector", "Which pods it counts as its own.", |c| {
+        wide("Selector", "io.k8s.api.core.v1.ReplicationControllerSpec.selector", |c| {
             labels(c.spec.as_ref().and_then(|s| s.selector.as_ref()))
         }),
     ];

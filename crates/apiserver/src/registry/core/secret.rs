@@ -15,8 +15,8 @@ impl Strategy for Secret {
     const KIND: &'static Kind = &kinds::SECRET;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Type", "What kind of secret it is.", |s| s.type_.as_deref().unwrap_or_default().into()),
-        text("Data", "How many entries it has.", |s| {
+        text("Type", "io.k8s.api.core.v1.Secret.type", |s| s.type_.as_deref().unwrap_or_default().into()),
+        text("Data", "io.k8s.api.core.v1.Secret.data", |s| {
             s.data.as_ref().map_or(0, std::collections::BTreeMap::len).into()
         }),
         age(),

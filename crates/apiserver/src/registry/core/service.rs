@@ -17,8 +17,8 @@ impl Strategy for Service {
     const KIND: &'static Kind = &kinds::SERVICE;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Type", "How it is reached.", |s| kind(s).into()),
-        text("Cluster-IP", "Its address inside the cluster.", |s| {
+        text("Type", "io.k8s.api.core.v1.ServiceSpec.type", |s| kind(s).into()),
+        text("Cluster-IP", "io.k8s.api.core.v1.ServiceSpec.clusterIP", |s| {
             or_none(
                 s.spec
                     .as_ref()
@@ -27,10 +27,10 @@ impl Strategy for Service {
                     .map(String::as_str),
             )
         }),
-        text("External-IP", "Its addresses outside of the cluster.", external_ips),
-        text("Port(s)", "Its ports, each with its node port.", ports),
+        text("External-IP", "io.k8s.api.core.v1.ServiceSpec.externalIPs", external_ips),
+        text("Port(s)", "io.k8s.api.core.v1.ServiceSpec.ports", ports),
         age(),
-        wide("Selector", "Which pods serve it.", |s| {
+        wide("Selector", "io.k8s.api.core.v1.ServiceSpec.selector", |s| {
             labels(s.spec.as_ref().and_then(|s| s.selector.as_ref()))
         }),
     ];

@@ -21,15 +21,17 @@ impl Strategy for EndpointSlice {
     const KIND: &'static Kind = &kinds::ENDPOINT_SLICE;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("AddressType", "IPv4, IPv6 or FQDN.", |s| s.address_type.as_str().into()),
-        text("Ports", "The first few ports.", |s| match &s.ports {
+        text("AddressType", "io.k8s.api.discovery.v1.EndpointSlice.addressType", |s| {
+            s.address_type.as_str().into()
+        }),
+        text("Ports", "io.k8s.api.discovery.v1.EndpointSlice.ports", |s| match &s.ports {
             None => "*".into(),
             Some(ports) => {
                 let ports = ports.iter().map(|p| p.port.map_or_else(|| "*".to_owned(), |n| n.to_string()));
                 few(ports.collect(), "<unset>")
             }
         }),
-        text("Endpoints", "The first few addresses.", |s| {
+        text("Endpoints", "io.k8s.api.discovery.v1.EndpointSlice.endpoints", |s| {
             few(s.endpoints.iter().flatten().flat_map(|e| e.addresses.clone()).collect(), "<unset>")
         }),
         age(),

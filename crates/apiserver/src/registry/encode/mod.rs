@@ -11,10 +11,14 @@ use std::sync::OnceLock;
 
 use serde::ser::{self, Serialize};
 
+/// Versions whose types the table has apart from those of their group's newest.
+const OLDER: [&str; 1] = ["autoscaling/v1"];
+
 /// The object as JSON. `T::GROUP` tells apart the few types of one name.
 pub fn to_vec<T: Serialize + k8s_openapi::Resource>(object: &T) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
-    write(object, T::GROUP, &mut out);
+    let group = if OLDER.contains(&T::API_VERSION) { T::API_VERSION } else { T::GROUP };
+    write(object, group, &mut out);
     out
 }
 
@@ -72,6 +76,9 @@ fn facts() -> &'static HashMap<&'static str, Vec<Fact>> {
 fn facts_of(group: &str, name: &str) -> &'static [Fact] {
     let own = (!group.is_empty())
         .then_some([
+            "HorizontalPodAutoscaler",
+            "HorizontalPodAutoscalerSpec",
+            "HorizontalPodAutoscalerStatus",
             "Event",
             "EventSeries",
             "EndpointPort",

@@ -6,7 +6,7 @@ use k8s_openapi::api::events::v1::{Event, EventSeries};
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use crate::registry::core::event as old;
-use crate::registry::{Column, Selectable, Strategy};
+use crate::registry::{Column, Selectable, Strategy, encode};
 
 /// The event in the words of the core group.
 pub fn to_core(event: &Event) -> core::Event {
@@ -75,6 +75,15 @@ impl Strategy for Event {
     const KIND: &'static Kind = &kinds::EVENTS_EVENT;
     const COLUMNS: &'static [Column<Self>] = columns!(0, 1, 2, 3, 4, 5, 6, 7, 8, 9);
     const ALLOW_CREATE_ON_UPDATE: bool = true;
+    const STORED_AS: Option<&'static Kind> = Some(&kinds::EVENT);
+
+    fn to_stored(&self) -> Vec<u8> {
+        encode::to_vec(&to_core(self))
+    }
+
+    fn of_stored(json: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(json).map(|event| from_core(&event))
+    }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let event = to_core(self);

@@ -12,13 +12,13 @@ impl Strategy for FlowSchema {
     const KIND: &'static Kind = &kinds::FLOW_SCHEMA;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("PriorityLevel", "The level of its requests.", |f| {
+        text("PriorityLevel", "io.k8s.api.flowcontrol.v1.PriorityLevelConfigurationReference.name", |f| {
             f.spec.as_ref().map_or("", |s| s.priority_level_configuration.name.as_str()).into()
         }),
-        text("MatchingPrecedence", "Of several that fit, the lowest counts.", |f| {
+        text("MatchingPrecedence", "io.k8s.api.flowcontrol.v1.FlowSchemaSpec.matchingPrecedence", |f| {
             f.spec.as_ref().and_then(|s| s.matching_precedence).unwrap_or(0).into()
         }),
-        text("DistinguisherMethod", "What tells its flows apart.", |f| {
+        text("DistinguisherMethod", "io.k8s.api.flowcontrol.v1.FlowSchemaSpec.distinguisherMethod", |f| {
             f.spec
                 .as_ref()
                 .and_then(|s| s.distinguisher_method.as_ref())

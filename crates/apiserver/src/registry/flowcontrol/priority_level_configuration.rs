@@ -15,17 +15,27 @@ impl Strategy for PriorityLevelConfiguration {
     const KIND: &'static Kind = &kinds::PRIORITY_LEVEL_CONFIGURATION;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Type", "Limited or Exempt.", |p| p.spec.as_ref().map_or("", |s| s.type_.as_str()).into()),
-        text("NominalConcurrencyShares", "Its share of what is served at once.", |p| {
-            match p.spec.as_ref().and_then(|s| s.limited.as_ref()).and_then(|l| l.nominal_concurrency_shares)
+        text("Type", "io.k8s.api.flowcontrol.v1.PriorityLevelConfigurationSpec.type", |p| {
+            p.spec.as_ref().map_or("", |s| s.type_.as_str()).into()
+        }),
+        text(
+            "NominalConcurrencyShares",
+            "io.k8s.api.flowcontrol.v1.LimitedPriorityLevelConfiguration.nominalConcurrencyShares",
+            |p| match p
+                .spec
+                .as_ref()
+                .and_then(|s| s.limited.as_ref())
+                .and_then(|l| l.nominal_concurrency_shares)
             {
                 Some(n) => n.into(),
                 None => "<none>".into(),
-            }
+            },
+        ),
+        text("Queues", "io.k8s.api.flowcontrol.v1.QueuingConfiguration.queues", |p| number(p, |q| q.queues)),
+        text("HandSize", "io.k8s.api.flowcontrol.v1.QueuingConfiguration.handSize", |p| {
+            number(p, |q| q.hand_size)
         }),
-        text("Queues", "How many queues it has.", |p| number(p, |q| q.queues)),
-        text("HandSize", "Of how many queues a flow takes the shortest.", |p| number(p, |q| q.hand_size)),
-        text("QueueLengthLimit", "How many requests may wait in a queue.", |p| {
+        text("QueueLengthLimit", "io.k8s.api.flowcontrol.v1.QueuingConfiguration.queueLengthLimit", |p| {
             number(p, |q| q.queue_length_limit)
         }),
         age(),

@@ -13,7 +13,7 @@ impl Strategy for NetworkPolicy {
     const KIND: &'static Kind = &kinds::NETWORK_POLICY;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Pod-Selector", "Which pods it is for.", |p| {
+        text("Pod-Selector", "io.k8s.api.networking.v1.NetworkPolicySpec.podSelector", |p| {
             let selector = p.spec.as_ref().and_then(|s| s.pod_selector.as_ref());
             or_none(selector.map(selector_text).as_deref())
         }),

@@ -12,7 +12,7 @@ impl Strategy for ServiceCIDR {
     const KIND: &'static Kind = &kinds::SERVICE_CIDR;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("CIDRs", "Its addresses, one range a family.", |s| {
+        text("CIDRs", "io.k8s.api.networking.v1.ServiceCIDRSpec.cidrs", |s| {
             s.spec.as_ref().and_then(|s| s.cidrs.clone()).unwrap_or_default().join(",").into()
         }),
         age(),

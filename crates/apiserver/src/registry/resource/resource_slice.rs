@@ -17,14 +17,14 @@ impl Strategy for ResourceSlice {
     const KIND: &'static Kind = &kinds::RESOURCE_SLICE;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Node", "The node that has the devices.", |s| {
+        text("Node", "io.k8s.api.resource.v1.ResourceSliceSpec.nodeName", |s| {
             match s.spec.node_name.as_deref().filter(|n| !n.is_empty()) {
                 Some(node) => node.into(),
                 None => "<unset>".into(),
             }
         }),
-        text("Driver", "The driver of the devices.", |s| s.spec.driver.as_str().into()),
-        text("Pool", "The pool that the devices belong to.", |s| s.spec.pool.name.as_str().into()),
+        text("Driver", "io.k8s.api.resource.v1.ResourceSliceSpec.driver", |s| s.spec.driver.as_str().into()),
+        text("Pool", "io.k8s.api.resource.v1.ResourcePool.name", |s| s.spec.pool.name.as_str().into()),
         age(),
     ];
 

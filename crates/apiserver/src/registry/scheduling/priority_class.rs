@@ -28,12 +28,12 @@ impl Strategy for PriorityClass {
     const KIND: &'static Kind = &kinds::PRIORITY_CLASS;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        integer("Value", "The priority; higher comes first.", |p| p.value.unwrap_or(0).into()),
-        boolean("Global-Default", "Whether pods without a class get it.", |p| {
+        integer("Value", "io.k8s.api.scheduling.v1.PriorityClass.value", |p| p.value.unwrap_or(0).into()),
+        boolean("Global-Default", "io.k8s.api.scheduling.v1.PriorityClass.globalDefault", |p| {
             p.global_default.unwrap_or(false).into()
         }),
         age(),
-        text("PreemptionPolicy", "Whether its pods may take the place of others.", |p| {
+        text("PreemptionPolicy", "io.k8s.api.scheduling.v1.PriorityClass.preemptionPolicy", |p| {
             p.preemption_policy.as_deref().unwrap_or_default().into()
         }),
     ];

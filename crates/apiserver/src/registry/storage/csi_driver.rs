@@ -11,25 +11,25 @@ impl Strategy for CSIDriver {
     const KIND: &'static Kind = &kinds::CSI_DRIVER;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        boolean("AttachRequired", "Whether its volumes are attached to a node before use.", |d| {
+        boolean("AttachRequired", "io.k8s.api.storage.v1.CSIDriverSpec.attachRequired", |d| {
             d.spec.attach_required.unwrap_or(true).into()
         }),
-        boolean("PodInfoOnMount", "Whether it is told of the pod when it mounts.", |d| {
+        boolean("PodInfoOnMount", "io.k8s.api.storage.v1.CSIDriverSpec.podInfoOnMount", |d| {
             d.spec.pod_info_on_mount.unwrap_or(false).into()
         }),
-        boolean("StorageCapacity", "Whether the scheduler asks how much room it has.", |d| {
+        boolean("StorageCapacity", "io.k8s.api.storage.v1.CSIDriverSpec.storageCapacity", |d| {
             d.spec.storage_capacity.unwrap_or(false).into()
         }),
-        text("TokenRequests", "The audiences that it wants pods' tokens for.", |d| {
+        text("TokenRequests", "io.k8s.api.storage.v1.CSIDriverSpec.tokenRequests", |d| {
             match &d.spec.token_requests {
                 None => "<unset>".into(),
                 Some(list) => list.iter().map(|t| t.audience.clone()).collect::<Vec<_>>().join(",").into(),
             }
         }),
-        boolean("RequiresRepublish", "Whether it is called again from time to time.", |d| {
+        boolean("RequiresRepublish", "io.k8s.api.storage.v1.CSIDriverSpec.requiresRepublish", |d| {
             d.spec.requires_republish.unwrap_or(false).into()
         }),
-        text("Modes", "How long its volumes may live.", |d| {
+        text("Modes", "io.k8s.api.storage.v1.CSIDriverSpec.volumeLifecycleModes", |d| {
             d.spec.volume_lifecycle_modes.clone().unwrap_or_default().join(",").into()
         }),
         age(),

@@ -25,14 +25,16 @@ impl Strategy for StorageClass {
             },
             ..name()
         },
-        text("Provisioner", "Who makes its volumes.", |c| c.provisioner.as_str().into()),
-        text("ReclaimPolicy", "What happens to a volume when its claim is deleted.", |c| {
+        text("Provisioner", "io.k8s.api.storage.v1.StorageClass.provisioner", |c| {
+            c.provisioner.as_str().into()
+        }),
+        text("ReclaimPolicy", "io.k8s.api.storage.v1.StorageClass.reclaimPolicy", |c| {
             c.reclaim_policy.as_deref().unwrap_or("Delete").into()
         }),
-        text("VolumeBindingMode", "When a claim gets its volume.", |c| {
+        text("VolumeBindingMode", "io.k8s.api.storage.v1.StorageClass.volumeBindingMode", |c| {
             c.volume_binding_mode.as_deref().unwrap_or("Immediate").into()
         }),
-        text("AllowVolumeExpansion", "Whether its volumes may be enlarged.", |c| {
+        text("AllowVolumeExpansion", "io.k8s.api.storage.v1.StorageClass.allowVolumeExpansion", |c| {
             c.allow_volume_expansion.unwrap_or(false).into()
         }),
         age(),

@@ -14,13 +14,17 @@ impl Strategy for VolumeAttachment {
         name(),
         Column {
             format: "name",
-            ..text("Attacher", "The driver that attaches it.", |a| a.spec.attacher.as_str().into())
+            ..text("Attacher", "io.k8s.api.storage.v1.VolumeAttachmentSpec.attacher", |a| {
+                a.spec.attacher.as_str().into()
+            })
         },
-        text("PV", "The volume.", |a| {
+        text("PV", "io.k8s.api.storage.v1.VolumeAttachmentSource.persistentVolumeName", |a| {
             a.spec.source.persistent_volume_name.as_deref().unwrap_or_default().into()
         }),
-        text("Node", "The node.", |a| a.spec.node_name.as_str().into()),
-        boolean("Attached", "Whether it is attached.", |a| {
+        text("Node", "io.k8s.api.storage.v1.VolumeAttachmentSpec.nodeName", |a| {
+            a.spec.node_name.as_str().into()
+        }),
+        boolean("Attached", "io.k8s.api.storage.v1.VolumeAttachmentStatus.attached", |a| {
             a.status.as_ref().is_some_and(|s| s.attached).into()
         }),
         age(),

@@ -13,7 +13,9 @@ impl Strategy for VolumeAttributesClass {
     const KIND: &'static Kind = &kinds::VOLUME_ATTRIBUTES_CLASS;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("DriverName", "The driver that knows the attributes.", |c| c.driver_name.as_str().into()),
+        text("DriverName", "io.k8s.api.storage.v1.VolumeAttributesClass.driverName", |c| {
+            c.driver_name.as_str().into()
+        }),
         age(),
     ];
 

@@ -1,0 +1,412 @@
+//! The rules of a schema in CEL (`x-kubernetes-validations`, KEP-2876): read once when a definition is taken in, and
+//! evaluated for every write of an object, within one budget.
+
+use std::collections::BTreeMap;
+
+use krate_api::field::{Fault, FieldError};
+use krate_api::{FieldErrors, FieldPath};
+use serde_json::{Value as Json, json};
+
+use crate::cel::{Budget, Declared, Error, PER_POLICY, Program, Value};
+
+/// Where rules are in a schema.
+pub const RULES: &str = "x-kubernetes-validations";
+const REASONS: [&str; 4] =
+    ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
+const OUT_OF_BUDGET: &str =
+    "validation failed due to running out of cost budget, no further validation rules will be run";
+
+/// The rules of a schema and of all that is in it.
+#[derive(Default)]
+pub struct Rules {
+    own: Vec<Rule>,
+    fields: BTreeMap<String, Rules>,
+    /// Of what an object has beside its fields.
+    values: Option<Box<Rules>>,
+    items: Option<Box<Rules>>,
+    also: Vec<Rules>,
+}
+
+struct Rule {
+    program: Program,
+    /// Is only asked where there is an older value, unless it says that it can do without.
+    is_transition: bool,
+    optional_old: bool,
+    message: String,
+    message_expression: Option<Program>,
+    reason: Fault,
+    path: Option<String>,
+}
+
+fn text<'a>(rule: &'a Json, name: &str) -> &'a str {
+    rule.get(name).and_then(Json::as_str).unwrap_or_default()
+}
+
+fn compile(source: &str) -> Result<Program, String> {
+    Program::compile(source, &Declared::new(&["self", "oldSelf"])).map_err(|error| error.to_string())
+}
+
+impl Rule {
+    fn new(said: &Json) -> Option<Self> {
+        let source = text(said, "rule");
+        let program = compile(source).ok()?;
+        let message = text(said, "message").trim();
+        Some(Rule {
+            is_transition: program.names("oldSelf"),
+            optional_old: said.get("optionalOldSelf") == Some(&Json::Bool(true)),
+            message: if message.is_empty() {
+                format!("failed rule: {}", source.trim())
+            } else {
+                message.to_owned()
+            },
+            message_expression: Some(text(said, "messageExpression"))
+                .filter(|source| !source.is_empty())
+                .and_then(|source| compile(source).ok()),
+            reason: match text(said, "reason") {
+                "FieldValueForbidden" => Fault::Forbidden,
+                "FieldValueRequired" => Fault::Required,
+                "FieldValueDuplicate" => Fault::Duplicate,
+                _ => Fault::Invalid,
+            },
+            path: Some(text(said, "fieldPath").trim_start_matches('.').to_owned())
+                .filter(|path| !path.is_empty()),
+            program,
+        })
+    }
+
+    /// What is said of a value that the rule does not hold for.
+    fn told(&self, variables: &[(&str, Value)], budget: &mut Budget) -> String {
+        let made =
+            self.message_expression.as_ref().and_then(|program| program.evaluate(variables, budget).ok());
+        let made = made.as_ref().and_then(Value::as_str).map(str::trim);
+        made.filter(|told| !told.is_empty() && !told.contains('\n')).unwrap_or(&self.message).to_owned()
+    }
+}
+
+impl Rules {
+    /// The rules of a schema. Those that do not compile are refused with the definition, and are not here.
+    pub fn new(schema: &Json) -> Self {
+        let boxed =
+            |inner: Option<&Json>| inner.map(Rules::new).filter(|rules| !rules.is_empty()).map(Box::new);
+        let fields = schema.get("properties").and_then(Json::as_object).into_iter().flatten();
+        let list = |name: &str| schema.get(name).and_then(Json::as_array).into_iter().flatten();
+        Rules {
+            own: list(RULES).filter_map(Rule::new).collect(),
+            fields: fields
+                .map(|(name, inner)| (name.clone(), Rules::new(inner)))
+                .filter(|(_, rules)| !rules.is_empty())
+                .collect(),
+            values: boxed(super::prune::additional(schema)),
+            items: boxed(schema.get("items")),
+            also: list("allOf").map(Rules::new).filter(|rules| !rules.is_empty()).collect(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.own.is_empty()
+            && self.fields.is_empty()
+            && self.values.is_none()
+            && self.items.is_none()
+            && self.also.is_empty()
+    }
+
+    /// Checks an object, and against what it was where it was already there.
+    pub fn check(&self, object: &Json, old: Option<&Json>, schema: &Json, errors: &mut FieldErrors) {
+        if self.is_empty() {
+            return;
+        }
+        let mut check = Check { budget: Budget::new(PER_POLICY), errors, over: false };
+        check.part(self, object, old, schema, &FieldPath::new(""), false);
+    }
+}
+
+struct Check<'a> {
+    budget: Budget,
+    errors: &'a mut FieldErrors,
+    /// Nothing more is evaluated.
+    over: bool,
+}
+
+impl Check<'_> {
+    fn add(&mut self, fault: Fault, at: &FieldPath, detail: String) {
+        let field = if at.as_str().is_empty() { FieldPath::new("<nil>") } else { at.clone() };
+        self.errors.push(FieldError { fault, field, value: None, detail });
+    }
+
+    /// `kept`: what it is a part of is as it was, so it is not this write's fault.
+    fn part(
+        &mut self,
+        rules: &Rules,
+        value: &Json,
+        old: Option<&Json>,
+        schema: &Json,
+        at: &FieldPath,
+        kept: bool,
+    ) {
+        let old = old.filter(|old| !old.is_null());
+        let kept = kept || old == Some(value);
+        if self.over || value.is_null() {
+            return;
+        }
+        self.own(rules, value, old, schema, at, kept);
+        let nothing = Json::Null;
+        for also in &rules.also {
+            self.part(also, value, old, schema, at, kept);
+        }
+        match value {
+            Json::Object(fields) => {
+                for (name, inner) in fields {
+                    let before = old.and_then(|old| old.get(name));
+                    if let Some(rules) = rules.fields.get(name) {
+                        let schema =
+                            schema.get("properties").and_then(|all| all.get(name)).unwrap_or(&nothing);
+                        self.part(rules, inner, before, schema, &at.child(name), kept);
+                    } else if let Some(rules) = &rules.values
+                        && schema.get("properties").and_then(|all| all.get(name)).is_none()
+                    {
+                        let schema = super::prune::additional(schema).unwrap_or(&nothing);
+                        self.part(rules, inner, before, schema, &at.key(name), kept);
+                    }
+                }
+            }
+            Json::Array(items) => {
+                let Some(rules) = &rules.items else { return };
+                let inner = schema.get("items").unwrap_or(&nothing);
+                for (i, item) in items.iter().enumerate() {
+                    let before = old.and_then(|old| counterpart(item, old, schema));
+                    self.part(rules, item, before, inner, &at.index(i), kept);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn own(
+        &mut self,
+        rules: &Rules,
+        value: &Json,
+        old: Option<&Json>,
+        schema: &Json,
+        at: &FieldPath,
+        kept: bool,
+    ) {
+        if rules.own.is_empty() {
+            return;
+        }
+        if self.budget.left() == 0 {
+            self.over = true;
+            return self.add(Fault::Invalid, at, OUT_OF_BUDGET.to_owned());
+        }
+        let this = typed(value, schema);
+        let before = old.map(|old| typed(old, schema));
+        for rule in &rules.own {
+            let before = match (&before, rule.optional_old) {
+                (before, true) => before.clone().map_or(Value::NONE, Value::some),
+                (Some(before), false) => before.clone(),
+                (None, false) if rule.is_transition => continue,
+                (None, false) => Value::Null,
+            };
+            let variables = [("self", this.clone()), ("oldSelf", before)];
+            match rule.program.evaluate(&variables[..], &mut self.budget) {
+                Ok(Value::Bool(true)) => {}
+                Ok(_) if kept && !rule.is_transition => {}
+                Ok(_) => {
+                    let told = rule.told(&variables, &mut self.budget);
+                    let at = rule.path.iter().fold(at.clone(), |at, path| at.child(path));
+                    self.add(rule.reason, &at, told);
+                }
+                Err(Error::OutOfBudget) => {
+                    self.over = true;
+                    let told = if self.budget.left() == 0 {
+                        OUT_OF_BUDGET.to_owned()
+                    } else {
+                        format!(
+                            "'{}': no further validation rules will be run due to call cost exceeds limit for rule: {}",
+                            Error::OutOfBudget,
+                            rule.program.source()
+                        )
+                    };
+                    return self.add(Fault::Invalid, at, told);
+                }
+                Err(Error::Failed(why)) if why.starts_with("no such overload") => self.add(
+                    Fault::Invalid,
+                    at,
+                    format!(
+                        "'{why}': call arguments did not match a supported operator, function or macro signature for \
+                         rule: {}",
+                        rule.program.source()
+                    ),
+                ),
+                Err(Error::Failed(why)) => {
+                    self.add(Fault::Invalid, at, format!("{why} evaluating rule: {}", rule.program.source()));
+                }
+            }
+        }
+    }
+}
+
+/// The item of an older list that an item was: the one with the same keys, where items have keys.
+fn counterpart<'a>(item: &Json, old: &'a Json, schema: &Json) -> Option<&'a Json> {
+    if schema.get("x-kubernetes-list-type").and_then(Json::as_str) != Some("map") {
+        return None;
+    }
+    let keys = schema.get("x-kubernetes-list-map-keys")?.as_array()?;
+    let same =
+        |other: &&Json| keys.iter().filter_map(Json::as_str).all(|key| other.get(key) == item.get(key));
+    old.as_array()?.iter().find(same)
+}
+
+/// A value as rules see it: what its schema says of it tells whole fractions from numbers, and times from texts.
+fn typed(value: &Json, schema: &Json) -> Value {
+    let format = text(schema, "format");
+    match (value, text(schema, "type")) {
+        (Json::Number(n), "number") => Value::Double(n.as_f64().unwrap_or(f64::NAN)),
+        (Json::String(s), "string") => match format {
+            "date-time" => s.parse().map_or_else(|_| Value::from_json(value), Value::Timestamp),
+            "byte" => {
+                use base64::Engine as _;
+                let bytes = base64::engine::general_purpose::STANDARD.decode(s);
+                bytes.map_or_else(|_| Value::from_json(value), |bytes| Value::Bytes(bytes.into()))
+            }
+            _ => Value::from_json(value),
+        },
+        (Json::Array(items), _) => {
+            let nothing = Json::Null;
+            let inner = schema.get("items").unwrap_or(&nothing);
+            Value::list(items.iter().map(|item| typed(item, inner)).collect())
+        }
+        (Json::Object(fields), _) => {
+            let nothing = Json::Null;
+            let of = |name: &str| {
+                let named = schema.get("properties").and_then(|all| all.get(name));
+                named.or_else(|| super::prune::additional(schema)).unwrap_or(&nothing)
+            };
+            // A field that is null is as good as none to who asks whether it is there.
+            let set = fields.iter().filter(|(_, value)| !value.is_null());
+            Value::map(set.map(|(name, value)| (name.clone(), typed(value, of(name)))))
+        }
+        _ => Value::from_json(value),
+    }
+}
+
+/// Checks the rules that a part of a definition's schema says.
+pub fn check_said(schema: &Json, at: &FieldPath, errors: &mut FieldErrors) {
+    let said = schema.get(RULES).and_then(Json::as_array).into_iter().flatten();
+    for (i, said) in said.enumerate() {
+        let at = at.child(RULES).index(i);
+        let source = text(said, "rule").trim();
+        if source.is_empty() {
+            errors.required(&at.child("rule"), "rule is not specified");
+            continue;
+        }
+        match compile(source) {
+            Err(why) => {
+                errors.invalid(&at.child("rule"), shown(said), format!("compilation failed: {why}"));
+            }
+            Ok(program) if program.static_type().is_some_and(|kind| kind != "bool") => {
+                errors.invalid(&at.child("rule"), shown(said), "cel expression must evaluate to a bool");
+            }
+            Ok(_) => {}
+        }
+        let message = text(said, "message");
+        if !message.is_empty() && message.trim().is_empty() {
+            errors.invalid(&at.child("message"), message, "message must be non-empty if specified");
+        } else if message.trim().contains('\n') {
+            errors.invalid(&at.child("message"), message, "message must not contain line breaks");
+        }
+        let expression = text(said, "messageExpression");
+        if !expression.is_empty()
+            && let Err(why) = compile(expression)
+        {
+            let why = format!("messageExpression compilation failed: {why}");
+            errors.invalid(&at.child("messageExpression"), shown(said), why);
+        }
+        let reason = text(said, "reason");
+        if !reason.is_empty() && !REASONS.contains(&reason) {
+            errors.not_supported(&at.child("reason"), reason, &REASONS);
+        }
+    }
+}
+
+/// A rule as upstream shows it.
+fn shown(said: &Json) -> Json {
+    json!({
+        "Rule": text(said, "rule"), "Message": text(said, "message"),
+        "MessageExpression": text(said, "messageExpression"), "Reason": said.get("reason"),
+        "FieldPath": text(said, "fieldPath"), "OptionalOldSelf": said.get("optionalOldSelf"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(schema: &Json, value: &Json, old: Option<&Json>) -> Vec<String> {
+        let mut errors = FieldErrors::new();
+        Rules::new(schema).check(value, old, schema, &mut errors);
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn rules_see_their_own_part_and_what_it_was() {
+        let schema = json!({"type": "object", "properties": {"spec": {"type": "object",
+        "properties": {"size": {"type": "integer"}, "ratio": {"type": "number"},
+            "at": {"type": "string", "format": "date-time"}},
+        RULES: [
+            {"rule": "self.size > 2", "message": "too small", "reason": "FieldValueForbidden", "fieldPath": ".size"},
+            {"rule": "self.size >= oldSelf.size", "messageExpression": "'was ' + string(oldSelf.size)"},
+            {"rule": "!has(self.ratio) || self.ratio < 1.5"},
+            {"rule": "!has(self.at) || self.at.getFullYear() > 2000"},
+        ]}}});
+        let of = |size: i64| json!({"spec": {"size": size}});
+        assert_eq!(faults(&schema, &of(3), None), [""; 0]);
+        assert_eq!(faults(&schema, &of(1), None), ["spec.size: Forbidden: too small"]);
+        assert_eq!(faults(&schema, &of(3), Some(&of(4))), ["spec: Invalid value: was 4"]);
+        let odd = json!({"spec": {"size": 3, "ratio": 2, "at": "1999-01-01T00:00:00Z"}});
+        assert_eq!(
+            faults(&schema, &odd, None),
+            [
+                "spec: Invalid value: failed rule: !has(self.ratio) || self.ratio < 1.5",
+                "spec: Invalid value: failed rule: !has(self.at) || self.at.getFullYear() > 2000",
+            ]
+        );
+        // What was wrong before and has not changed is not this write's fault.
+        assert_eq!(faults(&schema, &of(1), Some(&of(1))), [""; 0]);
+    }
+
+    #[test]
+    fn items_are_told_by_their_keys() {
+        let schema = json!({"type": "object", "properties": {"ports": {"type": "array", "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["n"], "items": {"type": "object",
+                "properties": {"n": {"type": "string"}, "p": {"type": "integer"}},
+                RULES: [{"rule": "self.p == oldSelf.p", "message": "fixed"}]}}}});
+        let of = |ports: &[(&str, i64)]| -> Json {
+            let ports: Vec<Json> = ports.iter().map(|(n, p)| json!({"n": n, "p": p})).collect();
+            json!({"ports": ports})
+        };
+        let old = of(&[("a", 1), ("b", 2)]);
+        assert_eq!(faults(&schema, &of(&[("b", 2), ("new", 7), ("a", 1)]), Some(&old)), [""; 0]);
+        assert_eq!(faults(&schema, &of(&[("b", 3)]), Some(&old)), ["ports[0]: Invalid value: fixed"]);
+    }
+
+    #[test]
+    fn a_rule_that_costs_too_much_is_stopped() {
+        let schema = json!({"type": "object", "properties": {"l": {"type": "array", "items": {"type": "integer"},
+            RULES: [{"rule": "self.all(a, self.all(b, self.all(c, a + b + c > 0)))"}]}}});
+        let value = json!({"l": vec![1; 500]});
+        let faults = faults(&schema, &value, None);
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].contains("call cost exceeds limit"), "{faults:?}");
+    }
+
+    #[test]
+    fn what_a_definition_says_is_checked() {
+        let schema = json!({RULES: [{"rule": ""}, {"rule": "self >"}, {"rule": "1 + 1"},
+            {"rule": "true", "reason": "Odd", "message": "a\nb"}]});
+        let mut errors = FieldErrors::new();
+        check_said(&schema, &FieldPath::new("s"), &mut errors);
+        let fields: Vec<String> = errors.iter().map(|error| error.field.as_str().to_owned()).collect();
+        let at = |i: usize, field: &str| format!("s.{RULES}[{i}].{field}");
+        assert_eq!(fields, [at(0, "rule"), at(1, "rule"), at(2, "rule"), at(3, "message"), at(3, "reason")]);
+    }
+}
