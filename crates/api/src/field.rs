@@ -132,9 +132,13 @@ impl fmt::Display for FieldError {
 #[derive(Clone, Debug, Default)]
 pub struct FieldErrors(Vec<FieldError>);
 
-/// A value as a field error shows it: JSON for what is simple, so that strings are quoted.
+/// A value as a field error shows it: in JSON, whose texts upstream makes safe for HTML where they are inside of others.
 fn shown(value: impl serde::Serialize) -> Option<String> {
-    serde_json::to_string(&value).ok()
+    let text = serde_json::to_string(&value).ok()?;
+    if text.starts_with('"') || !text.contains(['<', '>', '&']) {
+        return Some(text);
+    }
+    Some(text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026"))
 }
 
 impl FieldErrors {

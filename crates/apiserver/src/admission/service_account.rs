@@ -33,6 +33,11 @@ impl ServiceAccounts {
 
     async fn account(&self, attributes: &Attributes, name: &str) -> Result<ServiceAccount, StatusError> {
         let missing = |error: StatusError| {
+            // Upstream looks it up where it is known by its kind.
+            let error = match error.code() {
+                404 => format!("serviceaccount {name:?} not found"),
+                _ => error.to_string(),
+            };
             attributes.forbidden(format!(
                 "error looking up service account {}/{name}: {error}",
                 attributes.namespace

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, CustomResourceDefinitionVersion,
 };
+use krate_api::docs::Docs;
 use krate_api::schema::TypeRef;
 use krate_api::{FieldErrors, FieldPath, Kind, names};
 use serde_json::{Value, json};
@@ -145,7 +146,8 @@ fn columns(version: &CustomResourceDefinitionVersion) -> Vec<Column> {
         if let Some(path) = Path::parse(".metadata.creationTimestamp") {
             out.push(Column {
                 definition: json!({
-                    "name": age.name, "type": "date", "format": "", "description": age.description, "priority": 0,
+                    "name": age.name, "type": "date", "format": "", "priority": 0,
+                    "description": "Custom resource definition column (in JSONPath format): .metadata.creationTimestamp",
                 }),
                 kind: "date".to_owned(),
                 path,
@@ -268,11 +270,9 @@ impl Registry for Version {
 
     fn columns(&self) -> Value {
         let name = column::name::<ConfigMap>();
-        let first = json!({
-            "name": name.name, "type": name.kind, "format": name.format, "description": name.description,
-            "priority": name.priority,
-        });
-        std::iter::once(first).chain(self.columns.iter().map(|c| c.definition.clone())).collect()
+        std::iter::once(column::definition(&name, &Docs::shared()))
+            .chain(self.columns.iter().map(|c| c.definition.clone()))
+            .collect()
     }
 
     fn cells(&self, object: &dyn Object) -> Vec<Value> {

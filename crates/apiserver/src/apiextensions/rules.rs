@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use krate_api::field::{Fault, FieldError};
 use krate_api::{FieldErrors, FieldPath};
-use serde_json::{Value as Json, json};
+use serde::Serialize;
+use serde_json::Value as Json;
 
 use crate::cel::{Budget, Declared, Error, PER_POLICY, Program, Value};
 
@@ -329,16 +330,32 @@ pub fn check_said(schema: &Json, at: &FieldPath, errors: &mut FieldErrors) {
 }
 
 /// A rule as upstream shows it.
-fn shown(said: &Json) -> Json {
-    json!({
-        "Rule": text(said, "rule"), "Message": text(said, "message"),
-        "MessageExpression": text(said, "messageExpression"), "Reason": said.get("reason"),
-        "FieldPath": text(said, "fieldPath"), "OptionalOldSelf": said.get("optionalOldSelf"),
-    })
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Shown<'a> {
+    rule: &'a str,
+    message: &'a str,
+    message_expression: &'a str,
+    reason: Option<&'a Json>,
+    field_path: &'a str,
+    optional_old_self: Option<&'a Json>,
+}
+
+fn shown(said: &Json) -> Shown<'_> {
+    Shown {
+        rule: text(said, "rule"),
+        message: text(said, "message"),
+        message_expression: text(said, "messageExpression"),
+        reason: said.get("reason"),
+        field_path: text(said, "fieldPath"),
+        optional_old_self: said.get("optionalOldSelf"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn faults(schema: &Json, value: &Json, old: Option<&Json>) -> Vec<String> {

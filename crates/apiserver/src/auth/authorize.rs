@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::rbac::v1::PolicyRule;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
 use krate_api::{Reason, StatusError};
 
 use super::{MASTERS, User};
@@ -76,9 +77,10 @@ fn ask<'a>(user: &'a User, info: &'a RequestInfo) -> Ask<'a> {
 /// The refusal of a request.
 pub fn forbidden(user: &User, info: &RequestInfo) -> StatusError {
     if !info.is_resource {
-        return StatusError::new(
+        return StatusError::with_details(
             Reason::Forbidden,
             format!("forbidden: User \"{}\" cannot {} path \"{}\"", user.name, info.verb, info.path),
+            Some(StatusDetails::default()),
         );
     }
     let resource = if info.subresource.is_empty() {

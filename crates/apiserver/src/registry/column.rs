@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use k8s_openapi::Metadata;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
-use serde_json::Value;
+use krate_api::docs::Docs;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 use super::Column;
@@ -25,6 +26,17 @@ pub const fn integer<T>(name: &'static str, description: &'static str, cell: fn(
 
 pub const fn boolean<T>(name: &'static str, description: &'static str, cell: fn(&T) -> Value) -> Column<T> {
     Column { name, kind: "boolean", format: "", priority: 0, description, cell }
+}
+
+/// A column as tables define it.
+pub fn definition<T>(column: &Column<T>, docs: &Docs) -> Value {
+    json!({
+        "name": column.name,
+        "type": column.kind,
+        "format": column.format,
+        "description": docs.of(column.description).unwrap_or(column.description),
+        "priority": column.priority,
+    })
 }
 
 /// The object's name.

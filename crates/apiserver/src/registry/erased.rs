@@ -9,10 +9,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::docs::Docs;
 use krate_api::schema::{self, TypeRef};
 use krate_api::{FieldErrors, FieldPath, Kind};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::column::definition;
 use super::encode;
-use super::strategy::{Column, Context, Selectable, Strategy};
+use super::strategy::{Context, Selectable, Strategy};
 
 /// An object of some kind.
 pub trait Object: Any + Send + Sync {
@@ -226,16 +227,7 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
     fn columns(&self) -> Value {
         let columns = || {
             let docs = Docs::shared();
-            let definition = |c: &Column<S>| {
-                json!({
-                    "name": c.name,
-                    "type": c.kind,
-                    "format": c.format,
-                    "description": docs.of(c.description).unwrap_or(c.description),
-                    "priority": c.priority,
-                })
-            };
-            S::COLUMNS.iter().map(definition).collect()
+            S::COLUMNS.iter().map(|column| definition(column, &docs)).collect()
         };
         self.columns.get_or_init(columns).clone()
     }

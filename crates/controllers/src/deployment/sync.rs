@@ -187,7 +187,8 @@ impl Sync<'_> {
             return Ok(());
         }
         let patch = json!({"metadata": {"uid": uid(&self.d), "annotations": {REVISION: number.to_string()}}});
-        let patched = self.api().patch(name(&self.d), &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let patched =
+            self.api().patch_status(name(&self.d), &PatchParams::default(), &Patch::Merge(patch)).await?;
         self.d.metadata = patched.metadata;
         Ok(())
     }

@@ -17,12 +17,16 @@ impl Strategy for MutatingAdmissionPolicy {
     const KIND: &'static Kind = &kinds::MUTATING_ADMISSION_POLICY;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        integer("Mutations", "How many changes it makes.", |p| {
-            p.spec.as_ref().and_then(|s| s.mutations.as_ref()).map_or(0, Vec::len).into()
-        }),
-        text("ParamKind", "The kind of its parameters.", |p| {
-            param_kind_text(p.spec.as_ref().and_then(|s| s.param_kind.as_ref()))
-        }),
+        integer(
+            "Mutations",
+            "Mutation indicates the number of mutations rules defined in this configuration",
+            |p| p.spec.as_ref().and_then(|s| s.mutations.as_ref()).map_or(0, Vec::len).into(),
+        ),
+        text(
+            "ParamKind",
+            "ParamKind specifies the kind of resources used to parameterize this policy",
+            |p| param_kind_text(p.spec.as_ref().and_then(|s| s.param_kind.as_ref())),
+        ),
         age(),
     ];
 

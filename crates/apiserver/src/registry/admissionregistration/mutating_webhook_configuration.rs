@@ -13,9 +13,11 @@ impl Strategy for MutatingWebhookConfiguration {
     const KIND: &'static Kind = &kinds::MUTATING_WEBHOOK_CONFIGURATION;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        integer("Webhooks", "How many webhooks it names.", |c| {
-            c.webhooks.as_ref().map_or(0, Vec::len).into()
-        }),
+        integer(
+            "Webhooks",
+            "Webhooks indicates the number of webhooks registered in this configuration",
+            |c| c.webhooks.as_ref().map_or(0, Vec::len).into(),
+        ),
         age(),
     ];
 

@@ -17,12 +17,16 @@ impl Strategy for ValidatingAdmissionPolicy {
     const KIND: &'static Kind = &kinds::VALIDATING_ADMISSION_POLICY;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        integer("Validations", "How many conditions it states.", |p| {
-            p.spec.as_ref().and_then(|s| s.validations.as_ref()).map_or(0, Vec::len).into()
-        }),
-        text("ParamKind", "The kind of its parameters.", |p| {
-            param_kind_text(p.spec.as_ref().and_then(|s| s.param_kind.as_ref()))
-        }),
+        integer(
+            "Validations",
+            "Validations indicates the number of validation rules defined in this configuration",
+            |p| p.spec.as_ref().and_then(|s| s.validations.as_ref()).map_or(0, Vec::len).into(),
+        ),
+        text(
+            "ParamKind",
+            "ParamKind specifies the kind of resources used to parameterize this policy",
+            |p| param_kind_text(p.spec.as_ref().and_then(|s| s.param_kind.as_ref())),
+        ),
         age(),
     ];
 

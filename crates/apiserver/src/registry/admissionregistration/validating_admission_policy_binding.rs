@@ -15,8 +15,14 @@ impl Strategy for ValidatingAdmissionPolicyBinding {
     const KIND: &'static Kind = &kinds::VALIDATING_ADMISSION_POLICY_BINDING;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("PolicyName", "The policy.", |b| b.spec.policy_name.as_str().into()),
-        text("ParamRef", "The object with its parameters.", |b| param_ref_text(b.spec.param_ref.as_ref())),
+        text(
+            "PolicyName",
+            "PolicyName indicates the policy definition which the policy binding binded to",
+            |b| b.spec.policy_name.as_str().into(),
+        ),
+        text("ParamRef", "ParamRef indicates the param resource which sets the configuration param", |b| {
+            param_ref_text(b.spec.param_ref.as_ref())
+        }),
         age(),
     ];
 

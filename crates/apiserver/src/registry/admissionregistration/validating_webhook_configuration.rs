@@ -12,9 +12,11 @@ impl Strategy for ValidatingWebhookConfiguration {
     const KIND: &'static Kind = &kinds::VALIDATING_WEBHOOK_CONFIGURATION;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        integer("Webhooks", "How many webhooks it names.", |c| {
-            c.webhooks.as_ref().map_or(0, Vec::len).into()
-        }),
+        integer(
+            "Webhooks",
+            "Webhooks indicates the number of webhooks registered in this configuration",
+            |c| c.webhooks.as_ref().map_or(0, Vec::len).into(),
+        ),
         age(),
     ];
 

@@ -11,7 +11,7 @@ impl Strategy for ControllerRevision {
     const KIND: &'static Kind = &kinds::CONTROLLER_REVISION;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Controller", "The workload whose state it is.", |r| {
+        text("Controller", "Controller of the object", |r| {
             let owners = r.metadata.owner_references.iter().flatten();
             match owners.into_iter().find(|o| o.controller == Some(true)) {
                 Some(owner) => {

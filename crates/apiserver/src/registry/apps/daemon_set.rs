@@ -39,10 +39,10 @@ impl Strategy for DaemonSet {
             labels(spec.and_then(|s| s.node_selector.as_ref()))
         }),
         age(),
-        wide("Containers", "Names of the template's containers.", |d| {
+        wide("Containers", "Names of each container in the template.", |d| {
             container_names(d.spec.as_ref().map(|s| &s.template))
         }),
-        wide("Images", "Images of the template's containers.", |d| {
+        wide("Images", "Images referenced by each container in the template.", |d| {
             container_images(d.spec.as_ref().map(|s| &s.template))
         }),
         wide("Selector", "io.k8s.api.apps.v1.DaemonSetSpec.selector", |d| {

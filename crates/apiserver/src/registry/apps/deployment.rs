@@ -1,6 +1,7 @@
 //! Deployment: pods of one template, replaced a few at a time.
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStatus, RollingUpdateDeployment};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
@@ -14,7 +15,7 @@ impl Strategy for Deployment {
     const KIND: &'static Kind = &kinds::DEPLOYMENT;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Ready", "Ready pods of those that are asked for.", |d| {
+        text("Ready", "Number of the pod with ready state", |d| {
             let ready = d.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
             format!("{ready}/{}", d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0)).into()
         }),
@@ -25,10 +26,10 @@ impl Strategy for Deployment {
             d.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0).into()
         }),
         age(),
-        wide("Containers", "Names of the template's containers.", |d| {
+        wide("Containers", "Names of each container in the template.", |d| {
             container_names(d.spec.as_ref().map(|s| &s.template))
         }),
-        wide("Images", "Images of the template's containers.", |d| {
+        wide("Images", "Images referenced by each container in the template.", |d| {
             container_images(d.spec.as_ref().map(|s| &s.template))
         }),
         wide("Selector", "io.k8s.api.apps.v1.DeploymentSpec.selector", |d| {
@@ -92,7 +93,9 @@ impl Strategy for Deployment {
     fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         let selector = |d: &Self| d.spec.as_ref().map(|s| s.selector.clone()).unwrap_or_default();
         if differ(&selector(self), &selector(old)) {
-            errors.invalid(&at.child("spec").child("selector"), selector(self), IMMUTABLE);
+            let said = selector(self);
+            let said = (said != LabelSelector::default()).then_some(said);
+            errors.invalid(&at.child("spec").child("selector"), said, IMMUTABLE);
         }
     }
 

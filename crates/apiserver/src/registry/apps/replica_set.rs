@@ -23,10 +23,10 @@ impl Strategy for ReplicaSet {
             r.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0).into()
         }),
         age(),
-        wide("Containers", "Names of the template's containers.", |r| {
+        wide("Containers", "Names of each container in the template.", |r| {
             container_names(r.spec.as_ref().and_then(|s| s.template.as_ref()))
         }),
-        wide("Images", "Images of the template's containers.", |r| {
+        wide("Images", "Images referenced by each container in the template.", |r| {
             container_images(r.spec.as_ref().and_then(|s| s.template.as_ref()))
         }),
         wide("Selector", "io.k8s.api.apps.v1.ReplicaSetSpec.selector", |r| {

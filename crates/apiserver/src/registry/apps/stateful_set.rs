@@ -13,15 +13,15 @@ impl Strategy for StatefulSet {
     const KIND: &'static Kind = &kinds::STATEFUL_SET;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Ready", "Ready pods of those that are asked for.", |s| {
+        text("Ready", "Number of the pod with ready state", |s| {
             let ready = s.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
             format!("{ready}/{}", s.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0)).into()
         }),
         age(),
-        wide("Containers", "Names of the template's containers.", |s| {
+        wide("Containers", "Names of each container in the template.", |s| {
             container_names(s.spec.as_ref().map(|s| &s.template))
         }),
-        wide("Images", "Images of the template's containers.", |s| {
+        wide("Images", "Images referenced by each container in the template.", |s| {
             container_images(s.spec.as_ref().map(|s| &s.template))
         }),
     ];

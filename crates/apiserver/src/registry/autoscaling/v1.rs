@@ -162,7 +162,7 @@ fn from_v2(stored: &Value) -> Result<v1::HorizontalPodAutoscaler, serde_json::Er
     for metric in spec["metrics"].as_array().into_iter().flatten() {
         match metric.pointer("/resource/target/averageUtilization") {
             Some(percent) if is_processor(metric) => {
-                out["spec"]["targetCPUUtilizationPercentage"] = percent.clone()
+                out["spec"]["targetCPUUtilizationPercentage"] = percent.clone();
             }
             _ => others.push(older(metric, "target")),
         }

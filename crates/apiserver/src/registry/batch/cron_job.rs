@@ -38,8 +38,10 @@ impl Strategy for CronJob {
             }
         }),
         age(),
-        wide("Containers", "Names of the template's containers.", |c| container_names(template(c))),
-        wide("Images", "Images of the template's containers.", |c| container_images(template(c))),
+        wide("Containers", "Names of each container in the template.", |c| container_names(template(c))),
+        wide("Images", "Images referenced by each container in the template.", |c| {
+            container_images(template(c))
+        }),
         wide("Selector", "io.k8s.api.batch.v1.JobSpec.selector", |c| {
             let spec = c.spec.job_template.spec.as_ref();
             match spec.and_then(|s| s.selector.as_ref()) {

@@ -25,14 +25,14 @@ impl Strategy for Job {
     const KIND: &'static Kind = &kinds::JOB;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Status", "Whether it runs, or how it ended.", |j| status(j).into()),
+        text("Status", "Status of the job.", |j| status(j).into()),
         text("Completions", "io.k8s.api.batch.v1.JobStatus.succeeded", completions),
-        text("Duration", "How long it has run, or ran.", duration),
+        text("Duration", "Time required to complete the job.", duration),
         age(),
-        wide("Containers", "Names of the template's containers.", |j| {
+        wide("Containers", "Names of each container in the template.", |j| {
             container_names(j.spec.as_ref().map(|s| &s.template))
         }),
-        wide("Images", "Images of the template's containers.", |j| {
+        wide("Images", "Images referenced by each container in the template.", |j| {
             container_images(j.spec.as_ref().map(|s| &s.template))
         }),
         wide("Selector", "io.k8s.api.batch.v1.JobSpec.selector", |j| {

@@ -15,7 +15,9 @@ impl Strategy for CertificateSigningRequest {
         name(),
         age(),
         text("SignerName", "Who is to sign it.", |c| c.spec.signer_name.as_str().into()),
-        text("Requestor", "Who asks.", |c| c.spec.username.as_deref().unwrap_or_default().into()),
+        text("Requestor", "Base64-encoded PKCS#10 CSR data", |c| {
+            c.spec.username.as_deref().unwrap_or_default().into()
+        }),
         text(
             "RequestedDuration",
             "io.k8s.api.certificates.v1.CertificateSigningRequestSpec.expirationSeconds",
@@ -24,7 +26,7 @@ impl Strategy for CertificateSigningRequest {
                 None => "<none>".into(),
             },
         ),
-        text("Condition", "What was decided.", condition),
+        text("Condition", "Conditions applied to the request, such as approval or denial.", condition),
     ];
 
     fn default(&mut self) {

@@ -17,7 +17,7 @@ fn phase(namespace: &Namespace) -> &str {
 impl Strategy for Namespace {
     const KIND: &'static Kind = &kinds::NAMESPACE;
     const COLUMNS: &'static [Column<Self>] =
-        &[name(), text("Status", "Active, or Terminating once deleted.", |n| phase(n).into()), age()];
+        &[name(), text("Status", "The status of the namespace", |n| phase(n).into()), age()];
 
     fn default(&mut self) {
         if let Some(name) = self.metadata.name.clone().filter(|n| !n.is_empty()) {

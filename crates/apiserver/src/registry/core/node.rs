@@ -13,8 +13,8 @@ impl Strategy for Node {
     const KIND: &'static Kind = &kinds::NODE;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Status", "Whether it is ready, and whether pods are scheduled onto it.", status),
-        text("Roles", "Its roles, from its labels.", roles),
+        text("Status", "The status of the node", status),
+        text("Roles", "The roles of the node", roles),
         age(),
         text("Version", "io.k8s.api.core.v1.NodeSystemInfo.kubeletVersion", |n| {
             info(n).kubelet_version.into()

@@ -39,10 +39,10 @@ impl Strategy for PersistentVolume {
             Some(r) => format!("{}/{}", r.namespace.unwrap_or_default(), r.name.unwrap_or_default()).into(),
             None => "".into(),
         }),
-        text("StorageClass", "The class of storage that it belongs to.", |v| {
+        text("StorageClass", "StorageClass of the pv", |v| {
             spec(v).storage_class_name.unwrap_or_default().into()
         }),
-        text("VolumeAttributesClass", "The class of its attributes.", |v| {
+        text("VolumeAttributesClass", "VolumeAttributesClass of the pv", |v| {
             spec(v).volume_attributes_class_name.unwrap_or_else(|| "<unset>".to_owned()).into()
         }),
         text("Reason", "io.k8s.api.core.v1.PersistentVolumeStatus.reason", |v| {

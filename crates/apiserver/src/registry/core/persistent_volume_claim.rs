@@ -29,11 +29,11 @@ impl Strategy for PersistentVolumeClaim {
             let modes = c.status.as_ref().and_then(|s| s.access_modes.as_deref());
             if bound(c) { access_modes(modes) } else { "".into() }
         }),
-        text("StorageClass", "The class of storage that is asked for.", |c| {
+        text("StorageClass", "StorageClass of the pvc", |c| {
             let beta = c.metadata.annotations.as_ref().and_then(|a| a.get(BETA_CLASS)).cloned();
             beta.or(spec(c).storage_class_name).unwrap_or_default().into()
         }),
-        text("VolumeAttributesClass", "The class of attributes that is asked for.", |c| {
+        text("VolumeAttributesClass", "VolumeAttributesClass of the pvc", |c| {
             spec(c).volume_attributes_class_name.unwrap_or_else(|| "<unset>".to_owned()).into()
         }),
         age(),

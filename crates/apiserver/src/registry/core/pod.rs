@@ -15,11 +15,17 @@ impl Strategy for Pod {
     const KIND: &'static Kind = &kinds::POD;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Ready", "Ready containers of all.", |p| columns::summary(p).ready.into()),
-        text("Status", "What its containers are doing, in a word.", |p| columns::summary(p).status.into()),
-        text("Restarts", "How often its containers were restarted, and when last.", |p| {
-            columns::summary(p).restarts.into()
+        text("Ready", "The aggregate readiness state of this pod for accepting traffic.", |p| {
+            columns::summary(p).ready.into()
         }),
+        text("Status", "The aggregate status of the containers in this pod.", |p| {
+            columns::summary(p).status.into()
+        }),
+        text(
+            "Restarts",
+            "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted.",
+            |p| columns::summary(p).restarts.into(),
+        ),
         age(),
         wide("IP", "io.k8s.api.core.v1.PodStatus.podIP", columns::ip),
         wide("Node", "io.k8s.api.core.v1.PodSpec.nodeName", columns::node),

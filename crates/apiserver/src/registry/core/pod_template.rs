@@ -12,9 +12,13 @@ impl Strategy for PodTemplate {
     const KIND: &'static Kind = &kinds::POD_TEMPLATE;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Containers", "Names of the template's containers.", |t| container_names(t.template.as_ref())),
-        text("Images", "Images of the template's containers.", |t| container_images(t.template.as_ref())),
-        text("Pod Labels", "Labels of the pods made from it.", |t| {
+        text("Containers", "Names of each container in the template.", |t| {
+            container_names(t.template.as_ref())
+        }),
+        text("Images", "Images referenced by each container in the template.", |t| {
+            container_images(t.template.as_ref())
+        }),
+        text("Pod Labels", "The labels for the pod template.", |t| {
             labels(t.template.as_ref().and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.as_ref()))
         }),
     ];

@@ -24,10 +24,10 @@ impl Strategy for ReplicationController {
             c.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0).into()
         }),
         age(),
-        wide("Containers", "Names of the template's containers.", |c| {
+        wide("Containers", "Names of each container in the template.", |c| {
             container_names(c.spec.as_ref().and_then(|s| s.template.as_ref()))
         }),
-        wide("Images", "Images of the template's containers.", |c| {
+        wide("Images", "Images referenced by each container in the template.", |c| {
             container_images(c.spec.as_ref().and_then(|s| s.template.as_ref()))
         }),
         wide("Selector", "io.k8s.api.core.v1.ReplicationControllerSpec.selector", |c| {

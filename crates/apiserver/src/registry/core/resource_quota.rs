@@ -26,8 +26,16 @@ impl Strategy for ResourceQuota {
     const KIND: &'static Kind = &kinds::RESOURCE_QUOTA;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Request", "Used and allowed of what is counted by requests.", |q| used(q, false)),
-        text("Limit", "Used and allowed of what is counted by limits.", |q| used(q, true)),
+        text(
+            "Request",
+            "Request represents a minimum amount of cpu/memory that a container may consume.",
+            |q| used(q, false),
+        ),
+        text(
+            "Limit",
+            "Limits control the maximum amount of cpu/memory that a container may use independent of contention on the node.",
+            |q| used(q, true),
+        ),
         age(),
     ];
 

@@ -26,7 +26,7 @@ impl Strategy for FlowSchema {
                 .into()
         }),
         age(),
-        text("MissingPL", "Whether its level is missing.", |f| {
+        text("MissingPL", "references a broken or non-existent PriorityLevelConfiguration", |f| {
             let conditions = f.status.iter().flat_map(|s| s.conditions.iter().flatten());
             let dangling = conditions.into_iter().find(|c| c.type_.as_deref() == Some("Dangling"));
             dangling.and_then(|c| c.status.as_deref()).unwrap_or("?").into()

@@ -16,19 +16,24 @@ impl Strategy for Ingress {
     const KIND: &'static Kind = &kinds::INGRESS;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Class", "Who serves it.", |i| {
-            let annotation = i.metadata.annotations.as_ref().and_then(|a| a.get(CLASS)).map(String::as_str);
-            or_none(i.spec.as_ref().and_then(|s| s.ingress_class_name.as_deref()).or(annotation))
-        }),
-        text("Hosts", "The hosts that it answers for.", hosts),
-        text("Address", "Where it is reached.", |i| {
+        text(
+            "Class",
+            "The name of the IngressClass resource that should be used for additional configuration",
+            |i| {
+                let annotation =
+                    i.metadata.annotations.as_ref().and_then(|a| a.get(CLASS)).map(String::as_str);
+                or_none(i.spec.as_ref().and_then(|s| s.ingress_class_name.as_deref()).or(annotation))
+            },
+        ),
+        text("Hosts", "Hosts that incoming requests are matched against before the ingress rule", hosts),
+        text("Address", "Address is a list containing ingress points for the load-balancer", |i| {
             let points =
                 i.status.iter().flat_map(|s| s.load_balancer.iter()).flat_map(|l| l.ingress.iter().flatten());
             let list: Vec<String> =
                 points.filter_map(|p| p.ip.clone().or_else(|| p.hostname.clone())).collect();
             list.join(",").into()
         }),
-        text("Ports", "The ports that it listens on.", |i| {
+        text("Ports", "Ports of TLS configurations that open", |i| {
             let tls = i.spec.as_ref().and_then(|s| s.tls.as_ref()).is_some_and(|t| !t.is_empty());
             if tls { "80, 443".into() } else { "80".into() }
         }),

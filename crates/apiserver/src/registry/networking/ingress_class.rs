@@ -12,10 +12,10 @@ impl Strategy for IngressClass {
     const KIND: &'static Kind = &kinds::INGRESS_CLASS;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Controller", "The controller that serves the class.", |c| {
+        text("Controller", "Controller that is responsible for handling this class", |c| {
             c.spec.as_ref().and_then(|s| s.controller.as_deref()).unwrap_or_default().into()
         }),
-        text("Parameters", "The object with the controller's settings.", |c| {
+        text("Parameters", "A reference to a resource with additional parameters", |c| {
             match c.spec.as_ref().and_then(|s| s.parameters.as_ref()) {
                 Some(p) => {
                     let group = p.api_group.as_deref().map_or(String::new(), |g| format!(".{g}"));

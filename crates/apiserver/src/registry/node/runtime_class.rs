@@ -11,7 +11,7 @@ use crate::registry::{Column, Strategy};
 impl Strategy for RuntimeClass {
     const KIND: &'static Kind = &kinds::RUNTIME_CLASS;
     const COLUMNS: &'static [Column<Self>] =
-        &[name(), text("Handler", "The runtime's name for it.", |c| c.handler.as_str().into()), age()];
+        &[name(), text("Handler", "", |c| c.handler.as_str().into()), age()];
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         if self.handler.is_empty() {

@@ -14,15 +14,17 @@ impl Strategy for PodDisruptionBudget {
     const KIND: &'static Kind = &kinds::POD_DISRUPTION_BUDGET;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Min Available", "How many must stay.", |b| {
+        text("Min Available", "The minimum number of pods that must be available.", |b| {
             bound(b.spec.as_ref().and_then(|s| s.min_available.as_ref()))
         }),
-        text("Max Unavailable", "How many may be away.", |b| {
+        text("Max Unavailable", "The maximum number of pods that may be unavailable.", |b| {
             bound(b.spec.as_ref().and_then(|s| s.max_unavailable.as_ref()))
         }),
-        integer("Allowed Disruptions", "How many more may go now.", |b| {
-            b.status.as_ref().and_then(|s| s.disruptions_allowed).unwrap_or(0).into()
-        }),
+        integer(
+            "Allowed Disruptions",
+            "Calculated number of pods that may be disrupted at this time.",
+            |b| b.status.as_ref().and_then(|s| s.disruptions_allowed).unwrap_or(0).into(),
+        ),
         age(),
     ];
 

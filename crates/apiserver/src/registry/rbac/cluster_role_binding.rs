@@ -11,13 +11,15 @@ impl Strategy for ClusterRoleBinding {
     const KIND: &'static Kind = &kinds::CLUSTER_ROLE_BINDING;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("Role", "The role that it gives.", |b| {
-            format!("{}/{}", b.role_ref.kind, b.role_ref.name).into()
-        }),
+        text(
+            "Role",
+            "RoleRef can only reference a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error.",
+            |b| format!("{}/{}", b.role_ref.kind, b.role_ref.name).into(),
+        ),
         age(),
-        wide("Users", "Users that it is given to.", |b| named(b.subjects.as_deref(), "User")),
-        wide("Groups", "Groups that it is given to.", |b| named(b.subjects.as_deref(), "Group")),
-        wide("ServiceAccounts", "Service accounts that it is given to.", |b| {
+        wide("Users", "Users in the clusterRoleBinding", |b| named(b.subjects.as_deref(), "User")),
+        wide("Groups", "Groups in the clusterRoleBinding", |b| named(b.subjects.as_deref(), "Group")),
+        wide("ServiceAccounts", "ServiceAccounts in the clusterRoleBinding", |b| {
             named(b.subjects.as_deref(), "ServiceAccount")
         }),
     ];

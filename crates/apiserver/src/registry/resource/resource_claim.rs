@@ -12,8 +12,11 @@ use crate::registry::{Column, Strategy};
 
 impl Strategy for ResourceClaim {
     const KIND: &'static Kind = &kinds::RESOURCE_CLAIM;
-    const COLUMNS: &'static [Column<Self>] =
-        &[name(), text("State", "Whether devices were found, and are in use.", state), age()];
+    const COLUMNS: &'static [Column<Self>] = &[
+        name(),
+        text("State", "A summary of the current state (allocated, pending, reserved, etc.).", state),
+        age(),
+    ];
 
     fn default(&mut self) {
         default_spec(&mut self.spec);

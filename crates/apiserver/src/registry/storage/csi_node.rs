@@ -14,7 +14,9 @@ impl Strategy for CSINode {
     const KIND: &'static Kind = &kinds::CSI_NODE;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        integer("Drivers", "How many drivers the node has.", |n| n.spec.drivers.len().into()),
+        integer("Drivers", "Drivers indicates the number of CSI drivers registered on the node", |n| {
+            n.spec.drivers.len().into()
+        }),
         age(),
     ];
 
