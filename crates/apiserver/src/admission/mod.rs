@@ -3,6 +3,7 @@
 
 mod certificates;
 mod claim_resize;
+mod escalation;
 mod ingress_class;
 mod limit_ranger;
 mod lookup;
@@ -270,6 +271,7 @@ impl Chain {
                 ALL,
                 webhook::validating::ValidatingWebhooks::new(kinds(), authorizer()),
             ),
+            plugin("Escalation", WRITE, escalation::Escalation(authorizer())),
             plugin("ResourceQuota", WRITE, resource_quota::ResourceQuotas::new(kinds())),
         ])
     }
