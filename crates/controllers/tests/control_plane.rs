@@ -40,6 +40,12 @@ async fn cluster() -> Cluster {
     cluster.play_kubelets();
     cluster.add_node("one").await;
     cluster.add_node("two").await;
+    // Until then the scheduler has but one node to choose from, or none.
+    until(cluster.all::<Node>(), "open to pods", |all| {
+        let open = |n: &&Node| n.spec.as_ref().and_then(|s| s.taints.as_ref()).is_none_or(Vec::is_empty);
+        all.iter().filter(open).count() == 2
+    })
+    .await;
     cluster
 }
 
