@@ -12,6 +12,7 @@ mod compress;
 pub mod discovery;
 mod http;
 mod impersonate;
+mod instruments;
 pub mod kinds;
 pub mod listen;
 mod metrics;

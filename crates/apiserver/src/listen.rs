@@ -90,6 +90,7 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerCo
         let (acceptor, server, watcher) = (acceptor.clone(), Arc::clone(&server), graceful.watcher());
         tokio::spawn(async move {
             let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
+                server.instruments.handshake_failed();
                 return;
             };
             let user = stream.get_ref().1.peer_certificates().and_then(|chain| named(chain.first()?));

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::auth::User;
 use crate::http::{self as wire, Reply, Wanted};
+use crate::instruments::FORMAT;
 use crate::path::{self, Call, bind_pod};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
@@ -24,6 +25,19 @@ pub fn not_found() -> Reply {
 /// Whether anything of a group is served; its versions are a matter of its resources.
 pub fn serves(server: &Server, group: &str, _version: &str) -> bool {
     server.kinds.rows().iter().any(|kind| kind.group == group)
+}
+
+/// Whether requests to something are counted: to what is served as a resource, and to the checks of health.
+pub fn is_counted(server: &Server, info: &RequestInfo) -> bool {
+    if !info.is_resource {
+        return matches!(info.path.as_str(), "/healthz" | "/livez" | "/readyz");
+    }
+    let is_it = |kind: &Kind| {
+        kind.plural == info.resource && kind.group == info.group && kind.version == info.version
+    };
+    // Most are stored, and those are found by name.
+    server.kinds.at(&info.group, &info.version, &info.resource).is_some()
+        || server.kinds.rows().iter().any(|kind| is_it(kind))
 }
 
 /// Answers a request to a path that is no resource's.
@@ -70,6 +84,13 @@ pub async fn answer(
         }
         ["healthz" | "livez" | "readyz", check @ ..] => {
             return Ok(health(server, parts[0], check, query).await);
+        }
+        ["metrics"] => {
+            let text = server.instruments.text(&server.kinds);
+            return Ok(wire::reply(StatusCode::OK, FORMAT, text));
+        }
+        ["metrics", "slis"] => {
+            return Ok(wire::reply(StatusCode::OK, FORMAT, indicators(server).await));
         }
         [""] => json!({"paths": paths(rows)}),
         _ => return Ok(not_found()),
@@ -126,6 +147,8 @@ fn paths(rows: &[&Kind]) -> Vec<String> {
         "/apis",
         "/healthz",
         "/livez",
+        "/metrics",
+        "/metrics/slis",
         "/openapi/v2",
         "/openapi/v3",
         "/readyz",
@@ -143,13 +166,33 @@ fn paths(rows: &[&Kind]) -> Vec<String> {
 }
 
 /// The checks by which the server knows itself to be well.
-async fn health(server: &Server, endpoint: &str, check: &[&str], query: &Query) -> Reply {
-    let excluded: Vec<&str> = query.all("exclude").collect();
+async fn checks(server: &Server, endpoint: &str) -> Vec<(&'static str, bool)> {
     let mut checks = vec![("ping", true), ("etcd", server.backend.revision().await.is_ok())];
     if endpoint == "readyz" {
         checks.push(("informer-sync", true));
         checks.push(("shutdown", !server.shutdown.is_cancelled()));
     }
+    checks
+}
+
+/// The checks as indicators of a service level (KEP-3466), in Prometheus' text format.
+async fn indicators(server: &Server) -> String {
+    let mut text = "# HELP kubernetes_healthcheck Whether a check passes: 1, or 0.\n\
+                    # TYPE kubernetes_healthcheck gauge\n"
+        .to_owned();
+    for endpoint in ["healthz", "livez", "readyz"] {
+        for (name, ok) in checks(server, endpoint).await {
+            let row =
+                format!("kubernetes_healthcheck{{name=\"{name}\",type=\"{endpoint}\"}} {}\n", u8::from(ok));
+            text.push_str(&row);
+        }
+    }
+    text
+}
+
+async fn health(server: &Server, endpoint: &str, check: &[&str], query: &Query) -> Reply {
+    let excluded: Vec<&str> = query.all("exclude").collect();
+    let mut checks = checks(server, endpoint).await;
     if let [name] = check {
         return match checks.iter().find(|(known, _)| known == name) {
             Some((_, true)) => wire::reply(StatusCode::OK, "text/plain; charset=utf-8", "ok"),

@@ -20,6 +20,7 @@ use crate::admission::Chain;
 use crate::apiextensions::Establisher;
 use crate::auth::{Authenticator, Authorizer, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
+use crate::instruments::Instruments;
 use crate::kinds::Kinds;
 use crate::proxy::Nodes;
 use crate::rbac;
@@ -65,6 +66,7 @@ pub struct Server {
     pub shutdown: CancellationToken,
     pub backend: Arc<dyn Backend>,
     pub openapi: crate::openapi::Documents,
+    pub(crate) instruments: Instruments,
     pub cache: Cache,
 }
 
@@ -119,6 +121,7 @@ impl Server {
             backend: Arc::clone(&backend),
             kinds,
             openapi: crate::openapi::Documents::new(),
+            instruments: Instruments::new(),
             cache,
         });
         server.follow_policy().await?;

@@ -7,6 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -16,6 +17,7 @@ use krate_api::{Kind, Reason, StatusError};
 
 use crate::auth::User;
 use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
+use crate::instruments::Asked;
 use crate::metrics;
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
@@ -39,32 +41,45 @@ impl Service {
     pub async fn answer(&self, request: Request<Body>) -> Reply {
         let wanted = Wanted::of(request.headers(), false)
             .map_or(Wanted::JSON, |wanted| Wanted { shape: Shape::Object, ..wanted });
-        let answered = AssertUnwindSafe(self.handle(request)).catch_unwind().await;
-        match answered {
+        let (since, mut asked) = (Instant::now(), None);
+        let answered = AssertUnwindSafe(self.handle(request, &mut asked)).catch_unwind().await;
+        let reply = match answered {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => wire::refusal(&error, wanted),
             Err(_) => {
                 tracing::error!("a request panicked");
                 wire::refusal(&StatusError::internal("this request caused the server to panic"), wanted)
             }
+        };
+        match asked {
+            Some(asked) => self.server.instruments.answered(asked, since, reply),
+            None => reply,
         }
     }
 
-    async fn handle(&self, mut request: Request<Body>) -> Result<Reply, StatusError> {
+    /// Answers a request, and says what it asked for once that is known to be served.
+    async fn handle(
+        &self,
+        mut request: Request<Body>,
+        asked: &mut Option<Asked>,
+    ) -> Result<Reply, StatusError> {
         // The connection's other side is taken out before the request is taken apart.
         let upgrade =
             request.headers().contains_key(http::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query());
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
-        let user = self
-            .server
-            .authenticator
-            .who(&parts.headers, self.user.as_ref())
-            .await
-            .map_err(|_| StatusError::new(Reason::Unauthorized, "Unauthorized"))?;
+        let instruments = &self.server.instruments;
+        let found = self.server.authenticator.who(&parts.headers, self.user.as_ref()).await;
+        instruments.authenticated(&found);
+        let user = found.map_err(|_| StatusError::new(Reason::Unauthorized, "Unauthorized"))?;
         let user = impersonate::effective(&self.server.authorizer, user, &parts.headers)?;
-        self.server.authorizer.check(&user, &info)?;
+        let allowed = self.server.authorizer.check(&user, &info);
+        instruments.authorized(&allowed);
+        allowed?;
+        if routes::is_counted(&self.server, &info) {
+            *asked = Some(instruments.asked(&parts.method, &info, &query, &parts.headers));
+        }
         if parts.method == Method::OPTIONS {
             return Err(path::method_not_allowed());
         }

@@ -177,3 +177,29 @@ async fn a_patch_that_does_not_fit_is_invalid_and_changes_nothing() {
         "ConfigMap \"a\" is invalid: metadata.uid: Invalid value: \"x\": field is immutable"
     );
 }
+
+#[tokio::test]
+async fn what_the_server_does_is_counted() {
+    let api = with_maps(&["a", "b"]).await;
+    api.get(MAPS).await;
+    let secret = json!({"metadata": {"name": "s"}});
+    assert_eq!(api.post("/api/v1/namespaces/default/secrets", &secret).await.0, 201);
+    // What is counted is in memory, which is sure to have it once it was read.
+    api.get("/api/v1/namespaces/default/secrets/s").await;
+    api.get("/api/v1/nobody-knows-this").await;
+    let (code, text) = api.get("/metrics").await;
+    let text = text.as_str().expect("text");
+    assert_eq!(code, 200, "{text}");
+    let place = r#"group="",resource="configmaps",scope="namespace",subresource="",verb="LIST",version="v1""#;
+    let counted =
+        format!(r#"apiserver_request_total{{code="200",component="apiserver",dry_run="",{place}}} 1"#);
+    assert!(text.lines().any(|line| line == counted), "{counted} is not in {text}");
+    assert!(text.contains(r#"apiserver_resource_objects{group="",resource="secrets"} 1"#), "{text}");
+    assert!(text.contains(r#"apiserver_current_inflight_requests{request_kind="readOnly"} 0"#), "{text}");
+    assert!(text.contains("\nprocess_resident_memory_bytes "), "{text}");
+    assert!(!text.contains("nobody-knows-this"), "clients cannot invent rows");
+    let (code, text) = api.get("/metrics/slis").await;
+    let text = text.as_str().unwrap_or_default();
+    assert_eq!(code, 200, "{text}");
+    assert!(text.contains(r#"kubernetes_healthcheck{name="etcd",type="readyz"} 1"#), "{text}");
+}
