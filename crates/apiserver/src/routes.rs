@@ -53,8 +53,6 @@ pub async fn answer(
         return Err(path::method_not_allowed());
     }
     let rows = &*[&*server.kinds.rows(), metrics::rows(server).await].concat();
-    // The documents describe the types of the vocabulary.
-    let built_in = || rows.iter().copied().filter(|kind| !kind.custom).collect::<Vec<_>>();
     let parts: Vec<&str> = info.path.trim_matches('/').split('/').collect();
     let document = match parts.as_slice() {
         ["api"] => match aggregated(headers) {
@@ -79,7 +77,8 @@ pub async fn answer(
         },
         ["version"] => version(),
         ["openapi", document @ ..] => {
-            let found = openapi::answer(&server.openapi, &built_in(), document, query.get("hash"), headers);
+            let found =
+                openapi::answer(&server.openapi, &described(server), document, query.get("hash"), headers);
             return Ok(found.unwrap_or_else(not_found));
         }
         ["healthz" | "livez" | "readyz", check @ ..] => {
@@ -97,6 +96,21 @@ pub async fn answer(
     };
     let wanted = Wanted::of(headers, query.flag("pretty")).unwrap_or(Wanted::JSON);
     Ok(wire::json(StatusCode::OK, wanted, document.to_string().into()))
+}
+
+/// What the OpenAPI documents describe: the kinds of the vocabulary, and those whose definitions say what they are.
+fn described(server: &Server) -> openapi::Served {
+    let generation = server.openapi.generation();
+    let mut served = openapi::Served { generation, rows: Vec::new(), custom: Vec::new() };
+    for kind in server.kinds.rows().iter().copied() {
+        if kind.custom {
+            let Some(storage) = server.kinds.at(kind.group, kind.version, kind.plural) else { continue };
+            let Some(schema) = storage.registry.open_api().cloned() else { continue };
+            served.custom.push(openapi::Custom { kind, schema });
+        }
+        served.rows.push(kind);
+    }
+    served
 }
 
 /// The version of aggregated discovery that a client wants, if it wants it.

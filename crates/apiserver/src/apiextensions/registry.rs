@@ -16,6 +16,7 @@ use super::rules::Rules;
 use super::structural::Types;
 use super::{prune, row, values};
 use crate::registry::column;
+use crate::registry::encode::part_to_value;
 use crate::registry::erased::{DecodeError, Object, Registry, ScalePaths};
 use crate::registry::{Context, Selectable};
 
@@ -45,7 +46,7 @@ impl Version {
         let kind = row::of(definition, version);
         let stored = definition.spec.versions.iter().find(|v| v.storage && v.name != version.name);
         let open_api = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
-        let open_api = open_api.and_then(|s| serde_json::to_value(s).ok()).unwrap_or_else(|| json!({}));
+        let open_api = open_api.map_or_else(|| json!({}), |schema| part_to_value(schema, kind.group));
         let subresources = version.subresources.clone().unwrap_or_default();
         Version {
             kind,
@@ -296,6 +297,10 @@ impl Registry for Version {
 
     fn schema(&self) -> Option<TypeRef<'_>> {
         Some(self.types.root())
+    }
+
+    fn open_api(&self) -> Option<&Value> {
+        Some(&self.open_api)
     }
 
     fn scale_paths(&self) -> Option<&ScalePaths> {

@@ -16,11 +16,13 @@ use krate_api::docs::Docs;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
+mod custom;
 mod operations;
 mod serve;
 mod text;
 mod types;
 
+pub(crate) use custom::Custom;
 pub(crate) use serve::answer;
 
 #[cfg(test)]
@@ -58,10 +60,27 @@ impl Document {
     }
 }
 
+/// What the documents are about.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    /// Of the documents, from before this was looked up.
+    pub generation: u64,
+    pub rows: Vec<&'static Kind>,
+    /// The custom ones of the rows, with what their definitions say of them.
+    pub custom: Vec<Custom>,
+}
+
 /// The documents of a server, each made once.
 #[derive(Debug, Default)]
 pub struct Documents {
-    made: Mutex<HashMap<String, Document>>,
+    made: Mutex<Made>,
+}
+
+#[derive(Debug, Default)]
+struct Made {
+    /// How often what is served has changed.
+    generation: u64,
+    documents: HashMap<String, Document>,
 }
 
 impl Documents {
@@ -69,23 +88,31 @@ impl Documents {
         Self::default()
     }
 
-    fn once(&self, key: &str, make: impl FnOnce() -> Option<String>) -> Option<Document> {
-        if let Some(document) = self.made.lock().get(key) {
+    pub fn generation(&self) -> u64 {
+        self.made.lock().generation
+    }
+
+    fn once(&self, key: &str, generation: u64, make: impl FnOnce() -> Option<String>) -> Option<Document> {
+        if let Some(document) = self.made.lock().documents.get(key) {
             return Some(document.clone());
         }
         let document = Document::new(&make()?);
-        self.made.lock().insert(key.to_owned(), document.clone());
+        let mut made = self.made.lock();
+        // What was made of what is served no more is for this client alone.
+        if made.generation == generation {
+            made.documents.insert(key.to_owned(), document.clone());
+        }
         Some(document)
     }
 
     /// `/openapi/v2`.
-    pub fn v2(&self, rows: &[&'static Kind]) -> Option<Document> {
-        self.once("v2", || Some(text::v2(rows)))
+    pub(crate) fn v2(&self, served: &Served) -> Option<Document> {
+        self.once("v2", served.generation, || Some(text::v2(served)))
     }
 
     /// `/openapi/v3`: where the document of each group version is, with its hash.
-    pub fn v3_index(&self, rows: &[&'static Kind]) -> Option<Document> {
-        let mut all: Vec<(&str, &str)> = rows.iter().map(|r| (r.group, r.version)).collect();
+    pub(crate) fn v3_index(&self, served: &Served) -> Option<Document> {
+        let mut all: Vec<(&str, &str)> = served.rows.iter().map(|r| (r.group, r.version)).collect();
         all.sort_unstable();
         all.dedup();
         let mut entries = Vec::with_capacity(all.len());
@@ -93,24 +120,30 @@ impl Documents {
         let _kept = Docs::shared();
         for (group, version) in all {
             let place = place(group, version);
-            let document = self.v3(rows, group, version)?;
+            let document = self.v3(served, group, version)?;
             entries.push((format!("/openapi/v3/{place}?hash={}", document.hash), place));
         }
-        self.once("v3", || Some(text::v3_index(&entries)))
+        self.once("v3", served.generation, || Some(text::v3_index(&entries)))
     }
 
     /// `/openapi/v3/api/v1`, `/openapi/v3/apis/GROUP/VERSION`: None for what is not served.
-    pub fn v3(&self, rows: &[&'static Kind], group: &str, version: &str) -> Option<Document> {
-        self.once(&place(group, version), || {
-            let served: Vec<&'static Kind> =
-                rows.iter().copied().filter(|r| r.group == group && r.version == version).collect();
-            (!served.is_empty()).then(|| text::v3(&served))
+    pub(crate) fn v3(&self, served: &Served, group: &str, version: &str) -> Option<Document> {
+        self.once(&place(group, version), served.generation, || {
+            let is_of = |row: &Kind| row.group == group && row.version == version;
+            let served = Served {
+                generation: served.generation,
+                rows: served.rows.iter().copied().filter(|row| is_of(row)).collect(),
+                custom: served.custom.iter().filter(|custom| is_of(custom.kind)).cloned().collect(),
+            };
+            (!served.rows.is_empty()).then(|| text::v3(&served))
         })
     }
 
     /// Forgets all documents: what is served changed.
     pub fn forget(&self) {
-        self.made.lock().clear();
+        let mut made = self.made.lock();
+        made.generation += 1;
+        made.documents.clear();
     }
 }
 

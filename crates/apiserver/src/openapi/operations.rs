@@ -3,6 +3,8 @@
 use krate_api::schema::{self, TypeRef};
 use krate_api::{Gvk, Kind, Subresource, Verbs};
 
+use super::custom;
+
 /// A path and what may be done there.
 pub(super) struct Path {
     pub path: String,
@@ -133,6 +135,9 @@ fn tag(kind: &Kind) -> String {
 
 /// The name of the type of a kind's objects; empty if it has none.
 pub(super) fn type_name(kind: Gvk<'_>) -> String {
+    if custom::is_custom(kind) {
+        return custom::name(kind);
+    }
     schema::of(kind).map(TypeRef::name).unwrap_or_default().to_owned()
 }
 

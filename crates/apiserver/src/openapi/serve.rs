@@ -4,9 +4,8 @@ use http::header::{
     ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, ETAG, IF_NONE_MATCH, LOCATION, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use krate_api::Kind;
 
-use super::{Document, Documents, place};
+use super::{Document, Documents, Served, place};
 use crate::http::{Reply, reply};
 
 const JSON: &str = "application/json";
@@ -14,16 +13,18 @@ const JSON: &str = "application/json";
 /// Answers a request for a document; `parts` is the path after `/openapi`, `hash` what the query gave as such.
 pub(crate) fn answer(
     documents: &Documents,
-    rows: &[&'static Kind],
+    served: &Served,
     parts: &[&str],
     hash: Option<&str>,
     headers: &HeaderMap,
 ) -> Option<Reply> {
     let (document, at) = match parts {
-        ["v2"] => (documents.v2(rows)?, None),
-        ["v3"] => (documents.v3_index(rows)?, None),
-        ["v3", "api", version] => (documents.v3(rows, "", version)?, Some(place("", version))),
-        ["v3", "apis", group, version] => (documents.v3(rows, group, version)?, Some(place(group, version))),
+        ["v2"] => (documents.v2(served)?, None),
+        ["v3"] => (documents.v3_index(served)?, None),
+        ["v3", "api", version] => (documents.v3(served, "", version)?, Some(place("", version))),
+        ["v3", "apis", group, version] => {
+            (documents.v3(served, group, version)?, Some(place(group, version)))
+        }
         _ => return None,
     };
     if !takes_json(headers) {
@@ -93,7 +94,8 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.clone(), HeaderValue::from_str(value).expect("a value")))
             .collect();
-        answer(&Documents::new(), kinds::ALL, parts, hash, &headers)
+        let served = Served { generation: 0, rows: kinds::ALL.to_vec(), custom: Vec::new() };
+        answer(&Documents::new(), &served, parts, hash, &headers)
     }
 
     #[test]

@@ -5,6 +5,10 @@ use serde_json::Value;
 
 use super::*;
 
+fn built_in() -> Served {
+    Served { generation: 0, rows: kinds::ALL.to_vec(), custom: Vec::new() }
+}
+
 fn parse(document: Option<Document>) -> Value {
     serde_json::from_slice(&document.expect("a document").json()).expect("JSON")
 }
@@ -33,25 +37,25 @@ fn dangling(document: &Value) -> Vec<String> {
 #[test]
 fn documents_are_whole() {
     let documents = Documents::new();
-    let v2 = parse(documents.v2(kinds::ALL));
+    let v2 = parse(documents.v2(&built_in()));
     assert_eq!(dangling(&v2), Vec::<String>::new());
-    let index = parse(documents.v3_index(kinds::ALL));
+    let index = parse(documents.v3_index(&built_in()));
     let places = index["paths"].as_object().expect("paths");
     assert!(places.contains_key("api/v1") && places.contains_key("apis/apps/v1"));
     for (place, entry) in places {
         let parts: Vec<&str> = place.split('/').collect();
         let (group, version) = if parts[0] == "api" { ("", parts[1]) } else { (parts[1], parts[2]) };
-        let document = documents.v3(kinds::ALL, group, version).expect("a document");
+        let document = documents.v3(&built_in(), group, version).expect("a document");
         let url = format!("/openapi/v3/{place}?hash={}", document.hash);
         assert_eq!(entry["serverRelativeURL"], url);
         assert_eq!(dangling(&parse(Some(document))), Vec::<String>::new(), "{place}");
     }
-    assert!(documents.v3(kinds::ALL, "odd", "v1").is_none());
+    assert!(documents.v3(&built_in(), "odd", "v1").is_none());
 }
 
 #[test]
 fn clients_find_what_they_look_for() {
-    let core = parse(Documents::new().v3(kinds::ALL, "", "v1"));
+    let core = parse(Documents::new().v3(&built_in(), "", "v1"));
     // kubectl looks here for whether the server validates fields.
     let patch = &core["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"];
     assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Pod");
@@ -79,7 +83,7 @@ fn types_and_operations_are_the_published_ones() {
         return;
     };
     let published: Value = serde_json::from_slice(&text).expect("JSON");
-    let ours = parse(Documents::new().v2(kinds::ALL));
+    let ours = parse(Documents::new().v2(&built_in()));
     let mut wrong = BTreeSet::new();
     let definitions = published["definitions"].as_object().expect("definitions");
     for (name, wanted) in definitions {
@@ -148,4 +152,14 @@ fn strip(value: &mut Value) {
         }
         _ => {}
     }
+}
+
+#[test]
+fn what_changed_meanwhile_is_not_kept() {
+    let documents = Documents::new();
+    let old = built_in();
+    documents.forget();
+    assert!(documents.v3(&old, "", "v1").is_some());
+    let new = Served { generation: documents.generation(), rows: Vec::new(), custom: Vec::new() };
+    assert!(documents.v3(&new, "", "v1").is_none(), "made anew, of what is served now");
 }

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use krate_api::Gvk;
 use krate_api::docs::Docs;
 use krate_api::schema::{self, TypeRef};
-use krate_api::{Gvk, Kind};
 use serde_json::Value;
 
+use super::Served;
+use super::custom;
 use super::operations::{self, Operation, Path, parameter_type};
 use super::types::{self, Form};
 
@@ -19,19 +21,21 @@ const PATCHES: &[&str] = &[
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
+const PATCHES_OF_CUSTOM: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 const SECURITY: &str = "\"BearerToken\":{\"description\":\"Bearer Token authentication\",\"in\":\"header\",\
                         \"name\":\"authorization\",\"type\":\"apiKey\"}";
 const INFO: &str = "\"info\":{\"title\":\"Kubernetes\",\"version\":\"v1.36.2\"}";
 
 /// `/openapi/v2`.
-pub(super) fn v2(rows: &[&'static Kind]) -> String {
+pub(super) fn v2(served: &Served) -> String {
     let mut out = String::from("{\"swagger\":\"2.0\",");
     let _ = write!(out, "{INFO},\"paths\":{{");
-    let paths: Vec<Path> = rows.iter().flat_map(|row| operations::paths(row)).collect();
+    let paths: Vec<Path> = served.rows.iter().flat_map(|row| operations::paths(row)).collect();
     write_paths(&paths, Form::V2, &mut out);
     out.push_str("},\"definitions\":{");
     let all = schema::built_in().objects().filter(|t| !t.name().is_empty());
-    write_types(all, Form::V2, &mut out);
+    write_types(all, served, Form::V2, &mut out);
     let _ = write!(out, "}},\"securityDefinitions\":{{{SECURITY}}},\"security\":[{{\"BearerToken\":[]}}]}}");
     out
 }
@@ -48,26 +52,29 @@ pub(super) fn v3_index(entries: &[(String, String)]) -> String {
 }
 
 /// The document of one group version, of which these are the rows.
-pub(super) fn v3(rows: &[&'static Kind]) -> String {
+pub(super) fn v3(served: &Served) -> String {
     let mut out = format!("{{\"openapi\":\"3.0.0\",{INFO},\"paths\":{{");
-    let paths: Vec<Path> = rows.iter().flat_map(|row| operations::paths(row)).collect();
+    let paths: Vec<Path> = served.rows.iter().flat_map(|row| operations::paths(row)).collect();
     write_paths(&paths, Form::V3, &mut out);
     out.push_str("},\"components\":{\"schemas\":{");
     // The types of the version, and what they and the operations refer to.
-    let named: BTreeSet<String> = paths
+    let mut named: BTreeSet<String> = paths
         .iter()
         .flat_map(|p| &p.operations)
         .flat_map(|o| o.body.iter().chain([&o.answer]))
         .cloned()
         .collect();
+    if !served.custom.is_empty() {
+        named.extend(custom::refers_to());
+    }
     let watch = Gvk { group: "", version: "v1", kind: "WatchEvent" };
     let used = schema::built_in().objects().filter(|t| named.contains(t.name())).chain(schema::of(watch));
-    write_types(used, Form::V3, &mut out);
+    write_types(used, served, Form::V3, &mut out);
     let _ = write!(out, "}},\"securitySchemes\":{{{SECURITY}}}}}}}");
     out
 }
 
-fn write_types<'s>(types: impl Iterator<Item = TypeRef<'s>>, form: Form, out: &mut String) {
+fn write_types<'s>(types: impl Iterator<Item = TypeRef<'s>>, served: &Served, form: Form, out: &mut String) {
     let (mut found, mut all) = (BTreeSet::new(), Vec::new());
     for t in types {
         types::collect(t, &mut found, &mut all);
@@ -77,6 +84,9 @@ fn write_types<'s>(types: impl Iterator<Item = TypeRef<'s>>, form: Form, out: &m
     for (i, (name, t)) in all.into_iter().enumerate() {
         let comma = if i > 0 { "," } else { "" };
         let _ = write!(out, "{comma}{}:{{{}}}", Value::from(name), types::definition(t, form, &docs));
+    }
+    for (name, definition) in served.custom.iter().flat_map(|c| custom::definitions(c, form, &docs)) {
+        let _ = write!(out, ",{}:{definition}", Value::from(name));
     }
 }
 
@@ -141,7 +151,12 @@ fn code_text(code: u16) -> &'static str {
 }
 
 fn write_operation(o: &Operation, form: Form, out: &mut String) {
-    let takes: &[&str] = if o.method == "patch" && o.action == "patch" { PATCHES } else { &["*/*"] };
+    let is_custom = custom::is_custom(o.kind);
+    let takes: &[&str] = match (o.method, o.action) {
+        ("patch", "patch") if is_custom => PATCHES_OF_CUSTOM,
+        ("patch", "patch") => PATCHES,
+        _ => &["*/*"],
+    };
     let mut gives: Vec<&str> = if o.action == "connect" { vec!["*/*"] } else { PRODUCES.to_vec() };
     if o.answer.is_empty() && o.action == "get" {
         gives.insert(0, "text/plain");

@@ -15,7 +15,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    const fn place(self) -> &'static str {
+    pub(super) const fn place(self) -> &'static str {
         match self {
             Form::V2 => "#/definitions/",
             Form::V3 => "#/components/schemas/",
@@ -79,6 +79,16 @@ pub(super) fn collect<'s>(
     }
 }
 
+/// What a field is documented to be.
+pub(super) fn described<'d>(object: &str, field: &str, docs: &'d Docs) -> Option<&'d str> {
+    // Those that every object has are in no type of the vocabulary.
+    docs.of(&format!("{object}.{field}")).or(match field {
+        "apiVersion" => Some("APIVersion defines of which group, and in which version of it, the object is."),
+        "kind" => Some("Kind is the name, in CamelCase, of what the object represents."),
+        _ => None,
+    })
+}
+
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
@@ -112,7 +122,7 @@ fn object_definition(t: TypeRef<'_>, object: &Object, form: Form, docs: &Docs) -
             .fields
             .iter()
             .map(|f| {
-                let described = docs.of(&format!("{}.{}", object.name, f.name));
+                let described = described(&object.name, &f.name, docs);
                 format!("{}:{{{}}}", quoted(&f.name), property(f, t.of_field(f), form, described))
             })
             .collect();

@@ -105,6 +105,10 @@ pub trait Registry: Send + Sync + 'static {
     fn schema(&self) -> Option<TypeRef<'_>> {
         schema::of(self.kind().gvk())
     }
+    /// The OpenAPI v3 schema that its definition gives it; None for what the vocabulary describes.
+    fn open_api(&self) -> Option<&Value> {
+        None
+    }
     /// Where its scale is; None for what has it where Deployments have theirs.
     fn scale_paths(&self) -> Option<&ScalePaths> {
         None

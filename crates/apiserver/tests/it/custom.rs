@@ -99,6 +99,34 @@ async fn a_definition_makes_a_kind_that_is_served_like_any_other() {
 }
 
 #[tokio::test]
+async fn its_documents_describe_it_for_as_long_as_it_is_served() {
+    let api = defined().await;
+    let (_, index) = api.get("/openapi/v3").await;
+    let place = index["paths"]["apis/example.com/v1"]["serverRelativeURL"].as_str().expect("its document");
+    let (code, v3) = api.get(place).await;
+    assert_eq!(code, 200, "{v3}");
+    let schema = &v3["components"]["schemas"]["com.example.v1.Widget"];
+    assert_eq!(schema["properties"]["spec"]["properties"]["size"], json!({"type": "integer", "minimum": 1}));
+    assert_eq!(schema["x-kubernetes-group-version-kind"][0]["kind"], "Widget");
+    let metadata = &schema["properties"]["metadata"]["allOf"][0]["$ref"];
+    let there = v3.pointer(metadata.as_str().expect("a reference").trim_start_matches('#'));
+    assert!(there.is_some_and(|t| t["properties"]["labels"].is_object()), "{metadata}");
+    let of_list = &v3["paths"]["/apis/example.com/v1/namespaces/{namespace}/widgets"]["get"];
+    let answer = &of_list["responses"]["200"]["content"]["application/json"]["schema"]["$ref"];
+    assert_eq!(answer, "#/components/schemas/com.example.v1.WidgetList");
+    assert!(v3["paths"]["/apis/example.com/v1/namespaces/{namespace}/widgets/{name}/scale"].is_object());
+
+    let (_, v2) = api.get("/openapi/v2").await;
+    let definitions = v2["definitions"].as_object().expect("definitions");
+    for name in ["com.example.v1.Widget", "com.example.v1.WidgetList", "com.example.v1beta1.Widget"] {
+        assert!(definitions.contains_key(name), "{name}");
+    }
+    api.delete(&format!("{DEFINITIONS}/widgets.example.com")).await;
+    let gone = |_, body: &Value| body["paths"]["apis/example.com/v1"].is_null();
+    api.until("/openapi/v3", gone).await;
+}
+
+#[tokio::test]
 async fn versions_show_the_same_objects() {
     let api = defined().await;
     let beta = WIDGETS.replace("/v1/", "/v1beta1/");

@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use serde::ser::{self, Serialize};
+use serde_json::Value;
 
 /// Versions whose types the table has apart from those of their group's newest.
 const OLDER: [&str; 1] = ["autoscaling/v1"];
@@ -27,6 +28,11 @@ pub fn part_to_vec<T: Serialize>(part: &T, group: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     write(part, group, &mut out);
     out
+}
+
+/// As [`part_to_vec`], to be looked into.
+pub fn part_to_value<T: Serialize>(part: &T, group: &str) -> Value {
+    serde_json::from_slice(&part_to_vec(part, group)).unwrap_or_default()
 }
 
 fn write<T: Serialize + ?Sized>(value: &T, group: &str, out: &mut Vec<u8>) {
@@ -405,7 +411,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
     use k8s_openapi::api::core::v1::{Event, Pod};
     use k8s_openapi::api::rbac::v1::ClusterRole;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
