@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use k8s_cri::v1::{
     self as cri, AuthConfig, ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig,
-    MountPropagation, PodSandboxConfig,
+    PodSandboxConfig,
 };
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use krate_client::EventType;
 
 use crate::cri::{image_spec, rpc_error};
@@ -17,8 +17,8 @@ use crate::env::{self, Referents};
 use crate::fieldpath::Addresses;
 use crate::naming::{self, is_host_network};
 use crate::shared::{Shared, container_reference};
-use crate::volumes::{MountedVolumes, subpath};
-use crate::{hooks, names, resources, sandbox, security};
+use crate::volumes::{Content, MountedVolumes};
+use crate::{hooks, mounts, names, resources, sandbox, security};
 
 /// Why a container does not start: its reason to wait, and when to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub struct Start<'a> {
     pub volumes: &'a MountedVolumes,
     pub referents: &'a Referents,
     pub credentials: &'a [AuthConfig],
+    /// The runtime's handler that the sandbox was made with.
+    pub handler: &'a str,
     /// How often it was started before.
     pub restarts: u32,
 }
@@ -70,8 +72,9 @@ impl Start<'_> {
                     StartError { reason: e.reason, message: e.message, retry: e.retry }
                 },
             )?;
+        let images = self.image_volumes(&regarding).await?;
         let config = self
-            .config(&image)
+            .config(&image, &images)
             .map_err(|message| self.failed(error("CreateContainerConfigError", message)))?;
         let logs = sandbox::log_directory(&self.shared.config, self.pod).join(&self.container.name);
         fs::create_dir_all(&logs).map_err(|e| {
@@ -116,7 +119,38 @@ impl Start<'_> {
         Err(error("PostStartHookError", format!("PostStartHook failed: {why}")))
     }
 
-    fn config(&self, image: &cri::Image) -> Result<ContainerConfig, String> {
+    /// The images that are mounted into the container, by the names of their volumes.
+    async fn image_volumes(
+        &self,
+        regarding: &ObjectReference,
+    ) -> Result<HashMap<String, String>, StartError> {
+        let mut found = HashMap::new();
+        for mount in self.container.volume_mounts.iter().flatten() {
+            let volume = self.volumes.by_name.get(&mount.name);
+            let Some(Content::Image { reference, pull_policy }) = volume.map(|v| &v.content) else {
+                continue;
+            };
+            let wanted = Container {
+                name: self.container.name.clone(),
+                image: Some(reference.clone()),
+                image_pull_policy: pull_policy.clone(),
+                ..Default::default()
+            };
+            let image = self.shared.images.ensure(self.pod, &wanted, regarding, self.credentials).await;
+            let image = image.map_err(|e| {
+                self.event(EventType::Warning, "Failed", format!("Error: {}", e.reason));
+                StartError { reason: e.reason, message: e.message, retry: e.retry }
+            })?;
+            found.insert(mount.name.clone(), image.id);
+        }
+        Ok(found)
+    }
+
+    fn config(
+        &self,
+        image: &cri::Image,
+        images: &HashMap<String, String>,
+    ) -> Result<ContainerConfig, String> {
         let (pod, container) = (self.pod, self.container);
         security::verify_not_root(pod, container, image)?;
         let namespace = names::namespace(pod);
@@ -137,7 +171,23 @@ impl Start<'_> {
         let expand = |all: &Option<Vec<String>>| -> Vec<String> {
             all.iter().flatten().map(|text| env::expand(text, &value)).collect()
         };
-        let mounts = self.mounts(&value)?;
+        let pod_dir = self.shared.config.pod_dir(&names::uid(pod));
+        let inputs = mounts::Inputs {
+            container,
+            volumes: self.volumes,
+            images,
+            pod_dir: &pod_dir,
+            recursive_read_only: self.shared.features.borrow().recursive_read_only(self.handler),
+        };
+        let mut mounts = mounts::mounts(&inputs, &value)?;
+        let devices = mounts::devices(&inputs)?;
+        let files = self.files(&pod_dir).map_err(|e| format!("writing the pod's files: {e}"))?;
+        for (container_path, host_path) in files {
+            if !mounts.iter().any(|m| m.container_path == container_path) {
+                let host_path = host_path.display().to_string();
+                mounts.push(cri::Mount { container_path, host_path, ..Default::default() });
+            }
+        }
         let name = container.image.clone().unwrap_or_default();
         let mut spec = image_spec(&image.id);
         spec.user_specified_image = name;
@@ -152,6 +202,7 @@ impl Start<'_> {
                 .map(|(key, value)| KeyValue { key: key.clone(), value: value.clone() })
                 .collect(),
             mounts,
+            devices,
             labels: self.labels(),
             annotations: self.annotations(),
             log_path: names::log_path(&container.name, self.restarts),
@@ -190,61 +241,6 @@ impl Start<'_> {
             ),
             (names::GRACE_PERIOD.to_owned(), grace.to_string()),
         ])
-    }
-
-    fn mounts(&self, value: &dyn Fn(&str) -> Option<String>) -> Result<Vec<cri::Mount>, String> {
-        let own = self.shared.config.pod_dir(&names::uid(self.pod));
-        let mut mounts = Vec::new();
-        for (number, mount) in self.container.volume_mounts.iter().flatten().enumerate() {
-            let Some(volume) = self.volumes.get(&mount.name) else {
-                return Err(format!(
-                    "cannot find volume {:?} to mount into container {:?}",
-                    mount.name, self.container.name
-                ));
-            };
-            let part = match (mount.sub_path.as_deref(), mount.sub_path_expr.as_deref()) {
-                (_, Some(expression)) if !expression.is_empty() => env::expand(expression, value),
-                (Some(part), _) => part.to_owned(),
-                _ => String::new(),
-            };
-            let host_path = if part.is_empty() {
-                volume.path.clone()
-            } else {
-                let place = own
-                    .join("volume-subpaths")
-                    .join(&mount.name)
-                    .join(&self.container.name)
-                    .join(number.to_string());
-                subpath::bind(&volume.path, &part, &place).map_err(|e| {
-                    tracing::debug!(error = %e, part, "a part of a volume cannot be prepared");
-                    format!(
-                        "failed to prepare subPath for volumeMount {:?} of container {:?}",
-                        mount.name, self.container.name
-                    )
-                })?
-            };
-            let readonly = mount.read_only == Some(true) || volume.read_only;
-            mounts.push(cri::Mount {
-                container_path: mount.mount_path.clone(),
-                host_path: host_path.display().to_string(),
-                readonly,
-                propagation: match mount.mount_propagation.as_deref() {
-                    Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
-                    Some("Bidirectional") => MountPropagation::PropagationBidirectional,
-                    _ => MountPropagation::PropagationPrivate,
-                } as i32,
-                recursive_read_only: readonly && mount.recursive_read_only.as_deref() == Some("Enabled"),
-                ..Default::default()
-            });
-        }
-        let files = self.files(&own).map_err(|e| format!("writing the pod's files: {e}"))?;
-        for (container_path, host_path) in files {
-            if !mounts.iter().any(|m| m.container_path == container_path) {
-                let host_path = host_path.display().to_string();
-                mounts.push(cri::Mount { container_path, host_path, ..Default::default() });
-            }
-        }
-        Ok(mounts)
     }
 
     /// `/etc/hosts`, and the file for last words.

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cri::Cri;
+use crate::features::Features;
 use crate::images::Images;
 use crate::node::{self, Machine};
 use crate::objects::Objects;
@@ -45,6 +46,7 @@ pub async fn run(
     let cri = Cri::new(&config.cri_socket);
     let Some(version) = runtime_version(&cri, &shutdown).await else { return Ok(()) };
     let (network, watched) = watch::channel(Err("the runtime has not been asked yet".to_owned()));
+    let (able, features) = watch::channel(Features::default());
     let events = EventRecorder::new(client.clone(), "kubelet", &config.node_name);
     let machine = Machine::look();
     let fields = format!("spec.nodeName={}", config.node_name);
@@ -65,6 +67,7 @@ pub async fn run(
         runtime_version: format!("{}://{}", version.runtime_name, version.runtime_version),
         runtime_name: version.runtime_name,
         network: watched,
+        features,
         host_dns: naming::parse(&std::fs::read_to_string(&config.resolv_conf).unwrap_or_default()),
         node: machine.allocatable(&config.root_dir),
         machine,
@@ -86,7 +89,13 @@ pub async fn run(
         .port();
     let serving = tokio::spawn(server::serve(Arc::clone(&shared), own_pods, listener, tls));
     let rotating = tokio::spawn(logs::rotate::run(Arc::clone(&shared)));
-    let running_node = tokio::spawn(node::run(Arc::clone(&shared), port, network, changed, is_ready));
+    let running_node = tokio::spawn(node::run(
+        Arc::clone(&shared),
+        port,
+        node::Told { network, features: able },
+        changed,
+        is_ready,
+    ));
     let telling = tokio::spawn(async move {
         if readiness.wait_for(|ready| *ready).await.is_ok()
             && let Some(ready) = ready

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cri::Cri;
+use crate::features::Features;
 use crate::fieldpath::{Addresses, Allocatable};
 use crate::images::Images;
 use crate::naming::is_host_network;
@@ -34,6 +35,8 @@ pub struct Shared {
     pub machine: Machine,
     /// Whether the runtime says that pods can be connected; the reason when not.
     pub network: watch::Receiver<Result<(), String>>,
+    /// What the runtime says that it can do.
+    pub features: watch::Receiver<Features>,
     pub host_dns: DnsConfig,
     pub node: Allocatable,
     pub shutdown: CancellationToken,

@@ -80,8 +80,7 @@ impl Job {
         let mut mounted = self.volumes.lock().await;
         let outcome = volumes::set_up(&context, &mut mounted, true).await;
         outcome.map_err(|(name, error)| {
-            let message = format!("MountVolume.SetUp failed for volume {name:?} : {error}");
-            self.event(EventType::Warning, "FailedMount", message);
+            self.event(EventType::Warning, "FailedMount", volumes::complaint(&name, &error));
             AGAIN
         })
     }
@@ -136,10 +135,16 @@ impl Job {
             return Err(AGAIN);
         }
         let spec = self.pod.spec.as_ref();
-        let request = cri::RunPodSandboxRequest {
-            config: Some(config.clone()),
-            runtime_handler: self.runtime_handler(spec.and_then(|s| s.runtime_class_name.as_deref())).await?,
-        };
+        let runtime_handler =
+            self.runtime_handler(spec.and_then(|s| s.runtime_class_name.as_deref())).await?;
+        if spec.is_some_and(|s| s.host_users == Some(false))
+            && !shared.features.borrow().user_namespaces(&runtime_handler)
+        {
+            let message = format!("Failed to create pod sandbox: {}", no_user_namespaces(&runtime_handler));
+            self.event(EventType::Warning, "FailedCreatePodSandBox", message);
+            return Err(AGAIN);
+        }
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler };
         let id = match shared.cri.runtime().run_pod_sandbox(request).await {
             Ok(answer) => answer.into_inner().pod_sandbox_id,
             Err(status) => {
@@ -188,6 +193,7 @@ impl Job {
         let credentials = self.credentials().await;
         let volumes = self.volumes.lock().await.clone();
         let addresses = self.shared.addresses(&self.pod, seen);
+        let handler = seen.sandbox().map(|s| s.runtime_handler.clone()).unwrap_or_default();
         let mut again: Option<Duration> = None;
         let mut retry = |after: Duration| again = Some(again.map_or(after, |known| known.min(after)));
         for name in &self.plan.start {
@@ -212,6 +218,7 @@ impl Job {
                 volumes: &volumes,
                 referents: &referents,
                 credentials: &credentials,
+                handler: &handler,
                 restarts: self.restarts(name),
             };
             match start.run().await {
@@ -300,6 +307,13 @@ impl Job {
         }
         all
     }
+}
+
+/// Why a pod cannot have users of its own.
+fn no_user_namespaces(handler: &str) -> String {
+    let who =
+        if handler.is_empty() { "runtime".to_owned() } else { format!("RuntimeClass handler {handler:?}") };
+    format!("can't set `spec.hostUsers: false`, {who} does not support user namespaces")
 }
 
 /// The accounts of a secret of type `kubernetes.io/dockerconfigjson`.

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::cri::{Cri, rpc_error};
+use crate::features::Features;
 use crate::shared::SharedRef;
 use crate::worker::difference;
 
@@ -29,10 +30,17 @@ const TELL: Duration = Duration::from_mins(5);
 const SOON: Duration = Duration::from_millis(50);
 
 /// What the runtime says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Conditions {
     pub runtime: Result<(), String>,
     pub network: Result<(), String>,
+    pub features: Features,
+}
+
+/// Who is told of it.
+pub struct Told {
+    pub network: watch::Sender<Result<(), String>>,
+    pub features: watch::Sender<Features>,
 }
 
 /// Asks the runtime whether it is ready.
@@ -42,23 +50,28 @@ pub async fn runtime_conditions(cri: &Cri) -> Conditions {
         Ok(answer) => answer.into_inner(),
         Err(status) => {
             let why = format!("container runtime is down: {}", rpc_error(&status));
-            return Conditions { runtime: Err(why.clone()), network: Err(why) };
+            return Conditions {
+                runtime: Err(why.clone()),
+                network: Err(why),
+                features: Features::default(),
+            };
         }
     };
+    let features = Features::of(&answer);
     let conditions = answer.status.map(|s| s.conditions).unwrap_or_default();
     let of = |kind: &str| match conditions.iter().find(|c| c.r#type == kind) {
         Some(found) if found.status => Ok(()),
         Some(found) => Err(format!("{kind}=false reason:{} message:{}", found.reason, found.message)),
         None => Err(format!("missing {kind} condition")),
     };
-    Conditions { runtime: of("RuntimeReady"), network: of("NetworkReady") }
+    Conditions { runtime: of("RuntimeReady"), network: of("NetworkReady"), features }
 }
 
 /// Keeps the node's object and lease until the kubelet ends. `ready` turns true with the first status that says Ready.
 pub async fn run(
     shared: SharedRef,
     port: u16,
-    conditions: watch::Sender<Result<(), String>>,
+    tell_of: Told,
     changed: Arc<Notify>,
     ready: watch::Sender<bool>,
 ) {
@@ -68,11 +81,10 @@ pub async fn run(
     loop {
         let found = runtime_conditions(&shared.cri).await;
         let is_ready = found.runtime.is_ok() && found.network.is_ok();
-        conditions.send_if_modified(|known| {
-            let is_new = *known != found.network;
-            known.clone_from(&found.network);
-            is_new
-        });
+        change(&tell_of.network, &found.network);
+        if found.runtime.is_ok() {
+            change(&tell_of.features, &found.features);
+        }
         match tell(&shared, port, &found, &mut told).await {
             Ok(()) => {
                 if is_ready {
@@ -93,6 +105,14 @@ pub async fn run(
         }
     }
     lease.abort();
+}
+
+fn change<T: Clone + PartialEq>(told: &watch::Sender<T>, found: &T) {
+    told.send_if_modified(|known| {
+        let is_new = known != found;
+        known.clone_from(found);
+        is_new
+    });
 }
 
 /// Tells the API of the node what has changed, or all when it is due.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_cri::v1::Image;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
-    NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -69,6 +69,10 @@ pub fn make(
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }),
         }),
         images: Some(told_images(images)),
+        runtime_handlers: found.features.told_handlers(),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(found.features.supplemental_groups_policy),
+        }),
         node_info: Some(NodeSystemInfo {
             architecture: machine.architecture.to_owned(),
             boot_id: machine.boot_id.clone(),

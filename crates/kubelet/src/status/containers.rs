@@ -127,10 +127,11 @@ fn seen_status(
             name: mount.name.clone(),
             mount_path: mount.mount_path.clone(),
             read_only: mount.read_only.filter(|r| *r),
-            recursive_read_only: mount
-                .read_only
-                .filter(|r| *r)
-                .map(|_| mount.recursive_read_only.clone().unwrap_or_else(|| "Disabled".to_owned())),
+            recursive_read_only: mount.read_only.filter(|r| *r).map(|_| {
+                let is_made =
+                    |m: &k8s_cri::v1::Mount| m.container_path == mount.mount_path && m.recursive_read_only;
+                if cri.mounts.iter().any(is_made) { "Enabled" } else { "Disabled" }.to_owned()
+            }),
         })
         .collect();
     let name = cri

@@ -17,7 +17,18 @@ const DATA_NEXT: &str = "..data_tmp";
 pub struct File {
     pub data: Vec<u8>,
     pub mode: u32,
+    /// Whom it belongs to, if not to root.
+    pub user: Option<u32>,
 }
+
+impl File {
+    pub fn new(data: Vec<u8>, mode: u32) -> Self {
+        File { data, mode, user: None }
+    }
+}
+
+/// What a group that is to read the files gets, whatever their permissions are.
+const FOR_GROUP: u32 = 0o440;
 
 pub type Payload = BTreeMap<String, File>;
 
@@ -38,7 +49,8 @@ pub fn write(directory: &Path, payload: &Payload, group: Option<u32>) -> io::Res
     let version = format!("..{}.{}", Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S"), rand::random::<u32>());
     let next = directory.join(&version);
     fs::create_dir(&next)?;
-    own(&next, 0o755, group)?;
+    let directory_mode = if group.is_some() { 0o2755 } else { 0o755 };
+    own(&next, directory_mode, None, group)?;
     for (path, file) in payload {
         let full = next.join(path);
         let mut parent = next.clone();
@@ -46,11 +58,12 @@ pub fn write(directory: &Path, payload: &Payload, group: Option<u32>) -> io::Res
             parent.push(part);
             if !parent.is_dir() {
                 fs::create_dir(&parent)?;
-                own(&parent, 0o755, group)?;
+                own(&parent, directory_mode, None, group)?;
             }
         }
         fs::write(&full, &file.data)?;
-        own(&full, if group.is_some() { file.mode | 0o040 } else { file.mode }, group)?;
+        let mode = if group.is_some() { file.mode | FOR_GROUP } else { file.mode };
+        own(&full, mode, file.user, group)?;
     }
     let link = directory.join(DATA_NEXT);
     let _ = fs::remove_file(&link);
@@ -76,9 +89,9 @@ pub fn write(directory: &Path, payload: &Payload, group: Option<u32>) -> io::Res
     Ok(true)
 }
 
-fn own(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
-    if group.is_some() {
-        chown(path, None, group)?;
+fn own(path: &Path, mode: u32, user: Option<u32>, group: Option<u32>) -> io::Result<()> {
+    if user.is_some() || group.is_some() {
+        chown(path, user, group)?;
     }
     fs::set_permissions(path, Permissions::from_mode(mode))
 }
@@ -100,7 +113,7 @@ fn shows(version: &Path, payload: &Payload) -> bool {
         let full = version.join(path);
         fs::read(&full).is_ok_and(|data| data == file.data)
             && fs::metadata(&full)
-                .is_ok_and(|m| m.permissions().mode() & 0o7777 & !0o040 == file.mode & !0o040)
+                .is_ok_and(|m| m.permissions().mode() & 0o7777 & !FOR_GROUP == file.mode & !FOR_GROUP)
     });
     same && count(version) == payload.len()
 }
@@ -115,7 +128,7 @@ mod tests {
     use super::*;
 
     fn payload(files: &[(&str, &str)]) -> Payload {
-        let file = |data: &str| File { data: data.into(), mode: 0o644 };
+        let file = |data: &str| File::new(data.into(), 0o644);
         files.iter().map(|(path, data)| ((*path).to_owned(), file(data))).collect()
     }
 

@@ -2,9 +2,15 @@
 //! brought up to date.
 
 pub mod atomic;
+mod claim;
+mod image;
+mod nfs;
+mod ownership;
 mod payload;
 mod plain;
+mod removal;
 pub mod subpath;
+mod token;
 
 use std::collections::HashMap;
 use std::fs;
@@ -16,13 +22,14 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use krate_client::Client;
-use nix::mount::{MntFlags, umount2};
 
 use crate::fieldpath::Addresses;
 use crate::fieldpath::Allocatable;
 use crate::names;
 use crate::objects::Objects;
 use crate::signal::Signal;
+
+use ownership::Policy;
 
 /// What volumes are made from.
 pub struct Context<'a> {
@@ -40,6 +47,17 @@ impl Context<'_> {
         let security = self.pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok())
     }
+
+    /// Gives what is in a volume to the pod's group, as far as the pod has one.
+    fn give(&self, path: &Path, read_only: bool, policy: Policy) -> io::Result<()> {
+        self.fs_group().map_or(Ok(()), |group| ownership::give(path, group, read_only, policy))
+    }
+
+    /// When the pod wants its volumes given to its group.
+    fn change_policy(&self) -> Policy {
+        let security = self.pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+        Policy::parse(security.and_then(|s| s.fs_group_change_policy.as_deref()))
+    }
 }
 
 /// Why a volume is not there.
@@ -53,6 +71,9 @@ pub enum VolumeError {
     File { what: String, error: io::Error },
     #[error("no volume plugin matched name: {0}")]
     Unknown(String),
+    /// The claim does not lead to a volume, or not yet.
+    #[error("{0}")]
+    Claim(String),
 }
 
 impl VolumeError {
@@ -62,10 +83,32 @@ impl VolumeError {
     }
 }
 
+/// What an event says of a volume that is not there, in upstream's words.
+pub fn complaint(volume: &str, error: &VolumeError) -> String {
+    match error {
+        VolumeError::Claim(_) => format!(
+            "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process \
+             volumes=[{volume}]: {error}"
+        ),
+        _ => format!("MountVolume.SetUp failed for volume {volume:?} : {error}"),
+    }
+}
+
+/// What containers see of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// What lies at a path of the host.
+    Files(PathBuf),
+    /// A block device of the host.
+    Device(PathBuf),
+    /// An image that the runtime mounts: its name and pull policy.
+    Image { reference: String, pull_policy: Option<String> },
+}
+
 /// A volume that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
-    pub path: PathBuf,
+    pub content: Content,
     pub read_only: bool,
     /// When it must be set up again, at the latest.
     pub refresh_at: Option<Timestamp>,
@@ -73,7 +116,7 @@ pub struct Mounted {
 
 impl Mounted {
     fn at(path: PathBuf) -> Self {
-        Mounted { path, read_only: false, refresh_at: None }
+        Mounted { content: Content::Files(path), read_only: false, refresh_at: None }
     }
 }
 
@@ -103,10 +146,25 @@ const PLUGINS: &[&dyn Plugin] = &[
     &payload::Secret,
     &payload::DownwardApi,
     &payload::Projected,
+    &claim::Claim,
+    &nfs::Nfs,
+    &image::ImageVolume,
 ];
 
-/// The volumes of a pod, by name.
-pub type MountedVolumes = HashMap<String, Mounted>;
+/// The volumes of a pod.
+#[derive(Clone, Debug, Default)]
+pub struct MountedVolumes {
+    pub by_name: HashMap<String, Mounted>,
+    is_closed: bool,
+}
+
+impl MountedVolumes {
+    /// The pod has ended: nothing is set up any more, and all goes.
+    pub fn close(&mut self) {
+        self.by_name.clear();
+        self.is_closed = true;
+    }
+}
 
 /// Sets up all volumes of a pod; with `only_changing`, those alone whose content may have changed.
 ///
@@ -117,18 +175,21 @@ pub async fn set_up(
     mounted: &mut MountedVolumes,
     only_changing: bool,
 ) -> Result<(), (String, VolumeError)> {
+    if mounted.is_closed {
+        return Ok(());
+    }
     let volumes = context.pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     for volume in volumes {
         let failed = |error| (volume.name.clone(), error);
         let Some(plugin) = PLUGINS.iter().find(|p| p.is_for(volume)) else {
             return Err(failed(VolumeError::Unknown(volume.name.clone())));
         };
-        if only_changing && !plugin.changes() && mounted.contains_key(&volume.name) {
+        if only_changing && !plugin.changes() && mounted.by_name.contains_key(&volume.name) {
             continue;
         }
         let path = directory(context.pod_dir, plugin.name(), &volume.name);
         let done = plugin.set_up(context, volume, &path).await.map_err(failed)?;
-        mounted.insert(volume.name.clone(), done);
+        mounted.by_name.insert(volume.name.clone(), done);
     }
     Ok(())
 }
@@ -139,7 +200,7 @@ fn directory(pod_dir: &Path, plugin: &str, volume: &str) -> PathBuf {
 
 /// When the first of the volumes must be set up again.
 pub fn refresh_at(mounted: &MountedVolumes) -> Option<Timestamp> {
-    mounted.values().filter_map(|m| m.refresh_at).min()
+    mounted.by_name.values().filter_map(|m| m.refresh_at).min()
 }
 
 /// Unmounts and removes all that is in a pod's directory, and the directory. Never crosses into what is still mounted.
@@ -150,18 +211,8 @@ pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
     if !pod_dir.exists() {
         return Ok(());
     }
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut points: Vec<PathBuf> = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|point| PathBuf::from(point.replace("\\040", " ")))
-        .filter(|point| point.starts_with(pod_dir))
-        .collect();
-    points.reverse();
-    for point in points {
-        umount2(&point, MntFlags::MNT_DETACH)?;
-    }
-    fs::remove_dir_all(pod_dir)
+    removal::unmount_below(pod_dir)?;
+    removal::remove_tree(pod_dir)
 }
 
 /// The UIDs of pods that have a directory.

@@ -1,29 +1,22 @@
 //! Volumes that show objects of the API as files: configMap, secret, downwardAPI, and all of them projected into one.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use async_trait::async_trait;
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, ServiceAccount, ServiceAccountTokenProjection, Volume,
-};
-use kube::api::PostParams;
-use kube::{Api, ResourceExt as _};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
 
 use super::atomic::{self, File, Payload};
-use super::plain::mount_memory;
+use super::ownership::Policy;
+use super::plain::{make_directory, mount_memory};
+use super::token::token;
 use super::{Context, Mounted, Plugin, VolumeError, namespace};
 use crate::fieldpath;
 use crate::names;
-use crate::objects::granted;
 
 /// Permission bits of files, when nothing else is said.
 const MODE: i32 = 0o644;
-/// Seconds that a token is asked for, when nothing else is said.
-const TOKEN_SECONDS: i64 = 3600;
 
 /// The keys of an object that are shown: all, or some under names of their own.
 fn select(
@@ -31,9 +24,9 @@ fn select(
     items: Option<&[KeyToPath]>,
     mode: i32,
     optional: bool,
-    what: &str,
+    lacks: &str,
 ) -> Result<Payload, VolumeError> {
-    let file = |data, mode: i32| File { data, mode: mode.unsigned_abs() };
+    let file = |data, mode: i32| File::new(data, mode.unsigned_abs());
     let Some(items) = items.filter(|i| !i.is_empty()) else {
         return Ok(data.into_iter().map(|(key, data)| (key, file(data, mode))).collect());
     };
@@ -45,10 +38,7 @@ fn select(
             }
             None if optional => {}
             None => {
-                return Err(VolumeError::Missing(format!(
-                    "{what} references non-existent config key: {}",
-                    item.key
-                )));
+                return Err(VolumeError::Missing(format!("{lacks}: {}", item.key)));
             }
         }
     }
@@ -68,7 +58,8 @@ async fn config_map(
         Some(map) => {
             let text = map.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone().into_bytes()));
             let binary = map.binary_data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone()));
-            select(text.chain(binary).collect(), items, mode, optional, "configmap")
+            let lacks = "configmap references non-existent config key";
+            select(text.chain(binary).collect(), items, mode, optional, lacks)
         }
         None if optional => Ok(Payload::new()),
         None => Err(VolumeError::Missing(format!("configmap {name:?} not found"))),
@@ -87,7 +78,7 @@ async fn secret(
     match context.objects.secrets.get(&uid, context.signal, &namespace, name).await? {
         Some(secret) => {
             let data = secret.data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone()));
-            select(data.collect(), items, mode, optional, "secret")
+            select(data.collect(), items, mode, optional, "references non-existent secret key")
         }
         None if optional => Ok(Payload::new()),
         None => Err(VolumeError::Missing(format!("secret {name:?} not found"))),
@@ -107,87 +98,9 @@ fn downward(
             (None, None) => continue,
         };
         let data = text.map_err(VolumeError::Missing)?.into_bytes();
-        shown.insert(item.path.clone(), File { data, mode: item.mode.unwrap_or(mode).unsigned_abs() });
+        shown.insert(item.path.clone(), File::new(data, item.mode.unwrap_or(mode).unsigned_abs()));
     }
     Ok(shown)
-}
-
-/// A token that is asked for anew at four fifths of its life. The one that is there is kept until then.
-async fn token(
-    context: &Context<'_>,
-    source: &ServiceAccountTokenProjection,
-    mode: i32,
-    directory: &Path,
-) -> Result<(File, Timestamp), VolumeError> {
-    let kept = kept_token(directory, &source.path);
-    if let Some((data, refresh)) = kept {
-        return Ok((File { data, mode: token_mode(context, mode) }, refresh));
-    }
-    let spec = context.pod.spec.as_ref();
-    let account = spec.and_then(|s| s.service_account_name.clone()).filter(|n| !n.is_empty());
-    let account = account.unwrap_or_else(|| "default".to_owned());
-    let request = TokenRequest {
-        spec: Some(TokenRequestSpec {
-            audiences: Some(source.audience.clone().filter(|a| !a.is_empty()).into_iter().collect()),
-            expiration_seconds: Some(source.expiration_seconds.unwrap_or(TOKEN_SECONDS)),
-            bound_object_ref: Some(BoundObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Pod".to_owned()),
-                name: Some(context.pod.name_any()),
-                uid: Some(names::uid(context.pod)),
-            }),
-        }),
-        ..Default::default()
-    };
-    let api: Api<ServiceAccount> = Api::namespaced(context.client.clone(), &namespace(context));
-    let asked = Timestamp::now();
-    let parameters = PostParams::default();
-    let answer = granted(|| api.create_token_request(&account, &parameters, &request)).await?;
-    let status =
-        answer.status.ok_or_else(|| VolumeError::Missing("the token request was not answered".to_owned()))?;
-    let life = status
-        .expiration_timestamp
-        .map_or(SignedDuration::from_secs(TOKEN_SECONDS), |ends| ends.0.duration_since(asked));
-    let data = status.token.unwrap_or_default().into_bytes();
-    Ok((File { data, mode: token_mode(context, mode) }, asked + life * 4 / 5))
-}
-
-/// Tokens are for their pod's user alone: the group's bit is set where the pod has a group.
-fn token_mode(context: &Context<'_>, mode: i32) -> u32 {
-    if context.fs_group().is_some() { 0o600 } else { mode.unsigned_abs() }
-}
-
-/// The token that is there, and when it must be asked for anew, if that is still to come. It says itself how long it
-/// lives, so nothing needs to be remembered.
-fn kept_token(directory: &Path, path: &str) -> Option<(Vec<u8>, Timestamp)> {
-    let data = fs::read(directory.join(path)).ok()?;
-    let claims = std::str::from_utf8(&data).ok()?.split('.').nth(1)?;
-    let claims: serde_json::Value = serde_json::from_slice(&base64url(claims)?).ok()?;
-    let (from, to) = (claims["iat"].as_i64()?, claims["exp"].as_i64()?);
-    let refresh = Timestamp::from_second(from + (to - from) * 4 / 5).ok()?;
-    (refresh > Timestamp::now()).then_some((data, refresh))
-}
-
-fn base64url(text: &str) -> Option<Vec<u8>> {
-    let (mut out, mut bits, mut held) = (Vec::new(), 0u32, 0);
-    for byte in text.bytes() {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'-' => 62,
-            b'_' => 63,
-            b'=' => continue,
-            _ => return None,
-        };
-        bits = (bits << 6) | u32::from(value);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            out.push((bits >> held) as u8);
-        }
-    }
-    Some(out)
 }
 
 fn show(
@@ -200,9 +113,13 @@ fn show(
     if in_memory {
         mount_memory(path, None).map_err(failed())?;
     } else {
-        fs::create_dir_all(path).map_err(failed())?;
+        make_directory(path).map_err(failed())?;
     }
-    atomic::write(path, payload, context.fs_group()).map_err(failed())?;
+    let changed = atomic::write(path, payload, context.fs_group()).map_err(failed())?;
+    if changed {
+        // The files have their group already; only the volume's own directory may be missing it.
+        context.give(path, true, Policy::OnRootMismatch).map_err(failed())?;
+    }
     Ok(Mounted { read_only: true, ..Mounted::at(path.to_owned()) })
 }
 
@@ -349,40 +266,14 @@ mod tests {
     #[test]
     fn items_choose_and_rename() {
         let data = BTreeMap::from([("a".to_owned(), b"1".to_vec()), ("b".to_owned(), b"2".to_vec())]);
-        let all = select(data.clone(), None, 0o400, false, "configmap").unwrap();
+        let all = select(data.clone(), None, 0o400, false, "lacks").unwrap();
         assert_eq!(all.keys().collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(all["a"].mode, 0o400);
         let items = [KeyToPath { key: "a".into(), path: "x/y".into(), mode: Some(0o600) }];
-        let some = select(data.clone(), Some(&items), 0o400, false, "configmap").unwrap();
+        let some = select(data.clone(), Some(&items), 0o400, false, "lacks").unwrap();
         assert_eq!((some.len(), some["x/y"].mode), (1, 0o600));
         let missing = [KeyToPath { key: "z".into(), path: "z".into(), mode: None }];
-        assert!(select(data.clone(), Some(&missing), 0o400, false, "configmap").is_err());
-        assert!(select(data, Some(&missing), 0o400, true, "configmap").unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_token_says_how_long_it_lives() {
-        let directory = tempfile::tempdir().unwrap();
-        let now = Timestamp::now().as_second();
-        // {"iat":…,"exp":…} in base64url, without a library for the other direction.
-        let encode = |text: &str| {
-            const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-            let mut out = String::new();
-            for chunk in text.as_bytes().chunks(3) {
-                let bits =
-                    chunk.iter().fold(0u32, |b, c| (b << 8) | u32::from(*c)) << (8 * (3 - chunk.len()));
-                for i in 0..=chunk.len() {
-                    out.push(ALPHABET[(bits >> (18 - 6 * i)) as usize & 63] as char);
-                }
-            }
-            out
-        };
-        for (age, kept) in [(0, true), (3000, false)] {
-            let from = now - age;
-            let claims = encode(&format!("{{\"iat\":{from},\"exp\":{}}}", from + 3600));
-            fs::write(directory.path().join("token"), format!("h.{claims}.s")).unwrap();
-            let found = kept_token(directory.path(), "token");
-            assert_eq!(found.map(|(_, at)| at.as_second()), kept.then_some(from + 2880));
-        }
+        assert!(select(data.clone(), Some(&missing), 0o400, false, "lacks").is_err());
+        assert!(select(data, Some(&missing), 0o400, true, "lacks").unwrap().is_empty());
     }
 }

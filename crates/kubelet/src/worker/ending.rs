@@ -133,8 +133,12 @@ impl Worker {
         let (uid, pod) = (self.uid.clone(), Arc::clone(&self.pod));
         self.shared.objects.release(&self.uid);
         self.shared.images.forget(&self.uid);
+        // Nobody sets up what is being taken away.
+        let mut mounted = Arc::clone(&self.volumes).lock_owned().await;
+        mounted.close();
         tokio::task::spawn_blocking(move || {
             volumes::tear_down(&shared.config.pod_dir(&uid))?;
+            drop(mounted);
             remove_cgroup(&shared, &uid)?;
             if is_leaving {
                 let logs = sandbox::log_directory(&shared.config, &pod);

@@ -174,6 +174,9 @@ impl Worker {
     fn take_desired(&mut self) {
         let desired = self.handle.desired.lock().clone();
         self.removed |= desired.removed;
+        if shown(&desired.pod) != shown(&self.pod) {
+            self.handle.signal.objects_changed();
+        }
         if publish::version(&desired.pod) >= publish::version(&self.pod) {
             self.pod = desired.pod;
         } else {
@@ -367,7 +370,7 @@ impl Worker {
         };
         let due = volumes::refresh_at(&mounted);
         // After a restart, what is mounted is not known yet.
-        let unknown = mounted.is_empty() && self.seen.any_running() && self.starting.is_none();
+        let unknown = mounted.by_name.is_empty() && self.seen.any_running() && self.starting.is_none();
         drop(mounted);
         let now = Timestamp::now();
         let left = due.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
@@ -396,11 +399,10 @@ impl Worker {
             };
             let mut mounted = volumes.lock().await;
             if let Err((name, error)) = volumes::set_up(&context, &mut mounted, true).await {
-                let message = format!("MountVolume.SetUp failed for volume {name:?} : {error}");
-                shared.pod_event(&pod, EventType::Warning, "FailedMount", message);
+                shared.pod_event(&pod, EventType::Warning, "FailedMount", volumes::complaint(&name, &error));
                 // A token that cannot be had now is asked for again in a while.
                 let later = Timestamp::now() + jiff::SignedDuration::from_secs(10);
-                if let Some(volume) = mounted.get_mut(&name) {
+                if let Some(volume) = mounted.by_name.get_mut(&name) {
                     volume.refresh_at = Some(later);
                 }
             }
@@ -425,6 +427,16 @@ impl Worker {
             now: Timestamp::now(),
         })
     }
+}
+
+/// What a pod's volumes may show of the pod itself, as far as it can change.
+fn shown(pod: &Pod) -> impl PartialEq + '_ {
+    let meta = &pod.metadata;
+    let spec = pod.spec.as_ref();
+    let inits = spec.and_then(|s| s.init_containers.as_deref()).unwrap_or_default();
+    let containers = inits.iter().chain(spec.map(|s| s.containers.as_slice()).unwrap_or_default());
+    let resources: Vec<_> = containers.map(|c| c.resources.as_ref()).collect();
+    (meta.labels.as_ref(), meta.annotations.as_ref(), resources)
 }
 
 /// The outcome of a job once it has one; never, while there is none. A job that panicked has none to tell.
