@@ -18,6 +18,7 @@ pub mod listen;
 mod metrics;
 pub mod node_authorizer;
 pub mod openapi;
+pub mod options;
 mod path;
 mod proxy;
 pub mod rbac;

@@ -36,9 +36,13 @@ const HISTORY: Duration = Duration::from_mins(5);
 const SELF: &str = "system:apiserver";
 
 /// What a server is started with.
+#[derive(Clone)]
 pub struct Config {
     /// Where pods and nodes reach this server.
     pub advertise: SocketAddr,
+    /// The certificate and key by which clients know this server, PEM.
+    pub serving_certificate: String,
+    pub serving_key: String,
     /// The addresses of Services.
     pub service_cidr: String,
     /// Bearer tokens that are known beforehand, and whose they are.
@@ -46,11 +50,31 @@ pub struct Config {
     /// The P-256 key that signs ServiceAccount tokens, and its public half, PEM.
     pub service_account_key: String,
     pub service_account_public_key: String,
-    /// The authority of client certificates, and of the nodes' serving certificates, PEM.
+    /// The authority of client certificates, PEM.
     pub ca: String,
+    /// The authority of the nodes' serving certificates, PEM; that of client certificates where it is empty.
+    pub node_ca: String,
     /// The certificate and key by which nodes know this server, PEM.
     pub node_client_certificate: String,
     pub node_client_key: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
+            serving_certificate: String::new(),
+            serving_key: String::new(),
+            service_cidr: "10.96.0.0/16".to_owned(),
+            tokens: HashMap::new(),
+            service_account_key: String::new(),
+            service_account_public_key: String::new(),
+            ca: String::new(),
+            node_ca: String::new(),
+            node_client_certificate: String::new(),
+            node_client_key: String::new(),
+        }
+    }
 }
 
 /// What all requests share.
@@ -103,7 +127,8 @@ impl Server {
         let service_address: IpAddr = allocator.first_address();
         let signer = Arc::new(Signer::new(&config.service_account_key, &config.service_account_public_key)?);
         let authorizer = Authorizer::default();
-        let nodes = Nodes::new(&config.ca, &config.node_client_certificate, &config.node_client_key)
+        let node_ca = if config.node_ca.is_empty() { &config.ca } else { &config.node_ca };
+        let nodes = Nodes::new(node_ca, &config.node_client_certificate, &config.node_client_key)
             .map_err(|error| StartError::Certificates(error.to_string()))?;
         let server = Arc::new(Server {
             admission: Chain::new(&kinds, &authorizer),

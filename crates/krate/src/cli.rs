@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
+use krate_apiserver::options::Options;
 
 use crate::datadir;
 
@@ -24,6 +25,9 @@ pub struct Cli {
 pub enum Command {
     /// Start a whole cluster on this machine: control plane, node, network, DNS
     Up(Up),
+    /// Start the API server alone, as upstream's kube-apiserver, on the store in the data directory
+    #[command(name = "apiserver")]
+    ApiServer(Box<Options>),
     /// Stop the cluster and all its pods; what it stored stays
     Down(Down),
     /// Show components, nodes, pods and versions
@@ -35,7 +39,7 @@ pub enum Command {
     Version(Version),
 }
 
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Up {
     /// Go to the background once the cluster is ready; the log goes to DIR/krate.log
     #[arg(long, short)]
@@ -60,6 +64,10 @@ pub struct Up {
     /// Leave the user's own kubeconfig as it is
     #[arg(long)]
     pub no_kubeconfig: bool,
+
+    /// A flag of `krate apiserver` for this cluster's API server; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub kube_apiserver_arg: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -114,5 +122,12 @@ mod tests {
         Cli::command().debug_assert();
         let cli = Cli::parse_from(["krate", "image", "ls", "--data-dir", "/tmp/x"]);
         assert_eq!(cli.data_dir, PathBuf::from("/tmp/x"));
+    }
+
+    #[test]
+    fn the_api_server_alone_takes_upstreams_flags() {
+        let cli = Cli::parse_from(["krate", "apiserver", "--secure-port", "7443", "--data-dir=/tmp/x"]);
+        let Command::ApiServer(options) = cli.command else { panic!("{cli:?}") };
+        assert_eq!(options.serving.secure_port, Some(7443));
     }
 }

@@ -15,8 +15,15 @@ pub fn to_file(file: &Path) -> Result<()> {
         .append(true)
         .open(file)
         .with_context(|| format!("opening {}", file.display()))?;
-    let filter =
-        EnvFilter::try_from_env("KRATE_LOG").unwrap_or_else(|_| EnvFilter::new("info,hickory_server=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Arc::new(log)).init();
+    tracing_subscriber::fmt().with_env_filter(filter()).with_ansi(false).with_writer(Arc::new(log)).init();
     Ok(())
+}
+
+/// Sends the log of this process to its standard error, as a component that runs alone does.
+pub fn to_stderr() {
+    tracing_subscriber::fmt().with_env_filter(filter()).with_ansi(false).with_writer(std::io::stderr).init();
+}
+
+fn filter() -> EnvFilter {
+    EnvFilter::try_from_env("KRATE_LOG").unwrap_or_else(|_| EnvFilter::new("info,hickory_server=warn"))
 }

@@ -1,6 +1,7 @@
 //! The one binary: its command line, and the wiring of components into a cluster.
 
 mod address;
+mod apiserver;
 mod cli;
 mod commands;
 mod datadir;
@@ -43,6 +44,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let done = runtime.block_on(async {
         match cli.command {
             Command::Up(args) => up::run(&dir, &args, node_threads.handle()).await,
+            Command::ApiServer(options) => commands::apiserver(&dir, &options).await,
             Command::Down(args) => commands::down(&dir, &args).await,
             Command::Status(args) => commands::status(&dir, &args).await,
             Command::Image(command) => commands::image(&dir, command).await,

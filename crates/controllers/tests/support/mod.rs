@@ -3,7 +3,7 @@
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,14 +48,12 @@ impl Cluster {
         let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
         let certificate = params.self_signed(&key).expect("a certificate").pem();
         let config = krate_apiserver::Config {
-            advertise: "127.0.0.1:6443".parse().expect("an address"),
-            service_cidr: "10.96.0.0/16".to_owned(),
-            tokens: HashMap::new(),
             service_account_key: key.serialize_pem(),
             service_account_public_key: key.public_key_pem(),
             ca: certificate.clone(),
             node_client_certificate: certificate,
             node_client_key: key.serialize_pem(),
+            ..krate_apiserver::Config::default()
         };
         let shutdown = CancellationToken::new();
         let server = Server::start(config, Arc::new(store), shutdown.clone()).await.expect("it starts");

@@ -1,10 +1,12 @@
 //! The commands beside `up`.
 
+mod apiserver;
 mod down;
 mod image;
 mod status;
 mod version;
 
+pub use apiserver::run as apiserver;
 pub use down::run as down;
 pub use image::run as image;
 pub use status::run as status;

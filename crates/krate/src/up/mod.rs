@@ -4,9 +4,9 @@
 mod control_plane;
 mod detach;
 mod parts;
-mod preflight;
+pub mod preflight;
 mod progress;
-mod settings;
+pub mod settings;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub use parts::Parts;
 pub use progress::Progress;
 
 /// How long components may take to end once they are asked to.
-const GRACE: Duration = Duration::from_secs(10);
+pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Runs a cluster until it is asked to stop. The node's components run on threads of their own: they wait for disks and
 /// the kernel, which may take long, and the API goes on meanwhile.
@@ -36,6 +36,7 @@ const GRACE: Duration = Duration::from_secs(10);
 pub async fn run(dir: &DataDir, args: &Up, node_threads: &Handle) -> Result<()> {
     let progress = Progress::start(dir);
     let wanted = settings::of(dir, args)?;
+    let options = settings::flags(&args.kube_apiserver_arg)?;
     preflight::check(dir, &wanted)?;
     let _claim = dir.claim()?;
     crate::log::to_file(&dir.log())?;
@@ -44,7 +45,8 @@ pub async fn run(dir: &DataDir, args: &Up, node_threads: &Handle) -> Result<()> 
 
     let shutdown = CancellationToken::new();
     let (parts, mut faults) = Parts::new();
-    let plane = Arc::new(control_plane::start(dir, &wanted, listener, &progress, &shutdown, &parts).await?);
+    let plane = control_plane::start(dir, &wanted, &options, listener, &progress, &shutdown, &parts).await?;
+    let plane = Arc::new(plane);
     let entry = Entry {
         name: &dir.context_name(),
         server: &plane.url,
@@ -80,7 +82,8 @@ pub async fn run(dir: &DataDir, args: &Up, node_threads: &Handle) -> Result<()> 
     ended
 }
 
-async fn asked_to_stop() {
+/// Waits for the signal that ends a process.
+pub async fn asked_to_stop() {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Result, bail};
 use ipnet::Ipv4Net;
+use krate_apiserver::options::Options;
 use nix::ifaddrs::getifaddrs;
 
 use crate::cli::Up;
@@ -50,6 +51,25 @@ pub fn of(dir: &DataDir, args: &Up) -> Result<Settings> {
     };
     check(&settings)?;
     Ok(settings)
+}
+
+/// The flags of the API server.
+///
+/// # Errors
+/// One is not known, or says what `krate up` says by a flag of its own.
+pub fn flags(args: &[String]) -> Result<Options> {
+    let options = Options::of(args).map_err(|error| anyhow::anyhow!("--kube-apiserver-arg: {error}"))?;
+    let serving = &options.serving;
+    for (given, flag, own) in [
+        (serving.bind_address.is_some(), "bind-address", "--bind"),
+        (serving.secure_port.is_some(), "secure-port", "--bind"),
+        (serving.service_cluster_ip_range.is_some(), "service-cluster-ip-range", "--service-cidr"),
+    ] {
+        if given {
+            bail!("--kube-apiserver-arg: {flag} is for `krate apiserver`\n  use {own}");
+        }
+    }
+    Ok(options)
 }
 
 fn check(settings: &Settings) -> Result<()> {
@@ -111,6 +131,14 @@ mod tests {
         let refused = of(&dir, &up(&["--pod-cidr", "10.51.0.0/16"])).expect_err("refused").to_string();
         assert!(refused.contains("10.50.0.0/16") && refused.contains("--data-dir"), "{refused}");
         std::fs::remove_dir_all(root).expect("removed");
+    }
+
+    #[test]
+    fn flags_of_the_api_server_are_refused_by_their_names() {
+        let flag = |text: &str| flags(&[text.to_owned()]).map(drop).expect_err(text).to_string();
+        assert!(flag("no-such=1").contains("'--no-such'"), "{}", flag("no-such=1"));
+        assert!(flag("secure-port=7000").contains("use --bind"), "{}", flag("secure-port=7000"));
+        assert!(flags(&["advertise-address=10.0.0.1".to_owned()]).is_ok());
     }
 
     #[test]

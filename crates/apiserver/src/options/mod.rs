@@ -1,0 +1,131 @@
+//! What a server is told on its command line: upstream's flags, by topic.
+//!
+//! A topic is a file with its flags, as clap [`Args`], and what they mean for the [`Config`], as a [`Topic`]; and a line
+//! of the table below. A flag that is not given leaves what the configuration has.
+
+mod authentication;
+mod serving;
+
+use std::path::Path;
+
+use clap::{Args, FromArgMatches as _};
+
+use crate::server::Config;
+
+/// A flag that asks for what cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("--{flag}: {why}")]
+pub struct OptionError {
+    /// The flag's name, without its dashes.
+    pub flag: &'static str,
+    pub why: String,
+}
+
+impl OptionError {
+    pub fn new(flag: &'static str, why: impl std::fmt::Display) -> Self {
+        OptionError { flag, why: why.to_string() }
+    }
+}
+
+/// The flags of one topic.
+pub trait Topic {
+    /// Brings what the flags say into the configuration.
+    ///
+    /// # Errors
+    /// A flag's file cannot be read, or its value cannot be used; also together with another's.
+    fn apply(&self, config: &mut Config) -> Result<(), OptionError>;
+}
+
+macro_rules! topics {
+    ($($topic:ident: $flags:ident, $heading:literal;)*) => {
+        /// All flags of the server.
+        #[derive(Args, Clone, Debug, Default)]
+        pub struct Options {
+            $(
+                #[command(flatten, next_help_heading = $heading)]
+                pub $topic: $topic::$flags,
+            )*
+        }
+
+        impl Options {
+            /// Brings what the flags say into the configuration, topic by topic.
+            ///
+            /// # Errors
+            /// See [`Topic::apply`].
+            pub fn apply(&self, config: &mut Config) -> Result<(), OptionError> {
+                $(self.$topic.apply(config)?;)*
+                Ok(())
+            }
+        }
+    };
+}
+
+topics! {
+    serving: Serving, "Serving";
+    authentication: Authentication, "Authentication";
+}
+
+impl Options {
+    /// Reads flags that are given as `name=value`, or as `name` where the flag needs no value.
+    ///
+    /// # Errors
+    /// A flag that is not known, or a value that it does not take, in clap's words.
+    pub fn of(flags: &[String]) -> Result<Self, String> {
+        let command = Self::augment_args(clap::Command::new("kube-apiserver").no_binary_name(true));
+        let args = flags.iter().map(|flag| format!("--{}", flag.trim_start_matches('-')));
+        let read = command.try_get_matches_from(args).and_then(|found| Self::from_arg_matches(&found));
+        read.map_err(|error| {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            first.strip_prefix("error: ").unwrap_or(first).to_owned()
+        })
+    }
+}
+
+/// The text of a file that a flag names.
+fn read(flag: &'static str, file: &Path) -> Result<String, OptionError> {
+    std::fs::read_to_string(file)
+        .map_err(|error| OptionError::new(flag, format!("reading {}: {error}", file.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(flags: &[&str]) -> Result<Options, String> {
+        Options::of(&flags.iter().map(|&flag| flag.to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_flags_are_sound() {
+        Options::augment_args(clap::Command::new("kube-apiserver")).debug_assert();
+    }
+
+    #[test]
+    fn what_cannot_be_is_told_by_the_flags_name() {
+        for (flag, told) in [
+            ("secure-port=x", "'--secure-port <PORT>'"),
+            ("basic-auth-file=x", "'--basic-auth-file'"),
+            ("advertise-address=x", "'--advertise-address <ADDRESS>'"),
+        ] {
+            let error = of(&[flag]).expect_err(flag);
+            assert!(error.contains(told), "{error}");
+        }
+        let options = of(&["client-ca-file=/nonexistent"]).expect("sound");
+        let error = options.apply(&mut Config::default()).expect_err("no such file").to_string();
+        assert!(error.starts_with("--client-ca-file: reading /nonexistent: "), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_said_stays() {
+        let mut config = Config { service_cidr: "10.9.0.0/16".to_owned(), ..Config::default() };
+        of(&[]).expect("sound").apply(&mut config).expect("sound");
+        assert_eq!(config.service_cidr, "10.9.0.0/16");
+        let said = of(&["--service-cluster-ip-range=10.8.0.0/16", "advertise-address=10.0.0.1"]);
+        said.expect("sound").apply(&mut config).expect("sound");
+        assert_eq!(
+            (config.service_cidr.as_str(), config.advertise.ip().to_string()),
+            ("10.8.0.0/16", "10.0.0.1".to_owned())
+        );
+    }
+}
