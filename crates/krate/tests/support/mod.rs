@@ -125,15 +125,46 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Tells what state the cluster of a failed test is in.
+    fn tell(&self) {
+        let said = |command: &mut Command| match command.output() {
+            Ok(out) => eprintln!(
+                "{command:?}\n{}{}",
+                String::from_utf8_lossy(&out.stdout),
+                String::from_utf8_lossy(&out.stderr)
+            ),
+            Err(error) => eprintln!("{command:?}: {error}"),
+        };
+        for asked in
+            ["get all,endpointslices -A -o wide", "get events -A", "describe pods -A", "describe nodes"]
+        {
+            said(&mut self.kubectl_command(asked));
+        }
+        for (program, args) in [
+            ("ip", "addr"),
+            ("ip", "route show table all"),
+            ("ip", "neigh"),
+            ("nft", "list ruleset"),
+            ("ps", "axf"),
+        ] {
+            said(self.host.command(program).args(args.split(' ')));
+        }
+        if let Ok(log) = std::fs::read_to_string(self.dir.join("krate.log")) {
+            eprintln!("{log}");
+        }
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell();
+        }
         // Whatever the test did, its pods, mounts and control groups must go.
         let down = self.krate(&["down"]).output();
         if std::thread::panicking() {
             eprintln!("krate down: {down:?}");
-            if let Ok(log) = std::fs::read_to_string(self.dir.join("krate.log")) {
-                eprintln!("{log}");
-            }
         }
         drop(self.process.take());
         traces::sweep(&self.dir);
