@@ -4,7 +4,7 @@ use http::HeaderMap;
 use krate_api::StatusError;
 
 use crate::auth::{ANONYMOUS, AUTHENTICATED, Authorizer, UNAUTHENTICATED, User, forbidden};
-use crate::request::RequestInfo;
+use crate::request::{RequestInfo, percent_decode};
 
 const USER: &str = "impersonate-user";
 const GROUP: &str = "impersonate-group";
@@ -87,11 +87,6 @@ pub fn effective(authorizer: &Authorizer, user: User, headers: &HeaderMap) -> Re
         acts.groups.push(last.to_owned());
     }
     Ok(acts)
-}
-
-fn percent_decode(text: &str) -> String {
-    let query = crate::request::Query::parse(Some(&format!("x={}", text.replace('+', "%2B"))));
-    query.get("x").unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

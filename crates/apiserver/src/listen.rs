@@ -1,4 +1,4 @@
-//! Serving on a socket: TLS, HTTP/1.1 and HTTP/2, and whom a client certificate names.
+//! Serving on a socket: TLS, HTTP/1.1 and HTTP/2, and what a client's certificate proves.
 
 use std::io;
 use std::sync::Arc;
@@ -9,16 +9,14 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::auth::{AUTHENTICATED, User};
+use crate::auth::{AnyBearer, Caller};
 use crate::server::Server;
 use crate::service::Service;
 
@@ -36,20 +34,13 @@ fn broken(error: impl std::fmt::Display) -> TlsError {
     TlsError(error.to_string())
 }
 
-/// The TLS side of a server: its own certificate, and the authority of its clients'. All PEM.
+/// The TLS side of a server: its own certificate, and the authorities of which clients are told. All PEM. Whose a client's
+/// certificate is, is judged for each request.
 ///
 /// # Errors
 /// Something of it is not what it should be.
 pub fn tls(certificate: &str, key: &str, client_ca: &str) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    for authority in CertificateDer::pem_slice_iter(client_ca.as_bytes()) {
-        roots.add(authority.map_err(broken)?).map_err(broken)?;
-    }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-        .allow_unauthenticated()
-        .build()
-        .map_err(broken)?;
     let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(broken)?;
@@ -57,7 +48,7 @@ pub fn tls(certificate: &str, key: &str, client_ca: &str) -> Result<Arc<ServerCo
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(broken)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(AnyBearer::new(client_ca)))
         .with_single_cert(chain, key)
         .map_err(broken)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -93,8 +84,9 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerCo
                 server.instruments.handshake_failed();
                 return;
             };
-            let user = stream.get_ref().1.peer_certificates().and_then(|chain| named(chain.first()?));
-            let service = Service::new(server, user);
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let caller = Caller::Peer(Arc::new(server.authenticator.peer(chain)));
+            let service = Service::new(server, caller);
             let answer =
                 hyper::service::service_fn(move |request: Request<Incoming>| service.clone().call(request));
             let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -109,18 +101,4 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerCo
     }
     let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
     Ok(())
-}
-
-/// The user that a verified client certificate names: its common name, with its organizations as groups.
-fn named(certificate: &CertificateDer<'_>) -> Option<User> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    let subject = parsed.subject();
-    let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let groups = subject
-        .iter_organization()
-        .filter_map(|o| o.as_str().ok())
-        .map(str::to_owned)
-        .chain([AUTHENTICATED.to_owned()])
-        .collect();
-    Some(User { name, groups, ..User::default() })
 }

@@ -152,6 +152,11 @@ impl Query {
     }
 }
 
+/// What a text says in which bytes may stand as `%` and two digits.
+pub fn percent_decode(text: &str) -> String {
+    decode(&text.replace('+', "%2B"))
+}
+
 fn decode(text: &str) -> String {
     if !text.contains(['%', '+']) {
         return text.to_owned();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use k8s_openapi::api::core::v1::Binding;
 use krate_api::{Kind, StatusError, kinds};
@@ -91,6 +91,13 @@ pub async fn answer(
         ["metrics", "slis"] => {
             return Ok(wire::reply(StatusCode::OK, FORMAT, indicators(server).await));
         }
+        [".well-known", "openid-configuration"] => {
+            return Ok(published(
+                "application/json",
+                &server.signer.discovery(&server.advertise.to_string()),
+            ));
+        }
+        ["openid", "v1", "jwks"] => return Ok(published("application/jwk-set+json", &server.signer.jwks())),
         [""] => json!({"paths": paths(rows)}),
         _ => return Ok(not_found()),
     };
@@ -126,6 +133,13 @@ fn aggregated(headers: &HeaderMap) -> Option<&'static str> {
     })
 }
 
+/// What those who verify ServiceAccount tokens ask for, and may keep for an hour.
+fn published(media: &'static str, document: &Value) -> Reply {
+    let mut reply = wire::reply(StatusCode::OK, media, document.to_string());
+    reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+    reply
+}
+
 fn aggregate(rows: &[&Kind], core: bool, version: &'static str) -> Reply {
     let document = discovery::aggregated(rows, core, version);
     let mut reply = wire::reply(StatusCode::OK, "application/json", document.to_string());
@@ -156,6 +170,7 @@ fn version() -> Value {
 
 fn paths(rows: &[&Kind]) -> Vec<String> {
     let mut paths: Vec<String> = [
+        "/.well-known/openid-configuration",
         "/api",
         "/api/v1",
         "/apis",
@@ -165,6 +180,7 @@ fn paths(rows: &[&Kind]) -> Vec<String> {
         "/metrics/slis",
         "/openapi/v2",
         "/openapi/v3",
+        "/openid/v1/jwks",
         "/readyz",
         "/version",
     ]
@@ -297,8 +313,7 @@ async fn token_review(
     server: &Server,
     review: k8s_openapi::api::authentication::v1::TokenReview,
 ) -> Result<k8s_openapi::api::authentication::v1::TokenReview, StatusError> {
-    let asked = review.spec.audiences.clone().filter(|a| !a.is_empty());
-    let audiences = asked.unwrap_or_else(|| vec![crate::auth::ISSUER.to_owned()]);
+    let audiences = review.spec.audiences.clone().unwrap_or_default();
     let found = server.authenticator.by_token(&review.spec.token, &audiences).await;
     let found = found.map(|(user, good)| (user.info(), good)).map_err(|_| "invalid bearer token".to_owned());
     reviews::token(review, found)

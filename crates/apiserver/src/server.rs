@@ -1,6 +1,5 @@
 //! The server as a whole: what all requests share, and how it is started.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Chain;
 use crate::apiextensions::Establisher;
-use crate::auth::{Authenticator, Authorizer, MASTERS, Signer, User};
+use crate::auth::{self, Authenticator, Authorizer, Caller, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
 use crate::instruments::Instruments;
 use crate::kinds::Kinds;
@@ -45,11 +44,8 @@ pub struct Config {
     pub serving_key: String,
     /// The addresses of Services.
     pub service_cidr: String,
-    /// Bearer tokens that are known beforehand, and whose they are.
-    pub tokens: HashMap<String, User>,
-    /// The P-256 key that signs ServiceAccount tokens, and its public half, PEM.
-    pub service_account_key: String,
-    pub service_account_public_key: String,
+    /// How callers prove who they are.
+    pub authentication: auth::Settings,
     /// The authority of client certificates, PEM.
     pub ca: String,
     /// The authority of the nodes' serving certificates, PEM; that of client certificates where it is empty.
@@ -66,9 +62,7 @@ impl Default for Config {
             serving_certificate: String::new(),
             serving_key: String::new(),
             service_cidr: "10.96.0.0/16".to_owned(),
-            tokens: HashMap::new(),
-            service_account_key: String::new(),
-            service_account_public_key: String::new(),
+            authentication: auth::Settings::default(),
             ca: String::new(),
             node_ca: String::new(),
             node_client_certificate: String::new(),
@@ -100,7 +94,9 @@ pub enum StartError {
     #[error("the store cannot be read: {0}")]
     Store(#[from] krate_store::Error),
     #[error("the key of ServiceAccount tokens: {0}")]
-    Key(#[from] jsonwebtoken::errors::Error),
+    Key(#[from] auth::KeyError),
+    #[error("the authority of client certificates: {0}")]
+    Authority(#[from] auth::AuthorityError),
     #[error("the range of Services: {0}")]
     Range(String),
     #[error("the certificates for nodes: {0}")]
@@ -125,18 +121,14 @@ impl Server {
             .map_err(|error| StartError::Range(error.to_string()))?;
         allocator.repair().await?;
         let service_address: IpAddr = allocator.first_address();
-        let signer = Arc::new(Signer::new(&config.service_account_key, &config.service_account_public_key)?);
+        let signer = Arc::new(Signer::new(&config.authentication.service_accounts)?);
         let authorizer = Authorizer::default();
         let node_ca = if config.node_ca.is_empty() { &config.ca } else { &config.node_ca };
         let nodes = Nodes::new(node_ca, &config.node_client_certificate, &config.node_client_key)
             .map_err(|error| StartError::Certificates(error.to_string()))?;
         let server = Arc::new(Server {
             admission: Chain::new(&kinds, &authorizer),
-            authenticator: Authenticator {
-                tokens: config.tokens,
-                signer: Arc::clone(&signer),
-                kinds: Arc::clone(&kinds),
-            },
+            authenticator: Authenticator::new(&config.authentication, &config.ca, &signer, &kinds)?,
             authorizer,
             lifecycles: Lifecycles::new(Arc::new(allocator)),
             signer,
@@ -161,7 +153,7 @@ impl Server {
                 service_cidr: config.service_cidr,
                 service_address,
                 client_ca: config.ca,
-                front_proxy_ca: None,
+                front_proxy_ca: config.authentication.request_header.map(|proxy| proxy.ca),
             },
         )
         .await?;
@@ -178,7 +170,7 @@ impl Server {
     /// The server as this user calls it from the same process: no socket and no proof of who he is, and everything else
     /// as for everyone.
     pub fn service_as(self: &Arc<Self>, user: User) -> Service {
-        Service::new(Arc::clone(self), Some(user))
+        Service::new(Arc::clone(self), Caller::Component(user))
     }
 
     /// Brings roles, bindings and pods to the authorizers, and keeps them true.

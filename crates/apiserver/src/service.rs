@@ -15,7 +15,7 @@ use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use krate_api::{Kind, Reason, StatusError};
 
-use crate::auth::User;
+use crate::auth::Caller;
 use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
 use crate::instruments::Asked;
 use crate::metrics;
@@ -28,13 +28,12 @@ use crate::{compress, impersonate, routes};
 #[derive(Clone)]
 pub struct Service {
     server: Arc<Server>,
-    /// Who calls from this process, or whom the connection's client certificate names.
-    user: Option<User>,
+    caller: Caller,
 }
 
 impl Service {
-    pub fn new(server: Arc<Server>, user: Option<User>) -> Self {
-        Service { server, user }
+    pub fn new(server: Arc<Server>, caller: Caller) -> Self {
+        Service { server, caller }
     }
 
     /// Answers a request. Whatever goes wrong is this request's alone.
@@ -66,13 +65,14 @@ impl Service {
         // The connection's other side is taken out before the request is taken apart.
         let upgrade =
             request.headers().contains_key(http::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query());
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
         let instruments = &self.server.instruments;
-        let found = self.server.authenticator.who(&parts.headers, self.user.as_ref()).await;
+        let found = self.server.authenticator.who(&parts.headers, &self.caller, &info.path).await;
         instruments.authenticated(&found);
         let user = found.map_err(|_| StatusError::new(Reason::Unauthorized, "Unauthorized"))?;
+        self.server.authenticator.strip(&mut parts.headers);
         let user = impersonate::effective(&self.server.authorizer, user, &parts.headers)?;
         let allowed = self.server.authorizer.check(&user, &info);
         instruments.authorized(&allowed);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use krate_apiserver::options::Options;
-use krate_apiserver::{Config, Server, User, listen};
+use krate_apiserver::{Config, Server, User, auth, listen};
 use krate_client::{Client, in_process};
 use krate_store::{Backend, Embedded};
 use tokio_util::sync::CancellationToken;
@@ -61,14 +61,13 @@ pub async fn start(
     let admin = authority.client("admin", "kubernetes-admin", &["system:masters"])?;
     let node_client =
         authority.client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"])?;
-    let (key, public_key) = authority.service_account_keys()?;
+    let key = authority.service_account_key()?;
     let mut config = Config {
         advertise: SocketAddr::new(address, bound.port()),
         serving_certificate: serving.certificate,
         serving_key: serving.key,
         service_cidr: settings.service_cidr.to_string(),
-        service_account_key: key,
-        service_account_public_key: public_key,
+        authentication: auth::Settings::signing_with(key),
         ca: authority.certificate().to_owned(),
         node_client_certificate: node_client.certificate,
         node_client_key: node_client.key,
@@ -76,7 +75,9 @@ pub async fn start(
     };
     options.apply(&mut config)?;
     let advertise = config.advertise;
-    let tls = listen::tls(&config.serving_certificate, &config.serving_key, &config.ca)?;
+    let proxies = config.authentication.request_header.as_ref().map_or("", |proxy| proxy.ca.as_str());
+    let client_ca = format!("{}\n{proxies}", config.ca);
+    let tls = listen::tls(&config.serving_certificate, &config.serving_key, &client_ca)?;
     let server = Server::start(config, backend, shutdown.clone()).await.context("starting the API server")?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let serving = Arc::clone(&server);

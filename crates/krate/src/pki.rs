@@ -101,16 +101,13 @@ impl Authority {
         Ok(identity)
     }
 
-    /// The key that signs ServiceAccount tokens and its public half, PEM, made if they are not there.
-    pub fn service_account_keys(&self) -> Result<(String, String)> {
+    /// The key that signs ServiceAccount tokens, PEM, made if it is not there.
+    pub fn service_account_key(&self) -> Result<String> {
         let file = self.dir.join("sa.key");
         if !file.exists() {
             write_private(&file, KeyPair::generate()?.serialize_pem().as_bytes())?;
         }
-        let key = read(&file)?;
-        let public =
-            KeyPair::from_pem(&key).context("reading the key of ServiceAccount tokens")?.public_key_pem();
-        Ok((key, public))
+        read(&file)
     }
 
     fn sign(&self, mut params: CertificateParams) -> Result<Identity> {
@@ -182,8 +179,7 @@ mod tests {
         let serving = again.serving("kube-apiserver", &[], &hosts).expect("signed");
         assert!(lasts(&serving.certificate, Duration::days(364)));
         assert!(!lasts(&serving.certificate, Duration::days(366)));
-        let (key, public) = first.service_account_keys().expect("made");
-        assert!(key.contains("PRIVATE KEY") && public.contains("PUBLIC KEY"));
+        assert!(first.service_account_key().expect("made").contains("PRIVATE KEY"));
         fs::remove_dir_all(&dir).expect("removed");
     }
 }

@@ -6,7 +6,7 @@ mod claim_resize;
 mod escalation;
 mod ingress_class;
 mod limit_ranger;
-mod lookup;
+pub(crate) mod lookup;
 mod matching;
 mod namespace_lifecycle;
 mod pod_defaults;

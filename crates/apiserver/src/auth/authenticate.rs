@@ -1,46 +1,158 @@
-//! Who asks: a client certificate, a bearer token, or nobody.
+//! Who asks: an authenticating proxy's word, a client certificate, a bearer token, or nobody; asked in this order, as
+//! upstream. HTTP basic authentication is none of them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
-use krate_store::cache::Freshness;
-
-use super::token::{Bound, Claims};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use rustls::pki_types::CertificateDer;
 
-use super::{ISSUER, Signer, User};
+use super::bootstrap_token::BootstrapTokens;
+use super::certificate::{Authorities, AuthorityError, Peer};
+use super::request_header::RequestHeader;
+use super::service_accounts::ServiceAccounts;
+use super::token_file::TokenFile;
+use super::tokens::{Tokens, Union};
+use super::{Signer, User, token};
 use crate::kinds::Kinds;
+
+const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// The credentials are wrong. (Who brings none is anonymous.)
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unauthorized;
 
+/// Whether requests without credentials are served, and at which paths (all, where there are none).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anonymous {
+    pub enabled: bool,
+    pub paths: Vec<String>,
+}
+
+impl Default for Anonymous {
+    fn default() -> Self {
+        Anonymous { enabled: true, paths: Vec::new() }
+    }
+}
+
+impl Anonymous {
+    fn is_allowed(&self, path: &str) -> bool {
+        self.enabled && (self.paths.is_empty() || self.paths.iter().any(|allowed| allowed == path))
+    }
+}
+
+/// How callers prove who they are.
+#[derive(Clone, Default)]
+pub struct Settings {
+    pub request_header: Option<RequestHeader>,
+    pub token_file: TokenFile,
+    pub service_accounts: token::Settings,
+    pub bootstrap_tokens: bool,
+    pub anonymous: Anonymous,
+}
+
+impl Settings {
+    /// Those of a server that signs ServiceAccount tokens with this key, PEM.
+    pub fn signing_with(key: String) -> Self {
+        Settings {
+            service_accounts: token::Settings { key, extend: true, ..token::Settings::default() },
+            ..Settings::default()
+        }
+    }
+}
+
+/// What is known of a caller before his request is read.
+#[derive(Clone)]
+pub enum Caller {
+    /// A component of this process.
+    Component(User),
+    /// The other side of a connection.
+    Peer(Arc<Peer>),
+}
+
 /// Knows users by their credentials.
 pub struct Authenticator {
-    pub tokens: HashMap<String, User>,
-    pub signer: Arc<Signer>,
-    pub kinds: Arc<Kinds>,
+    authorities: Authorities,
+    request_header: Option<RequestHeader>,
+    tokens: Union,
+    anonymous: Anonymous,
+    /// The audiences that this server is one of.
+    audiences: Vec<String>,
 }
 
 impl Authenticator {
-    /// Who sent a request with these headers; `certificate` is whom his verified client certificate names.
+    /// `client_ca` is the authority of client certificates, PEM.
     ///
     /// # Errors
-    /// He brings a token that is nobody's.
-    pub async fn who(&self, headers: &HeaderMap, certificate: Option<&User>) -> Result<User, Unauthorized> {
-        if let Some(user) = certificate {
-            return Ok(user.clone());
+    /// An authority is none.
+    pub fn new(
+        settings: &Settings,
+        client_ca: &str,
+        signer: &Arc<Signer>,
+        kinds: &Arc<Kinds>,
+    ) -> Result<Self, AuthorityError> {
+        let proxies = settings.request_header.as_ref().map(|proxy| proxy.ca.as_str()).unwrap_or_default();
+        let mut sources: Vec<Box<dyn Tokens>> = vec![
+            Box::new(settings.token_file.clone()),
+            Box::new(ServiceAccounts::new(Arc::clone(signer), Arc::clone(kinds))),
+        ];
+        if settings.bootstrap_tokens {
+            sources.push(Box::new(BootstrapTokens::new(Arc::clone(kinds))));
         }
-        match bearer(headers) {
-            None => Ok(User::anonymous()),
-            Some(token) => self.by_token(&token, &[ISSUER.to_owned()]).await.map(|(user, _)| user),
+        Ok(Authenticator {
+            authorities: Authorities::new(client_ca, proxies)?,
+            request_header: settings.request_header.clone(),
+            tokens: Union::new(sources, signer.audiences.clone()),
+            anonymous: settings.anonymous.clone(),
+            audiences: signer.audiences.clone(),
+        })
+    }
+
+    /// What a connection's certificates prove.
+    pub fn peer(&self, chain: &[CertificateDer<'_>]) -> Peer {
+        self.authorities.peer(chain)
+    }
+
+    /// Who sent a request to `path` with these headers.
+    ///
+    /// # Errors
+    /// He proves nothing by what he brings, or brings nothing where that is not enough.
+    pub async fn who(&self, headers: &HeaderMap, caller: &Caller, path: &str) -> Result<User, Unauthorized> {
+        let peer = match caller {
+            Caller::Component(user) => return Ok(user.clone()),
+            Caller::Peer(peer) => peer,
+        };
+        let mut failed = false;
+        let told = self.request_header.as_ref().map(|proxy| proxy.who(peer, headers));
+        for found in [told, Some(peer.user())].into_iter().flatten() {
+            match found {
+                Ok(Some(user)) => return Ok(user),
+                Ok(None) => {}
+                Err(()) => failed = true,
+            }
+        }
+        if let Some(token) = bearer(headers) {
+            return match self.tokens.whose(&token, &self.audiences).await {
+                Some((user, _)) => Ok(user),
+                None => Err(Unauthorized),
+            };
+        }
+        // Who fails is not nobody.
+        if failed || !self.anonymous.is_allowed(path) { Err(Unauthorized) } else { Ok(User::anonymous()) }
+    }
+
+    /// Takes away by what the caller has proved who he is: it is nobody's business further on.
+    pub fn strip(&self, headers: &mut HeaderMap) {
+        headers.remove(AUTHORIZATION);
+        if let Some(proxy) = &self.request_header {
+            proxy.strip(headers);
         }
     }
 
-    /// Whose token it is, and for which of the audiences it is good.
+    /// Whose a token is that somebody shows us, and for which of the audiences it is good; this server's where none are
+    /// asked for.
     ///
     /// # Errors
     /// It is nobody's, or what it is bound to is gone.
@@ -49,44 +161,8 @@ impl Authenticator {
         token: &str,
         audiences: &[String],
     ) -> Result<(User, Vec<String>), Unauthorized> {
-        if let Some(user) = self.tokens.get(token) {
-            return Ok((user.clone(), audiences.to_vec()));
-        }
-        let claims = self.signer.verify(token, audiences).ok_or(Unauthorized)?;
-        if !self.still_bound(&claims).await {
-            return Err(Unauthorized);
-        }
-        let good = audiences.iter().filter(|a| claims.aud.contains(a)).cloned().collect();
-        Ok((claims.user(), good))
-    }
-
-    async fn still_bound(&self, claims: &Claims) -> bool {
-        let binding = &claims.kubernetes;
-        let there = |plural, bound: Bound, namespace: String| async move {
-            let Some(storage) = self.kinds.of("", plural) else { return false };
-            match storage.cache.get(&namespace, &bound.name, Freshness::Any).await {
-                Ok(Some(object)) if *object.head.uid == *bound.uid => true,
-                // The cache may be a moment behind the one who made it.
-                _ => matches!(
-                    storage.cache.get(&namespace, &bound.name, Freshness::Latest).await,
-                    Ok(Some(object)) if *object.head.uid == *bound.uid
-                ),
-            }
-        };
-        let namespace = || binding.namespace.clone();
-        there("serviceaccounts", binding.serviceaccount.clone(), namespace()).await
-            && match binding.pod.clone() {
-                Some(pod) => there("pods", pod, namespace()).await,
-                None => true,
-            }
-            && match binding.secret.clone() {
-                Some(secret) => there("secrets", secret, namespace()).await,
-                None => true,
-            }
-            && match binding.node.clone().filter(|_| binding.pod.is_none()) {
-                Some(node) => there("nodes", node, String::new()).await,
-                None => true,
-            }
+        let audiences = if audiences.is_empty() { &self.audiences } else { audiences };
+        self.tokens.whose(token, audiences).await.ok_or(Unauthorized)
     }
 }
 
@@ -98,9 +174,45 @@ fn bearer(headers: &HeaderMap) -> Option<String> {
     }
     // A browser's WebSocket cannot set headers: the token is a subprotocol.
     let protocols = headers.get_all("sec-websocket-protocol").iter().filter_map(|v| v.to_str().ok());
-    let encoded = protocols
-        .flat_map(|list| list.split(','))
-        .find_map(|p| p.trim().strip_prefix("base64url.bearer.authorization.k8s.io."))?;
+    let encoded =
+        protocols.flat_map(|list| list.split(',')).find_map(|p| p.trim().strip_prefix(WEBSOCKET_TOKEN))?;
     let token = URL_SAFE_NO_PAD.decode(encoded).ok()?;
     String::from_utf8(token).ok().filter(|t| !t.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anonymous_requests_are_served_where_they_are_let() {
+        let with = |enabled, paths: &[&str]| Anonymous {
+            enabled,
+            paths: paths.iter().map(|&path| path.to_owned()).collect(),
+        };
+        for (anonymous, path, allowed) in [
+            (Anonymous::default(), "/api", true),
+            (with(false, &[]), "/healthz", false),
+            (with(true, &["/healthz", "/readyz"]), "/readyz", true),
+            (with(true, &["/healthz"]), "/healthz/ping", false),
+        ] {
+            assert_eq!(anonymous.is_allowed(path), allowed, "{anonymous:?} {path}");
+        }
+    }
+
+    #[test]
+    fn only_bearer_tokens_are_read() {
+        let of = |name: &'static str, value: &str| {
+            bearer(&HeaderMap::from_iter([(
+                http::HeaderName::from_static(name),
+                value.parse().expect("a value"),
+            )]))
+        };
+        assert_eq!(of("authorization", "Bearer  t ").as_deref(), Some("t"));
+        assert_eq!(of("authorization", "bearer t").as_deref(), Some("t"));
+        assert_eq!(of("authorization", "Basic dTpw"), None);
+        assert_eq!(of("authorization", "Bearer "), None);
+        let protocols = format!("v5.channel.k8s.io, {WEBSOCKET_TOKEN}dA");
+        assert_eq!(of("sec-websocket-protocol", &protocols).as_deref(), Some("t"));
+    }
 }

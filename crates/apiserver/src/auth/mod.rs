@@ -2,11 +2,22 @@
 
 mod authenticate;
 mod authorize;
-mod token;
+mod bootstrap_token;
+mod certificate;
+mod keys;
+mod request_header;
+mod service_accounts;
+pub mod token;
+mod token_file;
+mod tokens;
 
-pub use authenticate::{Authenticator, Unauthorized};
+pub use authenticate::{Anonymous, Authenticator, Caller, Settings, Unauthorized};
 pub use authorize::{Authorizer, forbidden};
-pub use token::{Binding as TokenBinding, Bound, ISSUER, Signer};
+pub use certificate::{AnyBearer, AuthorityError};
+pub use keys::KeyError;
+pub use request_header::RequestHeader;
+pub use token::{Binding as TokenBinding, Bound, Signer};
+pub use token_file::TokenFile;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +27,8 @@ pub const AUTHENTICATED: &str = "system:authenticated";
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 pub const MASTERS: &str = "system:masters";
 pub const ANONYMOUS: &str = "system:anonymous";
+/// The part of what is known of a user that names the credential by which he proved who he is (KEP-4193).
+pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 /// Who asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

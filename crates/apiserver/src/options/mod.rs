@@ -7,6 +7,7 @@ mod authentication;
 mod serving;
 
 use std::path::Path;
+use std::time::Duration;
 
 use clap::{Args, FromArgMatches as _};
 
@@ -82,6 +83,15 @@ impl Options {
     }
 }
 
+/// A duration as Go writes it: `2m0s`, `1.5h`, `300ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let read: jiff::SignedDuration = text.parse().map_err(|_| format!("time: invalid duration {text:?}"))?;
+    Duration::try_from(read).map_err(|_| format!("{text} is less than nothing"))
+}
+
 /// The text of a file that a flag names.
 fn read(flag: &'static str, file: &Path) -> Result<String, OptionError> {
     std::fs::read_to_string(file)
@@ -114,6 +124,16 @@ mod tests {
         let options = of(&["client-ca-file=/nonexistent"]).expect("sound");
         let error = options.apply(&mut Config::default()).expect_err("no such file").to_string();
         assert!(error.starts_with("--client-ca-file: reading /nonexistent: "), "{error}");
+    }
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        for (text, seconds) in
+            [("2m0s", 120.0), ("1.5h", 5400.0), ("300ms", 0.3), ("1h30m", 5400.0), ("0", 0.0)]
+        {
+            assert!((duration(text).expect(text).as_secs_f64() - seconds).abs() < 1e-9, "{text}");
+        }
+        assert!(duration("5").is_err() && duration("-1s").is_err() && duration("x").is_err());
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::{patch, read, write};
 use crate::apiextensions::{plain, set_plain};
 use crate::auth::Bound;
 use crate::auth::TokenBinding;
+use crate::auth::token::{EXTENDED_LIFE, REPLACED_LIFE};
 use crate::http::{self as wire, Reply};
 use crate::proxy;
 use crate::registry::erased::Registry;
@@ -318,6 +319,7 @@ async fn budgets(call: &Call, pod: &Pod) -> Result<(), StatusError> {
 /// The life of a token that asks for none, and the shortest that may be asked for, in seconds.
 const TOKEN_LIFE: i64 = 3600;
 const SHORTEST_LIFE: i64 = 600;
+const LONGEST_LIFE: i64 = 1 << 32;
 
 /// `POST serviceaccounts/x/token` (KEP-1205).
 async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
@@ -332,6 +334,9 @@ async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     if seconds < SHORTEST_LIFE {
         let at = FieldPath::new("spec").child("expirationSeconds");
         errors.invalid(&at, seconds, "may not specify a duration less than 10 minutes");
+    } else if seconds > LONGEST_LIFE {
+        let at = FieldPath::new("spec").child("expirationSeconds");
+        errors.invalid(&at, seconds, "may not specify a duration larger than 2^32 seconds");
     }
     if !errors.is_empty() {
         let kind = Gvk { group: "authentication.k8s.io", version: "v1", kind: "TokenRequest" };
@@ -381,14 +386,27 @@ async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
             binding.node = Some(to);
         }
     }
-    let (token, claims) = call
-        .server
-        .signer
-        .sign(spec.audiences.as_deref().unwrap_or_default(), seconds, binding)
-        .map_err(StatusError::internal)?;
+    let signer = &call.server.signer;
+    let audiences = spec.audiences.clone().unwrap_or_default();
+    let seconds = match signer.longest.filter(|longest| seconds > *longest) {
+        Some(longest) => {
+            call.warnings
+                .push(format!("requested expiration of {seconds} seconds shortened to {longest} seconds"));
+            longest
+        }
+        None => seconds,
+    };
+    let mut life = seconds;
+    // Who asks for this life will replace the token; should he fail to, it lives on for a while.
+    let own = audiences.iter().all(|audience| signer.audiences.contains(audience));
+    if signer.extend && own && binding.pod.is_some() && seconds == REPLACED_LIFE {
+        binding.warnafter = Some(jiff::Timestamp::now().as_second() + seconds);
+        life = EXTENDED_LIFE.min(signer.longest.unwrap_or(EXTENDED_LIFE));
+    }
+    let (token, claims) = signer.sign(&audiences, life, binding).map_err(StatusError::internal)?;
     spec.audiences = Some(claims.aud);
     spec.expiration_seconds = Some(seconds);
-    let expiration = jiff::Timestamp::from_second(claims.exp).map_err(StatusError::internal)?;
+    let expiration = jiff::Timestamp::from_second(claims.iat + seconds).map_err(StatusError::internal)?;
     request.status =
         Some(TokenRequestStatus { token: Some(token), expiration_timestamp: Some(Time(expiration)) });
     request.metadata.name = Some(call.info.name.clone());

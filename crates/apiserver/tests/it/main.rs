@@ -2,6 +2,7 @@
 
 mod admission;
 mod asking;
+mod authentication;
 mod custom;
 mod reads;
 mod recorded;

@@ -26,22 +26,32 @@ impl Drop for Api {
 
 impl Api {
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// A server whose configuration is changed before it starts.
+    pub async fn start_with(change: impl FnOnce(&mut krate_apiserver::Config)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Embedded::open(dir.path().join("state")).expect("a store");
         let key = rcgen::KeyPair::generate().expect("a key");
         let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
         let certificate = params.self_signed(&key).expect("a certificate").pem();
-        let config = krate_apiserver::Config {
-            service_account_key: key.serialize_pem(),
-            service_account_public_key: key.public_key_pem(),
+        let mut config = krate_apiserver::Config {
+            authentication: krate_apiserver::auth::Settings::signing_with(key.serialize_pem()),
             ca: certificate.clone(),
             node_client_certificate: certificate,
             node_client_key: key.serialize_pem(),
             ..krate_apiserver::Config::default()
         };
+        change(&mut config);
         let shutdown = CancellationToken::new();
         let server = Server::start(config, Arc::new(store), shutdown.clone()).await.expect("it starts");
         Api { server, shutdown, _dir: dir }
+    }
+
+    /// The server itself, to be put on a socket.
+    pub fn server(&self) -> Arc<Server> {
+        Arc::clone(&self.server)
     }
 
     /// The answer's code and body, as an administrator gets it.

@@ -48,8 +48,7 @@ impl Cluster {
         let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
         let certificate = params.self_signed(&key).expect("a certificate").pem();
         let config = krate_apiserver::Config {
-            service_account_key: key.serialize_pem(),
-            service_account_public_key: key.public_key_pem(),
+            authentication: krate_apiserver::auth::Settings::signing_with(key.serialize_pem()),
             ca: certificate.clone(),
             node_client_certificate: certificate,
             node_client_key: key.serialize_pem(),
