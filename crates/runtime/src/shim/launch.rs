@@ -25,8 +25,8 @@ pub struct Stdio {
 
 /// Starts a container's first process. The answer comes through the socket: one [`Reply`], with the terminal's
 /// master when there is one.
-pub fn start(start: &Start, stdio: Stdio) -> io::Result<UnixStream> {
-    in_fork(|channel| {
+pub fn start(start: &Start, stdio: Stdio) -> io::Result<(Pid, UnixStream)> {
+    in_fork(&stdio, |channel| {
         let outcome = console(start.tty, &start.bundle, "tty.sock", |console| {
             take_stdio(&stdio)?;
             let mut container = ContainerBuilder::new(start.id.clone(), SyscallType::Linux)
@@ -47,8 +47,8 @@ pub fn start(start: &Start, stdio: Stdio) -> io::Result<UnixStream> {
 }
 
 /// Starts one more process in a running container.
-pub fn exec(exec: &Exec, serial: u64, stdio: Stdio) -> io::Result<UnixStream> {
-    in_fork(|channel| {
+pub fn exec(exec: &Exec, serial: u64, stdio: Stdio) -> io::Result<(Pid, UnixStream)> {
+    in_fork(&stdio, |channel| {
         // libcontainer leaves a socket behind for each such process, so each gets a directory that goes
         // away with it, in which the container's record appears by a link.
         let scratch = exec.bundle.join(format!("exec-{serial}"));
@@ -166,19 +166,40 @@ fn report(channel: BorrowedFd<'_>, outcome: Outcome, started: impl FnOnce(i32) -
 
 /// Runs `child` in a fork, which is over when it returns.
 #[allow(unsafe_code)]
-fn in_fork(child: impl FnOnce(BorrowedFd<'_>)) -> io::Result<UnixStream> {
+fn in_fork(stdio: &Stdio, child: impl FnOnce(BorrowedFd<'_>)) -> io::Result<(Pid, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     // SAFETY: the shim has one thread, so the child finds every lock free.
     match unsafe { fork() }? {
-        ForkResult::Parent { .. } => Ok(ours),
+        ForkResult::Parent { child } => Ok((child, ours)),
         ForkResult::Child => {
             drop(ours);
+            let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
+            close_all_but(streams.into_iter().flatten().map(AsFd::as_fd).chain([theirs.as_fd()]));
+            // A start that nobody would hear of must not go on.
+            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
             forget_the_shim();
             let run = std::panic::AssertUnwindSafe(|| child(theirs.as_fd()));
             let code = i32::from(std::panic::catch_unwind(run).is_err());
             // SAFETY: nothing of the shim's may be flushed or dropped twice.
             unsafe { libc::_exit(code) }
         }
+    }
+}
+
+/// Closes, in a fork, every descriptor but the standard ones and `kept`. Who waits for the end of the shim waits for the
+/// last copy of its sockets, and a process that it started may live on.
+#[allow(unsafe_code)]
+fn close_all_but<'a>(kept: impl IntoIterator<Item = BorrowedFd<'a>>) {
+    use std::os::fd::AsRawFd;
+    let mut kept: Vec<u32> = kept.into_iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.into_iter().chain([u32::MAX]) {
+        if fd > first {
+            // SAFETY: what owns these descriptors is in the parent; of the copy here nothing is used or dropped.
+            unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
+        }
+        first = first.max(fd.saturating_add(1));
     }
 }
 
@@ -219,6 +240,7 @@ pub fn pause() -> io::Result<(Pid, UnixStream)> {
         }
         ForkResult::Child => {
             drop(ours);
+            close_all_but([theirs.as_fd()]);
             let made = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID)
                 // SAFETY: as above.
                 .and_then(|()| unsafe { fork() });

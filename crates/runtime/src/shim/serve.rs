@@ -26,6 +26,8 @@ struct Client {
 /// A start whose outcome is still to come.
 #[derive(Debug)]
 struct Launch {
+    /// The fork that does it.
+    pid: i32,
     channel: UnixStream,
     incoming: Incoming,
     client: u64,
@@ -155,7 +157,7 @@ impl Shim {
                 }
             }
             Source::Client(id) => self.client(id, flags),
-            Source::Launch(serial) => self.launched(serial, buffer),
+            Source::Launch(serial) => self.launched(serial, false, buffer),
             Source::Output(id, stream) => {
                 if let Some(container) = self.containers.get_mut(&id) {
                     container.pump(stream, buffer);
@@ -298,11 +300,12 @@ impl Shim {
             (stderr, stdio.stderr) = (Some(read), Some(write));
         }
         let container = Container::new(start.clone(), stdin, stdout, stderr)?;
-        let channel = launch::start(&start, stdio)?;
+        let (pid, channel) = launch::start(&start, stdio)?;
         channel.set_nonblocking(true)?;
         self.containers.insert(id.clone(), container);
         self.serial += 1;
-        let launch = Launch { channel, incoming: Incoming::default(), client, container: Some(id) };
+        let launch =
+            Launch { pid: pid.as_raw(), channel, incoming: Incoming::default(), client, container: Some(id) };
         self.launches.insert(self.serial, launch);
         Ok(())
     }
@@ -314,9 +317,10 @@ impl Shim {
         let mut fds = fds.into_iter();
         let stdio = Stdio { stdin: fds.next(), stdout: fds.next(), stderr: fds.next() };
         self.serial += 1;
-        let channel = launch::exec(exec, self.serial, stdio)?;
+        let (pid, channel) = launch::exec(exec, self.serial, stdio)?;
         channel.set_nonblocking(true)?;
-        let launch = Launch { channel, incoming: Incoming::default(), client, container: None };
+        let launch =
+            Launch { pid: pid.as_raw(), channel, incoming: Incoming::default(), client, container: None };
         self.launches.insert(self.serial, launch);
         Ok(())
     }
@@ -346,17 +350,17 @@ impl Shim {
         self.containers.get_mut(id).ok_or_else(|| io::Error::other(format!("no container {id} here")))
     }
 
-    /// A fork that was to start something has something to say.
-    fn launched(&mut self, serial: u64, buffer: &mut [u8]) {
+    /// A fork that was to start something has something to say, or is `gone`.
+    fn launched(&mut self, serial: u64, gone: bool, buffer: &mut [u8]) {
         let Some(launch) = self.launches.get_mut(&serial) else { return };
         let ended = match launch.incoming.fill(launch.channel.as_fd()) {
             Ok(read) => read == 0,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !gone => return,
             Err(_) => true,
         };
         let (reply, fds) = match launch.incoming.next::<Reply>() {
             Ok(Some(whole)) => whole,
-            Ok(None) if !ended => return,
+            Ok(None) if !ended && !gone => return,
             _ => (Reply::Error("the process that was to start it ended early".into()), Vec::new()),
         };
         let Some(launch) = self.launches.remove(&serial) else { return };
@@ -407,6 +411,10 @@ impl Shim {
     }
 
     fn ended(&mut self, pid: i32, status: WaitStatus, buffer: &mut [u8]) {
+        // Its channel may be held open by what it has begun.
+        if let Some(serial) = self.launches.iter().find(|(_, l)| l.pid == pid).map(|(serial, _)| *serial) {
+            return self.launched(serial, true, buffer);
+        }
         if let Some(client) = self.execs.remove(&pid) {
             return self.reply(client, &Reply::ExecExited { code: code(status) }, Vec::new());
         }
