@@ -19,12 +19,17 @@ const fn package(name: &'static str, shown_by: &'static str) -> Package {
 /// What the build needs: a C compiler for the cryptography, and the compiler of the container runtime's protocol.
 pub const BUILD: &[Package] = &[package("gcc", "cc"), package("protobuf-compiler", "protoc")];
 
-/// What the tests need beside: a static program to make images from, and tools that look at the kernel from outside.
+/// What the tests need beside: a static program to make images from, a registry and another container
+/// runtime to speak with, and tools that look at the kernel from outside.
 pub const TEST: &[Package] = &[
     package("busybox-static", "/usr/share/doc/busybox-static"),
+    package("containerd", "/usr/bin/containerd"),
+    package("containernetworking-plugins", "/usr/lib/cni/ptp"),
     package("curl", "curl"),
+    package("docker-registry", "/usr/bin/docker-registry"),
     package("iproute2", "ip"),
     package("nftables", "nft"),
+    package("runc", "/usr/sbin/runc"),
     package("unzip", "unzip"),
 ];
 

@@ -1,6 +1,5 @@
 //! What the runtime is told when it starts, and the one door it has to the pod network.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,8 +47,9 @@ impl std::fmt::Debug for Config {
 pub struct Registries {
     /// `host[:port]` of registries that are spoken to over plain HTTP. Loopback always is.
     pub insecure: Vec<String>,
-    /// For a registry's host, the hosts tried before it, in order.
-    pub mirrors: HashMap<String, Vec<String>>,
+    /// Directories that hold `<host>/hosts.toml` as containerd has it (its `config_path`): mirrors, authorities,
+    /// certificates and headers. The first that knows a host counts.
+    pub directories: Vec<PathBuf>,
 }
 
 /// A port of the host that leads into a pod.

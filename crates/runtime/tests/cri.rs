@@ -1,12 +1,20 @@
 //! The runtime through its socket: real processes, namespaces, control groups and mounts.
 
 // The harness is our own, because the executable must be able to become a shim and a server.
+#[path = "cri/calls.rs"]
+mod calls;
+#[path = "cri/churn.rs"]
+mod churn;
 #[path = "cri/fixture.rs"]
 mod fixture;
 #[path = "cri/image.rs"]
 mod image;
 #[path = "cri/lifecycle.rs"]
 mod lifecycle;
+#[path = "cri/pulling.rs"]
+mod pulling;
+#[path = "cri/registry.rs"]
+mod registry;
 #[path = "cri/security.rs"]
 mod security;
 #[path = "cri/streams.rs"]
@@ -31,6 +39,9 @@ fn main() {
     }
     let trials = lifecycle::TESTS
         .iter()
+        .chain(calls::TESTS)
+        .chain(churn::TESTS)
+        .chain(pulling::TESTS)
         .chain(security::TESTS)
         .chain(streams::TESTS)
         .map(|(name, test)| {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use krate_runtime::Registries;
 use krate_runtime::image::pull::{Credentials, pull};
 use krate_runtime::image::{self, ImageRef, Store};
 
@@ -23,12 +22,13 @@ pub async fn run(dir: &DataDir, command: Image) -> Result<()> {
         Image::Ls => list(&root)?,
         Image::Pull { images } => {
             let store = Arc::new(Store::open(&root.join("images"))?);
+            let registries = dir.registries();
             for name in images {
                 let bars = Arc::new(Bars::default());
                 let shown = Arc::clone(&bars);
                 let image = pull(
                     &store,
-                    &Registries::default(),
+                    &registries,
                     &name.parse()?,
                     &Credentials::Anonymous,
                     Arc::new(move |progress| shown.show(&progress)),

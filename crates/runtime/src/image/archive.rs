@@ -8,6 +8,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::lease::Lease;
+use super::manifest::{Descriptor, Index, Manifest};
 use super::reference::{Reference, is_digest};
 use super::store::{Hashing, Image, ImageConfig, Store, digest_of};
 use super::{ImageError, Progress, ProgressFn, platform_matches};
@@ -175,7 +177,7 @@ fn docker(store: &Store, archive: &Archive, progress: ProgressFn<'_>) -> Result<
     let mut images = Vec::new();
     for image in listed {
         let text = archive.document(&image.config)?;
-        let (id, config) = described(store, &text)?;
+        let (id, config, _lease) = described(store, &text)?;
         if config.rootfs.diff_ids.len() != image.layers.len() {
             return Err(ImageError::Invalid(format!("{id} has not as many layers as it says")));
         }
@@ -196,8 +198,8 @@ fn docker(store: &Store, archive: &Archive, progress: ProgressFn<'_>) -> Result<
     Ok(images)
 }
 
-/// A configuration's digest and meaning. It is kept as a blob too.
-pub fn described(store: &Store, text: &[u8]) -> Result<(String, ImageConfig), ImageError> {
+/// A configuration's digest and meaning. It is kept as a blob too, and protected together with its layers.
+pub fn described(store: &Store, text: &[u8]) -> Result<(String, ImageConfig, Lease), ImageError> {
     let id = digest_of(text);
     let config: ImageConfig = serde_json::from_slice(text)?;
     if !platform_matches(&config.os, &config.architecture) {
@@ -206,41 +208,13 @@ pub fn described(store: &Store, text: &[u8]) -> Result<(String, ImageConfig), Im
             config.os, config.architecture
         )));
     }
+    let lease = store.lease(config.rootfs.diff_ids.iter().chain([&id]))?;
     store.add_blob(&id, text)?;
-    Ok((id, config))
-}
-
-#[derive(Deserialize)]
-struct Layout {
-    manifests: Vec<Descriptor>,
-}
-
-#[derive(Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    #[serde(default)]
-    media_type: String,
-    digest: String,
-    #[serde(default)]
-    platform: Option<Platform>,
-    #[serde(default)]
-    annotations: HashMap<String, String>,
-}
-
-#[derive(Clone, Deserialize)]
-struct Platform {
-    architecture: String,
-    os: String,
-}
-
-#[derive(Deserialize)]
-struct Manifest {
-    config: Descriptor,
-    layers: Vec<Descriptor>,
+    Ok((id, config, lease))
 }
 
 fn oci(store: &Store, archive: &Archive, progress: ProgressFn<'_>) -> Result<Vec<Image>, ImageError> {
-    let layout: Layout = serde_json::from_slice(&archive.document("index.json")?)?;
+    let layout: Index = serde_json::from_slice(&archive.document("index.json")?)?;
     let mut images = Vec::new();
     for named in layout.manifests {
         let name = ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
@@ -251,7 +225,7 @@ fn oci(store: &Store, archive: &Archive, progress: ProgressFn<'_>) -> Result<Vec
             .transpose()?;
         let Some(manifest) = for_this_machine(archive, &named, 0)? else { continue };
         let manifest: Manifest = serde_json::from_slice(&archive.blob(&manifest.digest)?)?;
-        let (id, config) = described(store, &archive.blob(&manifest.config.digest)?)?;
+        let (id, config, _lease) = described(store, &archive.blob(&manifest.config.digest)?)?;
         if config.rootfs.diff_ids.len() != manifest.layers.len() {
             return Err(ImageError::Invalid(format!("{id} has not as many layers as it says")));
         }
@@ -284,15 +258,14 @@ fn for_this_machine(
     from: &Descriptor,
     depth: u8,
 ) -> Result<Option<Descriptor>, ImageError> {
-    let fits = from.platform.as_ref().is_none_or(|p| platform_matches(&p.os, &p.architecture));
-    if !fits || depth > 4 {
+    if !from.fits() || depth > 4 {
         return Ok(None);
     }
-    if !from.media_type.contains("index") && !from.media_type.contains("manifest.list") {
+    if !from.is_index() {
         return Ok(Some(from.clone()));
     }
-    let index: Layout = serde_json::from_slice(&archive.blob(&from.digest)?)?;
-    for inner in &index.manifests {
+    let index: Index = serde_json::from_slice(&archive.blob(&from.digest)?)?;
+    for inner in index.for_this_machine() {
         if let Some(found) = for_this_machine(archive, inner, depth + 1)? {
             return Ok(Some(found));
         }

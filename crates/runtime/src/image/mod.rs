@@ -2,8 +2,13 @@
 //! one: both see each other's changes at once.
 
 pub mod archive;
+mod hosts;
+mod ingest;
+pub(crate) mod lease;
+mod manifest;
 pub mod pull;
 pub mod reference;
+mod registry;
 pub mod store;
 mod unpack;
 
@@ -11,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use reference::{InvalidReference, Reference};
+pub use registry::RegistryError;
 pub use store::{Image, Store};
 
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +33,10 @@ pub enum ImageError {
     Description(#[from] serde_json::Error),
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("failed to pull image \"{name}\": {source}")]
-    Registry { name: String, source: Box<oci_client::errors::OciDistributionError> },
+    #[error(transparent)]
+    Hosts(#[from] hosts::HostsError),
+    #[error("{name}: {source}")]
+    Registry { name: String, source: Box<RegistryError> },
 }
 
 /// How far an import or a pull has come with one layer.

@@ -1,115 +1,251 @@
 //! Fetching images from registries.
 
+use std::io::Read;
 use std::sync::Arc;
 
-use futures::TryStreamExt;
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::secrets::RegistryAuth;
-use tokio_util::io::{StreamReader, SyncIoBridge};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 
-use super::archive::{Counted, decompress, described};
+use super::archive::{decompress, described};
+use super::hosts;
+use super::ingest::Ingest;
+use super::manifest::{Descriptor, Document, Manifest};
 use super::reference::Reference;
-use super::store::{Image, Store};
-use super::{ImageError, ProgressFn};
+use super::registry::{Registry, RegistryError};
+use super::store::{Image, Store, digest_of};
+use super::{ImageError, Progress};
 use crate::config::Registries;
 
-/// Who we say we are to a registry.
-#[derive(Clone, Debug)]
-pub enum Credentials {
-    Anonymous,
-    Basic { user: String, password: String },
-    Token(String),
-}
+pub use super::registry::Credentials;
 
-/// Fetches the image called `name` and keeps it under that name. Mirrors are tried first.
+/// Layers of one image that are fetched at the same time (containerd's `max_concurrent_downloads`).
+const AT_ONCE: usize = 3;
+/// Indexes within indexes that are followed.
+const DEPTH: u8 = 4;
+/// Bytes of the largest description of an image.
+const MAX_CONFIG: u64 = 8 << 20;
+
+pub type SharedProgress = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// Fetches the image called `name` and keeps it under that name. Mirrors are asked first.
+///
+/// # Errors
+/// No host has it, may give it to these credentials, or can be reached; or what came is not what its digest says.
+/// Nothing of the image is kept then but the bytes that have come, with which a later pull goes on.
 pub async fn pull(
     store: &Arc<Store>,
     registries: &Registries,
     name: &Reference,
     credentials: &Credentials,
-    progress: Arc<dyn Fn(super::Progress) + Send + Sync>,
+    progress: SharedProgress,
 ) -> Result<Image, ImageError> {
-    let mut last = None;
-    let mirrors = registries.mirrors.get(&name.registry).cloned().unwrap_or_default();
-    for host in mirrors.iter().chain([&name.registry]) {
-        let from = Reference { registry: host.clone(), ..name.clone() };
-        // A secret is for the registry that it was given for, not for its mirrors.
-        let anonymous = Credentials::Anonymous;
-        let credentials = if *host == name.registry { credentials } else { &anonymous };
-        match pull_from(store, registries, &from, name, credentials, &progress).await {
-            Ok(image) => return Ok(image),
-            Err(error) => {
-                tracing::debug!(%host, %error, "pull failed");
-                last = Some(error);
+    let pulling = Pulling::new(store, registries, name, credentials, progress)?;
+    let fetched = pulling.resolve().await?;
+    if let Some(image) = pulling.known(&fetched.digest)? {
+        return Ok(image);
+    }
+    pulling.fetch(fetched).await
+}
+
+struct Pulling<'a> {
+    store: &'a Arc<Store>,
+    name: &'a Reference,
+    hosts: Vec<Registry>,
+    progress: SharedProgress,
+}
+
+/// What a name stands for. The content comes along where it had to be asked for.
+struct Resolved {
+    digest: String,
+    content: Option<Bytes>,
+}
+
+impl<'a> Pulling<'a> {
+    fn new(
+        store: &'a Arc<Store>,
+        registries: &Registries,
+        name: &'a Reference,
+        credentials: &Credentials,
+        progress: SharedProgress,
+    ) -> Result<Self, ImageError> {
+        let mut hosts = Vec::new();
+        let all = hosts::of(&name.registry, registries)?;
+        let last = all.len() - 1;
+        for (number, host) in all.into_iter().enumerate() {
+            // A secret is for the registry that it was given for, not for its mirrors.
+            let shown = if number == last { credentials.clone() } else { Credentials::Anonymous };
+            let registry = Registry::new(host, &name.registry, &name.repository, shown);
+            hosts.push(registry.map_err(|source| failed(name, source))?);
+        }
+        Ok(Self { store, name, hosts, progress })
+    }
+
+    /// Finds out the digest of the name.
+    async fn resolve(&self) -> Result<Resolved, ImageError> {
+        if let Some(digest) = &self.name.digest {
+            return Ok(Resolved { digest: digest.clone(), content: None });
+        }
+        let tag = self.name.tag.as_deref().unwrap_or("latest");
+        let mut last = RegistryError::Setup("no host may resolve tags".into());
+        for host in self.hosts.iter().filter(|host| host.host().resolves) {
+            let outcome = match host.digest(tag).await {
+                Ok(Some(digest)) => Ok(Resolved { digest, content: None }),
+                Ok(None) => host
+                    .manifest(tag)
+                    .await
+                    .map(|bytes| Resolved { digest: digest_of(&bytes), content: Some(bytes) }),
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(resolved) => return Ok(resolved),
+                Err(error) => {
+                    tracing::debug!(host = %host.host().base, %error, "the tag is not resolved here");
+                    last = worse(last, error);
+                }
             }
         }
+        Err(failed(self.name, last))
     }
-    Err(last.unwrap_or_else(|| ImageError::Invalid(format!("no registry for {name}"))))
+
+    /// The image when it is here already; it gets the name.
+    fn known(&self, digest: &str) -> Result<Option<Image>, ImageError> {
+        let index = self.store.index()?;
+        let Some(image) = index.find(&self.name.at(digest)) else { return Ok(None) };
+        if !image.config.rootfs.diff_ids.iter().all(|layer| self.store.has_layer(layer)) {
+            return Ok(None);
+        }
+        let (id, config) = (image.id.clone(), image.config.clone());
+        Ok(Some(self.store.keep(&id, config, self.tag(), Some(self.name.at(digest)))?))
+    }
+
+    fn tag(&self) -> Option<String> {
+        self.name.tag.is_some().then(|| Reference { digest: None, ..self.name.clone() }.to_string())
+    }
+
+    async fn fetch(&self, Resolved { digest, content }: Resolved) -> Result<Image, ImageError> {
+        let content = match content {
+            Some(content) => content,
+            None => self.manifest(&digest).await?,
+        };
+        let manifest = self.for_this_machine(content).await?;
+        let (id, config, _lease) = self.config(&manifest.config).await?;
+        if config.rootfs.diff_ids.len() != manifest.layers.len() {
+            return Err(ImageError::Invalid(format!("{} has not as many layers as it says", self.name)));
+        }
+        let layers: Vec<_> = config.rootfs.diff_ids.iter().cloned().zip(manifest.layers).collect();
+        futures::stream::iter(layers)
+            .map(|(diff_id, layer)| async move { self.layer(&diff_id, &layer).await })
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        Ok(self.store.keep(&id, config, self.tag(), Some(self.name.at(&digest)))?)
+    }
+
+    /// Follows indexes to the image that fits.
+    async fn for_this_machine(&self, mut content: Bytes) -> Result<Manifest, ImageError> {
+        for _ in 0..=DEPTH {
+            let index = match Document::parse(&content)? {
+                Document::Manifest(manifest) => return Ok(manifest),
+                Document::Index(index) => index,
+            };
+            let fitting = index.for_this_machine();
+            let Some(chosen) = fitting.first() else {
+                return Err(ImageError::Invalid(format!(
+                    "no match for platform in manifest {}: not found",
+                    digest_of(&content)
+                )));
+            };
+            content = self.manifest(&chosen.digest).await?;
+            if chosen.size != content.len() as u64 {
+                return Err(ImageError::Invalid(format!(
+                    "{} has another size than it should",
+                    chosen.digest
+                )));
+            }
+        }
+        Err(ImageError::Invalid("too many indexes within indexes".into()))
+    }
+
+    /// A manifest by its digest, which is checked.
+    async fn manifest(&self, digest: &str) -> Result<Bytes, ImageError> {
+        let mut last = RegistryError::Setup("no host may be pulled from".into());
+        for host in self.hosts.iter().filter(|host| host.host().pulls) {
+            match host.manifest(digest).await {
+                Ok(bytes) => {
+                    let actual = digest_of(&bytes);
+                    if actual == digest {
+                        return Ok(bytes);
+                    }
+                    return Err(ImageError::WrongDigest { expected: digest.to_owned(), actual });
+                }
+                Err(error) => last = worse(last, error),
+            }
+        }
+        Err(failed(self.name, last))
+    }
+
+    async fn config(
+        &self,
+        blob: &Descriptor,
+    ) -> Result<(String, super::store::ImageConfig, super::lease::Lease), ImageError> {
+        if blob.size > MAX_CONFIG {
+            return Err(ImageError::Invalid(format!("{} is too large to be a description", blob.digest)));
+        }
+        let ingest = self.ingest(&blob.digest).await?;
+        ingest.fill(&self.hosts, blob, &|_| ()).await.map_err(|e| self.named(e))?;
+        let mut text = Vec::new();
+        ingest.reader()?.read_to_end(&mut text)?;
+        let described = described(self.store, &text)?;
+        ingest.remove()?;
+        Ok(described)
+    }
+
+    /// One layer, unpacked. Whoever else fetches the same is waited for, and its work used.
+    async fn layer(&self, diff_id: &str, blob: &Descriptor) -> Result<(), ImageError> {
+        if self.store.has_layer(diff_id) {
+            return Ok(());
+        }
+        let ingest = self.ingest(&blob.digest).await?;
+        if !self.store.has_layer(diff_id) {
+            ingest.fill(&self.hosts, blob, &*self.progress).await.map_err(|e| self.named(e))?;
+            let (store, diff_id, packed) = (Arc::clone(self.store), diff_id.to_owned(), ingest.reader()?);
+            tokio::task::spawn_blocking(move || store.add_layer(&diff_id, decompress(packed)?))
+                .await
+                .map_err(std::io::Error::other)??;
+        }
+        Ok(ingest.remove()?)
+    }
+
+    async fn ingest(&self, digest: &str) -> Result<Ingest, ImageError> {
+        if !super::reference::is_digest(digest) {
+            return Err(ImageError::Invalid(format!("{digest} is not a sha256 digest")));
+        }
+        let (store, digest) = (Arc::clone(self.store), digest.to_owned());
+        let opened = tokio::task::spawn_blocking(move || Ingest::open(&store, &digest));
+        Ok(opened.await.map_err(std::io::Error::other)??)
+    }
+
+    /// An error about a blob, told of the image.
+    fn named(&self, error: ImageError) -> ImageError {
+        match error {
+            ImageError::Registry { name, source } => {
+                ImageError::Registry { name: format!("{}: {name}", self.name), source }
+            }
+            other => other,
+        }
+    }
 }
 
-async fn pull_from(
-    store: &Arc<Store>,
-    registries: &Registries,
-    from: &Reference,
-    name: &Reference,
-    credentials: &Credentials,
-    progress: &Arc<dyn Fn(super::Progress) + Send + Sync>,
-) -> Result<Image, ImageError> {
-    let protocol =
-        if is_plain(&from.registry, registries) { ClientProtocol::Http } else { ClientProtocol::Https };
-    // The registry's client takes the process's cryptography, and has none of its own.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = oci_client::Client::new(ClientConfig { protocol, ..ClientConfig::default() });
-    let auth = match credentials {
-        Credentials::Anonymous => RegistryAuth::Anonymous,
-        Credentials::Basic { user, password } => RegistryAuth::Basic(user.clone(), password.clone()),
-        Credentials::Token(token) => RegistryAuth::Bearer(token.clone()),
-    };
-    let failed = |source| ImageError::Registry { name: name.to_string(), source: Box::new(source) };
-    let wanted = match (&from.digest, &from.tag) {
-        (Some(digest), _) => {
-            oci_client::Reference::with_digest(from.registry.clone(), from.repository.clone(), digest.clone())
-        }
-        (None, tag) => oci_client::Reference::with_tag(
-            from.registry.clone(),
-            from.repository.clone(),
-            tag.clone().unwrap_or_else(|| "latest".into()),
-        ),
-    };
-    let (manifest, digest, config, list_digest) =
-        client.pull_manifest_and_config_and_list_digest(&wanted, &auth).await.map_err(failed)?;
-    let (id, config) = described(store, config.as_bytes())?;
-    if config.rootfs.diff_ids.len() != manifest.layers.len() {
-        return Err(ImageError::Invalid(format!("{name} has not as many layers as it says")));
-    }
-    for (diff_id, layer) in config.rootfs.diff_ids.iter().zip(&manifest.layers) {
-        if store.has_layer(diff_id) {
-            continue;
-        }
-        // The stream checks the digest of what it carries.
-        let stream = client.pull_blob_stream(&wanted, layer).await.map_err(failed)?;
-        let reader = StreamReader::new(Box::pin(stream.map_err(std::io::Error::other)));
-        let (store, diff_id, progress) = (Arc::clone(store), diff_id.clone(), Arc::clone(progress));
-        let total = u64::try_from(layer.size).unwrap_or(0);
-        let bridge = SyncIoBridge::new(reader);
-        tokio::task::spawn_blocking(move || {
-            let progress: ProgressFn<'_> = &*progress;
-            store.add_layer(&diff_id, decompress(Counted::new(bridge, &diff_id, total, progress))?)
-        })
-        .await
-        .map_err(std::io::Error::other)??;
-    }
-    let tag = name.tag.is_some().then(|| Reference { digest: None, ..name.clone() }.to_string());
-    let digest = name.at(list_digest.as_ref().unwrap_or(&digest));
-    Ok(store.keep(&id, config, tag, Some(digest))?)
+fn failed(name: &Reference, source: RegistryError) -> ImageError {
+    ImageError::Registry { name: name.to_string(), source: Box::new(source) }
 }
 
-/// Whether a registry is spoken to without encryption.
-fn is_plain(registry: &str, registries: &Registries) -> bool {
-    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-    let loopback = host == "localhost"
-        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    loopback || registries.insecure.iter().any(|insecure| insecure == registry)
+/// Of what several hosts say, that which tells most: a mirror that has nothing is no news.
+fn worse(known: RegistryError, new: RegistryError) -> RegistryError {
+    match (&known, &new) {
+        (RegistryError::Denied(_), RegistryError::NotFound) => known,
+        _ => new,
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::ImageError;
+use super::lease::{Claim, Claims, Lease, leased};
 use super::reference::{Reference, is_digest, is_hex64};
 use super::unpack::unpack;
 
@@ -105,17 +107,21 @@ impl Index {
 pub struct Store {
     root: PathBuf,
     cache: Mutex<(Option<Stamp>, Arc<Index>)>,
+    claims: Claims,
 }
+
+/// After how long a download that nobody goes on with is given up.
+const ABANDONED: Duration = Duration::from_hours(24);
 
 type Stamp = (u64, i64, i64, u64);
 
 impl Store {
     /// Opens the store below `root`, making it if there is none.
     pub fn open(root: &Path) -> io::Result<Self> {
-        for directory in ["layers", "blobs/sha256"] {
+        for directory in ["layers", "blobs/sha256", "ingest", "leases"] {
             std::fs::create_dir_all(root.join(directory))?;
         }
-        Ok(Self { root: root.to_owned(), cache: Mutex::default() })
+        Ok(Self { root: root.to_owned(), cache: Mutex::default(), claims: Claims::default() })
     }
 
     /// The index as it is now.
@@ -183,21 +189,42 @@ impl Store {
         })
     }
 
-    /// Forgets an image and the layers that neither another image nor one of `in_use` needs.
-    pub fn remove(&self, id: &str, in_use: &HashSet<String>) -> io::Result<()> {
+    /// Protects the content with these digests until the lease is dropped, also from other processes.
+    pub fn lease<'a>(&self, digests: impl IntoIterator<Item = &'a String>) -> io::Result<Lease> {
+        let _lock = self.lock()?;
+        Lease::new(&self.root.join("leases"), digests)
+    }
+
+    /// Finds an image, whose layers stay at least until the claim is dropped.
+    pub fn claim(&self, name: &str) -> io::Result<Option<(Image, Claim)>> {
+        let Some(image) = self.index()?.find(name).cloned() else { return Ok(None) };
+        let claim = self.claims.claim(&image.config.rootfs.diff_ids);
+        // It may have gone before the claim was heard.
+        let still = self.index()?.images.contains_key(&image.id);
+        Ok(still.then_some((image, claim)))
+    }
+
+    /// Forgets an image and the layers that neither another image nor what is `in_use` by then needs.
+    pub fn remove(&self, id: &str, in_use: impl FnOnce() -> HashSet<String>) -> io::Result<()> {
         self.change(|index| index.images.remove(id))?;
         self.collect(in_use)
     }
 
-    /// Removes layers that nothing needs.
-    pub fn collect(&self, in_use: &HashSet<String>) -> io::Result<()> {
+    /// Removes content that nothing needs: no image, nobody who is gathering one, and nothing that is `in_use`.
+    pub fn collect(&self, in_use: impl FnOnce() -> HashSet<String>) -> io::Result<()> {
         let _lock = self.lock()?;
         let index = self.index()?;
+        let leased = leased(&self.root.join("leases"))?;
+        // Claims first: who has made something of a layer gives up the claim once it is known to be in use.
+        let claimed = self.claims.layers();
+        let in_use = in_use();
         let wanted: HashSet<String> = index
             .images
             .values()
             .flat_map(|image| &image.config.rootfs.diff_ids)
-            .chain(in_use)
+            .chain(&in_use)
+            .chain(&leased)
+            .chain(&claimed)
             .map(|layer| self.layer(layer).file_name().unwrap_or_default().to_string_lossy().into_owned())
             .collect();
         for entry in std::fs::read_dir(self.root.join("layers"))? {
@@ -215,7 +242,7 @@ impl Store {
         for entry in std::fs::read_dir(self.root.join("blobs/sha256"))? {
             let entry = entry?;
             let name = format!("sha256:{}", entry.file_name().to_string_lossy());
-            if !index.images.contains_key(&name) {
+            if !index.images.contains_key(&name) && !leased.contains(&name) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -245,9 +272,13 @@ impl Store {
         if self.has_layer(diff_id) {
             return Ok(());
         }
-        let partial =
-            self.root.join("layers").join(format!(".{}-{:016x}", std::process::id(), rand::random::<u64>()));
-        std::fs::create_dir(&partial)?;
+        let partial = self.root.join("layers").join(format!(".{:016x}", rand::random::<u64>()));
+        // Locked for as long as it is filled, so that it is not taken for one whose filling was cut short.
+        let _filling = {
+            let _lock = self.lock()?;
+            std::fs::create_dir(&partial)?;
+            hold(&partial)?
+        };
         let outcome = self.fill_layer(diff_id, tar, &partial);
         if outcome.is_err() {
             let _ = std::fs::remove_dir_all(&partial);
@@ -278,29 +309,53 @@ impl Store {
             return Err(ImageError::WrongDigest { expected: digest.to_owned(), actual });
         }
         let place = self.root.join("blobs/sha256").join(&digest[7..]);
-        let partial = place.with_extension(format!("{}", std::process::id()));
+        let partial = place.with_extension(format!("{:016x}", rand::random::<u64>()));
         std::fs::write(&partial, bytes)?;
         Ok(std::fs::rename(partial, place)?)
     }
 
-    /// Removes what unpackings left behind that were cut short.
+    /// Removes what was cut short: unpackings at once, downloads when nobody has gone on with them for a day.
     pub fn sweep(&self) -> io::Result<()> {
+        let _lock = self.lock()?;
         for entry in std::fs::read_dir(self.root.join("layers"))? {
             let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let owner =
-                name.strip_prefix('.').and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid.to_owned());
-            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let partial = entry.file_name().to_string_lossy().starts_with('.');
+            if partial && hold(&entry.path()).is_ok() {
                 let _ = std::fs::remove_dir_all(entry.path());
             }
         }
+        for entry in std::fs::read_dir(self.ingest())? {
+            let entry = entry?;
+            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if age > ABANDONED && hold(&entry.path()).is_ok() {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
         Ok(())
+    }
+
+    /// Where blobs lie that are on their way.
+    pub fn ingest(&self) -> PathBuf {
+        self.root.join("ingest")
+    }
+
+    /// Bytes of all layers, each counted once.
+    pub fn used(&self) -> io::Result<u64> {
+        let index = self.index()?;
+        let layers: BTreeSet<&String> =
+            index.images.values().flat_map(|image| &image.config.rootfs.diff_ids).collect();
+        Ok(layers.into_iter().map(|layer| self.layer_size(layer)).sum())
     }
 
     /// Where it all lies.
     pub fn root(&self) -> &Path {
         &self.root
     }
+}
+
+/// Locks a file or directory that nobody else holds.
+fn hold(path: &Path) -> io::Result<Flock<File>> {
+    Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into())
 }
 
 pub fn digest_of(bytes: &[u8]) -> String {

@@ -19,6 +19,7 @@ use super::record::{self, ContainerRecord};
 use super::sandbox::namespace_options;
 use super::status::{LOST, START_FAILED};
 use crate::cgroup::{self, Cgroup};
+use crate::image::lease::Claim;
 use crate::image::store::Image;
 use crate::oci::mounts::SandboxFiles;
 use crate::oci::process;
@@ -44,11 +45,7 @@ pub async fn create(node: &Arc<Node>, request: CreateContainerRequest) -> Result
         return Err(Status::failed_precondition(format!("sandbox {:?} is not ready", sandbox.id())));
     }
     let name = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
-    let index = node.images.index().map_err(|e| unknown("read the images", e))?;
-    let image = index
-        .find(&name)
-        .ok_or_else(|| Status::not_found(format!("failed to resolve image {name:?}: not found")))?
-        .clone();
+    let (image, _claim) = claim(node, &name)?;
     let id = new_id();
     // A container is mostly started right after it was made.
     tokio::task::spawn_blocking(cgroup::prepare_to_move);
@@ -57,7 +54,7 @@ pub async fn create(node: &Arc<Node>, request: CreateContainerRequest) -> Result
         tokio::task::spawn_blocking(move || prepare(&node, &sandbox, &id, config, &image)).await
     };
     match made.map_err(|e| unknown("create the container", e)).flatten() {
-        Ok(record) => {
+        Ok((record, _claims)) => {
             let container = Container::new(record, None);
             node.containers.write().insert(id.clone(), container);
             node.emit(&sandbox.id(), &id, ContainerEventType::ContainerCreatedEvent);
@@ -76,12 +73,12 @@ fn prepare(
     id: &str,
     mut config: ContainerConfig,
     image: &Image,
-) -> Result<ContainerRecord, Status> {
+) -> Result<(ContainerRecord, Vec<Claim>), Status> {
     let layout = &node.layout;
     let (own, bundle, rootfs) = (layout.container(id), layout.bundle(id), layout.rootfs(id));
     std::fs::create_dir_all(&own).map_err(|e| unknown("create the container's directory", e))?;
     std::fs::create_dir_all(&bundle).map_err(|e| unknown("create the container's bundle", e))?;
-    let layers = &image.config.rootfs.diff_ids;
+    let mut layers = image.config.rootfs.diff_ids.clone();
     let below = layers.iter().map(|layer| node.images.layer(layer));
     let places: Vec<PathBuf> = below.chain([layout.places()]).collect();
     snapshot::mount_writable(&places, &own, &rootfs).map_err(|e| unknown("mount the root file system", e))?;
@@ -91,7 +88,8 @@ fn prepare(
     let user = user::resolve(security, &image.config.config.user, &Accounts::read(&rootfs))
         .map_err(|e| unknown("resolve the user", e))?;
     let pid = pid_namespace(node, sandbox, security)?;
-    let image_mounts = mount_images(node, &bundle, &mut config)?;
+    let mut claims = Vec::new();
+    let image_mounts = mount_images(node, &bundle, &mut config, &mut layers, &mut claims)?;
     for mount in config.mounts.iter().filter(|mount| !Path::new(&mount.host_path).exists()) {
         std::fs::create_dir_all(&mount.host_path)
             .map_err(|e| unknown(&format!("make the host's directory {}", mount.host_path), e))?;
@@ -151,7 +149,7 @@ fn prepare(
         config,
         image_id: image.id.clone(),
         image_ref: image.digests.first().unwrap_or(&image.id).clone(),
-        layers: layers.clone(),
+        layers,
         image: image.config.config.clone(),
         user,
         cgroup,
@@ -163,7 +161,13 @@ fn prepare(
         failure: None,
     };
     record::save(&own, record::CONTAINER, &record).map_err(|e| unknown("record the container", e))?;
-    Ok(record)
+    Ok((record, claims))
+}
+
+/// Finds an image, whose layers stay until the claim is dropped.
+fn claim(node: &Node, name: &str) -> Result<(Image, Claim), Status> {
+    let found = node.images.claim(name).map_err(|e| unknown("read the images", e))?;
+    found.ok_or_else(|| Status::not_found(format!("failed to resolve image {name:?}: not found")))
 }
 
 fn pid_namespace(
@@ -189,18 +193,24 @@ fn pid_namespace(
 }
 
 /// Mounts the images that are asked for as volumes, and puts the mount points in the place of their names.
-fn mount_images(node: &Node, bundle: &Path, config: &mut ContainerConfig) -> Result<Vec<PathBuf>, Status> {
+/// Their layers are in use from then on like those of the container's own image.
+fn mount_images(
+    node: &Node,
+    bundle: &Path,
+    config: &mut ContainerConfig,
+    used: &mut Vec<String>,
+    claims: &mut Vec<Claim>,
+) -> Result<Vec<PathBuf>, Status> {
     let mut mounted = Vec::new();
     for (number, mount) in config.mounts.iter_mut().enumerate() {
         let Some(wanted) = mount.image.as_ref().filter(|image| !image.image.is_empty()) else { continue };
-        let index = node.images.index().map_err(|e| unknown("read the images", e))?;
-        let image = index.find(&wanted.image).ok_or_else(|| {
-            Status::not_found(format!("failed to resolve image {:?}: not found", wanted.image))
-        })?;
+        let (image, claim) = claim(node, &wanted.image)?;
         let layers: Vec<PathBuf> =
             image.config.rootfs.diff_ids.iter().map(|layer| node.images.layer(layer)).collect();
         let place = bundle.join(format!("image-{number}"));
         snapshot::mount_readonly(&layers, &place).map_err(|e| unknown("mount an image", e))?;
+        used.extend(image.config.rootfs.diff_ids);
+        claims.push(claim);
         mount.host_path = place.display().to_string();
         mount.readonly = true;
         mounted.push(place);

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::node::Node;
 use super::record;
 use crate::image::pull::{Credentials, pull};
-use crate::image::{Image, ImageError, Progress, Reference};
+use crate::image::{Image, ImageError, Progress, Reference, RegistryError};
 
 #[derive(Clone, Debug)]
 pub struct Images(pub Arc<Node>);
@@ -25,6 +25,12 @@ type Answer<T> = Result<Response<T>, Status>;
 fn failed(error: impl Into<ImageError>) -> Status {
     match error.into() {
         error @ ImageError::Name(_) => Status::invalid_argument(error.to_string()),
+        ImageError::Registry { name, source } if matches!(*source, RegistryError::NotFound) => {
+            Status::not_found(format!("failed to pull and unpack image {name:?}: {name}: {source}"))
+        }
+        error @ ImageError::Registry { .. } => {
+            Status::unknown(format!("failed to pull and unpack image: {error}"))
+        }
         error => Status::unknown(error.to_string()),
     }
 }
@@ -53,6 +59,9 @@ fn credentials(auth: Option<AuthConfig>) -> Result<Credentials, Status> {
     let Some(auth) = auth else { return Ok(Credentials::Anonymous) };
     if !auth.username.is_empty() {
         return Ok(Credentials::Basic { user: auth.username, password: auth.password });
+    }
+    if !auth.identity_token.is_empty() {
+        return Ok(Credentials::Identity(auth.identity_token));
     }
     if !auth.registry_token.is_empty() {
         return Ok(Credentials::Token(auth.registry_token));
@@ -119,7 +128,7 @@ impl ImageService for Images {
         let index = self.0.images.index().map_err(failed)?;
         if let Some(image) = index.find(&name) {
             let (node, id) = (Arc::clone(&self.0), image.id.clone());
-            let removal = move || node.images.remove(&id, &node.layers_in_use());
+            let removal = move || node.images.remove(&id, || node.layers_in_use());
             tokio::task::spawn_blocking(removal)
                 .await
                 .map_err(|e| Status::internal(e.to_string()))?
@@ -130,8 +139,7 @@ impl ImageService for Images {
 
     async fn image_fs_info(&self, _: Request<cri::ImageFsInfoRequest>) -> Answer<cri::ImageFsInfoResponse> {
         let root = self.0.images.root();
-        let index = self.0.images.index().map_err(failed)?;
-        let used = index.images.values().map(|image| image.size).sum();
+        let used = self.0.images.used().map_err(|e| failed(ImageError::from(e)))?;
         let inodes = statvfs(root).map_or(0, |stat| stat.files() - stat.files_free());
         let usage = FilesystemUsage {
             timestamp: record::now(),

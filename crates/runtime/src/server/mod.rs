@@ -4,6 +4,7 @@ mod adopt;
 pub mod container;
 pub mod exec;
 mod images;
+mod metrics;
 pub mod node;
 mod record;
 mod runtime;
@@ -75,7 +76,7 @@ pub async fn serve(
     });
     node.zygote.warm_up().await.map_err(io_error("starting the shims' zygote"))?;
     adopt::adopt(&node).await;
-    if let Err(error) = node.images.collect(&node.layers_in_use()) {
+    if let Err(error) = node.images.collect(|| node.layers_in_use()) {
         tracing::warn!(%error, "could not tidy the image store");
     }
     if let Some(directory) = socket.parent() {

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
 use super::node::Node;
-use super::{container, exec, sandbox, stats, status};
+use super::{container, exec, metrics, sandbox, stats, status};
 use crate::shim::client;
 use crate::shim::protocol;
 use crate::streaming::Ask;
@@ -360,14 +360,29 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Answer<cri::ListMetricDescriptorsResponse> {
-        answer(cri::ListMetricDescriptorsResponse { descriptors: Vec::new() })
+        answer(cri::ListMetricDescriptorsResponse { descriptors: metrics::descriptors() })
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        answer(cri::ListPodSandboxMetricsResponse { pod_metrics: Vec::new() })
+        let node = Arc::clone(&self.0);
+        let pod_metrics = blocking(move || {
+            let all: Vec<_> = node.sandboxes.read().values().cloned().collect();
+            let images = node
+                .containers
+                .read()
+                .iter()
+                .map(|(id, container)| (id.clone(), container.record.read().image_ref.clone()))
+                .collect();
+            all.iter()
+                .filter(|sandbox| sandbox.is_ready())
+                .map(|sandbox| metrics::of_sandbox(stats::sandbox(&node, sandbox), &images))
+                .collect()
+        })
+        .await?;
+        answer(cri::ListPodSandboxMetricsResponse { pod_metrics })
     }
 
     async fn runtime_config(

@@ -37,7 +37,7 @@ pub fn dispatch() {
         instance: "test".into(),
         streaming_address: "127.0.0.1:0".parse().unwrap(),
         network: Arc::new(Loopback),
-        registries: Registries::default(),
+        registries: Registries { directories: vec![base.join("certs.d")], ..Registries::default() },
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let outcome = runtime.block_on(krate_runtime::serve(config, CancellationToken::new(), None));
@@ -106,6 +106,28 @@ impl Node {
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         let limited = async { tokio::time::timeout(Duration::from_mins(2), work).await };
         self.runtime.block_on(limited).expect("it took too long")
+    }
+
+    /// Does `work` beside the test.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.runtime.spawn(work)
+    }
+
+    /// How many descriptors the server has open.
+    pub fn descriptors(&self) -> usize {
+        let pid = self.server.as_ref().unwrap().id();
+        std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+    }
+
+    /// How many children the server has.
+    pub fn children(&self) -> usize {
+        let pid = self.server.as_ref().unwrap().id();
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let listed = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        listed.map(|pids| pids.split_whitespace().count()).sum()
     }
 
     pub fn cri(&self) -> RuntimeServiceClient<Channel> {

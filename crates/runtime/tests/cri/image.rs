@@ -35,7 +35,7 @@ pub fn busybox(archive: &Path) {
     tar.finish().unwrap();
 }
 
-fn layer() -> Vec<u8> {
+pub fn layer() -> Vec<u8> {
     let mut tar = Builder::new(Vec::new());
     for directory in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
         add(&mut tar, EntryType::Directory, directory, "", b"", 0o755);
@@ -50,7 +50,7 @@ fn layer() -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn add<W: std::io::Write>(
+pub fn add<W: std::io::Write>(
     tar: &mut Builder<W>,
     kind: EntryType,
     name: &str,

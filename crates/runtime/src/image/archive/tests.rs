@@ -137,12 +137,11 @@ fn a_tag_moves_and_a_layer_goes_with_its_last_image() {
     let index = store.index().unwrap();
     assert_eq!(index.find("app:v1").unwrap().id, ids[1]);
     assert!(index.find(&ids[0]).unwrap().tags.is_empty());
-    let nothing = std::collections::HashSet::new();
-    store.remove(&ids[1], &nothing).unwrap();
+    store.remove(&ids[1], std::collections::HashSet::new).unwrap();
     assert!(store.has_layer(&digest_of(&one)) && !store.has_layer(&digest_of(&two)));
     let used = std::collections::HashSet::from([digest_of(&one)]);
-    store.remove(&ids[0], &used).unwrap();
+    store.remove(&ids[0], || used).unwrap();
     assert!(store.has_layer(&digest_of(&one)));
-    store.collect(&nothing).unwrap();
+    store.collect(std::collections::HashSet::new).unwrap();
     assert!(!store.has_layer(&digest_of(&one)));
 }

@@ -1,0 +1,149 @@
+//! Pods that come and go while their server and their shims are killed: nothing of them may stay. A few rounds each time;
+//! `KRATE_CHURN_ROUNDS` asks for more, and `KRATE_CHURN_SEED` for the same again.
+
+use std::time::Duration;
+
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    ContainerConfig, CreateContainerRequest, ExecSyncRequest, ListPodSandboxRequest, NamespaceMode,
+    PodSandboxConfig, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    StopContainerRequest,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tonic::transport::Channel;
+
+use super::fixture::{Node, shell};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("nothing_leaks_when_servers_and_shims_are_killed", churn),
+    ("a_shim_takes_little_memory", shim_memory),
+];
+
+const ROUNDS: u64 = 6;
+/// Pods of a round, all at the same time.
+const PODS: usize = 6;
+/// The longest life of a server or of a pod before something is done to it.
+const LIFE: Duration = Duration::from_millis(300);
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Scripts of containers of every shape: that end at once, fail, live, are deaf, or leave children behind.
+const SCRIPTS: [&str; 6] = [
+    "exit 0",
+    "echo said; exit 3",
+    "sleep 1000",
+    "trap '' USR1 TERM; while :; do sleep 0.05; done",
+    "(sleep 1000 &) ; (sleep 1000 &) ; exec sleep 1000",
+    "while :; do echo line; sleep 0.01; done",
+];
+
+/// What is done with one pod; it may break off anywhere, for the server may be gone.
+struct Life {
+    config: PodSandboxConfig,
+    containers: Vec<ContainerConfig>,
+    /// Whether it is taken down in an orderly way.
+    ends: bool,
+    pause: Duration,
+}
+
+async fn live(mut cri: RuntimeServiceClient<Channel>, life: Life) -> Result<(), tonic::Status> {
+    let request = RunPodSandboxRequest { config: Some(life.config.clone()), runtime_handler: String::new() };
+    let pod = cri.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+    let mut ids = Vec::new();
+    for config in life.containers {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.clone(),
+            config: Some(config),
+            sandbox_config: Some(life.config.clone()),
+        };
+        let id = cri.create_container(request).await?.into_inner().container_id;
+        cri.start_container(StartContainerRequest { container_id: id.clone() }).await?;
+        let cmd = vec!["/bin/sh".to_owned(), "-c".to_owned(), "echo hi; sleep 0.02".to_owned()];
+        // It may have ended already.
+        let _ = cri.exec_sync(ExecSyncRequest { container_id: id.clone(), cmd, timeout: 1 }).await;
+        ids.push(id);
+    }
+    tokio::time::sleep(life.pause).await;
+    if life.ends {
+        for container_id in ids {
+            cri.stop_container(StopContainerRequest { container_id, timeout: 0 }).await?;
+        }
+        cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod }).await?;
+    }
+    Ok(())
+}
+
+fn churn() {
+    let seed = number("KRATE_CHURN_SEED").unwrap_or_else(rand::random);
+    eprintln!("KRATE_CHURN_SEED={seed}");
+    let mut dice = StdRng::seed_from_u64(seed);
+    let mut node = Node::start();
+    node.import_busybox();
+    // The first round is an orderly one, after which a server has what it goes on to have.
+    for round in 0..=number("KRATE_CHURN_ROUNDS").unwrap_or(ROUNDS) {
+        let (kills_server, kills_shims) = (round > 0 && dice.random(), round > 0 && dice.random());
+        let lives: Vec<_> = (0..PODS)
+            .map(|pod| {
+                let shared = if dice.random() { NamespaceMode::Pod } else { NamespaceMode::Container };
+                let config = node.pod_with(&format!("p{round}-{pod}"), shared);
+                let containers = (0..dice.random_range(0..3))
+                    .map(|n| shell(&format!("c{n}"), SCRIPTS[dice.random_range(0..SCRIPTS.len())]))
+                    .collect();
+                let pause = LIFE.mul_f64(dice.random());
+                let life = Life { config, containers, ends: dice.random(), pause };
+                node.spawn(live(node.cri(), life))
+            })
+            .collect();
+        if kills_shims {
+            std::thread::sleep(LIFE.mul_f64(dice.random()));
+            for shim in node.shims().into_iter().filter(|_| dice.random()) {
+                // Whichever it is by now: nobody of ours has another's number so soon.
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(shim),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+        }
+        if kills_server {
+            std::thread::sleep(LIFE.mul_f64(dice.random()));
+            node.kill();
+        }
+        for life in lives {
+            // Half of them break off; what counts is what is left.
+            let _ = node.block_on(life);
+        }
+        if kills_server {
+            node.up();
+        }
+        let pods = node.block_on(node.cri().list_pod_sandbox(ListPodSandboxRequest { filter: None }));
+        for pod in pods.unwrap().into_inner().items {
+            node.remove_pod(&pod.id);
+        }
+        node.assert_nothing_left();
+        assert!(node.descriptors() < 64, "round {round}: {:?} descriptors are open", node.descriptors());
+        assert_eq!(node.children(), 1, "round {round}: the server has children beside the zygote");
+    }
+}
+
+/// What a pod costs beside its own processes: memory that is the shim's alone, in bytes.
+fn shim_memory() {
+    let node = Node::start();
+    node.import_busybox();
+    let config = node.pod("small");
+    let pod = node.run_pod(&config);
+    node.run(&pod, &config, shell("main", "while :; do echo line; sleep 0.01; done"));
+    node.run(&pod, &config, shell("other", "sleep 1000"));
+    let [shim] = node.shims()[..] else { panic!("not one shim: {:?}", node.shims()) };
+    let rollup = std::fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).unwrap();
+    let private: u64 = rollup
+        .lines()
+        .filter(|line| line.starts_with("Private_"))
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .sum();
+    eprintln!("a shim with two containers has {private} KiB of its own");
+    assert!(private < 2048, "{rollup}");
+    node.remove_pod(&pod);
+}
