@@ -6,8 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use k8s_cri::v1::{
-    self as cri, AuthConfig, ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig,
-    PodSandboxConfig,
+    self as cri, ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig, PodSandboxConfig,
 };
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use krate_client::EventType;
@@ -15,6 +14,7 @@ use krate_client::EventType;
 use crate::cri::{image_spec, rpc_error};
 use crate::env::{self, Referents};
 use crate::fieldpath::Addresses;
+use crate::keyring::Keyring;
 use crate::naming::{self, is_host_network};
 use crate::shared::{Shared, container_reference};
 use crate::volumes::{Content, MountedVolumes};
@@ -42,7 +42,7 @@ pub struct Start<'a> {
     pub addresses: &'a Addresses,
     pub volumes: &'a MountedVolumes,
     pub referents: &'a Referents,
-    pub credentials: &'a [AuthConfig],
+    pub credentials: &'a Keyring,
     /// The runtime's handler that the sandbox was made with.
     pub handler: &'a str,
     /// How often it was started before.

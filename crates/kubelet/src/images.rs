@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::backoff::Backoff;
 use crate::cri::{Cri, image_spec, rpc_error};
+use crate::keyring::Keyring;
 use crate::names;
 
 /// Why an image cannot be used: what the container waits for.
@@ -23,11 +24,18 @@ pub struct ImageError {
     pub retry: Option<Duration>,
 }
 
+/// A pull that went wrong, the last time that it was tried.
+struct Failed {
+    backoff: Backoff,
+    at: Timestamp,
+    why: String,
+}
+
 /// Pulls images.
 pub struct Images {
     cri: Cri,
     events: EventRecorder,
-    backoffs: Mutex<HashMap<(String, String), (Backoff, Timestamp)>>,
+    backoffs: Mutex<HashMap<(String, String), Failed>>,
     pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -56,7 +64,7 @@ impl Images {
         pod: &Pod,
         container: &Container,
         regarding: &ObjectReference,
-        credentials: &[AuthConfig],
+        credentials: &Keyring,
     ) -> Result<cri::Image, ImageError> {
         let name = container.image.clone().unwrap_or_default();
         let policy = policy(container);
@@ -88,10 +96,15 @@ impl Images {
         }
         let key = (names::uid(pod), name.clone());
         let now = Timestamp::now();
-        let waits = self.backoffs.lock().get(&key).and_then(|(backoff, failed)| backoff.wait(*failed, now));
-        if let Some(wait) = waits {
+        let waits = self
+            .backoffs
+            .lock()
+            .get(&key)
+            .and_then(|failed| Some((failed.backoff.wait(failed.at, now)?, failed.why.clone())));
+        if let Some((wait, why)) = waits {
             let message = format!("Back-off pulling image {name:?}");
             event(EventType::Normal, "BackOff", message.clone());
+            let message = format!("{message}: ErrImagePull: {why}");
             return Err(ImageError { reason: "ImagePullBackOff", message, retry: Some(wait) });
         }
         event(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
@@ -114,10 +127,14 @@ impl Images {
                 let failed = Timestamp::now();
                 let wait = {
                     let mut backoffs = self.backoffs.lock();
-                    let (backoff, at) = backoffs.entry(key).or_insert((Backoff::default(), failed));
-                    backoff.next(failed, failed);
-                    *at = failed;
-                    backoff.delay()
+                    let entry = backoffs.entry(key).or_insert_with(|| Failed {
+                        backoff: Backoff::default(),
+                        at: failed,
+                        why: String::new(),
+                    });
+                    entry.backoff.next(failed, failed);
+                    (entry.at, entry.why) = (failed, error.clone());
+                    entry.backoff.delay()
                 };
                 let message = format!("Failed to pull image {name:?}: {error}");
                 event(EventType::Warning, "Failed", message);
@@ -126,7 +143,7 @@ impl Images {
         }
     }
 
-    async fn pull(&self, pod: &Pod, name: &str, credentials: &[AuthConfig]) -> Result<cri::Image, String> {
+    async fn pull(&self, pod: &Pod, name: &str, credentials: &Keyring) -> Result<cri::Image, String> {
         let gate = Arc::clone(self.pulling.lock().entry(name.to_owned()).or_default());
         let result = {
             let _pulling = gate.lock().await;
@@ -139,12 +156,7 @@ impl Images {
         result
     }
 
-    async fn pull_alone(
-        &self,
-        pod: &Pod,
-        name: &str,
-        credentials: &[AuthConfig],
-    ) -> Result<cri::Image, String> {
+    async fn pull_alone(&self, pod: &Pod, name: &str, credentials: &Keyring) -> Result<cri::Image, String> {
         let sandbox_config = cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: pod.metadata.name.clone().unwrap_or_default(),
@@ -154,9 +166,10 @@ impl Images {
             }),
             ..Default::default()
         };
+        let accounts = credentials.lookup(name);
         let tries: Vec<Option<AuthConfig>> =
-            if credentials.is_empty() { vec![None] } else { credentials.iter().cloned().map(Some).collect() };
-        let mut failure = String::new();
+            if accounts.is_empty() { vec![None] } else { accounts.into_iter().map(Some).collect() };
+        let mut failures = Vec::new();
         for auth in tries {
             let request = cri::PullImageRequest {
                 image: Some(image_spec(name)),
@@ -172,10 +185,14 @@ impl Images {
                     };
                     return found.ok_or_else(|| format!("image {name:?} was pulled and is not there"));
                 }
-                Err(status) => failure = rpc_error(&status),
+                Err(status) => failures.push(rpc_error(&status)),
             }
         }
-        Err(failure)
+        failures.dedup();
+        Err(match failures.as_slice() {
+            [only] => only.clone(),
+            several => format!("[{}]", several.join(", ")),
+        })
     }
 
     /// The pod is gone; its failures are forgotten.

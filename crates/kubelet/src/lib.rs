@@ -13,6 +13,7 @@ mod fieldpath;
 mod hooks;
 mod http_check;
 mod images;
+mod keyring;
 mod last_words;
 mod logs;
 mod mounts;

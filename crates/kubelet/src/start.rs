@@ -1,18 +1,18 @@
 //! The work of starting what a plan names: control group, volumes, sandbox, containers, in that order. It may be given
 //! up at any point and begun again: whatever is done is found to be done.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use krate_client::EventType;
 use parking_lot::Mutex;
 
 use crate::container::Start;
 use crate::cri::rpc_error;
 use crate::env::Referents;
+use crate::keyring::Keyring;
 use crate::naming::is_host_network;
 use crate::observed::Observed;
 use crate::plan::Plan;
@@ -285,27 +285,29 @@ impl Job {
         Ok(found)
     }
 
-    /// What the pod may show to registries. A secret that is not there, or says nothing, is passed over, as upstream
-    /// does.
-    async fn credentials(&self) -> Vec<cri::AuthConfig> {
+    /// What the pod may show to registries. A secret that cannot be had is passed over, as upstream does.
+    async fn credentials(&self) -> Keyring {
         let secrets =
             self.pod.spec.as_ref().and_then(|s| s.image_pull_secrets.as_deref()).unwrap_or_default();
         let (uid, namespace) = (names::uid(&self.pod), names::namespace(&self.pod));
-        let mut all = Vec::new();
-        for reference in secrets {
+        let mut keyring = Keyring::default();
+        let mut missing = Vec::new();
+        for reference in secrets.iter().filter(|reference| !reference.name.is_empty()) {
             let found =
                 self.shared.objects.secrets.get(&uid, &self.signal, &namespace, &reference.name).await;
-            if let Ok(Some(secret)) = found {
-                all.extend(docker_config(&secret));
-                continue;
+            match found {
+                Ok(Some(secret)) => keyring.add(&secret),
+                _ => missing.push(reference.name.as_str()),
             }
+        }
+        if !missing.is_empty() {
             let message = format!(
                 "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
-                reference.name
+                missing.join(", ")
             );
             self.event(EventType::Warning, "FailedToRetrieveImagePullSecret", message);
         }
-        all
+        keyring
     }
 }
 
@@ -314,24 +316,4 @@ fn no_user_namespaces(handler: &str) -> String {
     let who =
         if handler.is_empty() { "runtime".to_owned() } else { format!("RuntimeClass handler {handler:?}") };
     format!("can't set `spec.hostUsers: false`, {who} does not support user namespaces")
-}
-
-/// The accounts of a secret of type `kubernetes.io/dockerconfigjson`.
-fn docker_config(secret: &Secret) -> Vec<cri::AuthConfig> {
-    let data = secret.data.as_ref().and_then(|d| d.get(".dockerconfigjson"));
-    let parsed: Option<serde_json::Value> = data.and_then(|d| serde_json::from_slice(&d.0).ok());
-    let auths: HashMap<String, serde_json::Value> =
-        parsed.and_then(|v| serde_json::from_value(v["auths"].clone()).ok()).unwrap_or_default();
-    let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
-    auths
-        .into_iter()
-        .map(|(server_address, entry)| cri::AuthConfig {
-            username: text(&entry["username"]),
-            password: text(&entry["password"]),
-            auth: text(&entry["auth"]),
-            identity_token: text(&entry["identitytoken"]),
-            server_address,
-            ..Default::default()
-        })
-        .collect()
 }
