@@ -80,6 +80,14 @@ impl DataDir {
         self.run().join("cri.sock")
     }
 
+    /// How registries are reached: as the cluster's own `certs.d` says, then as containerd's does.
+    pub fn registries(&self) -> krate_runtime::Registries {
+        krate_runtime::Registries {
+            directories: vec![self.root.join("certs.d"), "/etc/containerd/certs.d".into()],
+            ..krate_runtime::Registries::default()
+        }
+    }
+
     pub fn kubeconfig(&self) -> PathBuf {
         self.root.join("admin.kubeconfig")
     }

@@ -192,7 +192,7 @@ fn runtime_config(dir: &DataDir, network: Late) -> krate_runtime::Config {
         instance: dir.instance(),
         streaming_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         network: std::sync::Arc::new(network),
-        registries: krate_runtime::Registries::default(),
+        registries: dir.registries(),
     }
 }
 
