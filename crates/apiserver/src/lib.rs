@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod cel;
 mod compress;
 pub mod discovery;
+mod fairness;
 mod http;
 mod impersonate;
 mod instruments;

@@ -17,9 +17,11 @@ use crate::request::{Query, RequestInfo};
 use crate::server::Server;
 use crate::{discovery, metrics, openapi, reviews};
 
+const PLAIN: &str = "text/plain; charset=utf-8";
+
 /// What a server of a path that it does not know says.
 pub fn not_found() -> Reply {
-    wire::reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n")
+    wire::reply(StatusCode::NOT_FOUND, PLAIN, "404 page not found\n")
 }
 
 /// Whether anything of a group is served; its versions are a matter of its resources.
@@ -85,7 +87,8 @@ pub async fn answer(
             return Ok(health(server, parts[0], check, query).await);
         }
         ["metrics"] => {
-            let text = server.instruments.text(&server.kinds);
+            let mut text = server.instruments.text(&server.kinds);
+            text.extend_from_slice(server.fairness.text().as_bytes());
             return Ok(wire::reply(StatusCode::OK, FORMAT, text));
         }
         ["metrics", "slis"] => {
@@ -98,6 +101,11 @@ pub async fn answer(
             ));
         }
         ["openid", "v1", "jwks"] => return Ok(published("application/jwk-set+json", &server.signer.jwks())),
+        ["debug", "api_priority_and_fairness", dump] => {
+            let with_details = query.get("includeRequestDetails").is_some();
+            let text = server.fairness.dump(dump, with_details);
+            return Ok(text.map_or_else(not_found, |text| wire::reply(StatusCode::OK, PLAIN, text)));
+        }
         [""] => json!({"paths": paths(rows)}),
         _ => return Ok(not_found()),
     };
@@ -225,8 +233,8 @@ async fn health(server: &Server, endpoint: &str, check: &[&str], query: &Query) 
     let mut checks = checks(server, endpoint).await;
     if let [name] = check {
         return match checks.iter().find(|(known, _)| known == name) {
-            Some((_, true)) => wire::reply(StatusCode::OK, "text/plain; charset=utf-8", "ok"),
-            Some(_) => wire::reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", "failed"),
+            Some((_, true)) => wire::reply(StatusCode::OK, PLAIN, "ok"),
+            Some(_) => wire::reply(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, "failed"),
             None => not_found(),
         };
     }
@@ -234,14 +242,14 @@ async fn health(server: &Server, endpoint: &str, check: &[&str], query: &Query) 
     let well = checks.iter().all(|(_, ok)| *ok);
     let code = if well { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     if well && !query.flag("verbose") {
-        return wire::reply(code, "text/plain; charset=utf-8", "ok");
+        return wire::reply(code, PLAIN, "ok");
     }
     let line = |(name, ok): &(_, bool)| {
         if *ok { format!("[+]{name} ok") } else { format!("[-]{name} failed: reason withheld") }
     };
     let mut lines: Vec<String> = checks.iter().map(line).collect();
     lines.push(format!("{endpoint} check {}\n", if well { "passed" } else { "failed" }));
-    wire::reply(code, "text/plain; charset=utf-8", lines.join("\n"))
+    wire::reply(code, PLAIN, lines.join("\n"))
 }
 
 /// Answers a request to a kind that is not stored: a review, or a binding.

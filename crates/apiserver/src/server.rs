@@ -19,6 +19,7 @@ use crate::admission::Chain;
 use crate::apiextensions::Establisher;
 use crate::auth::{self, Authenticator, Authorizer, Caller, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
+use crate::fairness::{self, Fairness};
 use crate::instruments::Instruments;
 use crate::kinds::Kinds;
 use crate::proxy::Nodes;
@@ -31,6 +32,9 @@ use crate::storage::Storage;
 
 /// How much history the store keeps for watches and further pages, as upstream.
 const HISTORY: Duration = Duration::from_mins(5);
+/// How many requests are served at a time, upstream's `--max-requests-inflight` and `--max-mutating-requests-inflight`
+/// together.
+const SEATS: usize = 600;
 /// The user as whom the server itself writes.
 const SELF: &str = "system:apiserver";
 
@@ -85,6 +89,7 @@ pub struct Server {
     pub backend: Arc<dyn Backend>,
     pub openapi: crate::openapi::Documents,
     pub(crate) instruments: Instruments,
+    pub(crate) fairness: Arc<Fairness>,
     pub cache: Cache,
 }
 
@@ -139,9 +144,11 @@ impl Server {
             kinds,
             openapi: crate::openapi::Documents::new(),
             instruments: Instruments::new(),
+            fairness: Arc::new(Fairness::new(SEATS)),
             cache,
         });
         server.follow_policy().await?;
+        fairness::follow(&server).await?;
         let service = server.service_as(User::authenticated(SELF, &[MASTERS]));
         let commits = AsItself(service);
         rbac::ensure(&commits).await?;
@@ -157,6 +164,7 @@ impl Server {
             },
         )
         .await?;
+        fairness::ready(&server, commits.clone());
         Establisher::start(&server, commits).await?;
         tokio::spawn(async move {
             tokio::select! {
@@ -239,7 +247,7 @@ impl Server {
     }
 
     /// Tells `told` of every object of a kind, now and as it changes.
-    async fn follow<T: 'static>(
+    pub(crate) async fn follow<T: 'static>(
         &self,
         group: &str,
         plural: &str,
@@ -307,11 +315,25 @@ impl AsItself {
         path: String,
         body: Option<&Value>,
     ) -> Result<Value, StatusError> {
+        self.send(method, path, "application/json", body).await
+    }
+
+    /// Asks with a body of another media type, whose text is JSON nevertheless.
+    ///
+    /// # Errors
+    /// What the path answers.
+    pub async fn send(
+        &self,
+        method: http::Method,
+        path: String,
+        media: &'static str,
+        body: Option<&Value>,
+    ) -> Result<Value, StatusError> {
         let body = body.map(ToString::to_string).unwrap_or_default();
         let request = http::Request::builder()
             .method(method)
             .uri(path)
-            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(http::header::CONTENT_TYPE, media)
             .header(http::header::USER_AGENT, "krate-apiserver")
             .body(crate::http::full(body))
             .map_err(StatusError::internal)?;

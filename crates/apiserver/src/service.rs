@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -16,6 +16,7 @@ use http_body_util::BodyExt as _;
 use krate_api::{Kind, Reason, StatusError};
 
 use crate::auth::Caller;
+use crate::fairness::Matched;
 use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
 use crate::instruments::Asked;
 use crate::metrics;
@@ -23,6 +24,17 @@ use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
 use crate::{compress, impersonate, routes};
+
+/// How long a request may take that runs for long neither by its nature nor by its own wish.
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// What is known of a request, whatever becomes of it.
+struct Noted {
+    since: Instant,
+    /// What it asks for, once that is known to be served.
+    asked: Option<Asked>,
+    matched: Option<Matched>,
+}
 
 /// The server as one caller reaches it.
 #[derive(Clone)]
@@ -40,9 +52,9 @@ impl Service {
     pub async fn answer(&self, request: Request<Body>) -> Reply {
         let wanted = Wanted::of(request.headers(), false)
             .map_or(Wanted::JSON, |wanted| Wanted { shape: Shape::Object, ..wanted });
-        let (since, mut asked) = (Instant::now(), None);
-        let answered = AssertUnwindSafe(self.handle(request, &mut asked)).catch_unwind().await;
-        let reply = match answered {
+        let mut noted = Noted { since: Instant::now(), asked: None, matched: None };
+        let answered = AssertUnwindSafe(self.handle(request, &mut noted)).catch_unwind().await;
+        let mut reply = match answered {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => wire::refusal(&error, wanted),
             Err(_) => {
@@ -50,18 +62,17 @@ impl Service {
                 wire::refusal(&StatusError::internal("this request caused the server to panic"), wanted)
             }
         };
-        match asked {
-            Some(asked) => self.server.instruments.answered(asked, since, reply),
+        if let Some(matched) = noted.matched {
+            matched.write(reply.headers_mut());
+        }
+        match noted.asked {
+            Some(asked) => self.server.instruments.answered(asked, noted.since, reply),
             None => reply,
         }
     }
 
-    /// Answers a request, and says what it asked for once that is known to be served.
-    async fn handle(
-        &self,
-        mut request: Request<Body>,
-        asked: &mut Option<Asked>,
-    ) -> Result<Reply, StatusError> {
+    /// Answers a request, and notes on the way what is known of it.
+    async fn handle(&self, mut request: Request<Body>, noted: &mut Noted) -> Result<Reply, StatusError> {
         // The connection's other side is taken out before the request is taken apart.
         let upgrade =
             request.headers().contains_key(http::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
@@ -74,12 +85,26 @@ impl Service {
         let user = found.map_err(|_| StatusError::new(Reason::Unauthorized, "Unauthorized"))?;
         self.server.authenticator.strip(&mut parts.headers);
         let user = impersonate::effective(&self.server.authorizer, user, &parts.headers)?;
+        let time = (noted.since, REQUEST_TIMEOUT);
+        let kinds = &self.server.kinds;
+        let entered = self.server.fairness.enter(&user, &info, &query, kinds, time, &mut noted.matched).await;
+        let count = |noted: &mut Noted| {
+            if routes::is_counted(&self.server, &info) {
+                noted.asked = Some(instruments.asked(&parts.method, &info, &query, &parts.headers));
+            }
+        };
+        // Held until there is an answer; of a watch, until it has begun.
+        let _seat = match entered {
+            Ok(seat) => seat,
+            Err(turned_away) => {
+                count(noted);
+                return Ok(turned_away.reply());
+            }
+        };
         let allowed = self.server.authorizer.check(&user, &info);
         instruments.authorized(&allowed);
         allowed?;
-        if routes::is_counted(&self.server, &info) {
-            *asked = Some(instruments.asked(&parts.method, &info, &query, &parts.headers));
-        }
+        count(noted);
         if parts.method == Method::OPTIONS {
             return Err(path::method_not_allowed());
         }

@@ -36,7 +36,14 @@ pub enum Keep {
     AsItIs,
     /// All but its metadata is made as it is here.
     UpToDate,
+    /// Its spec is made as it is here, unless its annotation says that it is the user's own.
+    AutoUpdated,
+    /// Its spec is made as it is here, and its annotation too.
+    Mandatory,
 }
+
+/// The annotation that says whether the spec of a level or schema is kept as it began.
+pub const AUTO_UPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
 
 /// One object, without what the server fills in.
 #[derive(Clone, Debug)]
@@ -86,6 +93,16 @@ pub async fn ensure(commits: &dyn Commits, config: &Config) -> Result<(), Status
     Ok(())
 }
 
+/// Makes the levels and schemas of priority and fairness that are missing, and updates those that are kept.
+///
+/// # Errors
+/// As of [`ensure`].
+pub async fn ensure_fairness(commits: &dyn Commits) -> Result<(), StatusError> {
+    let objects = fairness();
+    let writes: Vec<_> = objects.iter().map(|object| ensure_one(commits, object)).collect();
+    futures::future::try_join_all(writes).await.map(drop)
+}
+
 async fn ensure_one(commits: &dyn Commits, wanted: &Object) -> Result<(), StatusError> {
     let name = wanted.value["metadata"]["name"].as_str().unwrap_or_default();
     let mut tries = 0;
@@ -114,14 +131,36 @@ async fn bring_up_to_date(
     wanted: &Object,
     mut there: Value,
 ) -> Result<(), StatusError> {
-    if wanted.keep == Keep::AsItIs {
-        return Ok(());
-    }
     let mut changed = false;
-    for (field, value) in wanted.value.as_object().into_iter().flatten() {
-        if !matches!(field.as_str(), "metadata" | "apiVersion" | "kind") && !says(&there[field], value) {
-            there[field] = value.clone();
-            changed = true;
+    match wanted.keep {
+        Keep::AsItIs => return Ok(()),
+        Keep::UpToDate => {
+            for (field, value) in wanted.value.as_object().into_iter().flatten() {
+                let is_kept = matches!(field.as_str(), "metadata" | "apiVersion" | "kind");
+                if !is_kept && !says(&there[field], value) {
+                    there[field] = value.clone();
+                    changed = true;
+                }
+            }
+        }
+        Keep::AutoUpdated | Keep::Mandatory => {
+            let said = there["metadata"]["annotations"][AUTO_UPDATE].as_str();
+            let ours = match said {
+                _ if wanted.keep == Keep::Mandatory => true,
+                Some("true") => true,
+                Some("false") => false,
+                // Nobody has touched it since it was made.
+                _ => there["metadata"]["generation"] == 1,
+            };
+            let says = if ours { "true" } else { "false" };
+            if said != Some(says) {
+                there["metadata"]["annotations"][AUTO_UPDATE] = says.into();
+                changed = true;
+            }
+            if ours && there["spec"] != wanted.value["spec"] {
+                there["spec"] = wanted.value["spec"].clone();
+                changed = true;
+            }
         }
     }
     if changed {
@@ -187,22 +226,21 @@ fn condition(kind: &str, status: &str, reason: &str, message: &str) -> Value {
     }]})
 }
 
-/// The mandatory and the suggested levels of priority and fairness.
+/// The mandatory and the suggested levels and schemas of priority and fairness, as they are made.
+pub fn fairness_objects() -> Vec<Value> {
+    serde_json::from_str(include_str!("flowcontrol.json")).unwrap_or_default()
+}
+
 fn fairness() -> Vec<Object> {
-    let list: Vec<Value> = serde_json::from_str(include_str!("flowcontrol.json")).unwrap_or_default();
-    list.into_iter()
-        .map(|value| {
-            let level = value["spec"]["priorityLevelConfiguration"]["name"].as_str().map(str::to_owned);
-            let kind = if level.is_some() { &kinds::FLOW_SCHEMA } else { &kinds::PRIORITY_LEVEL_CONFIGURATION };
-            let status = level.map(|level| {
-                let message = format!(
-                    "This FlowSchema references the PriorityLevelConfiguration object named \"{level}\" and it exists"
-                );
-                condition("Dangling", "False", "Found", &message)
-            });
-            Object { status, ..object(kind, "", value, Keep::AsItIs) }
-        })
-        .collect()
+    let made = |value: Value| {
+        let level = value["spec"]["priorityLevelConfiguration"]["name"].as_str().map(str::to_owned);
+        let kind = if level.is_some() { &kinds::FLOW_SCHEMA } else { &kinds::PRIORITY_LEVEL_CONFIGURATION };
+        let is_mandatory = matches!(value["metadata"]["name"].as_str(), Some("exempt" | "catch-all"));
+        let keep = if is_mandatory { Keep::Mandatory } else { Keep::AutoUpdated };
+        let status = level.map(|level| json!({"conditions": [crate::fairness::dangling(&level, true)]}));
+        Object { status, ..object(kind, "", value, keep) }
+    };
+    fairness_objects().into_iter().map(made).collect()
 }
 
 /// The API server as a Service: its address, and what is behind it.
@@ -381,6 +419,31 @@ mod tests {
         assert_eq!(*memory.writes.lock(), writes + 2, "Endpoints and EndpointSlice follow the address");
         let slice = memory.get(&kinds::ENDPOINT_SLICE, "default", "kubernetes").await.expect("slice");
         assert_eq!(slice["endpoints"][0]["addresses"][0], "10.0.0.2");
+    }
+
+    #[tokio::test]
+    async fn levels_are_kept_unless_they_are_the_users_own() {
+        let memory = Memory::default();
+        ensure_fairness(&memory).await.expect("made");
+        let kind = &kinds::PRIORITY_LEVEL_CONFIGURATION;
+        let shares = |level: Value| level["spec"]["limited"]["nominalConcurrencyShares"].as_i64();
+        for (name, said, expected) in [
+            ("system", json!("true"), 30),
+            ("system", json!("false"), 99),
+            ("workload-low", json!(null), 99),
+            ("catch-all", json!("false"), 5),
+        ] {
+            let mut level = memory.get(kind, "", name).await.expect("there");
+            level["spec"]["limited"]["nominalConcurrencyShares"] = 99.into();
+            level["metadata"]["annotations"][AUTO_UPDATE] = said.clone();
+            level["metadata"]["generation"] = 2.into();
+            memory.update(kind, "", level, false).await.expect("written");
+            ensure_fairness(&memory).await.expect("kept");
+            let level = memory.get(kind, "", name).await.expect("there");
+            let now = level["metadata"]["annotations"][AUTO_UPDATE].clone();
+            assert_eq!(now, if expected == 99 { "false" } else { "true" }, "{name} {said}");
+            assert_eq!(shares(level), Some(expected), "{name} {said}");
+        }
     }
 
     #[test]

@@ -217,6 +217,7 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
         }
         Err(error) => return Err(refused(error)),
     };
+    let counted = call.server.fairness.watching(&call.info, &call.query);
     let seconds = match options.timeout_seconds.filter(|seconds| *seconds > 0) {
         Some(seconds) => seconds,
         None => WATCH_AT_LEAST + u64::from(rand::random::<u16>()) % WATCH_AT_LEAST,
@@ -226,6 +227,7 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
     let stream_type = stream_type(&call);
     let call = Arc::new(call);
     let events = futures::stream::unfold((watcher, true, call), move |(mut watcher, first, call)| {
+        let _until_the_stream_is_gone = &counted;
         let shutdown = shutdown.clone();
         async move {
             let event = tokio::select! {

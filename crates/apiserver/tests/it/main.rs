@@ -4,6 +4,7 @@ mod admission;
 mod asking;
 mod authentication;
 mod custom;
+mod fairness;
 mod reads;
 mod recorded;
 mod services;

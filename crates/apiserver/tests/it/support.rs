@@ -54,6 +54,11 @@ impl Api {
         Arc::clone(&self.server)
     }
 
+    /// The server as this user reaches it.
+    pub fn service_as(&self, user: &str, groups: &[&str]) -> krate_apiserver::Service {
+        self.server.service_as(User::authenticated(user, groups))
+    }
+
     /// The answer's code and body, as an administrator gets it.
     pub async fn ask(&self, method: Method, path: &str, media: &str, body: &Value) -> (u16, Value) {
         let body = if body.is_null() { String::new() } else { body.to_string() };

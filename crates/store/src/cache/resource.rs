@@ -38,6 +38,8 @@ pub(super) struct Common {
 
 pub(super) struct State {
     objects: OrdMap<Bytes, Arc<Object>>,
+    /// The objects' size as they are sent.
+    bytes: usize,
     /// The last change's revision, or the list's that it began with.
     revision: Revision,
     history: VecDeque<(Instant, Arc<Event>)>,
@@ -66,6 +68,7 @@ impl Resource {
     ) -> Self {
         let state = State {
             objects: OrdMap::new(),
+            bytes: 0,
             revision: Revision::ZERO,
             history: VecDeque::new(),
             oldest: Revision::ZERO,
@@ -95,11 +98,14 @@ impl Resource {
 
     /// Begins anew with all objects at a revision; who was watching must begin anew too.
     pub(super) fn replace(&self, items: &[KeyValue], revision: Revision) {
-        let objects = items.iter().filter_map(|kv| Some((kv.key.clone(), self.object(kv)?))).collect();
+        let objects: OrdMap<Bytes, Arc<Object>> =
+            items.iter().filter_map(|kv| Some((kv.key.clone(), self.object(kv)?))).collect();
+        let bytes = objects.values().map(|object| object.bytes.len()).sum();
         let mut watchers = self.watchers.lock();
         watchers.clear();
         let mut state = self.state.write();
         state.objects = objects;
+        state.bytes = bytes;
         state.revision = revision;
         state.oldest = revision;
         state.history.clear();
@@ -129,6 +135,8 @@ impl Resource {
                 Some(object) => state.objects.insert(change.key().clone(), object.clone()),
                 None => state.objects.remove(&change.key()[..]),
             };
+            let size = |object: &Option<Arc<Object>>| object.as_ref().map_or(0, |object| object.bytes.len());
+            state.bytes = state.bytes + size(&current) - size(&prev);
             if current.is_none() && prev.is_none() {
                 return;
             }
@@ -147,6 +155,12 @@ impl Resource {
     /// How many objects there are.
     pub fn len(&self) -> usize {
         self.state.read().objects.len()
+    }
+
+    /// How many objects there are, and how many bytes they are as they are sent.
+    pub fn size(&self) -> (usize, usize) {
+        let state = self.state.read();
+        (state.objects.len(), state.bytes)
     }
 
     pub fn is_empty(&self) -> bool {
