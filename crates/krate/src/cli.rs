@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -35,6 +35,8 @@ pub enum Command {
     /// Import and list container images
     #[command(subcommand)]
     Image(Image),
+    /// Run the kubelet alone, for any API server and any container runtime
+    Kubelet(Box<Kubelet>),
     /// Show the versions of krate and of the Kubernetes API that it serves
     Version(Version),
 }
@@ -68,6 +70,131 @@ pub struct Up {
     /// A flag of `krate apiserver` for this cluster's API server; may be given more than once
     #[arg(long, value_name = "NAME=VALUE")]
     pub kube_apiserver_arg: Vec<String>,
+}
+
+/// Flags and their names are upstream's; all but the first eight are fields of the configuration file too, over which
+/// they go.
+#[derive(Args, Debug)]
+pub struct Kubelet {
+    /// How the API server is reached, and as whom
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+
+    /// The initial configuration: a KubeletConfiguration
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Drop-ins that go over it: files that end in .conf, in the order of their names
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+
+    /// The node's name, instead of the machine's
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+
+    /// The node's address
+    #[arg(long, value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+
+    /// Labels of the node when it is registered
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub node_labels: Option<Vec<String>>,
+
+    /// Where volumes and files of pods live
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub root_dir: PathBuf,
+
+    /// Where the certificate is kept that is made when none is given
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/pki")]
+    pub cert_dir: PathBuf,
+
+    /// The address that is listened on
+    #[arg(long, value_name = "IP")]
+    pub address: Option<IpAddr>,
+
+    /// The port that is listened on
+    #[arg(long)]
+    pub port: Option<u16>,
+
+    /// The port of health alone; 0 for none
+    #[arg(long, value_name = "PORT")]
+    pub healthz_port: Option<u16>,
+
+    /// The address of health alone
+    #[arg(long, value_name = "IP")]
+    pub healthz_bind_address: Option<IpAddr>,
+
+    /// The certificate that is served
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert_file: Option<PathBuf>,
+
+    /// Its key
+    #[arg(long, value_name = "FILE")]
+    pub tls_private_key_file: Option<PathBuf>,
+
+    /// The certificates that sign clients'
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
+
+    /// Whether who shows nothing is let in as system:anonymous
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub anonymous_auth: Option<bool>,
+
+    /// Whether the API server is asked whose a bearer token is
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub authentication_token_webhook: Option<bool>,
+
+    /// AlwaysAllow or Webhook
+    #[arg(long, value_name = "MODE")]
+    pub authorization_mode: Option<String>,
+
+    /// The cluster's resolvers
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub cluster_dns: Option<Vec<IpAddr>>,
+
+    /// The cluster's domain
+    #[arg(long, value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
+
+    /// How the node itself resolves names
+    #[arg(long, value_name = "FILE")]
+    pub resolv_conf: Option<PathBuf>,
+
+    /// The control group that holds those of all pods
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_root: Option<String>,
+
+    /// How many pods may run
+    #[arg(long, value_name = "N")]
+    pub max_pods: Option<u32>,
+
+    /// Where logs of pods live
+    #[arg(long, value_name = "DIR")]
+    pub pod_logs_dir: Option<PathBuf>,
+
+    /// The socket of the container runtime
+    #[arg(long, value_name = "unix://PATH")]
+    pub container_runtime_endpoint: Option<String>,
+
+    /// A file or a directory of static pods
+    #[arg(long, value_name = "PATH")]
+    pub pod_manifest_path: Option<PathBuf>,
+
+    /// A URL of static pods
+    #[arg(long, value_name = "URL")]
+    pub manifest_url: Option<String>,
+
+    /// How often files of static pods are looked at
+    #[arg(long, value_name = "DURATION")]
+    pub file_check_frequency: Option<String>,
+
+    /// How often the URL of static pods is asked
+    #[arg(long, value_name = "DURATION")]
+    pub http_check_frequency: Option<String>,
+
+    /// Taints of the node when it is registered
+    #[arg(long, value_name = "KEY=VALUE:EFFECT", value_delimiter = ',')]
+    pub register_with_taints: Option<Vec<String>>,
 }
 
 #[derive(Args, Debug)]

@@ -49,6 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Status(args) => commands::status(&dir, &args).await,
             Command::Image(command) => commands::image(&dir, command).await,
             Command::Version(args) => commands::version(&args),
+            Command::Kubelet(args) => commands::kubelet(&args).await,
         }
     });
     // Blocking work that has lost its purpose must not hold up the end.

@@ -1,10 +1,12 @@
 //! What the kubelet is told when it starts.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Taint;
+
+use crate::configuration::{Configuration, StaticPods};
 
 /// Everything that the kubelet needs to know to run pods on this machine.
 #[derive(Clone, Debug)]
@@ -30,6 +32,20 @@ pub struct Config {
     pub tls_key: String,
     /// The certificates that sign clients' certificates, PEM.
     pub client_ca: String,
+    /// Whether who shows no certificate and no token is let in, as `system:anonymous`.
+    pub anonymous_auth: bool,
+    /// Whether the API server is asked whose a bearer token is.
+    pub token_webhook: bool,
+    /// Whether whoever is known may do all; else the API server is asked.
+    pub always_allow: bool,
+    /// Whether the HTTPS server is there, and whether it lets into containers.
+    pub serve: bool,
+    pub debugging_handlers: bool,
+    /// Where health alone is served, without TLS (upstream: `127.0.0.1:10248`).
+    pub healthz: Option<SocketAddr>,
+    pub static_pods: StaticPods,
+    /// What was configured by file, for who asks at `/configz`.
+    pub configuration: Configuration,
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     /// The file from which names are resolved for pods that do not ask the cluster.
@@ -57,6 +73,14 @@ impl Config {
             tls_cert: String::new(),
             tls_key: String::new(),
             client_ca: String::new(),
+            anonymous_auth: false,
+            token_webhook: true,
+            always_allow: false,
+            serve: true,
+            debugging_handlers: true,
+            healthz: None,
+            static_pods: StaticPods::default(),
+            configuration: Configuration::default(),
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
@@ -64,6 +88,11 @@ impl Config {
             labels: BTreeMap::new(),
             taints: Vec::new(),
         }
+    }
+
+    /// The configuration that is in force, as a `KubeletConfiguration`.
+    pub fn told(&self) -> serde_json::Value {
+        self.configuration.told(self)
     }
 
     /// The directory of one pod.

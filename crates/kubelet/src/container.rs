@@ -6,7 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use k8s_cri::v1::{
-    self as cri, ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig, PodSandboxConfig,
+    self as cri, ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig, NamespaceMode,
+    PodSandboxConfig,
 };
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use krate_client::EventType;
@@ -16,9 +17,10 @@ use crate::env::{self, Referents};
 use crate::fieldpath::Addresses;
 use crate::keyring::Keyring;
 use crate::naming::{self, is_host_network};
+use crate::observed::ContainerSeen;
 use crate::shared::{Shared, container_reference};
 use crate::volumes::{Content, MountedVolumes};
-use crate::{hooks, mounts, names, resources, sandbox, security};
+use crate::{hooks, mounts, names, resources, sandbox, security, stop};
 
 /// Why a container does not start: its reason to wait, and when to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub struct Start<'a> {
     pub handler: &'a str,
     /// How often it was started before.
     pub restarts: u32,
+    /// The container whose processes it sees, by id.
+    pub target: Option<&'a str>,
 }
 
 impl Start<'_> {
@@ -107,16 +111,25 @@ impl Start<'_> {
         id: &str,
     ) -> Result<(), StartError> {
         let ip = self.addresses.pod.first().map(String::as_str).unwrap_or_default();
-        let Err(why) = hooks::run(&self.shared.cri, hook, self.container, id, ip).await else {
+        let Err(why) = hooks::run(self.shared, hook, self.pod, self.container, id, ip).await else {
             return Ok(());
         };
-        self.event(EventType::Warning, "FailedPostStartHook", format!("PostStartHook failed: {why}"));
-        self.event(EventType::Normal, "Killing", "FailedPostStartHook");
+        // What it said may be a secret, and events are read by many.
+        self.event(EventType::Warning, "FailedPostStartHook", "PostStartHook failed");
         let grace = self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
-        if let Err(status) = self.shared.cri.stop_container(id, grace).await {
-            tracing::warn!(container = id, error = %rpc_error(&status), "a container whose hook failed could not be stopped");
+        let message = Some("FailedPostStartHook");
+        let known = self.shared.cri.container_status(id).await;
+        let stopped = match known {
+            Ok(status) => {
+                let seen = ContainerSeen { sandbox: self.sandbox_id.to_owned(), status };
+                stop::container(self.shared, self.pod, &seen, grace, message).await
+            }
+            Err(status) => Err(rpc_error(&status)),
+        };
+        if let Err(error) = stopped {
+            tracing::warn!(container = id, error, "a container whose hook failed could not be stopped");
         }
-        Err(error("PostStartHookError", format!("PostStartHook failed: {why}")))
+        Err(error("PostStartHookError", why))
     }
 
     /// The images that are mounted into the container, by the names of their volumes.
@@ -189,6 +202,12 @@ impl Start<'_> {
             }
         }
         let name = container.image.clone().unwrap_or_default();
+        let mut security = security::container(pod, container, image, &self.shared.config.root_dir);
+        if let Some(target) = self.target {
+            let namespaces = security.namespace_options.get_or_insert_default();
+            namespaces.pid = NamespaceMode::Target as i32;
+            target.clone_into(&mut namespaces.target_id);
+        }
         let mut spec = image_spec(&image.id);
         spec.user_specified_image = name;
         Ok(ContainerConfig {
@@ -211,12 +230,7 @@ impl Start<'_> {
             tty: container.tty == Some(true),
             linux: Some(LinuxContainerConfig {
                 resources: Some(resources::linux(pod, container, self.shared.node.memory)),
-                security_context: Some(security::container(
-                    pod,
-                    container,
-                    image,
-                    &self.shared.config.root_dir,
-                )),
+                security_context: Some(security),
             }),
             ..Default::default()
         })

@@ -86,6 +86,20 @@ impl Cri {
         forgiving(within(patience, self.runtime().stop_container(request)).await)
     }
 
+    /// Gives other resources to a container that runs.
+    pub async fn update_container(
+        &self,
+        id: &str,
+        linux: cri::LinuxContainerResources,
+    ) -> Result<(), Status> {
+        let request = cri::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(linux),
+            ..Default::default()
+        };
+        within(PATIENCE, self.runtime().update_container_resources(request)).await.map(drop)
+    }
+
     pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
         let request = cri::RemoveContainerRequest { container_id: id.to_owned() };
         forgiving(within(PATIENCE, self.runtime().remove_container(request)).await)

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
+use krate_client::EventType;
 
-use crate::cri::{Cri, rpc_error};
-use crate::http_check;
+use crate::cri::rpc_error;
+use crate::shared::Shared;
+use crate::{http_check, names};
 
 /// How long an HTTP hook may take (upstream's client has no limit of its own; the grace period is what ends it).
 const HTTP: Duration = Duration::from_secs(30);
@@ -13,28 +15,52 @@ const HTTP: Duration = Duration::from_secs(30);
 /// Runs one hook to its end.
 ///
 /// # Errors
-/// Why it failed.
+/// Why it failed, in upstream's words.
 pub async fn run(
-    cri: &Cri,
+    shared: &Shared,
     handler: &LifecycleHandler,
+    pod: &Pod,
     container: &Container,
     id: &str,
     pod_ip: &str,
 ) -> Result<(), String> {
+    let of = || format!("for Container {:?} in Pod {:?} failed", container.name, names::full(pod));
     if let Some(exec) = &handler.exec {
         let command = exec.command.clone().unwrap_or_default();
-        let answer = cri.exec(id, command.clone(), 0).await.map_err(|e| rpc_error(&e))?;
+        let spoken = command.join(" ");
+        let failed = |error: &str, said: &[u8]| {
+            let said = String::from_utf8_lossy(said);
+            format!("Exec lifecycle hook ([{spoken}]) {} - error: {error}, message: {said:?}", of())
+        };
+        let answer = shared.cri.exec(id, command.clone(), 0).await;
+        let answer = answer.map_err(|e| failed(&rpc_error(&e), b""))?;
         if answer.exit_code != 0 {
-            return Err(format!("command '{}' exited with {}", command.join(" "), answer.exit_code));
+            let error = format!("command '{spoken}' exited with {}: ", answer.exit_code);
+            return Err(failed(&error, &[answer.stdout, answer.stderr].concat()));
         }
     } else if let Some(get) = &handler.http_get {
-        let (status, _) = http_check::get(get, container, pod_ip, HTTP, "kube-lifecycle/1.36").await?;
-        if !(200..400).contains(&status) {
-            return Err(format!("HTTP status {status}"));
+        // Whatever the answer is: it is one.
+        let asked = http_check::get(get, container, pod_ip, HTTP, http_check::HOOK).await;
+        let Err(error) = asked else { return Ok(()) };
+        if error.is_plain {
+            let plain = k8s_openapi::api::core::v1::HTTPGetAction { scheme: None, ..get.clone() };
+            let again = http_check::get(&plain, container, pod_ip, HTTP, http_check::HOOK).await;
+            if again.is_ok() {
+                let host = http_check::authority(get, container, pod_ip).unwrap_or_default();
+                let said = format!(
+                    "request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded"
+                );
+                shared.pod_event(pod, EventType::Warning, "LifecycleHTTPFallback", said);
+                return Ok(());
+            }
         }
+        let path = get.path.as_deref().unwrap_or_default();
+        return Err(format!("HTTP lifecycle hook ({path}) {} - error: {}", of(), error.message));
     } else if let Some(sleep) = &handler.sleep {
         // Sleeping is what is asked for.
         tokio::time::sleep(Duration::from_secs(sleep.seconds.unsigned_abs())).await;
+    } else {
+        return Err("Cannot run handler: invalid handler".to_owned());
     }
     Ok(())
 }

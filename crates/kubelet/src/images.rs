@@ -24,6 +24,9 @@ pub struct ImageError {
     pub retry: Option<Duration>,
 }
 
+/// How soon after a failure the container waits for the end of its back-off.
+const TOLD: Duration = Duration::from_secs(1);
+
 /// A pull that went wrong, the last time that it was tried.
 struct Failed {
     backoff: Backoff,
@@ -104,7 +107,7 @@ impl Images {
         if let Some((wait, why)) = waits {
             let message = format!("Back-off pulling image {name:?}");
             event(EventType::Normal, "BackOff", message.clone());
-            let message = format!("{message}: ErrImagePull: {why}");
+            let message = format!("{message}: {why}");
             return Err(ImageError { reason: "ImagePullBackOff", message, retry: Some(wait) });
         }
         event(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
@@ -125,20 +128,18 @@ impl Images {
             }
             Err(error) => {
                 let failed = Timestamp::now();
-                let wait = {
-                    let mut backoffs = self.backoffs.lock();
-                    let entry = backoffs.entry(key).or_insert_with(|| Failed {
-                        backoff: Backoff::default(),
-                        at: failed,
-                        why: String::new(),
-                    });
-                    entry.backoff.next(failed, failed);
-                    (entry.at, entry.why) = (failed, error.clone());
-                    entry.backoff.delay()
-                };
-                let message = format!("Failed to pull image {name:?}: {error}");
-                event(EventType::Warning, "Failed", message);
-                Err(ImageError { reason: "ErrImagePull", message: error, retry: Some(wait) })
+                event(EventType::Warning, "Failed", format!("Failed to pull image {name:?}: {error}"));
+                let (reason, message) = classified(&name, &error);
+                let mut backoffs = self.backoffs.lock();
+                let entry = backoffs.entry(key).or_insert_with(|| Failed {
+                    backoff: Backoff::default(),
+                    at: failed,
+                    why: String::new(),
+                });
+                entry.backoff.next(failed, failed);
+                (entry.at, entry.why) = (failed, format!("{reason}: {message}"));
+                // That it waits is told at once, and tried again when it has waited.
+                Err(ImageError { reason, message, retry: Some(TOLD) })
             }
         }
     }
@@ -201,6 +202,20 @@ impl Images {
     }
 }
 
+/// The reason and the message of a failure: the runtime may say which of the known ones it is.
+fn classified(image: &str, error: &str) -> (&'static str, String) {
+    let said = error.split_once(" desc = ").map_or(error, |(_, said)| said);
+    for (reason, what) in [
+        ("RegistryUnavailable", "the registry is unavailable"),
+        ("SignatureValidationFailed", "the signature validation failed"),
+    ] {
+        if let Some(rest) = said.strip_prefix(reason) {
+            return (reason, format!("image pull failed for {image} because {what}{rest}"));
+        }
+    }
+    ("ErrImagePull", error.to_owned())
+}
+
 /// A duration as Go writes it, to milliseconds.
 fn go_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
@@ -235,6 +250,20 @@ mod tests {
                 ..Default::default()
             };
             assert_eq!(policy(&container), expected, "{image}");
+        }
+    }
+
+    #[test]
+    fn failures_have_reasons() {
+        for (said, reason, message) in [
+            ("rpc error: code = NotFound desc = no", "ErrImagePull", "rpc error: code = NotFound desc = no"),
+            (
+                "rpc error: code = Unknown desc = RegistryUnavailable: down",
+                "RegistryUnavailable",
+                "image pull failed for i because the registry is unavailable: down",
+            ),
+        ] {
+            assert_eq!(classified("i", said), (reason, message.to_owned()));
         }
     }
 

@@ -5,9 +5,10 @@ use std::collections::{HashMap, HashSet};
 use k8s_cri::v1::ContainerState;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
-use crate::names;
 use crate::naming::is_host_network;
 use crate::observed::{ContainerSeen, Observed, on_host_network};
+use crate::spec::{restarts, restarts_all};
+use crate::{names, resize};
 
 /// What probes have found of the containers, by container id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Kill {
     pub message: String,
     /// For a failed probe, which one.
     pub probe: Option<&'static str>,
+    /// It gets other resources, and is started again at once.
+    pub is_resize: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,15 +44,12 @@ pub struct Plan {
     /// Containers to start, by name, in this order.
     pub start: Vec<String>,
     pub kill: Vec<Kill>,
+    /// Containers to stop and remove, by id, in this order, so that the pod begins afresh in its sandbox.
+    pub reset: Vec<String>,
 }
 
 pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
-}
-
-/// The policy that counts for a container: its own, or its pod's.
-pub fn restart_policy<'a>(spec: &'a PodSpec, container: &'a Container) -> &'a str {
-    container.restart_policy.as_deref().or(spec.restart_policy.as_deref()).unwrap_or("Always")
 }
 
 /// Whether a container that is as it is should be started (again).
@@ -57,11 +57,9 @@ pub fn should_start(spec: &PodSpec, container: &Container, seen: Option<&Contain
     match seen.map(ContainerSeen::state) {
         None | Some(ContainerState::ContainerUnknown | ContainerState::ContainerCreated) => true,
         Some(ContainerState::ContainerRunning) => false,
-        Some(ContainerState::ContainerExited) => match restart_policy(spec, container) {
-            "Never" => false,
-            "OnFailure" => seen.is_some_and(|s| s.status.exit_code != 0),
-            _ => true,
-        },
+        Some(ContainerState::ContainerExited) => {
+            seen.is_some_and(|s| restarts(spec, container, s.status.exit_code))
+        }
     }
 }
 
@@ -79,7 +77,11 @@ fn sandbox(pod: &Pod, seen: &Observed) -> Option<u32> {
 /// What is to be done now. Back-off is not looked at here: a container to start may have to wait.
 pub fn plan(pod: &Pod, seen: &Observed, verdicts: &Verdicts) -> Plan {
     let Some(spec) = &pod.spec else { return Plan::default() };
-    let mut plan = Plan::default();
+    let reset = reset(spec, seen);
+    let mut plan = Plan { reset, ..Plan::default() };
+    if !plan.reset.is_empty() {
+        return plan;
+    }
     let inits = spec.init_containers.as_deref().unwrap_or_default();
     if let Some(attempt) = sandbox(pod, seen) {
         plan.kill_pod = seen.sandbox().is_some();
@@ -91,11 +93,9 @@ pub fn plan(pod: &Pod, seen: &Observed, verdicts: &Verdicts) -> Plan {
             .collect();
         let policy = spec.restart_policy.as_deref().unwrap_or("Always");
         let has_run = attempt != 0 && !seen.containers.is_empty();
-        let init_failed = policy == "Never"
-            && inits.iter().any(|c| {
-                !is_sidecar(c)
-                    && seen.latest(&c.name).is_some_and(|s| s.is_exited() && s.status.exit_code != 0)
-            });
+        let init_failed = inits
+            .iter()
+            .any(|c| !is_sidecar(c) && seen.latest(&c.name).is_some_and(|s| is_final_failure(spec, c, s)));
         if wanted.is_empty() || init_failed || (policy == "Never" && has_run) {
             return plan;
         }
@@ -103,22 +103,23 @@ pub fn plan(pod: &Pod, seen: &Observed, verdicts: &Verdicts) -> Plan {
         plan.start = inits.first().map_or(wanted, |first| vec![first.name.clone()]);
         return plan;
     }
+    // Who looks inside need not wait until all is ready.
+    let added = spec.ephemeral_containers.iter().flatten().filter(|e| seen.latest(&e.name).is_none());
+    let added: Vec<String> = added.map(|e| e.name.clone()).collect();
     if !init_containers(spec, seen, verdicts, &mut plan) {
+        if !plan.kill_pod {
+            plan.start.splice(0..0, added);
+        }
         return plan;
     }
     let mut kept = 0;
     for container in &spec.containers {
         let current = seen.current(&container.name);
         match current {
-            Some(running) if running.is_running() => match reason_to_kill(container, running, verdicts) {
-                Some((message, probe)) => {
-                    let kill =
-                        Kill { id: running.id().to_owned(), name: container.name.clone(), message, probe };
-                    plan.kill.push(kill);
-                    kept += 1;
-                }
-                None => kept += 1,
-            },
+            Some(running) if running.is_running() => {
+                plan.kill.extend(kill(container, running, verdicts));
+                kept += 1;
+            }
             _ if should_start(spec, container, current) => plan.start.push(container.name.clone()),
             _ => {}
         }
@@ -132,9 +133,22 @@ pub fn plan(pod: &Pod, seen: &Observed, verdicts: &Verdicts) -> Plan {
             !plan.start.contains(&c.name) && !seen.current(&c.name).is_some_and(ContainerSeen::is_running)
         });
         let again: Vec<String> = ended.map(|c| c.name.clone()).collect();
-        plan.start.splice(0..0, again);
+        plan.start.splice(0..0, added.into_iter().chain(again));
     }
     plan
+}
+
+/// All containers, if one of them has ended so that all begin afresh; those that caused it last, so that the cause is
+/// known until all else is done.
+pub fn reset(spec: &PodSpec, seen: &Observed) -> Vec<String> {
+    let (mut victims, mut causes) = (Vec::new(), Vec::new());
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        for one in seen.containers.iter().filter(|c| c.name() == container.name) {
+            let is_cause = one.is_exited() && restarts_all(container, one.status.exit_code);
+            if is_cause { &mut causes } else { &mut victims }.push(one.id().to_owned());
+        }
+    }
+    if causes.is_empty() { Vec::new() } else { [victims, causes].concat() }
 }
 
 /// Adds what the init containers need; whether they are all done, so that the others may run.
@@ -146,11 +160,7 @@ fn init_containers(spec: &PodSpec, seen: &Observed, verdicts: &Verdicts, plan: &
         if is_sidecar(init) {
             match current {
                 Some(running) if running.is_running() => {
-                    if let Some((message, probe)) = reason_to_kill(init, running, verdicts) {
-                        let kill =
-                            Kill { id: running.id().to_owned(), name: init.name.clone(), message, probe };
-                        plan.kill.push(kill);
-                    }
+                    plan.kill.extend(kill(init, running, verdicts));
                     if !initialized && !verdicts.started.contains(running.id()) {
                         return false;
                     }
@@ -169,7 +179,7 @@ fn init_containers(spec: &PodSpec, seen: &Observed, verdicts: &Verdicts, plan: &
         match current {
             Some(done) if done.is_exited() && done.status.exit_code == 0 => {}
             Some(running) if running.is_running() => return false,
-            Some(failed) if failed.is_exited() && restart_policy(spec, init) == "Never" => {
+            Some(failed) if is_final_failure(spec, init, failed) => {
                 plan.kill_pod = true;
                 return false;
             }
@@ -182,25 +192,34 @@ fn init_containers(spec: &PodSpec, seen: &Observed, verdicts: &Verdicts, plan: &
     true
 }
 
-fn reason_to_kill(
-    container: &Container,
-    running: &ContainerSeen,
-    verdicts: &Verdicts,
-) -> Option<(String, Option<&'static str>)> {
+/// Whether an init container has failed for good.
+fn is_final_failure(spec: &PodSpec, init: &Container, seen: &ContainerSeen) -> bool {
+    let code = seen.status.exit_code;
+    seen.is_exited() && code != 0 && !restarts(spec, init, code)
+}
+
+/// Whether a container that runs must not go on, and why.
+fn kill(container: &Container, running: &ContainerSeen, verdicts: &Verdicts) -> Option<Kill> {
     let name = &container.name;
-    if running.hash() != names::container_hash(container) {
-        return Some((format!("Container {name} definition changed, will be restarted"), None));
-    }
-    if verdicts.dead.contains(running.id()) {
-        return Some((
-            format!("Container {name} failed liveness probe, will be restarted"),
-            Some("Liveness"),
-        ));
-    }
-    if verdicts.never_started.contains(running.id()) {
-        return Some((format!("Container {name} failed startup probe, will be restarted"), Some("Startup")));
-    }
-    None
+    let (message, probe) = if running.hash() != names::container_hash(container) {
+        (format!("Container {name} definition changed, will be restarted"), None)
+    } else if verdicts.dead.contains(running.id()) {
+        (format!("Container {name} failed liveness probe, will be restarted"), Some("Liveness"))
+    } else if verdicts.never_started.contains(running.id()) {
+        (format!("Container {name} failed startup probe, will be restarted"), Some("Startup"))
+    } else if resize::needs_restart(container, running) {
+        let message = format!("Container {name} resize requires restart");
+        return Some(Kill {
+            id: running.id().to_owned(),
+            name: name.clone(),
+            message,
+            probe: None,
+            is_resize: true,
+        });
+    } else {
+        return None;
+    };
+    Some(Kill { id: running.id().to_owned(), name: name.clone(), message, probe, is_resize: false })
 }
 
 /// The order in which a pod's containers are stopped: the ordinary ones together, then its sidecars, the last first.

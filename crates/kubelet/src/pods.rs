@@ -8,14 +8,15 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::Pod;
-use krate_client::{Event, Informer};
+use krate_client::{Api, Event, Informer};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 
 use crate::shared::SharedRef;
 use crate::signal::Signal;
-use crate::worker::{Desired, Handle, Worker};
+use crate::static_pods::{self, Source, mirrored};
+use crate::worker::{Desired, Handle, Worker, delete_mirror};
 use crate::{names, volumes};
 
 /// How often all is looked at without anything having happened, and how often where the runtime tells of no events.
@@ -38,6 +39,10 @@ struct Workers {
     handles: HashMap<String, Arc<Handle>>,
     tasks: JoinSet<()>,
     uids: HashMap<Id, String>,
+    /// Static pods by source and UID.
+    described: HashMap<Source, HashSet<String>>,
+    /// Static pods that wait for the end of others of their name.
+    queued: Vec<Arc<Pod>>,
 }
 
 /// Runs the pods of `informer` until the kubelet ends.
@@ -45,13 +50,23 @@ pub async fn run(shared: SharedRef, informer: Informer<Pod>) {
     let mut told_by_api = informer.subscribe();
     let (send, mut told_by_runtime) = mpsc::unbounded_channel();
     let listener = tokio::spawn(listen(Arc::clone(&shared), send));
+    let (tell, mut told_by_files) = mpsc::unbounded_channel();
+    let reader = tokio::spawn(static_pods::run(Arc::clone(&shared), tell));
     let mut workers = Workers::default();
     let mut synced = std::pin::pin!(informer.synced());
     let mut is_synced = false;
     loop {
+        shared.loops();
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
             Some(event) = told_by_api.recv() => workers.api(&shared, event),
+            Some((source, pods)) = told_by_files.recv() => {
+                workers.described(&shared, source, pods);
+                if is_synced {
+                    workers.forget_images(&shared, &informer);
+                    workers.orphans(&shared);
+                }
+            }
             Some(told) = told_by_runtime.recv() => {
                 match told {
                     Told::Pod(uid) => if let Some(handle) = workers.handles.get(&uid) {
@@ -71,6 +86,7 @@ pub async fn run(shared: SharedRef, informer: Informer<Pod>) {
                 while let Ok(event) = told_by_api.try_recv() {
                     workers.api(&shared, event);
                 }
+                workers.forget_images(&shared, &informer);
                 workers.orphans(&shared);
             }
             Some(ended) = workers.tasks.join_next_with_id(), if !workers.tasks.is_empty() => {
@@ -83,6 +99,7 @@ pub async fn run(shared: SharedRef, informer: Informer<Pod>) {
         }
     }
     listener.abort();
+    reader.abort();
     while workers.tasks.join_next().await.is_some() {}
 }
 
@@ -92,6 +109,9 @@ impl Workers {
             Event::Added(pod) | Event::Modified { new: pod, .. } => (pod, false),
             Event::Deleted(pod) => (pod, true),
         };
+        if let Some(of) = mirrored(&pod) {
+            return self.image(shared, of, &pod, removed);
+        }
         let uid = names::uid(&pod);
         if let Some(handle) = self.handles.get(&uid) {
             {
@@ -103,7 +123,66 @@ impl Workers {
             return;
         }
         if !removed {
-            self.begin(shared, uid, Desired { pod, removed });
+            self.begin(shared, uid, Desired { pod, removed, mirror: None });
+        }
+    }
+
+    /// The image of a static pod in the API has changed, or is gone.
+    fn image(&self, shared: &SharedRef, of: &str, image: &Arc<Pod>, removed: bool) {
+        if let Some(handle) = self.handles.get(of) {
+            handle.desired.lock().mirror = (!removed).then(|| Arc::clone(image));
+            handle.signal.wake();
+        } else if !removed && self.are_read(shared) {
+            forget_image(shared, Arc::clone(image));
+        }
+    }
+
+    /// Whether all sources of static pods have told something.
+    fn are_read(&self, shared: &SharedRef) -> bool {
+        self.described.len() == static_pods::count(shared)
+    }
+
+    /// Takes away the images of static pods that are no more.
+    fn forget_images(&self, shared: &SharedRef, informer: &Informer<Pod>) {
+        if !self.are_read(shared) {
+            return;
+        }
+        for image in informer.list() {
+            if mirrored(&image).is_some_and(|of| !self.handles.contains_key(of)) {
+                forget_image(shared, image);
+            }
+        }
+    }
+
+    /// What a source of static pods tells: those that are new begin, those that are gone end.
+    fn described(&mut self, shared: &SharedRef, source: Source, pods: Vec<Pod>) {
+        let uids: HashSet<String> = pods.iter().map(names::uid).collect();
+        let before = self.described.insert(source, uids.clone()).unwrap_or_default();
+        for gone in before.difference(&uids) {
+            self.queued.retain(|pod| names::uid(pod) != *gone);
+            if let Some(handle) = self.handles.get(gone) {
+                handle.desired.lock().removed = true;
+                handle.signal.wake();
+            }
+        }
+        let new = pods.into_iter().filter(|pod| !before.contains(&names::uid(pod)));
+        self.queued.extend(new.map(|pod| Arc::new(static_pods::seen(pod))));
+        self.begin_queued(shared);
+    }
+
+    /// Begins the static pods of whose name no other runs.
+    fn begin_queued(&mut self, shared: &SharedRef) {
+        let name = |pod: &Pod| (names::namespace(pod), pod.metadata.name.clone());
+        for pod in std::mem::take(&mut self.queued) {
+            let is_taken = self.handles.values().any(|h| {
+                let desired = h.desired.lock();
+                static_pods::is_static(&desired.pod) && name(&desired.pod) == name(&pod)
+            });
+            if is_taken {
+                self.queued.push(pod);
+            } else {
+                self.begin(shared, names::uid(&pod), Desired { pod, removed: false, mirror: None });
+            }
         }
     }
 
@@ -124,10 +203,14 @@ impl Workers {
             let desired = handle.desired.lock().clone();
             self.begin(shared, uid, desired);
         }
+        self.begin_queued(shared);
     }
 
     /// Stops and removes what there is of pods that nobody knows any more.
     fn orphans(&self, shared: &SharedRef) {
+        if !self.are_read(shared) {
+            return;
+        }
         let known: HashSet<String> = self.handles.keys().cloned().collect();
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
@@ -136,6 +219,15 @@ impl Workers {
             }
         });
     }
+}
+
+fn forget_image(shared: &SharedRef, image: Arc<Pod>) {
+    let api: Api<Pod> = Api::namespaced(shared.client.clone(), &names::namespace(&image));
+    tokio::spawn(async move {
+        if let Err(error) = delete_mirror(&api, &image).await {
+            tracing::debug!(pod = %names::full(&image), %error, "the image of a static pod could not be removed");
+        }
+    });
 }
 
 async fn remove_orphans(shared: &SharedRef, known: &HashSet<String>) -> Result<(), tonic::Status> {

@@ -1,13 +1,15 @@
 //! Putting the parts together.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use krate_client::{CancellationToken, Client, EventRecorder, Informer};
 use kube::Api;
 use kube::runtime::watcher;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinSet;
 
 use crate::cgroups::Cgroups;
 use crate::config::Config;
@@ -16,6 +18,7 @@ use crate::features::Features;
 use crate::images::Images;
 use crate::node::{self, Machine};
 use crate::objects::Objects;
+use crate::probes::Counts;
 use crate::shared::{Shared, SharedRef};
 use crate::{logs, naming, pods, server};
 
@@ -57,6 +60,7 @@ pub async fn run(
     );
     let shared: SharedRef = Arc::new(Shared {
         objects: Objects::new(&client),
+        pods: own_pods.clone(),
         services: Informer::<Service>::start(
             Api::all(client.clone()),
             watcher::Config::default(),
@@ -74,6 +78,9 @@ pub async fn run(
         client,
         cri,
         events,
+        probes: Counts::default(),
+        looped: AtomicU64::new(0),
+        started: Instant::now(),
         shutdown: shutdown.clone(),
         config,
     });
@@ -82,12 +89,17 @@ pub async fn run(
     let node_watch = watch_node(&shared, &changed);
     let (is_ready, mut readiness) = watch::channel(false);
     let running_pods = tokio::spawn(pods::run(Arc::clone(&shared), own_pods.clone()));
-    let (listener, tls) = server::bind(&shared).await?;
-    let port = listener
-        .local_addr()
-        .map_err(|error| Error::File { what: "asking for the port".to_owned(), error })?
-        .port();
-    let serving = tokio::spawn(server::serve(Arc::clone(&shared), own_pods, listener, tls));
+    let mut serving = JoinSet::new();
+    let mut port = 0;
+    if shared.config.serve {
+        let (listener, tls) = server::bind(&shared).await?;
+        let asked = listener.local_addr();
+        port = asked.map_err(|error| Error::File { what: "asking for the port".to_owned(), error })?.port();
+        serving.spawn(server::serve(Arc::clone(&shared), own_pods, listener, tls));
+    }
+    if let Some(address) = shared.config.healthz {
+        serving.spawn(server::health::serve(Arc::clone(&shared), server::health::bind(address).await?));
+    }
     let rotating = tokio::spawn(logs::rotate::run(Arc::clone(&shared)));
     let running_node = tokio::spawn(node::run(
         Arc::clone(&shared),
@@ -108,7 +120,7 @@ pub async fn run(
     telling.abort();
     let _ = running_node.await;
     let _ = running_pods.await;
-    let _ = tokio::join!(serving, rotating);
+    let _ = tokio::join!(serving.join_all(), rotating);
     drop(node_watch);
     Ok(())
 }

@@ -31,7 +31,7 @@ pub fn config(
     let mut labels: HashMap<String, String> = pod.labels().clone().into_iter().collect();
     labels.extend(names::pod_labels(pod));
     let mut annotations: HashMap<String, String> = pod.annotations().clone().into_iter().collect();
-    annotations.insert(names::CONFIG_SOURCE.to_owned(), "api".to_owned());
+    annotations.entry(names::CONFIG_SOURCE.to_owned()).or_insert_with(|| "api".to_owned());
     let host_network = is_host_network(pod);
     let hostname = if host_network { String::new() } else { naming::hostname(pod, &config.cluster_domain).0 };
     let all = resources::pod(pod);

@@ -1,6 +1,8 @@
 //! What all pod workers share: the doors to the API and to the runtime, and what is known of the machine.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use k8s_cri::v1::DnsConfig;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
@@ -18,6 +20,8 @@ use crate::naming::is_host_network;
 use crate::node::Machine;
 use crate::objects::Objects;
 use crate::observed::Observed;
+use crate::probes::Counts;
+use crate::spec::{self, Kind};
 
 pub struct Shared {
     pub config: Config,
@@ -26,6 +30,8 @@ pub struct Shared {
     pub events: EventRecorder,
     pub objects: Objects,
     pub services: Informer<Service>,
+    /// The pods of this node, as the API tells.
+    pub pods: Informer<Pod>,
     pub cgroups: Cgroups,
     pub images: Images,
     /// The first part of container ids in statuses.
@@ -39,10 +45,27 @@ pub struct Shared {
     pub features: watch::Receiver<Features>,
     pub host_dns: DnsConfig,
     pub node: Allocatable,
+    pub probes: Counts,
+    /// When the pods' loop came round last: seconds since the kubelet started.
+    pub looped: AtomicU64,
+    pub started: Instant,
     pub shutdown: CancellationToken,
 }
 
+/// How long the pods' loop may take to come round: it does so once a minute even if nothing happens.
+const PATIENCE: u64 = 5 * 60;
+
 impl Shared {
+    /// Notes that the pods' loop has come round.
+    pub fn loops(&self) {
+        self.looped.store(self.started.elapsed().as_secs(), Ordering::Relaxed);
+    }
+
+    /// Whether the pods' loop still comes round.
+    pub fn is_looping(&self) -> bool {
+        self.started.elapsed().as_secs() - self.looped.load(Ordering::Relaxed) < PATIENCE
+    }
+
     /// Records an event of a pod.
     pub fn pod_event(&self, pod: &Pod, kind: EventType, reason: &str, message: impl Into<String>) {
         self.events.event(&reference(pod), kind, reason, message);
@@ -76,9 +99,8 @@ impl Shared {
 
 /// What an event of a container points at.
 pub fn container_reference(pod: &Pod, container: &str) -> ObjectReference {
-    let is_init =
-        pod.spec.as_ref().is_some_and(|s| s.init_containers.iter().flatten().any(|c| c.name == container));
-    let list = if is_init { "initContainers" } else { "containers" };
+    let found = pod.spec.as_ref().and_then(|s| spec::find(s, container));
+    let list = found.map_or(Kind::Own, |(kind, _)| kind).list();
     ObjectReference { field_path: Some(format!("spec.{list}{{{container}}}")), ..reference(pod) }
 }
 

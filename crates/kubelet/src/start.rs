@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 use krate_client::EventType;
 use parking_lot::Mutex;
 
@@ -14,13 +14,14 @@ use crate::cri::rpc_error;
 use crate::env::Referents;
 use crate::keyring::Keyring;
 use crate::naming::is_host_network;
-use crate::observed::Observed;
+use crate::observed::{ContainerSeen, Observed};
 use crate::plan::Plan;
-use crate::shared::SharedRef;
+use crate::shared::{Shared, SharedRef};
 use crate::signal::Signal;
+use crate::spec::{self, Kind};
 use crate::status::Waiting;
 use crate::volumes::{self, MountedVolumes};
-use crate::{names, resources, sandbox};
+use crate::{names, resources, sandbox, stop};
 
 /// How long to wait before something is tried again that the machine or the API refused.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -197,8 +198,18 @@ impl Job {
         let mut again: Option<Duration> = None;
         let mut retry = |after: Duration| again = Some(again.map_or(after, |known| known.min(after)));
         for name in &self.plan.start {
-            let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-            let Some(container) = all.into_iter().find(|c| c.name == *name) else { continue };
+            let Some((kind, container)) = spec::find(spec, name) else { continue };
+            let container = container.as_ref();
+            let wanted = spec::target(spec, name).filter(|_| kind == Kind::Ephemeral);
+            let target = wanted.and_then(|t| seen.latest(t)).filter(|c| c.is_running());
+            if let (Some(wanted), None) = (wanted, target) {
+                let message = format!("unable to find target container {wanted}");
+                let said = format!("Error: {message}");
+                self.shared.container_event(&self.pod, name, EventType::Warning, "Failed", said);
+                self.wait(name, "CreateContainerError", message);
+                retry(AGAIN);
+                continue;
+            }
             let referents = match self.referents(container).await {
                 Ok(referents) => referents,
                 Err(error) => {
@@ -220,6 +231,7 @@ impl Job {
                 credentials: &credentials,
                 handler: &handler,
                 restarts: self.restarts(name),
+                target: target.map(ContainerSeen::id),
             };
             match start.run().await {
                 Ok(_) => {
@@ -249,7 +261,10 @@ impl Job {
         let all = status.into_iter().flat_map(|s| {
             s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten())
         });
-        all.filter(|s| s.name == name && s.container_id.is_some())
+        let has_run = |s: &ContainerStatus| {
+            s.container_id.is_some() || s.last_state.as_ref().is_some_and(|l| l.terminated.is_some())
+        };
+        all.filter(|s| s.name == name && has_run(s))
             .map(|s| s.restart_count.unsigned_abs() + 1)
             .next()
             .unwrap_or(0)
@@ -316,4 +331,22 @@ fn no_user_namespaces(handler: &str) -> String {
     let who =
         if handler.is_empty() { "runtime".to_owned() } else { format!("RuntimeClass handler {handler:?}") };
     format!("can't set `spec.hostUsers: false`, {who} does not support user namespaces")
+}
+
+/// Stops and removes these containers in their order, so that their pod begins afresh in its sandbox. Their logs stay.
+pub async fn reset(shared: Arc<Shared>, pod: Arc<Pod>, seen: Observed, ids: Vec<String>) -> Option<Duration> {
+    for container in ids.iter().filter_map(|id| seen.containers.iter().find(|c| c.id() == id)) {
+        if !container.is_exited()
+            && let Err(error) = stop::container(&shared, &pod, container, 0, None).await
+        {
+            let message = format!("error killing pod: {error}");
+            shared.pod_event(&pod, EventType::Warning, "FailedKillPod", message);
+            return Some(AGAIN);
+        }
+        if let Err(status) = shared.cri.remove_container(container.id()).await {
+            tracing::warn!(container = container.id(), %status, "a container could not be removed");
+            return Some(AGAIN);
+        }
+    }
+    None
 }

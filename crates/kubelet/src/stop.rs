@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use krate_client::EventType;
 use tokio::time::Instant;
 
@@ -12,7 +12,8 @@ use crate::cri::rpc_error;
 use crate::hooks;
 use crate::observed::{ContainerSeen, Observed};
 use crate::plan::stop_order;
-use crate::shared::SharedRef;
+use crate::shared::Shared;
+use crate::spec;
 
 /// Seconds that a container has at least after its hook.
 const LEAST: i64 = 2;
@@ -22,37 +23,31 @@ const LEAST: i64 = 2;
 /// # Errors
 /// The runtime could not.
 pub async fn container(
-    shared: &SharedRef,
+    shared: &Shared,
     pod: &Pod,
     seen: &ContainerSeen,
     grace: i64,
     message: Option<&str>,
 ) -> Result<(), String> {
     let name = seen.name();
-    let spec = pod.spec.as_ref();
-    let of_spec: Option<&Container> = spec
-        .and_then(|s| s.containers.iter().chain(s.init_containers.iter().flatten()).find(|c| c.name == name));
+    let of_spec = pod.spec.as_ref().and_then(|s| spec::find(s, name)).map(|(_, container)| container);
     let said = message.map_or_else(|| format!("Stopping container {name}"), str::to_owned);
     shared.container_event(pod, name, EventType::Normal, "Killing", said);
     let mut left = grace;
-    let hook = of_spec.and_then(|c| c.lifecycle.as_ref()).and_then(|l| l.pre_stop.as_ref());
-    if let (Some(container), Some(hook)) = (of_spec, hook)
+    if let Some(container) = &of_spec
+        && let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref())
         && grace > 0
         && seen.is_running()
     {
         let began = Instant::now();
         let ip = pod.status.as_ref().and_then(|s| s.pod_ip.clone()).unwrap_or_default();
-        let running = hooks::run(&shared.cri, hook, container, seen.id(), &ip);
+        let running = hooks::run(shared, hook, pod, container, seen.id(), &ip);
         match tokio::time::timeout(Duration::from_secs(grace.unsigned_abs()), running).await {
             Ok(Ok(())) => {}
             Ok(Err(why)) => {
-                shared.container_event(
-                    pod,
-                    name,
-                    EventType::Warning,
-                    "FailedPreStopHook",
-                    format!("PreStopHook failed: {why}"),
-                );
+                tracing::debug!(container = seen.id(), why, "a hook failed");
+                let said = "PreStopHook failed";
+                shared.container_event(pod, name, EventType::Warning, "FailedPreStopHook", said);
             }
             Err(_) => tracing::debug!(container = seen.id(), "the hook took all of the grace period"),
         }
@@ -65,7 +60,7 @@ pub async fn container(
 ///
 /// # Errors
 /// Something could not be stopped.
-pub async fn pod(shared: SharedRef, pod: Arc<Pod>, seen: Observed, grace: i64) -> Result<(), String> {
+pub async fn pod(shared: Arc<Shared>, pod: Arc<Pod>, seen: Observed, grace: i64) -> Result<(), String> {
     let spec = pod.spec.clone().unwrap_or_default();
     let began = Instant::now();
     for group in stop_order(&spec, &seen) {

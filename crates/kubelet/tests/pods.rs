@@ -172,5 +172,165 @@ async fn what_cannot_start_says_why() {
     let found = node.api.until("both say why", POD, reasons).await;
     let message = &found["status"]["containerStatuses"][1]["state"]["waiting"]["message"];
     assert_eq!(message, "secret \"none\" not found");
+    let backs_off = |pod: &Value| {
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        (waiting["reason"] == "ImagePullBackOff").then(|| waiting["message"].as_str().unwrap().to_owned())
+    };
+    let message = node.api.until("it backs off", POD, backs_off).await;
+    let why = "Back-off pulling image \"missing:1\": ErrImagePull: rpc error: code = NotFound";
+    assert!(message.starts_with(why), "{message}");
+    node.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_is_added_to_look_inside() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    node.api.create(POD, pod(&json!({"containers": [{"name": "c", "image": "there:1"}]})));
+    node.api.until("the pod runs", POD, is_ready).await;
+    let added = json!({"name": "debug", "image": "there:1", "targetContainerName": "c"});
+    node.api.update(POD, &json!({"spec": {"ephemeralContainers": [added]}}));
+    let of = |state: &'static str| {
+        move |pod: &Value| {
+            let all = &pod["status"]["ephemeralContainerStatuses"];
+            all[0]["state"][state].is_object().then(|| pod.clone())
+        }
+    };
+    node.api.until("it runs", POD, of("running")).await;
+    let (target, _) = node.runtime.container("c").unwrap();
+    let (id, config) = node.runtime.container("debug").unwrap();
+    let options = config.linux.unwrap().security_context.unwrap().namespace_options.unwrap();
+    assert_eq!((options.pid(), options.target_id), (k8s_cri::v1::NamespaceMode::Target, target));
+    node.runtime.end(&id, 3);
+    let ended = node.api.until("it has ended", POD, of("terminated")).await;
+    assert_eq!(ended["status"]["phase"], "Running", "the pod does not mind");
+    assert!(is_ready(&ended).is_some());
+    node.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_begins_afresh_in_its_sandbox() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    let rule = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [7]}}]);
+    node.api.create(
+        POD,
+        pod(&json!({"restartPolicy": "Never", "containers": [
+            {"name": "c", "image": "there:1", "restartPolicy": "Never", "restartPolicyRules": rule},
+            {"name": "d", "image": "there:1"}]})),
+    );
+    node.api.until("the pod runs", POD, is_ready).await;
+    node.runtime.end(&node.runtime.container("c").unwrap().0, 7);
+    let again = |pod: &Value| {
+        let all = pod["status"]["containerStatuses"].as_array()?;
+        all.iter().all(|c| c["restartCount"] == 1 && c["state"]["running"].is_object()).then(|| pod.clone())
+    };
+    let found = node.api.until("both run again", POD, again).await;
+    assert_eq!(found["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 7);
+    let made = node.runtime.calls().iter().filter(|c| *c == "run sandbox").count();
+    assert_eq!(made, 1, "{:?}", node.runtime.calls());
+    node.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resources_change_while_a_pod_runs() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    let container = |cpu: &str, memory: &str| {
+        json!({"name": "c", "image": "there:1", "resources": {"requests": {"cpu": cpu}, "limits": {"memory": memory}},
+            "resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}]})
+    };
+    node.api.create(POD, pod(&json!({"containers": [container("100m", "64Mi")]})));
+    node.api.until("the pod runs", POD, is_ready).await;
+    let has = |cpu: &'static str, memory: &'static str, restarts: i32| {
+        move |pod: &Value| {
+            let status = &pod["status"]["containerStatuses"][0];
+            let resources = &status["resources"];
+            let is_so = resources["requests"]["cpu"] == cpu
+                && resources["limits"]["memory"] == memory
+                && status["allocatedResources"]["cpu"] == cpu
+                && status["restartCount"] == restarts
+                && status["state"]["running"].is_object();
+            let conditions = pod["status"]["conditions"].as_array()?;
+            let is_done = conditions.iter().all(|c| c["type"] != "PodResizeInProgress");
+            (is_so && is_done).then(|| pod.clone())
+        }
+    };
+    node.api.until("it has what it asked", POD, has("100m", "64Mi", 0)).await;
+
+    // More of what may change while it runs.
+    let change = |generation: i64, container: Value| json!({"metadata": {"generation": generation}, "spec": {"containers": [container]}});
+    node.api.update(POD, &change(2, container("300m", "64Mi")));
+    let found = node.api.until("it has more", POD, has("300m", "64Mi", 0)).await;
+    assert_eq!(found["status"]["observedGeneration"], 2);
+    assert_eq!(node.runtime.calls().last().map(String::as_str), Some("update c"));
+
+    // What the node does not have is refused, and changes nothing.
+    node.api.update(POD, &change(3, container("1000", "64Mi")));
+    let refused = |pod: &Value| {
+        let conditions = pod["status"]["conditions"].as_array()?;
+        conditions.iter().find(|c| c["type"] == "PodResizePending").cloned()
+    };
+    let refused = node.api.until("it is refused", POD, refused).await;
+    assert_eq!((&refused["reason"], &refused["observedGeneration"]), (&json!("Infeasible"), &json!(3)));
+    let kept = node.api.get(POD).unwrap();
+    assert_eq!(kept["status"]["containerStatuses"][0]["allocatedResources"]["cpu"], "300m");
+
+    // Some change needs another start.
+    node.api.update(POD, &change(4, container("300m", "32Mi")));
+    node.api.until("it has less, and was started again", POD, has("300m", "32Mi", 1)).await;
+    let reasons: Vec<String> = node.api.events().into_iter().map(|(reason, _)| reason).collect();
+    for reason in ["ResizeStarted", "ResizeCompleted", "ResizeInfeasible", "Killing"] {
+        assert!(reasons.iter().any(|r| r == reason), "{reason} in {reasons:?}");
+    }
+    node.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_describes_a_pod_and_the_api_shows_its_image() {
+    const IMAGE: &str = "/api/v1/namespaces/default/pods/web-node";
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\n\
+        spec: {terminationGracePeriodSeconds: 1, containers: [{name: c, image: 'there:1'}]}\n";
+    node.describe("web.yaml", Some(text));
+    let ready = |pod: &Value| is_ready(pod).map(|pod| pod["metadata"].clone());
+    let image = node.api.until("its image is ready", IMAGE, ready).await;
+    let annotations = &image["annotations"];
+    let hash = annotations["kubernetes.io/config.hash"].as_str().unwrap().to_owned();
+    assert_eq!(annotations["kubernetes.io/config.mirror"], hash);
+    assert_eq!(annotations["kubernetes.io/config.source"], "file");
+    assert_eq!(image["ownerReferences"][0]["kind"], "Node");
+    let (first, config) = node.runtime.container("c").unwrap();
+    assert_eq!(config.labels["io.kubernetes.pod.uid"], hash, "the runtime knows the pod, not its image");
+
+    // Taking the image away takes nothing away.
+    node.api.remove(IMAGE);
+    let remade = |pod: &Value| is_ready(pod).filter(|pod| pod["metadata"]["uid"] != image["uid"]);
+    node.api.until("the image is made again", IMAGE, remade).await;
+    assert_eq!(node.runtime.container("c").unwrap().0, first);
+
+    // A new kubelet finds what runs, and another description is another pod.
+    node.down().await;
+    node.up();
+    node.describe("web.yaml", Some(&text.replace("name: c,", "name: d,")));
+    let other = |pod: &Value| {
+        let is_other = pod["metadata"]["annotations"]["kubernetes.io/config.hash"] != hash;
+        is_ready(pod).filter(|_| is_other)
+    };
+    node.api.until("the other one is ready", IMAGE, other).await;
+    assert!(node.runtime.container("c").is_none() && node.runtime.container("d").is_some());
+
+    node.describe("web.yaml", None);
+    node.api.until("the image is gone", IMAGE, |pod| pod.is_null().then_some(())).await;
+    assert!(node.runtime.is_empty());
     node.down().await;
 }

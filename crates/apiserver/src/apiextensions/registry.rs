@@ -243,7 +243,7 @@ impl Registry for Version {
         }
     }
 
-    fn validate_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {
+    fn validate_update(&self, object: &dyn Object, old: &dyn Object, _: &str, errors: &mut FieldErrors) {
         self.check_rules(object, Some(old), errors);
     }
 

@@ -324,7 +324,7 @@ async fn finish_update(
     match door {
         Door::Object => {
             registry.validate(&**object, &mut errors);
-            registry.validate_update(&**object, old, &mut errors);
+            registry.validate_update(&**object, old, &call.info.subresource, &mut errors);
         }
         Door::Status => registry.validate_status_update(&**object, old, &mut errors),
         Door::Server => {}

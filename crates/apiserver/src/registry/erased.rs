@@ -87,7 +87,14 @@ pub trait Registry: Send + Sync + 'static {
     fn prepare_for_status_update(&self, object: &mut dyn Object, old: &dyn Object, context: &Context);
     fn validate_name(&self, name: &str) -> Vec<String>;
     fn validate(&self, object: &dyn Object, errors: &mut FieldErrors);
-    fn validate_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors);
+    /// `subresource` is that through which the object is updated; empty for the object itself.
+    fn validate_update(
+        &self,
+        object: &dyn Object,
+        old: &dyn Object,
+        subresource: &str,
+        errors: &mut FieldErrors,
+    );
     fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors);
     fn warnings(&self, object: &dyn Object, old: Option<&dyn Object>) -> Vec<String>;
     fn selectable(&self, object: &dyn Object) -> Selectable;
@@ -205,8 +212,18 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
         typed::<S>(object).validate(&FieldPath::new(""), errors);
     }
 
-    fn validate_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {
-        typed::<S>(object).validate_update(typed(old), &FieldPath::new(""), errors);
+    fn validate_update(
+        &self,
+        object: &dyn Object,
+        old: &dyn Object,
+        subresource: &str,
+        errors: &mut FieldErrors,
+    ) {
+        let (object, at) = (typed::<S>(object), FieldPath::new(""));
+        match subresource {
+            "" => object.validate_update(typed(old), &at, errors),
+            through => object.validate_through(through, typed(old), &at, errors),
+        }
     }
 
     fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {

@@ -90,6 +90,11 @@ pub trait Strategy:
 
     fn validate_update(&self, _old: &Self, _at: &FieldPath, _errors: &mut FieldErrors) {}
 
+    /// The same for an update through a subresource that is the object again, such as a pod's `resize`.
+    fn validate_through(&self, _subresource: &str, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        self.validate_update(old, at, errors);
+    }
+
     fn validate_status_update(&self, _old: &Self, _at: &FieldPath, _errors: &mut FieldErrors) {}
 
     /// The object as it is stored, where that is another version of its kind ([`Strategy::STORED_AS`]).

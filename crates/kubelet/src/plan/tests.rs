@@ -167,3 +167,48 @@ fn sidecars_stop_last_and_in_reverse() {
         .collect();
     assert_eq!(order, [vec!["m".to_owned(), "n".into()], vec!["s2".into()], vec!["s1".into()]]);
 }
+
+#[test]
+fn who_looks_inside_starts_once_and_waits_for_nobody() {
+    let pod = pod(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}],
+        "ephemeralContainers": [{"name": "debug", "image": "d"}]}));
+    assert_eq!(plan(&pod, &Observed::default(), &Verdicts::default()).start, ["i"], "the sandbox is first");
+    let initializing = with(sandboxed(true), &pod, "i", None);
+    assert_eq!(plan(&pod, &initializing, &Verdicts::default()).start, ["debug"]);
+    let running = with(with(sandboxed(true), &pod, "i", Some(0)), &pod, "a", None);
+    assert_eq!(plan(&pod, &running, &Verdicts::default()).start, ["debug"]);
+    let looked = with(running, &pod, "debug", Some(1));
+    assert_eq!(plan(&pod, &looked, &Verdicts::default()), Plan::default());
+}
+
+#[test]
+fn a_containers_own_policy_and_rules_go_before_the_pods() {
+    let again = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let pod = pod(json!({"restartPolicy": "Never", "containers": [
+        {"name": "a", "restartPolicy": "Never", "restartPolicyRules": again},
+        {"name": "b", "restartPolicy": "OnFailure"}]}));
+    for (a, b, start, is_over) in [(42, 0, vec!["a"], false), (1, 1, vec!["b"], false), (1, 0, vec![], true)]
+    {
+        let seen = with(with(sandboxed(true), &pod, "a", Some(a)), &pod, "b", Some(b));
+        let made = plan(&pod, &seen, &Verdicts::default());
+        assert_eq!((made.start, made.kill_pod), (start.into_iter().map(str::to_owned).collect(), is_over));
+    }
+}
+
+#[test]
+fn a_container_can_have_all_begin_afresh() {
+    let rule = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [7]}}]);
+    let pod = pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [
+        {"name": "a", "restartPolicy": "Never", "restartPolicyRules": rule}, {"name": "b"}]}));
+    let ended = |code| {
+        let seen = with(with(sandboxed(true), &pod, "i", Some(0)), &pod, "a", Some(code));
+        with(seen, &pod, "b", None)
+    };
+    assert!(plan(&pod, &ended(1), &Verdicts::default()).reset.is_empty());
+    let made = plan(&pod, &ended(7), &Verdicts::default());
+    assert_eq!(
+        (made.reset, made.start.len(), made.kill_pod),
+        (["b-id", "i-id", "a-id"].map(str::to_owned).to_vec(), 0, false)
+    );
+    assert_eq!(plan(&pod, &sandboxed(true), &Verdicts::default()).start, ["i"], "and then from the first");
+}

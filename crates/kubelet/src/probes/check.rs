@@ -5,8 +5,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, Probe};
 use tokio::net::TcpStream;
 
+use super::grpc;
 use crate::cri::{Cri, rpc_error};
-use crate::http_check;
+use crate::http_check::{self, Answer};
 
 /// Bytes of what a command says that are told on.
 const LONGEST: usize = 10 << 10;
@@ -15,6 +16,8 @@ const LONGEST: usize = 10 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Success,
+    /// It counts as one, and somebody should know what was said.
+    Warning(String),
     /// With what it said.
     Failure(String),
     /// It could not be done.
@@ -33,10 +36,13 @@ pub async fn run(
         return command(cri, exec.command.clone().unwrap_or_default(), id, timeout).await;
     }
     if let Some(get) = &probe.http_get {
-        return match http_check::get(get, container, pod_ip, timeout, "kube-probe/1.36").await {
-            Ok((200..400, _)) => Outcome::Success,
-            Ok((status, _)) => Outcome::Failure(format!("HTTP probe failed with statuscode: {status}")),
-            Err(why) => Outcome::Failure(why),
+        return match http_check::get(get, container, pod_ip, timeout, http_check::PROBE).await {
+            Ok(Answer { status: 200..300, .. }) => Outcome::Success,
+            Ok(Answer { status: 300..400, body, .. }) => {
+                Outcome::Warning(format!("Probe terminated redirects, Response body: {body}"))
+            }
+            Ok(answer) => Outcome::Failure(format!("HTTP probe failed with statuscode: {}", answer.status)),
+            Err(why) => Outcome::Failure(why.message),
         };
     }
     if let Some(tcp) = &probe.tcp_socket {
@@ -47,8 +53,8 @@ pub async fn run(
         let host = tcp.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(pod_ip);
         return connect(host, port, timeout).await;
     }
-    if probe.grpc.is_some() {
-        return Outcome::Error("gRPC probes are not served by this kubelet".to_owned());
+    if let Some(asked) = &probe.grpc {
+        return grpc::check(pod_ip, asked, timeout).await;
     }
     Outcome::Success
 }
@@ -111,8 +117,16 @@ mod tests {
                 tokio::spawn(async move {
                     let mut request = vec![0; 1024];
                     let Ok(read) = stream.read(&mut request).await else { return };
-                    let bad = request[..read].starts_with(b"GET /bad ");
-                    let status = if bad { "500 No" } else { "302 Found" };
+                    let request = String::from_utf8_lossy(&request[..read]).into_owned();
+                    let status = match request.split(' ').nth(1).unwrap_or_default() {
+                        "/good" => "200 OK",
+                        "/to-good" => "302 Found\r\nLocation: /good",
+                        "/to-bad" => "302 Found\r\nLocation: /bad",
+                        "/round" => "301 Moved Permanently\r\nLocation: /round",
+                        "/away" => "307 Temporary Redirect\r\nLocation: http://192.0.2.1/",
+                        "/header" if request.contains("\r\nx-custom: yes\r\n") => "204 No Content",
+                        _ => "500 No",
+                    };
                     let answer =
                         format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi");
                     let _ = stream.write_all(answer.as_bytes()).await;
@@ -121,10 +135,29 @@ mod tests {
         });
         let get = |path: &str| serde_json::json!({"httpGet": {"port": port, "path": path}});
         assert_eq!(checked(serde_json::json!({"tcpSocket": {"port": port}})).await, Outcome::Success);
-        assert_eq!(checked(get("/good")).await, Outcome::Success);
+        let bad = Outcome::Failure("HTTP probe failed with statuscode: 500".into());
+        let round = format!("Get \"http://127.0.0.1:{port}/round\": stopped after 10 redirects");
+        for (path, expected) in [
+            ("/good", Outcome::Success),
+            ("/bad", bad.clone()),
+            ("/to-good", Outcome::Success),
+            ("/to-bad", bad.clone()),
+            ("/round", Outcome::Failure(round)),
+            ("/away", Outcome::Warning("Probe terminated redirects, Response body: hi".into())),
+            ("/header", bad),
+        ] {
+            assert_eq!(checked(get(path)).await, expected, "{path}");
+        }
+        let mut with_header = get("/header");
+        with_header["httpGet"]["httpHeaders"] = serde_json::json!([{"name": "X-Custom", "value": "yes"}]);
+        assert_eq!(checked(with_header).await, Outcome::Success);
+        let mut secure = get("/good");
+        secure["httpGet"]["scheme"] = "HTTPS".into();
         assert_eq!(
-            checked(get("/bad")).await,
-            Outcome::Failure("HTTP probe failed with statuscode: 500".into())
+            checked(secure).await,
+            Outcome::Failure(format!(
+                "Get \"https://127.0.0.1:{port}/good\": http: server gave HTTP response to HTTPS client"
+            ))
         );
     }
 

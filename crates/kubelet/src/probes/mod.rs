@@ -1,6 +1,8 @@
 //! Probes: one task for each probe of each running container. What they find is pushed to the pod's worker.
 
 mod check;
+mod counts;
+mod grpc;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use crate::plan::{Verdicts, is_sidecar};
 use crate::shared::SharedRef;
 use crate::signal::Signal;
 use check::Outcome;
+pub use counts::Counts;
+use counts::Of;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Kind {
@@ -46,6 +50,8 @@ pub struct Probes {
 
 struct Running {
     stop: CancellationToken,
+    /// Ends what may restart the container; that it is ready is still found out.
+    calm: CancellationToken,
     /// Cancelled once the container counts as started.
     started: CancellationToken,
 }
@@ -91,7 +97,12 @@ impl Probes {
         }
     }
 
-    /// Ends all of them: the pod is about to go.
+    /// The pod is told to end: its containers are restarted no more.
+    pub fn calm(&mut self) {
+        self.running.values().for_each(|running| running.calm.cancel());
+    }
+
+    /// Ends all of them.
     pub fn stop(&mut self) {
         self.running.clear();
     }
@@ -99,7 +110,8 @@ impl Probes {
     fn begin(&mut self, pod: &Arc<Pod>, container: &Container, seen: &ContainerSeen, all: &Observed) {
         let id = seen.id().to_owned();
         let (was_started, was_ready) = before(pod, &id);
-        let running = Running { stop: CancellationToken::new(), started: CancellationToken::new() };
+        let stop = CancellationToken::new();
+        let running = Running { calm: stop.child_token(), stop, started: CancellationToken::new() };
         {
             let mut verdicts = self.verdicts.lock();
             if container.startup_probe.is_none() || was_started {
@@ -131,12 +143,14 @@ impl Probes {
                 started_at: crate::observed::timestamp(seen.status.started_at),
                 started: running.started.clone(),
             };
-            let stop = running.stop.clone();
+            let stop = if kind == Kind::Readiness { &running.stop } else { &running.calm }.clone();
             tokio::spawn(async move {
+                let (shared, of) = (Arc::clone(&worker.shared), worker.of());
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = worker.run() => {}
+                    () = worker.run() => stop.cancelled().await,
                 }
+                shared.probes.forget(&of);
             });
         }
         self.running.insert(id, running);
@@ -195,6 +209,18 @@ impl Counter {
 }
 
 impl Worker {
+    fn of(&self) -> Of {
+        let text = |t: &Option<String>| t.clone().unwrap_or_default();
+        let meta = &self.pod.metadata;
+        Of {
+            kind: self.kind.name(),
+            container: self.container.name.clone(),
+            pod: text(&meta.name),
+            namespace: text(&meta.namespace),
+            uid: text(&meta.uid),
+        }
+    }
+
     async fn run(self) {
         if self.kind != Kind::Startup {
             self.started.cancelled().await;
@@ -210,13 +236,25 @@ impl Worker {
             (self.probe.success_threshold.unwrap_or(1), self.probe.failure_threshold.unwrap_or(3));
         let timeout = seconds(self.probe.timeout_seconds, 1);
         let mut counter = Counter::default();
+        let of = self.of();
         loop {
             ticks.tick().await;
             let outcome =
                 check::run(&self.shared.cri, &self.probe, &self.container, &self.id, &self.pod_ip, timeout)
                     .await;
+            let result = match outcome {
+                Outcome::Success | Outcome::Warning(_) => "successful",
+                Outcome::Failure(_) => "failed",
+                Outcome::Error(_) => "unknown",
+            };
+            self.shared.probes.add(&of, result);
             let good = match outcome {
                 Outcome::Success => true,
+                Outcome::Warning(said) => {
+                    let said = format!("{} probe warning: {said}", self.kind.name());
+                    self.event("ProbeWarning", &said);
+                    true
+                }
                 Outcome::Failure(said) => {
                     self.unhealthy(&format!("{} probe failed: {said}", self.kind.name()));
                     false
@@ -238,8 +276,12 @@ impl Worker {
     }
 
     fn unhealthy(&self, message: &str) {
+        self.event("Unhealthy", message);
+    }
+
+    fn event(&self, reason: &str, message: &str) {
         let name = &self.container.name;
-        self.shared.container_event(&self.pod, name, EventType::Warning, "Unhealthy", message);
+        self.shared.container_event(&self.pod, name, EventType::Warning, reason, message);
     }
 
     /// Makes a verdict known. Whether the probe has nothing more to find out.

@@ -59,9 +59,7 @@ pub async fn answer(
         Err(answer) => return *answer,
     };
     let spec = pod.spec.as_ref();
-    let is_known = spec.is_some_and(|s| {
-        s.containers.iter().chain(s.init_containers.iter().flatten()).any(|c| c.name == container)
-    });
+    let is_known = spec.is_some_and(|s| crate::spec::find(s, container).is_some());
     if !is_known {
         return text(StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {name:?}"));
     }

@@ -4,6 +4,7 @@
 mod auth;
 mod cadvisor;
 mod figures;
+pub mod health;
 mod logs;
 mod rates;
 mod route;
@@ -34,7 +35,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::run::Error;
 use crate::shared::SharedRef;
-use auth::Authorizer;
+use auth::{Authenticator, Authorizer};
 
 pub type Body = BoxBody<Bytes, std::io::Error>;
 pub type Answer = Response<Body>;
@@ -42,6 +43,7 @@ pub type Answer = Response<Body>;
 pub struct Server {
     shared: SharedRef,
     pods: Informer<Pod>,
+    authenticator: Authenticator,
     authorizer: Authorizer,
     rates: rates::Rates,
 }
@@ -96,10 +98,15 @@ fn acceptor(config: &crate::config::Config) -> Result<TlsAcceptor, Error> {
         roots.add(certificate).map_err(|e| failed(&e))?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| failed(&e))?;
+    // Without a certificate to sign them, no client can have one.
+    let verifier = if roots.is_empty() {
+        WebPkiClientVerifier::no_client_auth()
+    } else {
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .map_err(|e| failed(&e))?
+    };
     let key = PrivateKeyDer::from_pem_slice(config.tls_key.as_bytes()).map_err(|e| failed(&e))?;
     let mut tls = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -114,9 +121,15 @@ fn acceptor(config: &crate::config::Config) -> Result<TlsAcceptor, Error> {
 
 /// Serves until the kubelet ends.
 pub async fn serve(shared: SharedRef, pods: Informer<Pod>, listener: TcpListener, tls: TlsAcceptor) {
-    let authorizer = Authorizer::new(shared.client.clone(), shared.config.node_name.clone());
-    let server =
-        Arc::new(Server { authorizer, pods, shared: Arc::clone(&shared), rates: rates::Rates::default() });
+    let authorizer = Authorizer::new(shared.client.clone(), &shared.config);
+    let authenticator = Authenticator::new(shared.client.clone(), &shared.config);
+    let server = Arc::new(Server {
+        authenticator,
+        authorizer,
+        pods,
+        shared: Arc::clone(&shared),
+        rates: rates::Rates::default(),
+    });
     loop {
         let accepted = tokio::select! {
             () = shared.shutdown.cancelled() => return,

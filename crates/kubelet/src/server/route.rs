@@ -9,9 +9,10 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::auth::{self, User};
-use super::{Answer, Server, cadvisor, json, logs, stats, stream, text};
+use super::{Answer, Server, cadvisor, health, json, logs, stats, stream, text};
 use crate::names;
 use crate::observed::{ContainerSeen, Observed};
+use crate::static_pods::mirrored;
 
 /// The parameters of a query; a name may come several times.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,9 +63,13 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// What is not there when debugging handlers are disabled.
+const DEBUGGING: [&str; 6] = ["containerLogs", "exec", "attach", "portForward", "run", "runningpods"];
+
 pub async fn answer(server: &Arc<Server>, user: Option<&User>, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
-    let Some(user) = user else { return text(StatusCode::UNAUTHORIZED, "Unauthorized") };
+    let user = server.authenticator.who(user, request.headers()).await;
+    let Some(user) = user.as_ref() else { return text(StatusCode::UNAUTHORIZED, "Unauthorized") };
     let (verb, subresource) = (auth::verb(request.method()), auth::subresource(&path));
     match server.authorizer.allows(user, verb, subresource).await {
         Ok(true) => {}
@@ -86,8 +91,13 @@ pub async fn answer(server: &Arc<Server>, user: Option<&User>, request: Request<
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !server.shared.config.debugging_handlers && DEBUGGING.contains(&parts[0]) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.\n");
+    }
     match parts.as_slice() {
-        ["healthz", ..] if is_read => text(StatusCode::OK, "ok"),
+        ["healthz", check @ ..] if is_read => health::answer(&server.shared, check, &query),
+        ["configz"] if is_read => json(&json!({"kubeletconfig": server.shared.config.told()})),
+        ["metrics", "probes"] if is_read => stats::probes(server),
         ["pods"] if is_read => pods(server),
         ["runningpods"] if is_read => running_pods(server).await,
         ["containerLogs", namespace, pod, container] if is_read => {
@@ -146,9 +156,14 @@ async fn running_pods(server: &Server) -> Answer {
 impl Server {
     /// A pod of this node by its name.
     pub fn pod(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, Box<Answer>> {
-        self.pods
-            .get(namespace, name)
-            .ok_or_else(|| Box::new(text(StatusCode::NOT_FOUND, format!("pod {name:?} does not exist"))))
+        let found = self.pods.get(namespace, name);
+        let found = found
+            .ok_or_else(|| Box::new(text(StatusCode::NOT_FOUND, format!("pod {name:?} does not exist"))))?;
+        // The runtime knows a static pod by its own UID, not by that of its image.
+        let Some(uid) = mirrored(&found).cloned() else { return Ok(found) };
+        let mut pod = (*found).clone();
+        pod.metadata.uid = Some(uid);
+        Ok(Arc::new(pod))
     }
 
     /// What the runtime has of a pod.

@@ -149,6 +149,28 @@ pub async fn resource(server: &Server) -> Answer {
 }
 
 /// `/metrics`: the kubelet's own figures.
+/// `/metrics/probes`
+pub fn probes(server: &Server) -> Answer {
+    let mut out = String::new();
+    let rows = server.shared.probes.all().into_iter().map(|(of, result, count)| {
+        let labels = vec![
+            ("container", of.container),
+            ("namespace", of.namespace),
+            ("pod", of.pod),
+            ("pod_uid", of.uid),
+            ("probe_type", of.kind.to_owned()),
+            ("result", result.to_owned()),
+        ];
+        (labels, count as f64)
+    });
+    Family::counter(
+        "prober_probe_total",
+        "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.",
+    )
+    .rows(&mut out, rows);
+    whole(StatusCode::OK, FORMAT, out)
+}
+
 pub async fn own(server: &Server) -> Answer {
     let mut out = String::new();
     let name = vec![("node", server.shared.config.node_name.clone())];

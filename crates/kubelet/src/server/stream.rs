@@ -79,7 +79,8 @@ pub async fn attach(
     let mut wanted = streams(query);
     // Whether it has a terminal is the container's own affair.
     let spec = server.pod(namespace, pod).ok().and_then(|p| p.spec.clone());
-    let tty = spec.is_some_and(|s| s.containers.iter().any(|c| c.name == container && c.tty == Some(true)));
+    let found_spec = spec.as_ref().and_then(|s| crate::spec::find(s, container));
+    let tty = found_spec.is_some_and(|(_, c)| c.tty == Some(true));
     wanted.stderr &= !tty;
     let ask = cri::AttachRequest {
         container_id: found.id().to_owned(),

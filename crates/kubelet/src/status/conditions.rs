@@ -4,7 +4,8 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSpec, PodStat
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Inputs, seconds};
-use crate::plan::is_sidecar;
+use crate::plan::{is_sidecar, reset};
+use crate::spec::may_restart_all;
 
 /// Status, reason, message.
 type Found = (bool, Option<&'static str>, Option<String>);
@@ -20,16 +21,48 @@ pub fn of(inputs: &Inputs<'_>, spec: &PodSpec, status: &PodStatus) -> Vec<PodCon
     let containers_ready = containers_ready(spec, phase, inits, own);
     let ready = ready(inputs, spec, &containers_ready);
     let old = inputs.pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    let table: [(&str, Found); 5] = [
+    let mut table: Vec<(&str, Found)> = vec![
         ("PodReadyToStartContainers", (ready_to_start, None, None)),
         ("Initialized", initialized(spec, phase, inits, own)),
         ("Ready", ready),
         ("ContainersReady", containers_ready),
         ("PodScheduled", TRUE),
     ];
-    let others = old.iter().filter(|c| !table.iter().any(|(name, _)| *name == c.type_)).cloned();
+    if may_restart_all(spec) {
+        let found = match phase {
+            "Succeeded" => (false, Some("PodCompleted"), None),
+            "Failed" => (false, Some("PodFailed"), None),
+            _ if reset(spec, inputs.seen).is_empty() => (false, None, None),
+            _ => {
+                let message = "container exited with restart policy rule".to_owned();
+                (true, Some("RestartAllContainersStarted"), Some(message))
+            }
+        };
+        table.push(("AllContainersRestarting", found));
+    }
+    let resizes = resizes(inputs, old);
+    let is_own = |name: &str| table.iter().any(|(own, _)| *own == name) || RESIZES.contains(&name);
+    let others = old.iter().filter(|c| !is_own(&c.type_)).cloned();
     let made = table.iter().map(|(name, found)| condition(inputs, old, name, found));
-    made.chain(others).collect()
+    resizes.into_iter().chain(made).chain(others).collect()
+}
+
+const RESIZES: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+fn resizes(inputs: &Inputs<'_>, old: &[PodCondition]) -> Vec<PodCondition> {
+    let known = [&inputs.resize.pending, &inputs.resize.progress];
+    let there = RESIZES.iter().zip(known).filter_map(|(name, known)| Some((name, known.as_ref()?)));
+    there
+        .map(|(name, known)| {
+            let made = condition(inputs, old, name, &TRUE);
+            PodCondition {
+                reason: Some(known.reason.clone()).filter(|r| !r.is_empty()),
+                message: Some(known.message.clone()).filter(|m| !m.is_empty()),
+                observed_generation: Some(known.generation),
+                ..made
+            }
+        })
+        .collect()
 }
 
 fn condition(inputs: &Inputs<'_>, old: &[PodCondition], name: &str, found: &Found) -> PodCondition {

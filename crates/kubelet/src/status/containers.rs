@@ -3,26 +3,29 @@
 use k8s_cri::v1::ContainerState as Seen;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, LinuxContainerUser, ResourceRequirements, VolumeMountStatus,
+    ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Inputs;
 use crate::observed::{ContainerSeen, timestamp};
 use crate::plan::{is_sidecar, should_start};
+use crate::resize;
+use crate::spec::{Kind, may_restart_all};
 
+const RESTARTING_ALL: &str = "RestartingAllContainers";
 /// The exit code of a container of whose end nothing is known.
 const LOST: i32 = 137;
 
-pub fn statuses(inputs: &Inputs<'_>, containers: &[Container], is_init: bool) -> Vec<ContainerStatus> {
-    containers.iter().map(|container| one(inputs, container, is_init)).collect()
+pub fn statuses(inputs: &Inputs<'_>, containers: &[Container], kind: Kind) -> Vec<ContainerStatus> {
+    containers.iter().map(|container| one(inputs, container, kind)).collect()
 }
 
-fn one(inputs: &Inputs<'_>, container: &Container, is_init: bool) -> ContainerStatus {
+fn one(inputs: &Inputs<'_>, container: &Container, kind: Kind) -> ContainerStatus {
     let (latest, before) = inputs.seen.last_two(&container.name);
     let mut status = match latest {
         Some(seen) => seen_status(inputs, container, seen, before),
-        None => unseen(inputs, container, is_init),
+        None => unseen(inputs, container, kind),
     };
     let spec = inputs.pod.spec.as_ref();
     let may_start = !inputs.is_ending && spec.is_some_and(|spec| should_start(spec, container, latest));
@@ -35,15 +38,20 @@ fn one(inputs: &Inputs<'_>, container: &Container, is_init: bool) -> ContainerSt
     }
     // Upstream always writes it.
     status.last_state.get_or_insert_default();
+    if kind == Kind::Ephemeral {
+        // Nobody waits for it, and nothing is sent to it.
+        return status;
+    }
     let running = status.state.as_ref().and_then(|s| s.running.as_ref()).is_some();
     let is_known = |known: &std::collections::HashSet<String>| latest.is_some_and(|c| known.contains(c.id()));
     let started = running && is_known(&inputs.verdicts.started);
     status.started = Some(started);
-    status.ready = if is_init && !is_sidecar(container) {
+    status.ready = if kind == Kind::Init && !is_sidecar(container) {
         let end = status.state.as_ref().and_then(|s| s.terminated.as_ref());
         end.is_some_and(|end| end.exit_code == 0)
     } else {
-        started && is_known(&inputs.verdicts.ready) && !inputs.is_ending
+        // A container that is told to end serves what it has until it does.
+        started && is_known(&inputs.verdicts.ready)
     };
     status
 }
@@ -55,10 +63,12 @@ fn waiting(reason: &str, message: Option<&str>) -> ContainerState {
 }
 
 /// A container that the runtime does not know: not made yet, or lost.
-fn unseen(inputs: &Inputs<'_>, container: &Container, is_init: bool) -> ContainerStatus {
+fn unseen(inputs: &Inputs<'_>, container: &Container, kind: Kind) -> ContainerStatus {
     let old_status = inputs.pod.status.as_ref();
-    let old_list = old_status.and_then(|s| {
-        if is_init { s.init_container_statuses.as_ref() } else { s.container_statuses.as_ref() }
+    let old_list = old_status.and_then(|s| match kind {
+        Kind::Init => s.init_container_statuses.as_ref(),
+        Kind::Own => s.container_statuses.as_ref(),
+        Kind::Ephemeral => s.ephemeral_container_statuses.as_ref(),
     });
     let old = old_list.into_iter().flatten().find(|s| s.name == container.name);
     let has_inits =
@@ -73,7 +83,23 @@ fn unseen(inputs: &Inputs<'_>, container: &Container, is_init: bool) -> Containe
     if let Some(old) = old {
         status.restart_count = old.restart_count;
         status.last_state.clone_from(&old.last_state);
+        status.container_id.clone_from(&old.container_id);
+        status.image_id.clone_from(&old.image_id);
         let state = old.state.clone().unwrap_or_default();
+        if is_afresh(inputs) && (state.terminated.is_some() || state.running.is_some()) {
+            let message = "The container is removed because RestartAllContainers in place";
+            let removed = ContainerStateTerminated {
+                exit_code: LOST,
+                reason: Some(RESTARTING_ALL.to_owned()),
+                message: Some(message.to_owned()),
+                container_id: old.container_id.clone(),
+                ..Default::default()
+            };
+            let ended = state.terminated.unwrap_or(removed);
+            status.last_state = Some(ContainerState { terminated: Some(ended), ..Default::default() });
+            status.state = Some(waiting(RESTARTING_ALL, Some(message)));
+            return status;
+        }
         if state.terminated.is_some() {
             let mut kept = old.clone();
             kept.ready = false;
@@ -92,10 +118,7 @@ fn unseen(inputs: &Inputs<'_>, container: &Container, is_init: bool) -> Containe
                 status.state = Some(ended);
             } else {
                 status.last_state = Some(ended);
-                status.restart_count += 1;
             }
-            status.container_id.clone_from(&old.container_id);
-            status.image_id.clone_from(&old.image_id);
         }
     }
     status
@@ -108,7 +131,7 @@ fn seen_status(
     before: Option<&ContainerSeen>,
 ) -> ContainerStatus {
     let cri = &seen.status;
-    let resources = container.resources.clone().filter(|r| *r != ResourceRequirements::default());
+    let resources = Some(resize::had(container, seen));
     let allocated = container.resources.as_ref().and_then(|r| r.requests.clone()).filter(|r| !r.is_empty());
     let user = cri.user.as_ref().and_then(|u| u.linux.as_ref()).map(|user| ContainerUser {
         linux: Some(LinuxContainerUser {
@@ -161,13 +184,22 @@ fn seen_status(
     }
 }
 
+/// Whether the containers of a pod were removed so that it begins afresh.
+fn is_afresh(inputs: &Inputs<'_>) -> bool {
+    let may = inputs.pod.spec.as_ref().is_some_and(may_restart_all);
+    may && !inputs.is_ending && inputs.seen.ready_sandbox().is_some()
+}
+
 /// What is known of the end before, where the runtime has forgotten it.
 fn kept_last(inputs: &Inputs<'_>, container: &Container) -> Option<ContainerState> {
     let status = inputs.pod.status.as_ref()?;
     let all =
         status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
     let old = all.into_iter().find(|s| s.name == container.name)?;
-    old.last_state.clone().filter(|s| s.terminated.is_some())
+    // The end of the container that was told before this one.
+    let newest = inputs.seen.latest(&container.name).map(|c| full_id(inputs.runtime_name, c.id()));
+    let ended = old.state.clone().filter(|s| s.terminated.is_some() && old.container_id != newest);
+    ended.or_else(|| old.last_state.clone().filter(|s| s.terminated.is_some()))
 }
 
 fn full_id(runtime: &str, id: &str) -> String {

@@ -15,12 +15,29 @@ use crate::naming::is_host_network;
 use crate::observed::Observed;
 use crate::plan::Verdicts;
 use crate::resources;
+use crate::spec::{self, Kind};
 
 /// Why a container waits: reason and message.
 pub type Waiting = HashMap<String, (String, String)>;
 
 /// An end that the kubelet decides: reason and message of a pod that failed as a whole.
 pub type Verdict = (String, String);
+
+/// How far a change of a pod's resources has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResizeConditions {
+    /// It is not granted.
+    pub pending: Option<ResizeCondition>,
+    /// It is granted, and not yet done.
+    pub progress: Option<ResizeCondition>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResizeCondition {
+    pub reason: String,
+    pub message: String,
+    pub generation: i64,
+}
 
 /// What the status is made from.
 #[derive(Debug)]
@@ -36,6 +53,7 @@ pub struct Inputs<'a> {
     /// The pod has been told to go, or has ended: nothing starts again.
     pub is_ending: bool,
     pub failed: Option<&'a Verdict>,
+    pub resize: &'a ResizeConditions,
     pub now: Timestamp,
 }
 
@@ -44,8 +62,10 @@ pub fn make(inputs: &Inputs<'_>) -> PodStatus {
     let old = inputs.pod.status.clone().unwrap_or_default();
     let default = k8s_openapi::api::core::v1::PodSpec::default();
     let spec = inputs.pod.spec.as_ref().unwrap_or(&default);
-    let inits = containers::statuses(inputs, spec.init_containers.as_deref().unwrap_or_default(), true);
-    let own = containers::statuses(inputs, &spec.containers, false);
+    let inits = containers::statuses(inputs, spec.init_containers.as_deref().unwrap_or_default(), Kind::Init);
+    let own = containers::statuses(inputs, &spec.containers, Kind::Own);
+    let added: Vec<_> = spec.ephemeral_containers.iter().flatten().map(spec::ephemeral).collect();
+    let added = containers::statuses(inputs, &added, Kind::Ephemeral);
     let mut phase = phase::of(spec, &inits, &own, inputs.is_ending);
     if let Some(old) = old.phase.as_deref().filter(|p| is_over(p)) {
         phase = old;
@@ -79,6 +99,7 @@ pub fn make(inputs: &Inputs<'_>) -> PodStatus {
         start_time: Some(old.start_time.clone().unwrap_or(Time(seconds(inputs.now)))),
         init_container_statuses: (!inits.is_empty()).then_some(inits),
         container_statuses: (!own.is_empty()).then_some(own),
+        ephemeral_container_statuses: (!added.is_empty()).then_some(added),
         qos_class: Some(resources::qos(inputs.pod).name().to_owned()),
         ..old
     };

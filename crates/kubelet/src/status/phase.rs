@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{ContainerStatus, PodSpec};
 
 use crate::plan::is_sidecar;
+use crate::spec::restarts;
 
 /// The phase. `is_ending`: nothing starts again.
 pub fn of(
@@ -11,26 +12,31 @@ pub fn of(
     own: &[ContainerStatus],
     is_ending: bool,
 ) -> &'static str {
-    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
     let initialized = own.iter().any(has_begun);
-    let (mut pending, mut failed) = (false, false);
+    let (mut pending_inits, mut pending_sidecars, mut failed) = (false, false, false);
+    let (mut unknown, mut running, mut waiting) = (0, 0, 0);
     for container in spec.init_containers.iter().flatten() {
-        let Some(status) = inits.iter().find(|s| s.name == container.name) else {
-            pending = true;
-            continue;
-        };
-        let state = status.state.clone().unwrap_or_default();
+        let status = inits.iter().find(|s| s.name == container.name);
+        let state = status.and_then(|s| s.state.clone()).unwrap_or_default();
         if is_sidecar(container) {
-            pending |= state.running.is_some() && status.started != Some(true);
-            pending |= state.waiting.is_some() && !has_ended(status);
-        } else if let Some(end) = state.terminated {
-            failed |= end.exit_code != 0;
-        } else {
-            failed |= ended(status).is_some_and(|end| end.exit_code != 0) && policy == "Never";
-            pending |= state.running.is_some() || state.waiting.is_some();
+            if state.running.is_some() {
+                running += 1;
+                pending_sidecars |= status.is_some_and(|s| s.started != Some(true));
+            } else if state.waiting.is_some() && !status.is_some_and(has_ended) {
+                waiting += 1;
+                pending_sidecars = true;
+            }
+            continue;
+        }
+        let end = state.terminated.as_ref().or_else(|| status.and_then(ended));
+        match end {
+            Some(end) if state.running.is_none() => {
+                failed |= end.exit_code != 0 && !restarts(spec, container, end.exit_code);
+            }
+            _ => pending_inits = true,
         }
     }
-    let (mut unknown, mut running, mut waiting, mut stopped, mut succeeded) = (0, 0, 0, 0, 0);
+    let (mut stopped, mut for_good, mut succeeded) = (0, 0, 0);
     for container in &spec.containers {
         let Some(status) = own.iter().find(|s| s.name == container.name) else {
             unknown += 1;
@@ -39,19 +45,21 @@ pub fn of(
         let state = status.state.clone().unwrap_or_default();
         if state.running.is_some() {
             running += 1;
-        } else if let Some(end) = state.terminated {
-            stopped += 1;
-            succeeded += usize::from(end.exit_code == 0);
-        } else if has_ended(status) {
-            stopped += 1;
-        } else {
-            waiting += 1;
+            continue;
+        }
+        match state.terminated.as_ref().or_else(|| ended(status)) {
+            Some(end) => {
+                stopped += 1;
+                for_good += usize::from(!restarts(spec, container, end.exit_code));
+                succeeded += usize::from(end.exit_code == 0 && state.terminated.is_some());
+            }
+            None => waiting += 1,
         }
     }
-    if failed && policy == "Never" {
+    if failed {
         return "Failed";
     }
-    if pending && !initialized {
+    if pending_inits || (pending_sidecars && !initialized) {
         return "Pending";
     }
     if waiting > 0 {
@@ -61,18 +69,10 @@ pub fn of(
         return "Running";
     }
     if running == 0 && stopped > 0 && unknown == 0 {
-        return match policy {
-            _ if is_ending => {
-                if stopped == succeeded {
-                    "Succeeded"
-                } else {
-                    "Failed"
-                }
-            }
-            "Always" => "Running",
-            _ if stopped == succeeded => "Succeeded",
-            "Never" => "Failed",
-            _ => "Running",
+        return match () {
+            () if !is_ending && stopped != for_good => "Running",
+            () if stopped == succeeded => "Succeeded",
+            () => "Failed",
         };
     }
     "Pending"

@@ -18,6 +18,7 @@ struct World {
     waiting: Waiting,
     is_ending: bool,
     failed: Option<Verdict>,
+    resize: ResizeConditions,
 }
 
 fn world(spec: Value) -> World {
@@ -29,6 +30,7 @@ fn world(spec: Value) -> World {
         waiting: Waiting::new(),
         is_ending: false,
         failed: None,
+        resize: ResizeConditions::default(),
     }
 }
 
@@ -77,6 +79,7 @@ impl World {
             last_words: &HashMap::from([("a1".to_owned(), "bye".to_owned())]),
             is_ending: self.is_ending,
             failed: self.failed.as_ref(),
+            resize: &self.resize,
             now: Timestamp::from_second(1_000_000).unwrap(),
         })
     }
@@ -215,6 +218,22 @@ fn a_pod_can_fail_as_a_whole() {
         (Some("Failed"), Some("DeadlineExceeded"))
     );
     assert_eq!(condition(&status, "Ready").1, Some("PodFailed"));
+}
+
+#[test]
+fn a_resize_is_told_until_it_is_done() {
+    let mut world = two("Always").sandboxed().container("a", 0, None).container("b", 0, None);
+    world.resize.pending =
+        Some(ResizeCondition { reason: "Deferred".into(), message: "no room".into(), generation: 2 });
+    let status = world.status();
+    assert_eq!(condition(&status, "PodResizePending"), ("True", Some("Deferred"), Some("no room")));
+    let first = &status.conditions.as_ref().unwrap()[0];
+    assert_eq!((first.type_.as_str(), first.observed_generation), ("PodResizePending", Some(2)));
+    world.pod.status = Some(status);
+    world.resize = ResizeConditions { pending: None, progress: Some(ResizeCondition::default()) };
+    let status = world.status();
+    assert_eq!(condition(&status, "PodResizeInProgress"), ("True", None, None));
+    assert!(status.conditions.iter().flatten().all(|c| c.type_ != "PodResizePending"));
 }
 
 #[test]

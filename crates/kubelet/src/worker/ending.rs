@@ -11,6 +11,7 @@ use kube::api::{DeleteParams, Preconditions};
 use tokio::time::Instant;
 
 use super::{AGAIN, Stage, Worker};
+use crate::static_pods::is_static;
 use crate::status::is_over;
 use crate::{names, sandbox, stop, volumes};
 
@@ -57,7 +58,7 @@ impl Worker {
             Stage::Ending(_) | Stage::Active => {}
         }
         self.stage = Stage::Ending(grace);
-        self.probes.stop();
+        self.probes.calm();
         let running = self.starting.take();
         if let Some(job) = self.stopping.take() {
             job.abort();
@@ -124,6 +125,9 @@ impl Worker {
         }
         if !is_leaving {
             return false;
+        }
+        if is_static(&self.pod) {
+            return self.remove_mirror().await;
         }
         self.removed || self.delete().await
     }

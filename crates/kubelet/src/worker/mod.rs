@@ -2,8 +2,11 @@
 //! started and stops what has to be stopped, and tells the API. It may be woken at any time, and as often as one likes.
 
 mod ending;
+mod mirror;
 mod publish;
+mod resizing;
 
+pub use mirror::delete as delete_mirror;
 pub use publish::difference;
 
 use std::collections::{HashMap, HashSet};
@@ -23,6 +26,8 @@ use crate::plan::{self, Plan};
 use crate::probes::Probes;
 use crate::shared::SharedRef;
 use crate::signal::Signal;
+use crate::spec;
+use crate::static_pods::is_static;
 use crate::status::{self, Verdict, Waiting};
 use crate::volumes::{self, MountedVolumes};
 use crate::{last_words, names, start};
@@ -35,6 +40,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Desired {
     pub pod: Arc<Pod>,
     pub removed: bool,
+    /// Of a static pod: its image in the API, if one is known.
+    pub mirror: Option<Arc<Pod>>,
 }
 
 /// What the outside holds of a worker.
@@ -71,6 +78,9 @@ pub struct Worker {
     kills: JoinSet<String>,
     killing: HashSet<String>,
     failed: Option<Verdict>,
+    resize: resizing::Resize,
+    /// Containers that were killed for what is no fault of theirs: they start again at once.
+    faultless: HashSet<String>,
     stage: Stage,
     wake_at: Option<Instant>,
     /// After a failure, when starting is tried again.
@@ -100,6 +110,8 @@ impl Worker {
             kills: JoinSet::new(),
             killing: HashSet::new(),
             failed: None,
+            resize: resizing::Resize::default(),
+            faultless: HashSet::new(),
             stage: Stage::Active,
             wake_at: None,
             quiet_until: None,
@@ -152,6 +164,10 @@ impl Worker {
                     self.backing_off(after);
                 }
             }
+            outcome = finished(&mut self.resize.job) => {
+                self.handle.signal.runtime_changed();
+                self.actuated(outcome);
+            }
             outcome = finished(&mut self.stopping) => {
                 self.handle.signal.runtime_changed();
                 self.stopped(outcome);
@@ -177,7 +193,12 @@ impl Worker {
         if shown(&desired.pod) != shown(&self.pod) {
             self.handle.signal.objects_changed();
         }
-        if publish::version(&desired.pod) >= publish::version(&self.pod) {
+        if is_static(&desired.pod) {
+            // Its description has no status.
+            let mut pod = (*desired.pod).clone();
+            pod.status.clone_from(&self.pod.status);
+            self.pod = Arc::new(pod);
+        } else if publish::version(&desired.pod) >= publish::version(&self.pod) {
             self.pod = desired.pod;
         } else {
             // What this worker wrote is newer than what the watch has told: only the status can differ.
@@ -263,11 +284,23 @@ impl Worker {
             return;
         }
         self.refresh_volumes();
+        self.grant();
+        let pod = self.as_granted();
+        self.actuate(&pod);
         let verdicts = self.probes.verdicts();
-        let mut plan = plan::plan(&self.pod, &self.seen, &verdicts);
+        let mut plan = plan::plan(&pod, &self.seen, &verdicts);
         if plan.kill_pod && plan.new_sandbox.is_none() {
             // Nothing is left to run.
             self.end(self.own_grace());
+            return;
+        }
+        if !plan.reset.is_empty() {
+            if self.starting.is_none() && !self.is_backing_off() {
+                let ids = std::mem::take(&mut plan.reset);
+                let (shared, pod, seen) =
+                    (Arc::clone(&self.shared), Arc::clone(&self.pod), self.seen.clone());
+                self.starting = Some(tokio::spawn(start::reset(shared, pod, seen, ids)));
+            }
             return;
         }
         for kill in std::mem::take(&mut plan.kill) {
@@ -278,7 +311,7 @@ impl Worker {
         if has_work && self.starting.is_none() && !self.is_backing_off() {
             let job = start::Job {
                 shared: Arc::clone(&self.shared),
-                pod: Arc::clone(&self.pod),
+                pod,
                 plan: Plan { kill_pod: false, ..plan },
                 seen: self.seen.clone(),
                 volumes: Arc::clone(&self.volumes),
@@ -297,6 +330,9 @@ impl Worker {
         }
         let Some(ended) = self.seen.current(name).filter(|c| c.is_exited()) else { return true };
         let (finished, now) = (ended.finished(), Timestamp::now());
+        if self.faultless.contains(name) {
+            return true;
+        }
         let backoff = self.backoffs.entry(name.to_owned()).or_default();
         let Some(wait) = backoff.wait(finished, now) else { return true };
         let message = format!(
@@ -318,6 +354,10 @@ impl Worker {
     fn note_starts(&mut self, starting: &[String]) {
         let now = Timestamp::now();
         for name in starting {
+            if self.faultless.remove(name) {
+                self.waiting.lock().remove(name);
+                continue;
+            }
             if let Some(ended) = self.seen.current(name).filter(|c| c.is_exited()) {
                 self.backoffs.entry(name.clone()).or_default().next(ended.finished(), now);
                 self.waiting.lock().remove(name);
@@ -329,6 +369,9 @@ impl Worker {
         let Some(seen) = self.seen.containers.iter().find(|c| c.id() == kill.id).cloned() else { return };
         if !self.killing.insert(kill.id.clone()) {
             return;
+        }
+        if kill.is_resize {
+            self.faultless.insert(kill.name.clone());
         }
         let (shared, pod, message) = (Arc::clone(&self.shared), Arc::clone(&self.pod), kill.message.clone());
         let grace =
@@ -344,11 +387,7 @@ impl Worker {
     /// The grace period that a probe sets for itself.
     fn probe_grace(&self, container: &str, probe: &str) -> Option<i64> {
         let spec = self.pod.spec.as_ref()?;
-        let container = spec
-            .containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten())
-            .find(|c| c.name == container)?;
+        let (_, container) = spec::find(spec, container)?;
         let probe = if probe == "Startup" { &container.startup_probe } else { &container.liveness_probe };
         probe.as_ref()?.termination_grace_period_seconds
     }
@@ -415,7 +454,8 @@ impl Worker {
         let verdicts = self.probes.verdicts();
         let waiting = self.waiting.lock().clone();
         status::make(&status::Inputs {
-            pod: &self.pod,
+            pod: &self.as_granted(),
+            resize: &self.resize.conditions,
             seen: &self.seen,
             verdicts: &verdicts,
             waiting: &waiting,

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{AGAIN, Worker};
 use crate::names;
+use crate::static_pods::is_static;
 
 /// How long the API may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -44,7 +45,7 @@ pub fn difference(old: &Value, new: &Value) -> Option<Value> {
     (!changes.is_empty()).then_some(Value::Object(changes))
 }
 
-fn json_of(status: Option<&PodStatus>) -> Value {
+pub fn json_of(status: Option<&PodStatus>) -> Value {
     status.and_then(|s| serde_json::to_value(s).ok()).unwrap_or_else(|| json!({}))
 }
 
@@ -60,6 +61,9 @@ impl Worker {
     pub(super) async fn publish(&mut self) {
         if self.removed {
             return;
+        }
+        if is_static(&self.pod) {
+            return self.publish_mirror().await;
         }
         let api: Api<Pod> = Api::namespaced(self.shared.client.clone(), &names::namespace(&self.pod));
         let name = self.pod.metadata.name.clone().unwrap_or_default();
@@ -111,7 +115,7 @@ impl Worker {
         self.wake_after(Duration::from_millis(50));
     }
 
-    fn not_told(&mut self, error: &dyn std::fmt::Display) {
+    pub(super) fn not_told(&mut self, error: &dyn std::fmt::Display) {
         tracing::debug!(pod = %names::full(&self.pod), %error, "a status could not be told");
         self.wake_after(AGAIN);
     }

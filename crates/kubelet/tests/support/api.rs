@@ -205,6 +205,10 @@ impl Api {
         state.put(path, object);
     }
 
+    pub fn remove(&self, path: &str) {
+        self.0.lock().unwrap().take(path);
+    }
+
     pub fn get(&self, path: &str) -> Option<Value> {
         self.0.lock().unwrap().objects.get(path).cloned()
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use krate_client::CancellationToken;
-use krate_kubelet::Config;
+use krate_kubelet::{Config, StaticPods};
 use tokio::task::JoinHandle;
 
 pub const SOON: Duration = Duration::from_secs(30);
@@ -23,6 +23,7 @@ pub struct Node {
 impl Node {
     pub fn start() -> Self {
         let base = tempfile::tempdir().unwrap();
+        std::fs::create_dir(base.path().join("manifests")).unwrap();
         let runtime = runtime::Runtime::default();
         runtime.clone().serve(base.path().join("cri.sock"));
         let mut node = Node { api: api::Api::default(), runtime, base, kubelet: None };
@@ -61,6 +62,11 @@ impl Node {
             client_ca: certificate.pem(),
             cluster_dns: vec!["10.96.0.10".parse().unwrap()],
             cgroup_root: self.cgroup(),
+            static_pods: StaticPods {
+                path: Some(self.base.path().join("manifests")),
+                look: Duration::from_secs(1),
+                ..StaticPods::default()
+            },
             ..Config::new("node", "127.0.0.1".parse().unwrap(), self.root())
         }
     }
@@ -68,6 +74,15 @@ impl Node {
     fn cgroup(&self) -> String {
         let name = self.base.path().file_name().unwrap().to_string_lossy().trim_start_matches('.').to_owned();
         format!("/krate-kubelet-test-{name}")
+    }
+
+    /// Writes a file of static pods, or removes it.
+    pub fn describe(&self, name: &str, text: Option<&str>) {
+        let path = self.base.path().join("manifests").join(name);
+        match text {
+            Some(text) => std::fs::write(path, text).unwrap(),
+            None => std::fs::remove_file(path).unwrap(),
+        }
     }
 
     pub fn root(&self) -> PathBuf {

@@ -244,6 +244,10 @@ impl RuntimeService for Runtime {
             labels: config.labels.clone(),
             annotations: config.annotations.clone(),
             mounts: config.mounts.clone(),
+            resources: Some(ContainerResources {
+                linux: config.linux.as_ref().and_then(|l| l.resources.clone()),
+                windows: None,
+            }),
             log_path: format!("{log}/{}", config.log_path),
             ..Default::default()
         };
@@ -330,9 +334,16 @@ impl RuntimeService for Runtime {
 
     async fn update_container_resources(
         &self,
-        _: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
-        Err(Status::unimplemented("update_container_resources"))
+        let request = request.into_inner();
+        let mut state = self.0.lock().unwrap();
+        let held = state.containers.get_mut(&request.container_id);
+        let held = held.ok_or_else(|| Status::not_found("container"))?;
+        held.status.resources = Some(ContainerResources { linux: request.linux, windows: None });
+        let name = held.config.metadata.as_ref().map(|m| m.name.clone()).unwrap_or_default();
+        state.calls.push(format!("update {name}"));
+        Ok(Response::new(UpdateContainerResourcesResponse {}))
     }
 
     async fn reopen_container_log(

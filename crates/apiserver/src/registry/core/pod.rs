@@ -69,6 +69,13 @@ impl Strategy for Pod {
             let ephemeral = spec.ephemeral_containers.take();
             *spec = was.clone();
             spec.ephemeral_containers = ephemeral;
+        } else if context.subresource == "resize" {
+            pod_spec::keep_all_else(spec, &was);
+            let (meta, old) = (&mut self.metadata, &old.metadata);
+            meta.labels.clone_from(&old.labels);
+            meta.annotations.clone_from(&old.annotations);
+            meta.finalizers.clone_from(&old.finalizers);
+            meta.owner_references.clone_from(&old.owner_references);
         } else {
             spec.ephemeral_containers.clone_from(&was.ephemeral_containers);
         }
@@ -116,6 +123,14 @@ impl Strategy for Pod {
             pod_spec::ephemeral_update(&new, &was, &at, errors);
         }
         pod_spec::update(&new, &was, &at, errors);
+    }
+
+    fn validate_through(&self, subresource: &str, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        if subresource == "resize" {
+            pod_spec::resize(self, old, at, errors);
+        } else {
+            self.validate_update(old, at, errors);
+        }
     }
 
     fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {

@@ -3,6 +3,7 @@
 mod containers;
 mod defaults;
 mod probes;
+mod resize;
 mod resources;
 mod scheduling;
 mod security;
@@ -14,6 +15,7 @@ pub use containers::field_ref;
 pub use defaults::{
     claim as default_claim, pod_only as default_pod, spec as default_spec, template as default_template,
 };
+pub use resize::{keep_all_else, resize};
 pub use resources::{Amounts, amount, is_extended, is_standard, overhead, qos_class, resource_name};
 pub use scheduling::{node_selector, toleration};
 pub use update::{ephemeral_update, update};

@@ -1,0 +1,188 @@
+//! `krate kubelet`: the kubelet alone, under upstream's flags, for any API server and any container runtime.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use krate_kubelet::{Config, Configuration};
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::address;
+use crate::cli::Kubelet;
+
+/// Labels that a kubelet may give to its own node below `kubernetes.io` (the `NodeRestriction` plugin refuses others).
+const OWN_LABELS: [&str; 2] = ["kubelet.kubernetes.io/", "node.kubernetes.io/"];
+
+/// Runs the kubelet until it is asked to stop; what runs then goes on running.
+///
+/// # Errors
+/// It is configured in a way that cannot be, or cannot start.
+pub async fn run(args: &Kubelet) -> Result<()> {
+    crate::log::to_stderr();
+    let config = configured(args)?;
+    let client = krate_client::from_kubeconfig(&args.kubeconfig)
+        .await
+        .map_err(|error| anyhow::anyhow!("failed to run Kubelet: {}: {error}", args.kubeconfig.display()))?;
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        crate::up::asked_to_stop().await;
+        stop.cancel();
+    });
+    krate_kubelet::run(client, config, None, shutdown).await.context("failed to run Kubelet")
+}
+
+/// Defaults, then the file, its drop-ins, and the flags.
+fn configured(args: &Kubelet) -> Result<Config> {
+    let name = args.hostname_override.clone().unwrap_or_else(address::host_name).to_lowercase();
+    let ip = args.node_ip.or_else(address::of_this_machine).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let mut configuration = Configuration::load(args.config.as_deref(), args.config_dir.as_deref())?;
+    configuration.set(flags(args)?);
+    let mut config = Config::new(name, ip, &args.root_dir);
+    configuration.apply(&mut config)?;
+    for label in args.node_labels.iter().flatten() {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        let reserved =
+            key.split('/').next().is_some_and(|p| p.ends_with("kubernetes.io") && key.contains('/'));
+        if reserved
+            && !OWN_LABELS.iter().any(|own| key.starts_with(own))
+            && !key.starts_with("topology.kubernetes.io/")
+        {
+            bail!("unknown 'kubernetes.io' or 'k8s.io' labels specified with --node-labels: [{key}]");
+        }
+        config.labels.insert(key.to_owned(), value.to_owned());
+    }
+    if config.tls_cert.is_empty() {
+        (config.tls_cert, config.tls_key) = self_signed(&args.cert_dir, &config)?;
+    }
+    Ok(config)
+}
+
+/// The flags that are fields of the configuration too.
+fn flags(args: &Kubelet) -> Result<Value> {
+    let mut set = Map::new();
+    let mut put = |path: &[&str], value: Option<Value>| {
+        let Some(value) = value else { return };
+        let (last, parents) = path.split_last().unwrap_or((&"", &[]));
+        let mut at = &mut set;
+        for parent in parents {
+            let entry = at.entry(*parent).or_insert_with(|| json!({}));
+            let Value::Object(inner) = entry else { return };
+            at = inner;
+        }
+        at.insert((*last).to_owned(), value);
+    };
+    let path = |p: &Option<std::path::PathBuf>| p.as_ref().map(|p| json!(p.display().to_string()));
+    put(&["address"], args.address.map(|a| json!(a.to_string())));
+    put(&["port"], args.port.map(Value::from));
+    put(&["healthzPort"], args.healthz_port.map(Value::from));
+    put(&["healthzBindAddress"], args.healthz_bind_address.map(|a| json!(a.to_string())));
+    put(&["tlsCertFile"], path(&args.tls_cert_file));
+    put(&["tlsPrivateKeyFile"], path(&args.tls_private_key_file));
+    put(&["authentication", "x509", "clientCAFile"], path(&args.client_ca_file));
+    put(&["authentication", "anonymous", "enabled"], args.anonymous_auth.map(Value::from));
+    put(&["authentication", "webhook", "enabled"], args.authentication_token_webhook.map(Value::from));
+    put(&["authorization", "mode"], args.authorization_mode.clone().map(Value::from));
+    put(&["clusterDNS"], args.cluster_dns.as_ref().map(|all| json!(all)));
+    put(&["clusterDomain"], args.cluster_domain.clone().map(Value::from));
+    put(&["resolvConf"], path(&args.resolv_conf));
+    put(&["cgroupRoot"], args.cgroup_root.clone().map(Value::from));
+    put(&["maxPods"], args.max_pods.map(Value::from));
+    put(&["podLogsDir"], path(&args.pod_logs_dir));
+    put(&["containerRuntimeEndpoint"], args.container_runtime_endpoint.clone().map(Value::from));
+    put(&["staticPodPath"], path(&args.pod_manifest_path));
+    put(&["staticPodURL"], args.manifest_url.clone().map(Value::from));
+    put(&["fileCheckFrequency"], args.file_check_frequency.clone().map(Value::from));
+    put(&["httpCheckFrequency"], args.http_check_frequency.clone().map(Value::from));
+    let taints: Option<Vec<Value>> =
+        args.register_with_taints.as_ref().map(|all| all.iter().map(|t| taint(t)).collect()).transpose()?;
+    put(&["registerWithTaints"], taints.map(Value::from));
+    Ok(Value::Object(set))
+}
+
+/// `key=value:effect`
+fn taint(text: &str) -> Result<Value> {
+    let (key, effect) = text.rsplit_once(':').with_context(|| format!("invalid taint spec: {text}"))?;
+    if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+        bail!("invalid taint effect: {effect}, unsupported taint effect");
+    }
+    let (key, value) = key.split_once('=').unwrap_or((key, ""));
+    Ok(json!({"key": key, "value": value, "effect": effect}))
+}
+
+/// The certificate of a kubelet that was given none: its own, kept as `kubelet.crt` and `kubelet.key`.
+fn self_signed(directory: &Path, config: &Config) -> Result<(String, String)> {
+    let (certificate, key) = (directory.join("kubelet.crt"), directory.join("kubelet.key"));
+    if let (Ok(certificate), Ok(key)) = (fs::read_to_string(&certificate), fs::read_to_string(&key)) {
+        return Ok((certificate, key));
+    }
+    let hosts = [config.node_name.clone(), config.node_ip.to_string(), "localhost".to_owned()];
+    let pair = rcgen::KeyPair::generate()?;
+    let made = rcgen::CertificateParams::new(hosts)?.self_signed(&pair)?;
+    let said = || format!("unable to write the kubelet's certificate in {}", directory.display());
+    fs::create_dir_all(directory).with_context(said)?;
+    fs::write(&certificate, made.pem()).with_context(said)?;
+    let file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&key);
+    std::io::Write::write_all(&mut file.with_context(said)?, pair.serialize_pem().as_bytes())
+        .with_context(said)?;
+    Ok((made.pem(), pair.serialize_pem()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn kubelet(flags: &[&str]) -> Kubelet {
+        match Cli::parse_from([&["krate", "kubelet"], flags].concat()).command {
+            Command::Kubelet(kubelet) => *kubelet,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_go_before_the_file() {
+        let directory = std::env::temp_dir().join(format!("krate-kubelet-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("made");
+        let file = directory.join("config.yaml");
+        let text =
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 7\nport: 7\n";
+        fs::write(&file, text).expect("written");
+        let config = configured(&kubelet(&[
+            "--config",
+            &file.to_string_lossy(),
+            "--cert-dir",
+            &directory.to_string_lossy(),
+            "--hostname-override=Node-1",
+            "--node-ip=192.0.2.7",
+            "--port=8",
+            "--anonymous-auth=true",
+            "--cluster-dns=10.0.0.10,10.0.0.11",
+            "--register-with-taints=a=b:NoSchedule,c:NoExecute",
+            "--node-labels=x=y,node.kubernetes.io/z=1",
+        ]))
+        .expect("sound");
+        assert_eq!((config.node_name.as_str(), config.max_pods, config.port), ("node-1", 7, 8));
+        assert_eq!((config.cluster_dns.len(), config.taints.len(), config.labels.len()), (2, 2, 2));
+        assert!(config.anonymous_auth && config.tls_cert.contains("BEGIN CERTIFICATE"));
+        assert!(directory.join("kubelet.key").exists());
+        fs::remove_dir_all(directory).expect("removed");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (flags, said) in [
+            (["--node-labels=kubernetes.io/x=y"], "unknown 'kubernetes.io' or 'k8s.io' labels"),
+            (["--register-with-taints=a=b:Never"], "invalid taint effect: Never"),
+            (["--config=/nowhere"], "failed to read kubelet config file"),
+        ] {
+            let error = configured(&kubelet(&flags)).expect_err("refused").to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}
