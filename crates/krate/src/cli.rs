@@ -59,6 +59,15 @@ pub struct Up {
     #[arg(long, value_name = "RANGE")]
     pub pod_cidr: Option<Ipv4Net>,
 
+    /// The CRI socket of a container runtime to use instead of krate's own, such as
+    /// unix:///run/containerd/containerd.sock; empty for krate's own again
+    #[arg(long, value_name = "ENDPOINT")]
+    pub container_runtime_endpoint: Option<String>,
+
+    /// Where that container runtime reads the configuration of its pod network from [default: /etc/cni/net.d]
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+
     /// Start the control plane alone, without a node; needs no root
     #[arg(long)]
     pub no_node: bool,

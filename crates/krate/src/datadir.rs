@@ -28,6 +28,19 @@ pub struct Settings {
     pub pod_cidr: Ipv4Net,
     /// Whether this machine is a node of the cluster.
     pub node: bool,
+    /// The container runtime to use instead of krate's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<OtherRuntime>,
+}
+
+/// A container runtime that is not krate's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OtherRuntime {
+    /// Its CRI socket.
+    pub socket: PathBuf,
+    /// Where it reads the configuration of its pod network from.
+    pub cni_conf_dir: PathBuf,
 }
 
 /// A data directory. Nothing is made before [`DataDir::claim`].

@@ -75,6 +75,10 @@ impl PodNetwork {
     /// Two networks of one range would take each other's routes away.
     async fn check_ranges(&self) -> Result<()> {
         let (anchor, prefix) = (anchor(&self.config.instance), interface_prefix(&self.config.instance));
+        // What is there under the claim of an earlier process is its pods', whoever has connected them.
+        if link::named(&self.handle, &anchor).await?.contains(&anchor) {
+            return Ok(());
+        }
         for range in [Some(self.config.pod_cidr), self.config.service_cidr].into_iter().flatten() {
             let is_ours = |name: &str| name == anchor || name.starts_with(&prefix);
             if let Some((taken, by)) = link::claim_on(&self.handle, range, is_ours).await? {

@@ -1,9 +1,11 @@
 //! This machine as a node: pod network, container runtime, kubelet, Service proxy and DNS, wired together.
 
+mod cni;
 mod network;
 mod remove;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
@@ -46,8 +48,10 @@ pub async fn start(
 ) -> Result<()> {
     let name = address::host_name();
     let pods = Late::default();
-    runtime(dir, pods.clone(), shutdown, parts).await?;
-    progress.ready("container runtime", &dir.cri_socket().display().to_string());
+    if settings.runtime.is_none() {
+        runtime(dir, pods.clone(), shutdown, parts).await?;
+    }
+    progress.ready("container runtime", &cri_socket(dir, settings).display().to_string());
 
     let node_client = plane.client(&format!("system:node:{name}"), &["system:nodes"]);
     let nodes: Informer<Node> = Informer::start(
@@ -63,6 +67,9 @@ pub async fn start(
         .await
         .context("making the pod network")?;
     let gateway = pods.set(network).gateway();
+    if let Some(other) = &settings.runtime {
+        cni::write(&other.cni_conf_dir, dir, range, gateway)?;
+    }
     progress.ready("pod network", &range.to_string());
 
     let proxy_client = plane.client("system:kube-proxy", &["system:node-proxier"]);
@@ -123,7 +130,7 @@ fn kubelet(
     let hosts = [name.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned(), plane.address.to_string()];
     let serving = plane.authority.serving(&format!("system:node:{name}"), &["system:nodes"], &hosts)?;
     let config = krate_kubelet::Config {
-        cri_socket: dir.cri_socket(),
+        cri_socket: cri_socket(dir, settings),
         cgroup_root: cgroup(dir),
         port,
         tls_cert: serving.certificate,
@@ -154,7 +161,13 @@ pub async fn clean_up(dir: &DataDir, settings: &Settings) -> Result<()> {
         Ok(there) => drop(network.set(there)),
         Err(error) => tracing::debug!(%error, "there is no pod network"),
     }
-    remove::pods(runtime_config(dir, network)).await?;
+    match &settings.runtime {
+        None => remove::pods(runtime_config(dir, network)).await?,
+        Some(other) => {
+            remove::pods_of(&other.socket).await?;
+            cni::remove(&other.cni_conf_dir, dir)?;
+        }
+    }
     remove::mounts(dir.root())?;
     krate_proxy::clean_up(&proxy_config(dir, settings, ""))?;
     krate_network::clean_up(&dir.instance(), &dir.network()).await?;
@@ -194,6 +207,11 @@ fn runtime_config(dir: &DataDir, network: Late) -> krate_runtime::Config {
         network: std::sync::Arc::new(network),
         registries: dir.registries(),
     }
+}
+
+/// Where the kubelet finds the container runtime.
+fn cri_socket(dir: &DataDir, settings: &Settings) -> PathBuf {
+    settings.runtime.as_ref().map_or_else(|| dir.cri_socket(), |other| other.socket.clone())
 }
 
 /// The control group that holds all pods of this cluster.

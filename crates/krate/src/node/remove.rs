@@ -19,6 +19,13 @@ pub async fn pods(config: krate_runtime::Config) -> Result<()> {
     let socket = config.socket.clone();
     let serving = tokio::spawn(krate_runtime::serve(config, stop.clone(), Some(ready)));
     is_ready.await.context("the container runtime did not start")?;
+    pods_of(&socket).await?;
+    stop.cancel();
+    serving.await?.context("stopping the container runtime")
+}
+
+/// Stops and removes all pods of the runtime that serves CRI at `socket`. A runtime has one kubelet, so they are all its.
+pub async fn pods_of(socket: &Path) -> Result<()> {
     let mut runtime = RuntimeServiceClient::connect(format!("unix://{}", socket.display())).await?;
     let all = runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
     for sandbox in all {
@@ -26,8 +33,7 @@ pub async fn pods(config: krate_runtime::Config) -> Result<()> {
         runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await?;
         runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id }).await?;
     }
-    stop.cancel();
-    serving.await?.context("stopping the container runtime")
+    Ok(())
 }
 
 /// Takes away every mount below `dir`, the volumes of pods that are gone: the last made first.

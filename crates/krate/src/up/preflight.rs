@@ -122,6 +122,7 @@ mod tests {
             service_cidr: "10.96.0.0/16".parse().expect("range"),
             pod_cidr: "10.244.0.0/16".parse().expect("range"),
             node: false,
+            runtime: None,
         };
         let refused = listen(&settings).expect_err("taken").to_string();
         assert!(refused.contains("is taken by another process"), "{refused}");

@@ -8,7 +8,7 @@ use krate_apiserver::options::Options;
 use nix::ifaddrs::getifaddrs;
 
 use crate::cli::Up;
-use crate::datadir::{DataDir, LAYOUT, Settings};
+use crate::datadir::{DataDir, LAYOUT, OtherRuntime, Settings};
 
 const BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 6443);
 /// The second byte of the default ranges of the first cluster of a machine; the next clusters count up.
@@ -40,14 +40,17 @@ pub fn of(dir: &DataDir, args: &Up) -> Result<Settings> {
             service_cidr: range(SERVICES + number),
             pod_cidr: range(PODS + number),
             node: true,
+            runtime: None,
         }
     });
+    let runtime = runtime(args, defaults.runtime)?;
     let settings = Settings {
         layout: LAYOUT,
         bind: args.bind.unwrap_or(defaults.bind),
         service_cidr: args.service_cidr.unwrap_or(defaults.service_cidr).trunc(),
         pod_cidr: args.pod_cidr.unwrap_or(defaults.pod_cidr).trunc(),
         node: !args.no_node,
+        runtime,
     };
     check(&settings)?;
     Ok(settings)
@@ -70,6 +73,30 @@ pub fn flags(args: &[String]) -> Result<Options> {
         }
     }
     Ok(options)
+}
+
+/// Where a runtime reads the configuration of its pod network from, unless something else is said (the default of
+/// containerd and CRI-O).
+const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+
+fn runtime(args: &Up, before: Option<OtherRuntime>) -> Result<Option<OtherRuntime>> {
+    let socket = match args.container_runtime_endpoint.as_deref() {
+        None => before.as_ref().map(|before| before.socket.clone()),
+        Some("") => None,
+        Some(endpoint) => {
+            let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
+            if !path.starts_with('/') {
+                bail!(
+                    "--container-runtime-endpoint {endpoint} is not the address of a unix socket\n  \
+                     name it as in unix:///run/containerd/containerd.sock"
+                );
+            }
+            Some(path.into())
+        }
+    };
+    let conf_dir = args.cni_conf_dir.clone().or(before.map(|before| before.cni_conf_dir));
+    Ok(socket
+        .map(|socket| OtherRuntime { socket, cni_conf_dir: conf_dir.unwrap_or_else(|| CNI_CONF_DIR.into()) }))
 }
 
 fn check(settings: &Settings) -> Result<()> {
@@ -139,6 +166,23 @@ mod tests {
         assert!(flag("no-such=1").contains("'--no-such'"), "{}", flag("no-such=1"));
         assert!(flag("secure-port=7000").contains("use --bind"), "{}", flag("secure-port=7000"));
         assert!(flags(&["advertise-address=10.0.0.1".to_owned()]).is_ok());
+    }
+
+    #[test]
+    fn another_runtime_is_named_by_its_socket() {
+        let named = |endpoint: &str, before| {
+            runtime(&up(&[&format!("--container-runtime-endpoint={endpoint}")]), before)
+        };
+        let containerd = named("unix:///run/containerd/containerd.sock", None).expect("sound");
+        let expected = OtherRuntime {
+            socket: "/run/containerd/containerd.sock".into(),
+            cni_conf_dir: "/etc/cni/net.d".into(),
+        };
+        assert_eq!(containerd.as_ref(), Some(&expected));
+        // It holds until something else is said.
+        assert_eq!(runtime(&up(&[]), containerd.clone()).expect("sound"), containerd);
+        assert_eq!(named("", containerd).expect("sound"), None);
+        assert!(named("tcp://127.0.0.1:1", None).is_err());
     }
 
     #[test]

@@ -18,6 +18,11 @@ pub fn busybox() -> Option<PathBuf> {
 
 /// Writes a docker-archive of `reference` to `out`. Images of different `label` have different ids.
 pub fn write(busybox: &Path, reference: &str, label: &str, out: &Path) {
+    write_running(busybox, reference, label, &["/bin/sh"], out);
+}
+
+/// The same, of an image that runs `command` when nothing else is said.
+pub fn write_running(busybox: &Path, reference: &str, label: &str, command: &[&str], out: &Path) {
     let program = std::fs::read(busybox).expect("busybox is read");
     let mut layer = tar::Builder::new(Vec::new());
     for dir in ["bin", "etc", "tmp", "root"] {
@@ -47,7 +52,7 @@ pub fn write(busybox: &Path, reference: &str, label: &str, out: &Path) {
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"], "Labels": {"label": label}},
+        "config": {"Cmd": command, "Env": ["PATH=/bin"], "Labels": {"label": label}},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer))]},
     })
     .to_string();

@@ -36,19 +36,24 @@ pub struct Cluster {
     _net: Net,
     kubectl: PathBuf,
     process: Option<Child>,
-    args: Vec<String>,
+    pub args: Vec<String>,
 }
 
 impl Cluster {
     /// Starts a cluster and waits until it says that it is ready.
     pub fn start(kubectl: PathBuf, args: &[&str]) -> Self {
+        let mut cluster = Self::prepare(kubectl, args);
+        cluster.up();
+        cluster
+    }
+
+    /// A cluster that is still to be started, and its host.
+    pub fn prepare(kubectl: PathBuf, args: &[&str]) -> Self {
         let net = Net::new().expect("a net");
         let host = Host::on(&net).expect("a host");
         let dir = std::env::temp_dir().join(format!("krate-e2e-{}", std::process::id()));
         let args = args.iter().map(|&arg| arg.to_owned()).collect();
-        let mut cluster = Cluster { host, dir, _net: net, kubectl, process: None, args };
-        cluster.up();
-        cluster
+        Cluster { host, dir, _net: net, kubectl, process: None, args }
     }
 
     /// Runs `krate up` and waits until it says that it is ready. Returns what it printed.
