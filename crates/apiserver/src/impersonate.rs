@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use krate_api::StatusError;
 
-use crate::auth::{ANONYMOUS, AUTHENTICATED, Authorizer, UNAUTHENTICATED, User, forbidden};
+use crate::auth::{ANONYMOUS, AUTHENTICATED, Authorizer, UNAUTHENTICATED, User};
 use crate::request::{RequestInfo, percent_decode};
 
 const USER: &str = "impersonate-user";
@@ -16,7 +16,11 @@ const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 ///
 /// # Errors
 /// He may not act as that one, or does not say as whom.
-pub fn effective(authorizer: &Authorizer, user: User, headers: &HeaderMap) -> Result<User, StatusError> {
+pub async fn effective(
+    authorizer: &Authorizer,
+    user: User,
+    headers: &HeaderMap,
+) -> Result<User, StatusError> {
     let all = |name: &str| -> Vec<String> {
         headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect()
     };
@@ -42,7 +46,7 @@ pub fn effective(authorizer: &Authorizer, user: User, headers: &HeaderMap) -> Re
             groups.join(", ")
         )));
     };
-    let may = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
+    let may = async |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
         let info = RequestInfo {
             verb: "impersonate",
             is_resource: true,
@@ -54,26 +58,26 @@ pub fn effective(authorizer: &Authorizer, user: User, headers: &HeaderMap) -> Re
             name: name.to_owned(),
             ..RequestInfo::default()
         };
-        authorizer.check(&user, &info).map_err(|_| forbidden(&user, &info))
+        authorizer.check(&user, &info).await
     };
     let account = name
         .strip_prefix(SERVICE_ACCOUNT)
         .and_then(|rest| rest.split_once(':'))
         .map(|(namespace, account)| (namespace.to_owned(), account.to_owned()));
     match &account {
-        Some((namespace, account)) => may("", "serviceaccounts", "", namespace, account)?,
-        None => may("", "users", "", "", &name)?,
+        Some((namespace, account)) => may("", "serviceaccounts", "", namespace, account).await?,
+        None => may("", "users", "", "", &name).await?,
     }
     for group in &groups {
-        may("", "groups", "", "", group)?;
+        may("", "groups", "", "", group).await?;
     }
     let mut acts = User { name, groups, ..User::default() };
     if let Some(uid) = uid {
-        may("authentication.k8s.io", "uids", "", "", &uid)?;
+        may("authentication.k8s.io", "uids", "", "", &uid).await?;
         acts.uid = uid;
     }
     for (key, value) in extra {
-        may("authentication.k8s.io", "userextras", &key, "", &value)?;
+        may("authentication.k8s.io", "userextras", &key, "", &value).await?;
         acts.extra.entry(key).or_default().push(value);
     }
     if let Some((namespace, _)) = account
@@ -94,18 +98,20 @@ mod tests {
     use super::*;
     use crate::auth::MASTERS;
 
-    #[test]
-    fn an_administrator_acts_as_anyone_and_others_as_nobody() {
+    #[tokio::test]
+    async fn an_administrator_acts_as_anyone_and_others_as_nobody() {
         let mut headers = HeaderMap::new();
         headers.insert(USER, "jane".parse().expect("a value"));
         headers.insert("impersonate-extra-scope", "s1".parse().expect("a value"));
         let authorizer = Authorizer::default();
-        let jane =
-            effective(&authorizer, User::authenticated("admin", &[MASTERS]), &headers).expect("allowed");
+        let jane = effective(&authorizer, User::authenticated("admin", &[MASTERS]), &headers)
+            .await
+            .expect("allowed");
         assert_eq!(jane.name, "jane");
         assert_eq!(jane.groups, [AUTHENTICATED]);
         assert_eq!(jane.extra["scope"], ["s1"]);
-        let refused = effective(&authorizer, User::authenticated("amy", &[]), &headers).expect_err("refused");
+        let refused =
+            effective(&authorizer, User::authenticated("amy", &[]), &headers).await.expect_err("refused");
         assert!(refused.to_string().contains("cannot impersonate resource \"users\""), "{refused}");
     }
 }

@@ -17,7 +17,7 @@ const LEASES: &str = "kube-node-lease";
 
 /// What a pod may refer to by name in its namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Referent {
+pub enum Referent {
     ConfigMap,
     Secret,
     Claim,
@@ -25,7 +25,12 @@ enum Referent {
 }
 
 type Key = (String, String);
-type Reference = (Referent, String);
+pub type Reference = (Referent, String);
+
+/// The name of the node that a user is, if he is one; it may be empty.
+pub fn node_of<'a>(user: &'a str, groups: &[String]) -> Option<&'a str> {
+    user.strip_prefix(USER_PREFIX).filter(|_| groups.iter().any(|group| group == GROUP))
+}
 
 #[derive(Default)]
 struct Graph {
@@ -74,12 +79,9 @@ impl NodeAuthorizer {
 
     /// Whether it is allowed. Nobody but a node is allowed anything.
     pub fn allows(&self, ask: &Ask<'_>) -> bool {
-        let Some(node) = ask.user.strip_prefix(USER_PREFIX).filter(|node| !node.is_empty()) else {
+        let Some(node) = node_of(ask.user, ask.groups).filter(|node| !node.is_empty()) else {
             return false;
         };
-        if !ask.groups.iter().any(|group| group == GROUP) {
-            return false;
-        }
         let by_role = || self.rules.iter().any(|rule| matches(rule, ask));
         let Target::Resource { group, resource, subresource, namespace, name } = ask.target else {
             return by_role();
@@ -145,7 +147,8 @@ impl Graph {
     }
 }
 
-fn references(spec: &PodSpec) -> HashSet<Reference> {
+/// What a pod refers to by name.
+pub fn references(spec: &PodSpec) -> HashSet<Reference> {
     let mut out = HashSet::new();
     let mut add = |what, name: Option<&String>| {
         if let Some(name) = name.filter(|n| !n.is_empty()) {
@@ -213,7 +216,7 @@ mod tests {
         let groups = [GROUP.to_owned(), "system:authenticated".to_owned()];
         let may = |user: &str, verb: &str, resource: &str, subresource: &str, name: &str| {
             let target = Target::Resource { group: "", resource, subresource, namespace: "ns", name };
-            nodes.allows(&Ask { user, groups: &groups, verb, target })
+            nodes.allows(&Ask { user, groups: &groups, verb, target, ..Ask::default() })
         };
         assert!(!may("system:node:a", "get", "configmaps", "", "page"));
         nodes.set_pod(&pod("a"));

@@ -1,5 +1,6 @@
 //! The reviews: kinds that are answered and not stored. Who am I, who has this token, who may do what.
 
+use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::{
     SelfSubjectReview, SelfSubjectReviewStatus, TokenReview, TokenReviewStatus, UserInfo,
 };
@@ -11,14 +12,16 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use krate_api::{FieldErrors, FieldPath, Gvk, StatusError};
 
+use crate::auth::Decision;
 use crate::rbac::{Ask, Target};
 
 const AUTHORIZATION: &str = "authorization.k8s.io";
 
 /// What a review may ask the server.
+#[async_trait]
 pub trait Judge: Send + Sync {
-    /// Whether it is allowed, and if so why.
-    fn allows(&self, ask: &Ask<'_>) -> Option<String>;
+    /// Whether it is allowed, and why.
+    async fn decide(&self, ask: &Ask<'_>) -> Decision;
     /// All rules of someone in a namespace.
     fn rules_of(
         &self,
@@ -26,6 +29,10 @@ pub trait Judge: Send + Sync {
         groups: &[String],
         namespace: &str,
     ) -> Vec<k8s_openapi::api::rbac::v1::PolicyRule>;
+    /// Why those are not all rules, if they are not.
+    fn untold(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Answers a `SelfSubjectReview`.
@@ -68,14 +75,14 @@ pub fn token(
 ///
 /// # Errors
 /// What is asked is not said, or who asks.
-pub fn subject_access(
+pub async fn subject_access(
     mut review: SubjectAccessReview,
     judge: &dyn Judge,
 ) -> Result<SubjectAccessReview, StatusError> {
     let mut errors = FieldErrors::new();
     check_spec(&review.spec, &FieldPath::new("spec"), &mut errors);
     refuse("SubjectAccessReview", &errors)?;
-    review.status = Some(decide(&review.spec, judge));
+    review.status = Some(decide(&review.spec, judge).await);
     Ok(review)
 }
 
@@ -83,7 +90,7 @@ pub fn subject_access(
 ///
 /// # Errors
 /// As [`subject_access`], or it asks about another namespace.
-pub fn local_subject_access(
+pub async fn local_subject_access(
     mut review: LocalSubjectAccessReview,
     namespace: &str,
     judge: &dyn Judge,
@@ -107,7 +114,7 @@ pub fn local_subject_access(
         );
     }
     refuse("LocalSubjectAccessReview", &errors)?;
-    review.status = Some(decide(&review.spec, judge));
+    review.status = Some(decide(&review.spec, judge).await);
     Ok(review)
 }
 
@@ -115,7 +122,7 @@ pub fn local_subject_access(
 ///
 /// # Errors
 /// What is asked is not said.
-pub fn self_subject_access(
+pub async fn self_subject_access(
     mut review: SelfSubjectAccessReview,
     who: &UserInfo,
     judge: &dyn Judge,
@@ -125,12 +132,13 @@ pub fn self_subject_access(
         groups: who.groups.clone(),
         resource_attributes: review.spec.resource_attributes.clone(),
         non_resource_attributes: review.spec.non_resource_attributes.clone(),
-        ..SubjectAccessReviewSpec::default()
+        uid: who.uid.clone(),
+        extra: who.extra.clone(),
     };
     let mut errors = FieldErrors::new();
     check_attributes(&spec, &FieldPath::new("spec"), &mut errors);
     refuse("SelfSubjectAccessReview", &errors)?;
-    review.status = Some(decide(&spec, judge));
+    review.status = Some(decide(&spec, judge).await);
     Ok(review)
 }
 
@@ -149,7 +157,12 @@ pub fn self_subject_rules(
     }
     let user = who.username.clone().unwrap_or_default();
     let rules = judge.rules_of(&user, who.groups.as_deref().unwrap_or_default(), &namespace);
-    let mut status = SubjectRulesReviewStatus::default();
+    let untold = judge.untold();
+    let mut status = SubjectRulesReviewStatus {
+        incomplete: untold.is_some(),
+        evaluation_error: untold.map(str::to_owned),
+        ..SubjectRulesReviewStatus::default()
+    };
     for rule in rules {
         match rule.non_resource_urls.filter(|urls| !urls.is_empty()) {
             Some(urls) => status
@@ -201,7 +214,7 @@ fn check_attributes(spec: &SubjectAccessReviewSpec, at: &FieldPath, errors: &mut
     }
 }
 
-fn decide(spec: &SubjectAccessReviewSpec, judge: &dyn Judge) -> SubjectAccessReviewStatus {
+async fn decide(spec: &SubjectAccessReviewSpec, judge: &dyn Judge) -> SubjectAccessReviewStatus {
     fn text(value: Option<&String>) -> &str {
         value.map(String::as_str).unwrap_or_default()
     }
@@ -220,11 +233,23 @@ fn decide(spec: &SubjectAccessReviewSpec, judge: &dyn Judge) -> SubjectAccessRev
         (text(path.verb.as_ref()), Target::Path(text(path.path.as_ref())))
     };
     let user = text(spec.user.as_ref());
-    let ask = Ask { user, groups: spec.groups.as_deref().unwrap_or_default(), verb, target };
-    let reason = judge.allows(&ask);
+    let ask = Ask {
+        user,
+        groups: spec.groups.as_deref().unwrap_or_default(),
+        verb,
+        target,
+        version: spec.resource_attributes.as_ref().map(|r| text(r.version.as_ref())).unwrap_or_default(),
+        uid: text(spec.uid.as_ref()),
+        extra: spec.extra.as_ref(),
+    };
+    let decision = judge.decide(&ask).await;
+    let (allowed, denied) =
+        (matches!(decision, Decision::Allow(_)), matches!(decision, Decision::Deny(_)).then_some(true));
+    let (Decision::Allow(reason) | Decision::Deny(reason) | Decision::NoOpinion(reason)) = decision;
     SubjectAccessReviewStatus {
-        allowed: reason.is_some(),
-        reason: reason.filter(|reason| !reason.is_empty()),
+        allowed,
+        denied,
+        reason: Some(reason).filter(|reason| !reason.is_empty()),
         ..SubjectAccessReviewStatus::default()
     }
 }
@@ -235,9 +260,14 @@ mod tests {
 
     struct OnlyPods;
 
+    #[async_trait]
     impl Judge for OnlyPods {
-        fn allows(&self, ask: &Ask<'_>) -> Option<String> {
-            matches!(ask.target, Target::Resource { resource: "pods", .. }).then(|| "because".to_owned())
+        async fn decide(&self, ask: &Ask<'_>) -> Decision {
+            match ask.target {
+                Target::Resource { resource: "pods", .. } => Decision::Allow("because".to_owned()),
+                Target::Resource { resource: "secrets", .. } => Decision::Deny("never".to_owned()),
+                _ => Decision::NoOpinion(String::new()),
+            }
         }
 
         fn rules_of(&self, _: &str, _: &[String], _: &str) -> Vec<k8s_openapi::api::rbac::v1::PolicyRule> {
@@ -259,17 +289,22 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_decision_tells_its_reason() {
-        let allowed = subject_access(review("pods"), &OnlyPods).expect("sound").status.expect("decided");
-        assert!(allowed.allowed);
-        assert_eq!(allowed.reason.as_deref(), Some("because"));
-        assert!(!subject_access(review("nodes"), &OnlyPods).expect("sound").status.expect("decided").allowed);
+    #[tokio::test]
+    async fn a_decision_tells_its_reason() {
+        for (resource, allowed, denied, reason) in [
+            ("pods", true, None, Some("because")),
+            ("secrets", false, Some(true), Some("never")),
+            ("nodes", false, None, None),
+        ] {
+            let answer = subject_access(review(resource), &OnlyPods).await.expect("sound");
+            let status = answer.status.expect("decided");
+            assert_eq!((status.allowed, status.denied, status.reason.as_deref()), (allowed, denied, reason));
+        }
     }
 
-    #[test]
-    fn a_review_that_asks_nothing_is_refused_with_both_causes() {
-        let refused = subject_access(SubjectAccessReview::default(), &OnlyPods).expect_err("refused");
+    #[tokio::test]
+    async fn a_review_that_asks_nothing_is_refused_with_both_causes() {
+        let refused = subject_access(SubjectAccessReview::default(), &OnlyPods).await.expect_err("refused");
         let causes = refused.0.details.as_ref().and_then(|d| d.causes.as_ref()).map(Vec::len);
         assert_eq!(causes, Some(2), "{refused}");
         assert!(refused.to_string().contains("Invalid value: null: exactly one of"), "{refused}");

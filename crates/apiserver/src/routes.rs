@@ -282,13 +282,13 @@ pub async fn unstored(
             to_value(&token_review(server, read(&json, kind)?).await?)
         }
         ("authorization.k8s.io", "subjectaccessreviews") => {
-            to_value(&reviews::subject_access(read(&json, kind)?, judge)?)
+            to_value(&reviews::subject_access(read(&json, kind)?, judge).await?)
         }
         ("authorization.k8s.io", "localsubjectaccessreviews") => {
-            to_value(&reviews::local_subject_access(read(&json, kind)?, &info.namespace, judge)?)
+            to_value(&reviews::local_subject_access(read(&json, kind)?, &info.namespace, judge).await?)
         }
         ("authorization.k8s.io", "selfsubjectaccessreviews") => {
-            to_value(&reviews::self_subject_access(read(&json, kind)?, &who, judge)?)
+            to_value(&reviews::self_subject_access(read(&json, kind)?, &who, judge).await?)
         }
         ("authorization.k8s.io", "selfsubjectrulesreviews") => {
             to_value(&reviews::self_subject_rules(read(&json, kind)?, &who, judge)?)

@@ -15,7 +15,7 @@ use krate_store::{Backend, Compactor};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Chain;
+use crate::admission::{self, Chain};
 use crate::apiextensions::Establisher;
 use crate::auth::{self, Authenticator, Authorizer, Caller, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
@@ -50,6 +50,10 @@ pub struct Config {
     pub service_cidr: String,
     /// How callers prove who they are.
     pub authentication: auth::Settings,
+    /// The authorizers, in the order in which they are asked; Node and RBAC where there are none.
+    pub authorization: Vec<auth::Mode>,
+    /// Which admission plugins are asked.
+    pub admission: admission::Settings,
     /// The authority of client certificates, PEM.
     pub ca: String,
     /// The authority of the nodes' serving certificates, PEM; that of client certificates where it is empty.
@@ -67,6 +71,8 @@ impl Default for Config {
             serving_key: String::new(),
             service_cidr: "10.96.0.0/16".to_owned(),
             authentication: auth::Settings::default(),
+            authorization: Vec::new(),
+            admission: admission::Settings::default(),
             ca: String::new(),
             node_ca: String::new(),
             node_client_certificate: String::new(),
@@ -100,8 +106,10 @@ pub enum StartError {
     Store(#[from] krate_store::Error),
     #[error("the key of ServiceAccount tokens: {0}")]
     Key(#[from] auth::KeyError),
-    #[error("the authority of client certificates: {0}")]
-    Authority(#[from] auth::AuthorityError),
+    #[error("{0}")]
+    Authentication(#[from] auth::OpenError),
+    #[error("the authorizers: {0}")]
+    Authorization(String),
     #[error("the range of Services: {0}")]
     Range(String),
     #[error("the certificates for nodes: {0}")]
@@ -127,13 +135,13 @@ impl Server {
         allocator.repair().await?;
         let service_address: IpAddr = allocator.first_address();
         let signer = Arc::new(Signer::new(&config.authentication.service_accounts)?);
-        let authorizer = Authorizer::default();
+        let authorizer = Authorizer::open(&config.authorization).await.map_err(StartError::Authorization)?;
         let node_ca = if config.node_ca.is_empty() { &config.ca } else { &config.node_ca };
         let nodes = Nodes::new(node_ca, &config.node_client_certificate, &config.node_client_key)
             .map_err(|error| StartError::Certificates(error.to_string()))?;
         let server = Arc::new(Server {
-            admission: Chain::new(&kinds, &authorizer),
-            authenticator: Authenticator::new(&config.authentication, &config.ca, &signer, &kinds)?,
+            admission: Chain::new(&kinds, &authorizer, &config.admission),
+            authenticator: Authenticator::open(&config.authentication, &config.ca, &signer, &kinds).await?,
             authorizer,
             lifecycles: Lifecycles::new(Arc::new(allocator)),
             signer,

@@ -84,7 +84,7 @@ impl Service {
         instruments.authenticated(&found);
         let user = found.map_err(|_| StatusError::new(Reason::Unauthorized, "Unauthorized"))?;
         self.server.authenticator.strip(&mut parts.headers);
-        let user = impersonate::effective(&self.server.authorizer, user, &parts.headers)?;
+        let user = impersonate::effective(&self.server.authorizer, user, &parts.headers).await?;
         let time = (noted.since, REQUEST_TIMEOUT);
         let kinds = &self.server.kinds;
         let entered = self.server.fairness.enter(&user, &info, &query, kinds, time, &mut noted.matched).await;
@@ -101,7 +101,7 @@ impl Service {
                 return Ok(turned_away.reply());
             }
         };
-        let allowed = self.server.authorizer.check(&user, &info);
+        let allowed = self.server.authorizer.check(&user, &info).await;
         instruments.authorized(&allowed);
         allowed?;
         count(noted);

@@ -11,7 +11,6 @@ use super::{Admit, Attributes};
 use crate::auth::{Authorizer, MASTERS};
 use crate::rbac::{Ask, Target};
 use crate::registry::erased::Object;
-use crate::reviews::Judge as _;
 
 const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 
@@ -30,7 +29,15 @@ fn may(authorizer: &Authorizer, attributes: &Attributes, verb: &str, signer: &st
             namespace: "",
             name,
         };
-        let ask = Ask { user: &attributes.user, groups: &attributes.groups, verb, target };
+        let ask = Ask {
+            user: &attributes.user,
+            groups: &attributes.groups,
+            verb,
+            target,
+            uid: &attributes.who.uid,
+            extra: Some(&attributes.who.extra),
+            ..Ask::default()
+        };
         authorizer.allows(&ask).is_some()
     })
 }

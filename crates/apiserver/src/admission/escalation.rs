@@ -12,7 +12,6 @@ use super::{Admit, Attributes};
 use crate::auth::{Authorizer, MASTERS};
 use crate::rbac::{Ask, Target, covers};
 use crate::registry::erased::Object;
-use crate::reviews::Judge as _;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
@@ -65,7 +64,17 @@ impl Escalation {
             namespace: &attributes.namespace,
             name,
         };
-        self.0.allows(&Ask { user: &attributes.user, groups: &attributes.groups, verb, target }).is_some()
+        self.0
+            .allows(&Ask {
+                user: &attributes.user,
+                groups: &attributes.groups,
+                verb,
+                target,
+                uid: &attributes.who.uid,
+                extra: Some(&attributes.who.extra),
+                ..Ask::default()
+            })
+            .is_some()
     }
 
     /// The permissions among these that who asks does not have.

@@ -9,8 +9,10 @@ mod limit_ranger;
 pub(crate) mod lookup;
 mod matching;
 mod namespace_lifecycle;
+pub mod node_restriction;
 mod pod_defaults;
 mod pod_security;
+pub mod pod_topology;
 pub mod policy;
 mod priority;
 mod resource_quota;
@@ -222,21 +224,76 @@ fn plugin(name: &'static str, operations: &'static [Operation], admit: impl Admi
     Plugin { name, operations, admit: Box::new(admit) }
 }
 
+/// Which plugins are asked besides the default ones, and which of those are not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    pub enabled: Vec<String>,
+    pub disabled: Vec<String>,
+}
+
+/// The plugins, in the order in which they are asked, and whether they are by default.
+const NAMES: &[(&str, bool)] = &[
+    ("NamespaceLifecycle", true),
+    ("LimitRanger", true),
+    ("ServiceAccount", true),
+    ("NodeRestriction", false),
+    ("TaintNodesByCondition", true),
+    ("AlwaysPullImages", false),
+    ("PodSecurity", true),
+    ("Priority", true),
+    ("DefaultTolerationSeconds", true),
+    ("DefaultStorageClass", true),
+    ("StorageObjectInUseProtection", true),
+    ("PersistentVolumeClaimResize", true),
+    ("RuntimeClass", true),
+    ("CertificateApproval", true),
+    ("CertificateSigning", true),
+    ("CertificateSubjectRestriction", true),
+    ("DefaultIngressClass", true),
+    ("PodTopologyLabels", true),
+    ("MutatingAdmissionPolicy", true),
+    ("MutatingAdmissionWebhook", true),
+    ("ValidatingAdmissionPolicy", true),
+    ("ValidatingAdmissionWebhook", true),
+    ("ResourceQuota", true),
+];
+
+/// Whether there is a plugin of this name.
+pub fn is_known(plugin: &str) -> bool {
+    NAMES.iter().any(|(name, _)| *name == plugin)
+}
+
+/// Whether a plugin's work is done by the kinds' own strategies, so that it cannot be left out.
+pub fn is_fixed(plugin: &str) -> bool {
+    plugin == "StorageObjectInUseProtection"
+}
+
+impl Settings {
+    fn asks(&self, plugin: &str) -> bool {
+        let has = |list: &[String]| list.iter().any(|name| name == plugin);
+        // What stands in no table cannot be turned off.
+        let by_default = NAMES.iter().find(|(name, _)| *name == plugin).is_none_or(|(_, on)| *on);
+        has(&self.enabled) || (by_default && !has(&self.disabled))
+    }
+}
+
 /// The plugins, in the order in which they are asked.
 pub struct Chain(Vec<Plugin>);
 
 impl Chain {
-    /// Upstream's default plugins. Must be called within a tokio runtime.
+    /// Upstream's default plugins, and what the settings say. Must be called within a tokio runtime.
     ///
     /// StorageObjectInUseProtection is not among them: its finalizers are given by the kinds' own strategies.
-    pub fn new(kinds: &Arc<Kinds>, authorizer: &Authorizer) -> Self {
+    pub fn new(kinds: &Arc<Kinds>, authorizer: &Authorizer, settings: &Settings) -> Self {
         let kinds = || Arc::clone(kinds);
         let authorizer = || authorizer.clone();
-        Chain(vec![
+        let mut plugins = vec![
             plugin("NamespaceLifecycle", ALL, namespace_lifecycle::NamespaceLifecycle::new(kinds())),
             plugin("LimitRanger", WRITE, limit_ranger::LimitRanger::new(kinds())),
             plugin("ServiceAccount", WRITE, service_account::ServiceAccounts::new(kinds())),
+            plugin("NodeRestriction", ALL, node_restriction::NodeRestriction::new(kinds())),
             plugin("TaintNodesByCondition", CREATE, pod_defaults::TaintNodesByCondition),
+            plugin("AlwaysPullImages", WRITE, pod_defaults::AlwaysPullImages),
             plugin("PodSecurity", WRITE, pod_security::PodSecurity::new(kinds())),
             plugin("Priority", ALL, priority::Priority::new(kinds())),
             plugin("DefaultTolerationSeconds", WRITE, pod_defaults::DefaultTolerationSeconds),
@@ -251,6 +308,7 @@ impl Chain {
             plugin("CertificateSigning", UPDATE, certificates::CertificateSigning(authorizer())),
             plugin("CertificateSubjectRestriction", CREATE, certificates::CertificateSubjectRestriction),
             plugin("DefaultIngressClass", CREATE, ingress_class::DefaultIngressClass::new(kinds())),
+            plugin("PodTopologyLabels", CREATE, pod_topology::PodTopologyLabels::new(kinds())),
             plugin(
                 "MutatingAdmissionPolicy",
                 WRITE,
@@ -273,7 +331,14 @@ impl Chain {
             ),
             plugin("Escalation", WRITE, escalation::Escalation(authorizer())),
             plugin("ResourceQuota", WRITE, resource_quota::ResourceQuotas::new(kinds())),
-        ])
+        ];
+        plugins.retain(|plugin| settings.asks(plugin.name));
+        Chain(plugins)
+    }
+
+    /// Whether a plugin of this name is among them.
+    pub fn has(&self, plugin: &str) -> bool {
+        self.0.iter().any(|there| there.name == plugin)
     }
 
     fn asked(&self, operation: Operation) -> impl Iterator<Item = &Plugin> {

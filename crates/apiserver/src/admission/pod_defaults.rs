@@ -1,4 +1,4 @@
-//! DefaultTolerationSeconds and TaintNodesByCondition: pods bear a node that is away for five minutes, and a node is new
+//! DefaultTolerationSeconds, AlwaysPullImages and TaintNodesByCondition: pods bear a node that is away for five minutes, and a node is new
 //! until it says that it is ready.
 
 use async_trait::async_trait;
@@ -42,6 +42,32 @@ impl Admit for DefaultTolerationSeconds {
                     value: None,
                 });
             }
+        }
+        Ok(())
+    }
+}
+
+/// Pods pull their images each time, so that nobody runs what he may not pull because it is there already.
+pub struct AlwaysPullImages;
+
+#[async_trait]
+impl Admit for AlwaysPullImages {
+    async fn mutate(
+        &self,
+        attributes: &Attributes,
+        object: &mut dyn Object,
+        _old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if !attributes.is(&kinds::POD) {
+            return Ok(());
+        }
+        let Some(pod) = object.is_mut::<Pod>() else { return Ok(()) };
+        let spec = pod.spec.get_or_insert_default();
+        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+            container.image_pull_policy = Some("Always".to_owned());
+        }
+        for container in spec.ephemeral_containers.iter_mut().flatten() {
+            container.image_pull_policy = Some("Always".to_owned());
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use super::certificate::{Authorities, AuthorityError, Peer};
 use super::request_header::RequestHeader;
 use super::service_accounts::ServiceAccounts;
 use super::token_file::TokenFile;
+use super::token_webhook::{self, TokenWebhook};
 use super::tokens::{Tokens, Union};
 use super::{Signer, User, token};
 use crate::kinds::Kinds;
@@ -23,6 +24,15 @@ const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 /// The credentials are wrong. (Who brings none is anonymous.)
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unauthorized;
+
+/// Why callers cannot be known as they are to be.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("the authority of client certificates: {0}")]
+    Authority(#[from] AuthorityError),
+    #[error("the token webhook: {0}")]
+    Webhook(String),
+}
 
 /// Whether requests without credentials are served, and at which paths (all, where there are none).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +61,7 @@ pub struct Settings {
     pub service_accounts: token::Settings,
     pub bootstrap_tokens: bool,
     pub anonymous: Anonymous,
+    pub token_webhook: Option<token_webhook::Settings>,
 }
 
 impl Settings {
@@ -86,13 +97,13 @@ impl Authenticator {
     /// `client_ca` is the authority of client certificates, PEM.
     ///
     /// # Errors
-    /// An authority is none.
-    pub fn new(
+    /// See [`OpenError`].
+    pub async fn open(
         settings: &Settings,
         client_ca: &str,
         signer: &Arc<Signer>,
         kinds: &Arc<Kinds>,
-    ) -> Result<Self, AuthorityError> {
+    ) -> Result<Self, OpenError> {
         let proxies = settings.request_header.as_ref().map(|proxy| proxy.ca.as_str()).unwrap_or_default();
         let mut sources: Vec<Box<dyn Tokens>> = vec![
             Box::new(settings.token_file.clone()),
@@ -100,6 +111,10 @@ impl Authenticator {
         ];
         if settings.bootstrap_tokens {
             sources.push(Box::new(BootstrapTokens::new(Arc::clone(kinds))));
+        }
+        if let Some(webhook) = &settings.token_webhook {
+            let opened = TokenWebhook::open(webhook.clone()).await;
+            sources.push(Box::new(opened.map_err(OpenError::Webhook)?));
         }
         Ok(Authenticator {
             authorities: Authorities::new(client_ca, proxies)?,

@@ -1,49 +1,132 @@
-//! Whether he may: the Node authorizer, then RBAC, in the words of upstream's refusals.
+//! Whether he may: the authorizers of the cluster, asked one after the other until one says yes or no, in the words of
+//! upstream's refusals.
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use futures::FutureExt as _;
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
 use krate_api::{Reason, StatusError};
 
+use super::abac::Abac;
+use super::authorizer_webhook::{self, Webhook};
 use super::{MASTERS, User};
 use crate::node_authorizer::NodeAuthorizer;
 use crate::rbac::{Ask, Rbac, Target};
 use crate::request::RequestInfo;
 use crate::reviews::Judge;
 
-/// All authorizers, in the order in which they are asked.
-#[derive(Clone, Default)]
+/// What an authorizer says, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Allow(String),
+    Deny(String),
+    /// The next one is asked. If there is none, it is as good as a no.
+    NoOpinion(String),
+}
+
+/// An authorizer, as it is configured.
+#[derive(Clone, Debug)]
+pub enum Mode {
+    AlwaysAllow,
+    AlwaysDeny,
+    Node,
+    Rbac,
+    Abac(Abac),
+    Webhook(authorizer_webhook::Settings),
+}
+
+#[derive(Clone)]
+enum Source {
+    AlwaysAllow,
+    AlwaysDeny,
+    Node,
+    Rbac,
+    Abac(Arc<Abac>),
+    Webhook(Arc<Webhook>),
+}
+
+/// All authorizers, in the order in which they are asked. The group `system:masters` may do everything, whatever they
+/// say.
+#[derive(Clone)]
 pub struct Authorizer {
     pub nodes: Arc<NodeAuthorizer>,
     pub rbac: Arc<Rbac>,
+    sources: Arc<[Source]>,
+}
+
+impl Default for Authorizer {
+    fn default() -> Self {
+        Authorizer {
+            nodes: Arc::default(),
+            rbac: Arc::default(),
+            sources: Arc::new([Source::Node, Source::Rbac]),
+        }
+    }
 }
 
 impl Authorizer {
+    /// The authorizers of these modes; Node and RBAC where there are none.
+    ///
+    /// # Errors
+    /// A webhook's kubeconfig cannot be used.
+    pub async fn open(modes: &[Mode]) -> Result<Self, String> {
+        let mut sources = Vec::new();
+        for mode in modes {
+            sources.push(match mode {
+                Mode::AlwaysAllow => Source::AlwaysAllow,
+                Mode::AlwaysDeny => Source::AlwaysDeny,
+                Mode::Node => Source::Node,
+                Mode::Rbac => Source::Rbac,
+                Mode::Abac(policies) => Source::Abac(Arc::new(policies.clone())),
+                Mode::Webhook(settings) => Source::Webhook(Arc::new(Webhook::open(settings.clone()).await?)),
+            });
+        }
+        let all = Authorizer::default();
+        Ok(if sources.is_empty() { all } else { Authorizer { sources: sources.into(), ..all } })
+    }
+
     /// Whether a request is allowed.
     ///
     /// # Errors
     /// It is not: 403, in upstream's words.
-    pub fn check(&self, user: &User, info: &RequestInfo) -> Result<(), StatusError> {
-        if user.is_master() || self.allows(&ask(user, info)).is_some() {
-            Ok(())
+    pub async fn check(&self, user: &User, info: &RequestInfo) -> Result<(), StatusError> {
+        match self.decide(&ask(user, info)).await {
+            Decision::Allow(_) => Ok(()),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(user, info, &reason)),
+        }
+    }
+
+    /// Why it is allowed, if it is; for those who cannot wait otherwise. Where an authorizer stands elsewhere, the thread
+    /// waits for its answer, and others do its work meanwhile: the runtime must have several.
+    pub fn allows(&self, ask: &Ask<'_>) -> Option<String> {
+        let deciding = || self.decide(ask);
+        let decision = if self.sources.iter().any(|source| matches!(source, Source::Webhook(_))) {
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(deciding()))
         } else {
-            Err(forbidden(user, info))
+            // Those that are here answer at once.
+            deciding().now_or_never()?
+        };
+        match decision {
+            Decision::Allow(reason) => Some(reason),
+            Decision::Deny(_) | Decision::NoOpinion(_) => None,
         }
     }
-}
 
-impl Judge for Authorizer {
-    fn allows(&self, ask: &Ask<'_>) -> Option<String> {
-        if ask.groups.iter().any(|group| group == MASTERS) || self.nodes.allows(ask) {
-            return Some(String::new());
+    /// All rules that the authorizers can tell of someone in a namespace.
+    pub fn rules_of(&self, user: &str, groups: &[String], namespace: &str) -> Vec<PolicyRule> {
+        let mut rules = Vec::new();
+        let mut everything = groups.iter().any(|group| group == MASTERS);
+        for source in self.sources.iter() {
+            match source {
+                Source::Rbac => rules.extend(self.rbac.rules_of(user, groups, namespace)),
+                Source::Abac(policies) => rules.extend(policies.rules_of(user, groups, namespace)),
+                Source::AlwaysAllow => everything = true,
+                Source::AlwaysDeny | Source::Node | Source::Webhook(_) => {}
+            }
         }
-        self.rbac.allows(ask)
-    }
-
-    fn rules_of(&self, user: &str, groups: &[String], namespace: &str) -> Vec<PolicyRule> {
-        let mut rules = self.rbac.rules_of(user, groups, namespace);
-        if groups.iter().any(|group| group == MASTERS) {
+        if everything {
             let all = || Some(vec!["*".to_owned()]);
             let verbs = vec!["*".to_owned()];
             rules.push(PolicyRule {
@@ -55,6 +138,45 @@ impl Judge for Authorizer {
             rules.push(PolicyRule { verbs, non_resource_urls: all(), ..PolicyRule::default() });
         }
         rules
+    }
+}
+
+#[async_trait]
+impl Judge for Authorizer {
+    async fn decide(&self, ask: &Ask<'_>) -> Decision {
+        if ask.groups.iter().any(|group| group == MASTERS) {
+            return Decision::Allow(String::new());
+        }
+        let mut reasons = Vec::new();
+        let yes = || Decision::Allow(String::new());
+        let unsure = |why: &str| Decision::NoOpinion(why.to_owned());
+        for source in self.sources.iter() {
+            let decision = match source {
+                Source::AlwaysAllow => yes(),
+                Source::AlwaysDeny => unsure("Everything is forbidden."),
+                Source::Node if self.nodes.allows(ask) => yes(),
+                Source::Node => unsure(""),
+                Source::Rbac => self.rbac.allows(ask).map_or_else(|| unsure(""), Decision::Allow),
+                Source::Abac(policies) if policies.allows(ask) => yes(),
+                Source::Abac(_) => unsure("No policy matched."),
+                Source::Webhook(webhook) => webhook.decide(ask).await,
+            };
+            match decision {
+                Decision::NoOpinion(reason) if reason.is_empty() => {}
+                Decision::NoOpinion(reason) => reasons.push(reason),
+                decided => return decided,
+            }
+        }
+        Decision::NoOpinion(reasons.join("\n"))
+    }
+
+    fn rules_of(&self, user: &str, groups: &[String], namespace: &str) -> Vec<PolicyRule> {
+        self.rules_of(user, groups, namespace)
+    }
+
+    fn untold(&self) -> Option<&'static str> {
+        let remote = self.sources.iter().any(|source| matches!(source, Source::Webhook(_)));
+        remote.then_some("webhook authorizer does not support user rule resolution")
     }
 }
 
@@ -71,15 +193,24 @@ fn ask<'a>(user: &'a User, info: &'a RequestInfo) -> Ask<'a> {
     } else {
         Target::Path(&info.path)
     };
-    Ask { user: &user.name, groups: &user.groups, verb: info.verb, target }
+    Ask {
+        user: &user.name,
+        groups: &user.groups,
+        verb: info.verb,
+        target,
+        version: &info.version,
+        uid: &user.uid,
+        extra: Some(&user.extra),
+    }
 }
 
-/// The refusal of a request.
-pub fn forbidden(user: &User, info: &RequestInfo) -> StatusError {
+/// The refusal of a request; the reason may be empty.
+pub fn forbidden(user: &User, info: &RequestInfo, reason: &str) -> StatusError {
+    let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
     if !info.is_resource {
         return StatusError::with_details(
             Reason::Forbidden,
-            format!("forbidden: User \"{}\" cannot {} path \"{}\"", user.name, info.verb, info.path),
+            format!("forbidden: User \"{}\" cannot {} path \"{}\"{because}", user.name, info.verb, info.path),
             Some(StatusDetails::default()),
         );
     }
@@ -94,7 +225,7 @@ pub fn forbidden(user: &User, info: &RequestInfo) -> StatusError {
         format!("in the namespace \"{}\"", info.namespace)
     };
     let why = format!(
-        "User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {place}",
+        "User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {place}{because}",
         user.name, info.verb, info.group
     );
     StatusError::forbidden(&info.group, &info.resource, &info.name, why)
@@ -107,8 +238,12 @@ mod tests {
     use super::*;
     use crate::request::Query;
 
-    #[test]
-    fn refusals_read_as_upstreams() {
+    fn get(path: &str) -> RequestInfo {
+        RequestInfo::parse(&Method::GET, path, &Query::default())
+    }
+
+    #[tokio::test]
+    async fn refusals_read_as_upstreams() {
         let jane = User::authenticated("jane", &[]);
         let cases = [
             (
@@ -118,12 +253,42 @@ mod tests {
             ("/metrics", "forbidden: User \"jane\" cannot get path \"/metrics\""),
         ];
         for (path, expected) in cases {
-            let info = RequestInfo::parse(&Method::GET, path, &Query::default());
-            let refused = Authorizer::default().check(&jane, &info).expect_err("refused");
+            let refused = Authorizer::default().check(&jane, &get(path)).await.expect_err("refused");
             assert_eq!(refused.to_string(), expected);
         }
         let admin = User::authenticated("admin", &[MASTERS]);
-        let info = RequestInfo::parse(&Method::GET, "/metrics", &Query::default());
-        assert!(Authorizer::default().check(&admin, &info).is_ok());
+        assert!(Authorizer::default().check(&admin, &get("/metrics")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn authorizers_are_asked_in_their_order() {
+        let policies = Abac::parse(
+            r#"{"apiVersion":"abac.authorization.kubernetes.io/v1beta1","kind":"Policy","spec":{"user":"amy","nonResourcePath":"/metrics"}}"#,
+        )
+        .expect("sound");
+        let abac = || Mode::Abac(policies.clone());
+        let amy = User::authenticated("amy", &[]);
+        for (modes, path, expected) in [
+            (vec![abac()], "/metrics", Decision::Allow(String::new())),
+            (vec![abac()], "/logs", Decision::NoOpinion("No policy matched.".to_owned())),
+            (vec![Mode::Rbac, abac()], "/metrics", Decision::Allow(String::new())),
+            (
+                vec![Mode::AlwaysDeny, abac()],
+                "/logs",
+                Decision::NoOpinion("Everything is forbidden.\nNo policy matched.".to_owned()),
+            ),
+            (vec![abac(), Mode::AlwaysAllow], "/logs", Decision::Allow(String::new())),
+        ] {
+            let authorizer = Authorizer::open(&modes).await.expect("opened");
+            let info = get(path);
+            assert_eq!(authorizer.decide(&ask(&amy, &info)).await, expected, "{modes:?} {path}");
+            assert_eq!(
+                authorizer.allows(&ask(&amy, &info)).is_some(),
+                expected == Decision::Allow(String::new())
+            );
+        }
+        let denied = Authorizer::open(&[Mode::AlwaysDeny]).await.expect("opened");
+        let refused = denied.check(&amy, &get("/logs")).await.expect_err("refused").to_string();
+        assert_eq!(refused, "forbidden: User \"amy\" cannot get path \"/logs\": Everything is forbidden.");
     }
 }

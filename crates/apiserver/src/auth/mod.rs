@@ -1,23 +1,31 @@
 //! Who asks, and whether he may.
 
+mod abac;
 mod authenticate;
+pub mod authorization_config;
 mod authorize;
+mod authorizer_webhook;
 mod bootstrap_token;
+mod cache;
 mod certificate;
 mod keys;
+mod remote;
 mod request_header;
 mod service_accounts;
 pub mod token;
 mod token_file;
+mod token_webhook;
 mod tokens;
 
-pub use authenticate::{Anonymous, Authenticator, Caller, Settings, Unauthorized};
-pub use authorize::{Authorizer, forbidden};
-pub use certificate::{AnyBearer, AuthorityError};
+pub use authenticate::{Anonymous, Authenticator, Caller, OpenError, Settings, Unauthorized};
+pub use authorize::{Authorizer, Decision, Mode, forbidden};
+pub use authorizer_webhook::Settings as WebhookAuthorizer;
+pub use certificate::AnyBearer;
 pub use keys::KeyError;
 pub use request_header::RequestHeader;
 pub use token::{Binding as TokenBinding, Bound, Signer};
 pub use token_file::TokenFile;
+pub use token_webhook::Settings as TokenWebhookSettings;
 
 use std::collections::BTreeMap;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 
 use super::{OptionError, Topic, duration, read};
-use crate::auth::{Anonymous, RequestHeader, TokenFile};
+use crate::auth::{Anonymous, RequestHeader, TokenFile, TokenWebhookSettings};
 use crate::server::Config;
 
 #[derive(Args, Clone, Debug, Default)]
@@ -26,6 +26,18 @@ pub struct Authentication {
     /// Serve requests without credentials, as system:anonymous [default: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     pub anonymous_auth: Option<bool>,
+
+    /// The kubeconfig of a server that is asked whose bearer tokens are
+    #[arg(long, value_name = "FILE")]
+    pub authentication_token_webhook_config_file: Option<PathBuf>,
+
+    /// The version of TokenReviews that it is sent [default: v1beta1]
+    #[arg(long, value_name = "VERSION", value_parser = ["v1", "v1beta1"])]
+    pub authentication_token_webhook_version: Option<String>,
+
+    /// How long its answers are remembered [default: 2m0s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub authentication_token_webhook_cache_ttl: Option<Duration>,
 
     /// The authority of authenticating proxies' certificates
     #[arg(long, value_name = "FILE")]
@@ -95,6 +107,15 @@ impl Topic for Authentication {
         if let Some(enabled) = self.enable_bootstrap_token_auth {
             authentication.bootstrap_tokens = enabled;
         }
+        authentication.token_webhook =
+            self.authentication_token_webhook_config_file.as_ref().map(|file| TokenWebhookSettings {
+                kubeconfig: file.clone(),
+                version: self
+                    .authentication_token_webhook_version
+                    .clone()
+                    .unwrap_or_else(|| "v1beta1".to_owned()),
+                life: self.authentication_token_webhook_cache_ttl.unwrap_or(Duration::from_mins(2)),
+            });
         if let Some(enabled) = self.anonymous_auth {
             authentication.anonymous = Anonymous { enabled, ..Anonymous::default() };
         }

@@ -3,7 +3,9 @@
 //! A topic is a file with its flags, as clap [`Args`], and what they mean for the [`Config`], as a [`Topic`]; and a line
 //! of the table below. A flag that is not given leaves what the configuration has.
 
+mod admission;
 mod authentication;
+mod authorization;
 mod serving;
 
 use std::path::Path;
@@ -64,6 +66,8 @@ macro_rules! topics {
 topics! {
     serving: Serving, "Serving";
     authentication: Authentication, "Authentication";
+    authorization: Authorization, "Authorization";
+    admission: Admission, "Admission";
 }
 
 impl Options {
@@ -84,7 +88,7 @@ impl Options {
 }
 
 /// A duration as Go writes it: `2m0s`, `1.5h`, `300ms`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }

@@ -1,6 +1,8 @@
 //! What comes after an object's name: its status, its scale, a binding, an eviction, a token, and what is passed on to
 //! its node.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use http::StatusCode;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestStatus};
@@ -15,6 +17,7 @@ use super::delete::delete_object;
 use super::ownership::{self, Ownership};
 use super::write::{change, now};
 use super::{patch, read, write};
+use crate::admission::{node_restriction, pod_topology};
 use crate::apiextensions::{plain, set_plain};
 use crate::auth::Bound;
 use crate::auth::TokenBinding;
@@ -209,6 +212,11 @@ pub async fn bind_pod(call: &mut Call, binding: Binding) -> Result<(), StatusErr
     let annotations = binding.metadata.annotations.unwrap_or_default();
     let name = call.info.name.clone();
     let current = call.storage.current(&call.info.namespace, &name).await?;
+    let topology = if call.server.admission.has("PodTopologyLabels") {
+        pod_topology::of_node(&call.server.kinds, &node).await?
+    } else {
+        BTreeMap::new()
+    };
     // Upstream binds outside of what tracks fields.
     change(call, current, true, Ownership::Settled, |_, current| {
         let refuse = |why: String| Some(StatusError::conflict("", "pods/binding", &name, why));
@@ -234,6 +242,7 @@ pub async fn bind_pod(call: &mut Call, binding: Binding) -> Result<(), StatusErr
         if !annotations.is_empty() {
             pod.metadata.annotations.get_or_insert_default().extend(annotations.clone());
         }
+        pod_topology::give(pod, &topology);
         let conditions = pod.status.get_or_insert_default().conditions.get_or_insert_default();
         set_scheduled(conditions, now());
         Ok(object)
@@ -329,6 +338,10 @@ async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
     let Some(account) = current.object.is::<ServiceAccount>() else { return Err(no_such_resource()) };
     let spec = request.spec.get_or_insert_default();
+    if call.server.admission.has("NodeRestriction") {
+        let (kinds, bound) = (&call.server.kinds, spec.bound_object_ref.as_ref());
+        node_restriction::token(kinds, &call.user, &call.info.namespace, &call.info.name, bound).await?;
+    }
     let seconds = spec.expiration_seconds.unwrap_or(TOKEN_LIFE);
     let mut errors = FieldErrors::new();
     if seconds < SHORTEST_LIFE {

@@ -238,7 +238,7 @@ mod tests {
             ("jane", "list", resource("", "pods", "", "ns"), false),
         ];
         for (user, verb, target, allowed) in cases {
-            let ask = Ask { user, groups: &authenticated, verb, target };
+            let ask = Ask { user, groups: &authenticated, verb, target, ..Ask::default() };
             assert_eq!(rbac.allows(&ask).is_some(), allowed, "{user} {verb} {target:?}");
         }
         let ask = Ask {
@@ -246,6 +246,7 @@ mod tests {
             groups: &[],
             verb: "create",
             target: resource("", "pods", "binding", "ns"),
+            ..Ask::default()
         };
         assert_eq!(
             rbac.allows(&ask).as_deref(),
@@ -273,6 +274,7 @@ mod tests {
             groups: &[],
             verb: "list",
             target: resource("", "pods", "", namespace),
+            ..Ask::default()
         };
         assert!(rbac.allows(&ask("a")).is_some());
         assert!(rbac.allows(&ask("b")).is_none());

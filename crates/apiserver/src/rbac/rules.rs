@@ -1,9 +1,11 @@
 //! When a rule allows, and when rules cover one another.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::rbac::v1::PolicyRule;
 
 /// What is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'a> {
     Resource {
         group: &'a str,
@@ -17,13 +19,24 @@ pub enum Target<'a> {
     Path(&'a str),
 }
 
+impl Default for Target<'_> {
+    fn default() -> Self {
+        Target::Path("")
+    }
+}
+
 /// A question: may this user, who is in these groups, do this?
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Ask<'a> {
     pub user: &'a str,
     pub groups: &'a [String],
     pub verb: &'a str,
     pub target: Target<'a>,
+    /// What authorizers that stand elsewhere are told besides: the version of the resource, and what else is known of the
+    /// user.
+    pub version: &'a str,
+    pub uid: &'a str,
+    pub extra: Option<&'a BTreeMap<String, Vec<String>>>,
 }
 
 impl<'a> Ask<'a> {

@@ -20,7 +20,6 @@ use crate::cel::{
 use crate::kinds::Kinds;
 use crate::rbac::{Ask, Target};
 use crate::registry::erased::Object;
-use crate::reviews::Judge as _;
 use crate::storage::refused;
 
 /// An expression, or why it is none.
@@ -89,7 +88,7 @@ impl Authz for Asking {
                 name: &question.name,
             },
         };
-        let decision = self.authorizer.allows(&Ask { user, groups, verb, target });
+        let decision = self.authorizer.allows(&Ask { user, groups, verb, target, ..Ask::default() });
         let master = groups.iter().any(|group| group == MASTERS);
         (decision.is_some() || master, decision.unwrap_or_default())
     }

@@ -1,0 +1,387 @@
+//! NodeRestriction: a kubelet writes its own node, and the pods that are bound to it, and nothing else
+//! (<https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction>).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::authentication::v1::BoundObjectReference;
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::resource::v1::ResourceSlice;
+use krate_api::StatusError;
+
+use super::{Admit, Attributes, Operation, lookup};
+use crate::auth::User;
+use crate::kinds::Kinds;
+use crate::node_authorizer::{self, Referent};
+use crate::registry::erased::Object;
+
+const LEASES: &str = "kube-node-lease";
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Labels of whose domains only an administrator decides.
+const RESTRICTED: &str = "node-restriction.kubernetes.io";
+/// The labels of Kubernetes' own domains that a kubelet may give its node; the last are domains of them.
+const OWN_LABELS: [&str; 12] = [
+    "kubernetes.io/hostname",
+    "kubernetes.io/arch",
+    "kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/instance-type",
+    "node.kubernetes.io/instance-type",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.kubernetes.io/region",
+    "failure-domain.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+];
+const OWN_ZONE: &str = "topology.kubernetes.io/zone";
+const OWN_DOMAINS: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
+
+pub struct NodeRestriction {
+    kinds: Arc<Kinds>,
+}
+
+impl NodeRestriction {
+    pub fn new(kinds: Arc<Kinds>) -> Self {
+        NodeRestriction { kinds }
+    }
+}
+
+#[async_trait]
+impl Admit for NodeRestriction {
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        object: Option<&dyn Object>,
+        old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        let Some(node) = node_authorizer::node_of(&attributes.user, &attributes.groups) else {
+            return Ok(());
+        };
+        let refused = |why: String| Err(attributes.forbidden(why));
+        if node.is_empty() {
+            return refused(format!("could not determine node from user {:?}", attributes.user));
+        }
+        let name = object.or(old).and_then(|object| object.meta().name.as_deref()).unwrap_or_default();
+        let pod = |object: Option<&dyn Object>| object.and_then(|object| object.is::<Pod>().cloned());
+        let judged = match (attributes.kind.group, attributes.kind.plural, attributes.subresource.as_str()) {
+            ("", "pods", "") => match (attributes.operation, pod(object), pod(old)) {
+                (Operation::Create, Some(pod), _) => {
+                    let judged = mirror(node, &pod).and_then(|()| references(node, &pod));
+                    judged.or_else(refused)?;
+                    return self.owner(attributes, node, &pod).await;
+                }
+                (Operation::Delete, _, Some(pod)) if node_name(&pod) == node => Ok(()),
+                (Operation::Delete, ..) => {
+                    Err(format!("node {node:?} can only delete pods with spec.nodeName set to itself"))
+                }
+                _ => Err(format!(
+                    "unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods"
+                )),
+            },
+            ("", "pods", "status") => match (pod(object), pod(old)) {
+                (Some(new), Some(old)) => status(node, &new, &old),
+                _ => Ok(()),
+            },
+            ("", "nodes", _) if name != node => {
+                Err(format!("node {node:?} is not allowed to modify node {name:?}"))
+            }
+            ("", "nodes", _) => own_node(node, object, old),
+            ("", "persistentvolumeclaims", "status") => claim(node, object, old),
+            ("coordination.k8s.io", "leases", _) if attributes.namespace != LEASES => {
+                Err(format!("can only access leases in the {LEASES:?} system namespace"))
+            }
+            ("coordination.k8s.io", "leases", _) if name != node => {
+                Err("can only access node lease with the same name as the requesting node".to_owned())
+            }
+            ("storage.k8s.io", "csinodes", _) if name != node => {
+                Err("can only access CSINode with the same name as the requesting node".to_owned())
+            }
+            ("resource.k8s.io", "resourceslices", _) => slice(node, object, old),
+            _ => Ok(()),
+        };
+        judged.or_else(refused)
+    }
+}
+
+impl NodeRestriction {
+    /// A mirror pod is owned by its node.
+    async fn owner(&self, attributes: &Attributes, node: &str, pod: &Pod) -> Result<(), StatusError> {
+        let refused = |why: String| Err(attributes.forbidden(why));
+        let owner = match pod.metadata.owner_references.as_deref().unwrap_or_default() {
+            [owner] if owner.api_version == "v1" && owner.kind == "Node" && owner.name == node => owner,
+            [_, _, ..] => {
+                return refused(format!(
+                    "node {node:?} can only create pods with a single owner reference set to itself"
+                ));
+            }
+            _ => {
+                return refused(format!(
+                    "node {node:?} can only create pods with an owner reference set to itself"
+                ));
+            }
+        };
+        if owner.controller != Some(true) {
+            return refused(format!(
+                "node {node:?} can only create pods with a controller owner reference set to itself"
+            ));
+        }
+        if owner.block_owner_deletion == Some(true) {
+            return refused(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
+        }
+        let found = lookup::find::<Node>(&self.kinds, "", "nodes", "", node).await?;
+        let uid = match found {
+            Some(found) => found.metadata.uid.unwrap_or_default(),
+            None => return Err(StatusError::not_found("", "nodes", node)),
+        };
+        if owner.uid != uid {
+            return refused(format!("node {node} UID mismatch: expected {} got {uid}", owner.uid));
+        }
+        Ok(())
+    }
+}
+
+fn node_name(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+fn mirror(node: &str, pod: &Pod) -> Result<(), String> {
+    if pod.metadata.annotations.as_ref().is_none_or(|annotations| !annotations.contains_key(MIRROR)) {
+        return Err(format!(
+            "pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"
+        ));
+    }
+    if node_name(pod) != node {
+        return Err(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+    }
+    Ok(())
+}
+
+/// What a pod refers to, its node may read: a node must not make itself a reader.
+fn references(node: &str, pod: &Pod) -> Result<(), String> {
+    let Some(spec) = &pod.spec else { return Ok(()) };
+    let all = node_authorizer::references(spec);
+    for (what, told) in [
+        (Referent::ServiceAccount, "a service account"),
+        (Referent::Secret, "secrets"),
+        (Referent::ConfigMap, "configmaps"),
+        (Referent::Claim, "persistentvolumeclaims"),
+    ] {
+        if all.iter().any(|(kind, _)| *kind == what) {
+            return Err(format!("node {node:?} can not create pods that reference {told}"));
+        }
+    }
+    let projected = spec.volumes.iter().flatten().filter_map(|volume| volume.projected.as_ref());
+    if projected.flat_map(|p| p.sources.iter().flatten()).any(|source| source.cluster_trust_bundle.is_some())
+    {
+        return Err(format!("node {node:?} can not create pods that reference clustertrustbundles"));
+    }
+    Ok(())
+}
+
+fn status(node: &str, new: &Pod, old: &Pod) -> Result<(), String> {
+    if node_name(old) != node {
+        return Err(format!(
+            "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+        ));
+    }
+    let labels = |pod: &Pod| pod.metadata.labels.clone().unwrap_or_default();
+    if labels(new) != labels(old) {
+        return Err(format!("node {node:?} cannot update labels through pod status"));
+    }
+    let claims =
+        |pod: &Pod| pod.status.as_ref().and_then(|s| s.resource_claim_statuses.clone()).unwrap_or_default();
+    if claims(new) != claims(old) {
+        return Err(format!("node {node:?} cannot update resource claim statues"));
+    }
+    Ok(())
+}
+
+fn own_node(node: &str, new: Option<&dyn Object>, old: Option<&dyn Object>) -> Result<(), String> {
+    let Some(new) = new.and_then(|object| object.is::<Node>()) else { return Ok(()) };
+    let none = BTreeMap::new();
+    let labels = new.metadata.labels.as_ref().unwrap_or(&none);
+    let Some(old) = old.and_then(|object| object.is::<Node>()) else {
+        let forbidden = forbidden_labels(labels, &none);
+        if forbidden.is_empty() {
+            return Ok(());
+        }
+        return Err(format!("node {node:?} is not allowed to set the following labels: {forbidden}"));
+    };
+    let taints = |node: &Node| node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+    if taints(new) != taints(old) {
+        return Err(format!("node {node:?} is not allowed to modify taints"));
+    }
+    let forbidden = forbidden_labels(labels, old.metadata.labels.as_ref().unwrap_or(&none));
+    if forbidden.is_empty() { Ok(()) } else { Err(format!("is not allowed to modify labels: {forbidden}")) }
+}
+
+/// The labels that differ and that a kubelet may not decide about, in a row.
+fn forbidden_labels(new: &BTreeMap<String, String>, old: &BTreeMap<String, String>) -> String {
+    let keys: BTreeSet<&String> = new.keys().chain(old.keys()).collect();
+    let differs = |key: &&&String| new.get(**key) != old.get(**key);
+    let forbidden: Vec<&str> =
+        keys.iter().filter(differs).map(|key| key.as_str()).filter(|key| is_forbidden(key)).collect();
+    forbidden.join(", ")
+}
+
+fn is_forbidden(label: &str) -> bool {
+    let domain = label.split_once('/').map_or("", |(domain, _)| domain);
+    let within = |of: &str| domain == of || domain.strip_suffix(of).is_some_and(|rest| rest.ends_with('.'));
+    if within(RESTRICTED) {
+        return true;
+    }
+    let own = OWN_LABELS.contains(&label) || label == OWN_ZONE || OWN_DOMAINS.iter().any(|of| within(of));
+    (within("kubernetes.io") || within("k8s.io")) && !own
+}
+
+fn claim(node: &str, new: Option<&dyn Object>, old: Option<&dyn Object>) -> Result<(), String> {
+    // What the kubelet tells of a claim is how far it has been made larger.
+    let rest = |object: Option<&dyn Object>| {
+        let mut claim = object?.is::<PersistentVolumeClaim>()?.clone();
+        claim.metadata.resource_version = None;
+        claim.metadata.managed_fields = None;
+        let status = claim.status.get_or_insert_default();
+        status.capacity = None;
+        status.conditions = None;
+        status.allocated_resource_statuses = None;
+        status.allocated_resources = None;
+        Some(claim)
+    };
+    if rest(new) == rest(old) {
+        return Ok(());
+    }
+    Err(format!(
+        "node {node:?} is not allowed to update fields other than status.capacity and status.conditions"
+    ))
+}
+
+fn slice(node: &str, new: Option<&dyn Object>, old: Option<&dyn Object>) -> Result<(), String> {
+    let named = |object: Option<&dyn Object>| {
+        object.and_then(|o| o.is::<ResourceSlice>()).is_none_or(|s| s.spec.node_name.as_deref() == Some(node))
+    };
+    if !named(new) {
+        return Err("can only create ResourceSlice with the same NodeName as the requesting node".to_owned());
+    }
+    if !named(old) {
+        return Err("can only modify ResourceSlice with the same NodeName as the requesting node".to_owned());
+    }
+    Ok(())
+}
+
+/// Whether a kubelet may ask for a token of an account that is bound to this: only for a pod of its own.
+///
+/// # Errors
+/// It may not.
+pub async fn token(
+    kinds: &Kinds,
+    user: &User,
+    namespace: &str,
+    account: &str,
+    bound: Option<&BoundObjectReference>,
+) -> Result<(), StatusError> {
+    let Some(node) = node_authorizer::node_of(&user.name, &user.groups) else { return Ok(()) };
+    let refused = |why: String| Err(StatusError::forbidden("", "serviceaccounts", account, why));
+    let is_pod = |r: &&BoundObjectReference| {
+        r.api_version.as_deref() == Some("v1") && r.kind.as_deref() == Some("Pod") && r.name.is_some()
+    };
+    let Some(bound) = bound.filter(is_pod) else {
+        return refused("node requested token not bound to a pod".to_owned());
+    };
+    let Some(uid) = bound.uid.as_deref().filter(|uid| !uid.is_empty()) else {
+        return refused("node requested token with a pod binding without a uid".to_owned());
+    };
+    let name = bound.name.as_deref().unwrap_or_default();
+    let Some(pod) = lookup::find::<Pod>(kinds, "", "pods", namespace, name).await? else {
+        return Err(StatusError::not_found("", "pods", name));
+    };
+    if pod.metadata.uid.as_deref() != Some(uid) {
+        return refused(format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        ));
+    }
+    if node_name(&pod) != node {
+        return refused("node requested token bound to a pod scheduled on a different node".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn typed<T: serde::de::DeserializeOwned>(json: Value) -> T {
+        serde_json::from_value(json).expect("an object")
+    }
+
+    #[test]
+    fn a_kubelet_labels_its_node_only_with_what_is_its_to_say() {
+        for (label, forbidden) in [
+            ("team", false),
+            ("example.com/x", false),
+            ("kubernetes.io/hostname", false),
+            ("topology.kubernetes.io/zone", false),
+            ("node.kubernetes.io/x", false),
+            ("a.kubelet.kubernetes.io/x", false),
+            ("kubernetes.io/x", true),
+            ("node-role.kubernetes.io/control-plane", true),
+            ("node-restriction.kubernetes.io/x", true),
+            ("a.node-restriction.kubernetes.io/x", true),
+            ("xkubernetes.io/x", false),
+            ("app.k8s.io/x", true),
+        ] {
+            assert_eq!(is_forbidden(label), forbidden, "{label}");
+        }
+    }
+
+    #[test]
+    fn a_kubelet_changes_of_its_node_neither_taints_nor_foreign_labels() {
+        let node = |labels: Value, taints: Value| -> Node {
+            typed(json!({"metadata": {"name": "a", "labels": labels}, "spec": {"taints": taints}}))
+        };
+        let plain = node(json!({"team": "x"}), json!([]));
+        let judge = |new: &Node, old: Option<&Node>| {
+            own_node("a", Some(new as &dyn Object), old.map(|old| old as &dyn Object))
+        };
+        assert_eq!(judge(&plain, None), Ok(()));
+        let role = node(json!({"node-role.kubernetes.io/x": ""}), json!([]));
+        let told = "is not allowed to set the following labels: node-role.kubernetes.io/x";
+        assert!(judge(&role, None).expect_err("refused").contains(told));
+        assert_eq!(judge(&role, Some(&role)), Ok(()), "what is there may stay");
+        assert!(judge(&plain, Some(&role)).expect_err("refused").contains("modify labels"));
+        let tainted = node(json!({"team": "x"}), json!([{"key": "k", "effect": "NoSchedule"}]));
+        assert!(judge(&plain, Some(&tainted)).expect_err("refused").contains("modify taints"));
+    }
+
+    #[test]
+    fn a_kubelets_pods_mirror_its_own_files() {
+        let pod = |annotations: Value, spec: Value| -> Pod {
+            typed(json!({"metadata": {"name": "p", "annotations": annotations}, "spec": spec}))
+        };
+        let mirrors = json!({"kubernetes.io/config.mirror": "x"});
+        let spec = |more: Value| {
+            let mut spec = json!({"nodeName": "a", "containers": []});
+            spec.as_object_mut().expect("a map").extend(more.as_object().cloned().unwrap_or_default());
+            spec
+        };
+        for (pod, told) in [
+            (pod(mirrors.clone(), spec(json!({}))), None),
+            (pod(json!({}), spec(json!({}))), Some("can only create mirror pods")),
+            (pod(mirrors.clone(), json!({"nodeName": "b", "containers": []})), Some("spec.nodeName")),
+            (pod(mirrors.clone(), spec(json!({"serviceAccountName": "s"}))), Some("a service account")),
+            (
+                pod(mirrors, spec(json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]}))),
+                Some("reference secrets"),
+            ),
+        ] {
+            let judged = mirror("a", &pod).and_then(|()| references("a", &pod));
+            match told {
+                None => assert_eq!(judged, Ok(())),
+                Some(told) => assert!(judged.as_ref().expect_err(told).contains(told), "{judged:?}"),
+            }
+        }
+    }
+}

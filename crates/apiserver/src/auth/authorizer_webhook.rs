@@ -1,0 +1,219 @@
+//! An authorizer that stands elsewhere and is asked by SubjectAccessReviews, about the requests that match its conditions.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::authorize::Decision;
+use super::cache::Cache;
+use super::remote::Remote;
+use crate::cel::{self, Budget, Declared, Program, Value};
+use crate::rbac::{Ask, Target};
+
+/// What is said of such an authorizer.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub name: String,
+    pub kubeconfig: PathBuf,
+    pub timeout: Duration,
+    /// How long a yes is remembered, and how long anything else.
+    pub authorized: Duration,
+    pub unauthorized: Duration,
+    /// `v1` or `v1beta1`.
+    pub version: String,
+    /// Whether a request is refused that it could not be asked about.
+    pub fails_closed: bool,
+    /// It is asked if all of these hold.
+    pub conditions: Vec<Program>,
+}
+
+/// Reads a condition: an expression about the review's spec, `request`.
+///
+/// # Errors
+/// It cannot be read.
+pub fn condition(source: &str) -> Result<Program, String> {
+    Program::compile(source, &Declared::new(&["request"]))
+        .map_err(|error| format!("compilation failed: {error}"))
+}
+
+pub struct Webhook {
+    settings: Settings,
+    remote: Remote,
+    answers: Cache<Decision>,
+}
+
+impl Webhook {
+    /// # Errors
+    /// Its kubeconfig cannot be used.
+    pub async fn open(settings: Settings) -> Result<Self, String> {
+        let remote = Remote::open(&settings.kubeconfig, settings.timeout).await?;
+        Ok(Webhook { settings, remote, answers: Cache::default() })
+    }
+
+    pub async fn decide(&self, ask: &Ask<'_>) -> Decision {
+        let spec = spec(ask);
+        match matches(&self.settings.conditions, &spec) {
+            Ok(true) => {}
+            Ok(false) => return Decision::NoOpinion(String::new()),
+            Err(why) => return self.failed(&why),
+        }
+        let question = spec.to_string();
+        if let Some(known) = self.answers.get(&question) {
+            return known;
+        }
+        let review = json!({
+            "apiVersion": format!("authorization.k8s.io/{}", self.settings.version),
+            "kind": "SubjectAccessReview",
+            "metadata": {"creationTimestamp": null},
+            "spec": self.versioned(spec),
+            "status": {"allowed": false},
+        });
+        let answer = match self.remote.review(&review).await {
+            Ok(answer) => answer,
+            Err(why) => return self.failed(&why),
+        };
+        let status = &answer["status"];
+        let reason = status["reason"].as_str().unwrap_or_default().to_owned();
+        let said = |field: &str| status[field].as_bool().unwrap_or_default();
+        let (decision, life) = match (said("allowed"), said("denied")) {
+            (true, true) => {
+                return self.failed("webhook subject access review returned both allow and deny response");
+            }
+            (true, false) => (Decision::Allow(reason), self.settings.authorized),
+            (false, true) => (Decision::Deny(reason), self.settings.unauthorized),
+            (false, false) => (Decision::NoOpinion(reason), self.settings.unauthorized),
+        };
+        self.answers.keep(question, decision.clone(), life);
+        decision
+    }
+
+    /// Groups had a shorter name in the first version.
+    fn versioned(&self, mut spec: Json) -> Json {
+        if self.settings.version == "v1beta1"
+            && let Some(groups) = spec.as_object_mut().and_then(|spec| spec.remove("groups"))
+        {
+            spec["group"] = groups;
+        }
+        spec
+    }
+
+    fn failed(&self, why: &str) -> Decision {
+        tracing::warn!(authorizer = self.settings.name, why, "an authorizer could not be asked");
+        if self.settings.fails_closed {
+            Decision::Deny(String::new())
+        } else {
+            Decision::NoOpinion(String::new())
+        }
+    }
+}
+
+/// The spec of a review that asks this.
+pub fn spec(ask: &Ask<'_>) -> Json {
+    let mut spec = Map::new();
+    let mut put = |name: &str, value: Json| drop(spec.insert(name.to_owned(), value));
+    match ask.target {
+        Target::Resource { group, resource, subresource, namespace, name } => {
+            let mut attributes = Map::new();
+            for (field, value) in [
+                ("namespace", namespace),
+                ("verb", ask.verb),
+                ("group", group),
+                ("version", ask.version),
+                ("resource", resource),
+                ("subresource", subresource),
+                ("name", name),
+            ] {
+                if !value.is_empty() {
+                    attributes.insert(field.to_owned(), value.into());
+                }
+            }
+            put("resourceAttributes", attributes.into());
+        }
+        Target::Path(path) => put("nonResourceAttributes", json!({"path": path, "verb": ask.verb})),
+    }
+    put("user", ask.user.into());
+    if !ask.groups.is_empty() {
+        put("groups", ask.groups.into());
+    }
+    if !ask.uid.is_empty() {
+        put("uid", ask.uid.into());
+    }
+    if let Some(extra) = ask.extra.filter(|extra| !extra.is_empty()) {
+        put("extra", json!(extra));
+    }
+    spec.into()
+}
+
+/// Whether all conditions hold for a review's spec: one that does not decides, whatever the others are.
+fn matches(conditions: &[Program], spec: &Json) -> Result<bool, String> {
+    if conditions.is_empty() {
+        return Ok(true);
+    }
+    // Expressions may name every field of what is there.
+    let mut seen = spec.clone();
+    for (object, fields) in [
+        (
+            "resourceAttributes",
+            &["namespace", "verb", "group", "version", "resource", "subresource", "name"][..],
+        ),
+        ("nonResourceAttributes", &["path", "verb"]),
+    ] {
+        if let Some(attributes) = seen.get_mut(object) {
+            for field in fields {
+                if attributes[*field].is_null() {
+                    attributes[*field] = "".into();
+                }
+            }
+        }
+    }
+    for (field, empty) in
+        [("user", json!("")), ("uid", json!("")), ("groups", json!([])), ("extra", json!({}))]
+    {
+        if seen[field].is_null() {
+            seen[field] = empty;
+        }
+    }
+    let variables = [("request", Value::from_json(&seen))];
+    let (mut budget, mut error) = (Budget::new(cel::PER_MATCH_CONDITIONS), None);
+    for condition in conditions {
+        match condition.evaluate(&variables[..], &mut budget) {
+            Ok(Value::Bool(true)) => {}
+            Ok(_) => return Ok(false),
+            Err(why) => error = Some(format!("cel evaluation error: {why}")),
+        }
+    }
+    error.map_or(Ok(true), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_webhook_is_asked_about_what_matches_its_conditions() {
+        let groups = ["dev".to_owned()];
+        let target =
+            Target::Resource { group: "", resource: "pods", subresource: "", namespace: "a", name: "" };
+        let pods = spec(&Ask { user: "amy", groups: &groups, verb: "list", target, ..Ask::default() });
+        let path = Target::Path("/metrics");
+        let path = spec(&Ask { user: "amy", groups: &[], verb: "get", target: path, ..Ask::default() });
+        for (conditions, of_pods, of_path) in [
+            (&[][..], Ok(true), Ok(true)),
+            (&["request.user == 'amy'"], Ok(true), Ok(true)),
+            (&["has(request.resourceAttributes)"], Ok(true), Ok(false)),
+            (
+                &["has(request.resourceAttributes)", "request.resourceAttributes.namespace == 'a'"],
+                Ok(true),
+                Ok(false),
+            ),
+            (&["'dev' in request.groups", "request.uid == ''"], Ok(true), Ok(false)),
+            (&["request.nonResourceAttributes.path == '/metrics'"], Err(()), Ok(true)),
+        ] {
+            let compiled: Vec<Program> = conditions.iter().map(|c| condition(c).expect("sound")).collect();
+            assert_eq!(matches(&compiled, &pods).map_err(drop), of_pods, "{conditions:?}");
+            assert_eq!(matches(&compiled, &path).map_err(drop), of_path, "{conditions:?}");
+        }
+        assert!(condition("request.").is_err() && condition("object.x").is_err());
+    }
+}
