@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::bootstrap_token::BootstrapTokens;
 use super::certificate::{Authorities, AuthorityError, Peer};
+use super::jwt::{self, Jwt};
 use super::request_header::RequestHeader;
 use super::service_accounts::ServiceAccounts;
 use super::token_file::TokenFile;
@@ -30,6 +31,8 @@ pub struct Unauthorized;
 pub enum OpenError {
     #[error("the authority of client certificates: {0}")]
     Authority(#[from] AuthorityError),
+    #[error("the issuer of tokens: {0}")]
+    Issuer(String),
     #[error("the token webhook: {0}")]
     Webhook(String),
 }
@@ -62,6 +65,8 @@ pub struct Settings {
     pub bootstrap_tokens: bool,
     pub anonymous: Anonymous,
     pub token_webhook: Option<token_webhook::Settings>,
+    /// Others whose tokens are taken.
+    pub jwt: Vec<jwt::Settings>,
 }
 
 impl Settings {
@@ -111,6 +116,10 @@ impl Authenticator {
         ];
         if settings.bootstrap_tokens {
             sources.push(Box::new(BootstrapTokens::new(Arc::clone(kinds))));
+        }
+        // After those of this cluster: these may have their issuers asked.
+        for issuer in &settings.jwt {
+            sources.push(Box::new(Jwt::new(issuer.clone()).map_err(OpenError::Issuer)?));
         }
         if let Some(webhook) = &settings.token_webhook {
             let opened = TokenWebhook::open(webhook.clone()).await;

@@ -254,7 +254,7 @@ mod tests {
             ("[{name: x}]", "authorizers[0].type: Required value"),
             ("[{type: Odd, name: x}]", "authorizers[0].type: Unsupported value: \"Odd\""),
             (
-                "[{type: RBAC, name: x}, {type: RBAC, name: y}]",
+                "[{type: RBAC, name: x}, {type: RBAC, name: z}]",
                 "authorizers[1].type: Duplicate value: \"RBAC\"",
             ),
             ("[{type: RBAC}]", "authorizers[0].name: Required value"),

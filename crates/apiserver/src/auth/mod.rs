@@ -8,6 +8,7 @@ mod authorizer_webhook;
 mod bootstrap_token;
 mod cache;
 mod certificate;
+pub mod jwt;
 mod keys;
 mod remote;
 mod request_header;

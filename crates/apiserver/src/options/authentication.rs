@@ -1,11 +1,15 @@
 //! How callers prove who they are.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
+use jsonwebtoken::Algorithm;
 
 use super::{OptionError, Topic, duration, read};
+use crate::auth::jwt;
+use crate::auth::token::ISSUER;
 use crate::auth::{Anonymous, RequestHeader, TokenFile, TokenWebhookSettings};
 use crate::server::Config;
 
@@ -38,6 +42,46 @@ pub struct Authentication {
     /// How long its answers are remembered [default: 2m0s]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub authentication_token_webhook_cache_ttl: Option<Duration>,
+
+    /// An AuthenticationConfiguration: whose tokens are taken, and where nobody is served
+    #[arg(long, value_name = "FILE")]
+    pub authentication_config: Option<PathBuf>,
+
+    /// The OpenID Connect issuer whose tokens are taken, by its https URL
+    #[arg(long, value_name = "URL")]
+    pub oidc_issuer_url: Option<String>,
+
+    /// The audience that the issuer's tokens have to have
+    #[arg(long, value_name = "AUDIENCE")]
+    pub oidc_client_id: Option<String>,
+
+    /// The authority of the issuer's certificate [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    pub oidc_ca_file: Option<PathBuf>,
+
+    /// The claim that is the user's name [default: sub]
+    #[arg(long, value_name = "CLAIM")]
+    pub oidc_username_claim: Option<String>,
+
+    /// What is put before the user's name; - for nothing [default: the issuer and #, but nothing for email]
+    #[arg(long, value_name = "PREFIX")]
+    pub oidc_username_prefix: Option<String>,
+
+    /// The claim that is the user's groups
+    #[arg(long, value_name = "CLAIM")]
+    pub oidc_groups_claim: Option<String>,
+
+    /// What is put before the names of groups
+    #[arg(long, value_name = "PREFIX")]
+    pub oidc_groups_prefix: Option<String>,
+
+    /// A claim that has to have a value
+    #[arg(long, value_name = "CLAIM=VALUE", value_delimiter = ',')]
+    pub oidc_required_claim: Vec<String>,
+
+    /// The algorithms that tokens may be signed by [default: RS256]
+    #[arg(long, value_name = "ALGORITHMS", value_delimiter = ',')]
+    pub oidc_signing_algs: Vec<String>,
 
     /// The authority of authenticating proxies' certificates
     #[arg(long, value_name = "FILE")]
@@ -122,7 +166,8 @@ impl Topic for Authentication {
         if let Some(proxy) = self.request_header()? {
             authentication.request_header = Some(proxy);
         }
-        self.service_accounts(config)
+        self.service_accounts(config)?;
+        self.issuers(config)
     }
 }
 
@@ -147,6 +192,110 @@ impl Authentication {
             groups: self.requestheader_group_headers.clone(),
             extra_prefixes: self.requestheader_extra_headers_prefix.clone(),
         }))
+    }
+
+    /// Others whose tokens are taken.
+    fn issuers(&self, config: &mut Config) -> Result<(), OptionError> {
+        let authentication = &mut config.authentication;
+        let mut own = authentication.service_accounts.issuers.clone();
+        if own.is_empty() {
+            own.push(ISSUER.to_owned());
+        }
+        let by_flags = self.oidc_issuer_url.is_some()
+            || self.oidc_client_id.is_some()
+            || self.oidc_ca_file.is_some()
+            || self.oidc_username_claim.is_some()
+            || self.oidc_username_prefix.is_some()
+            || self.oidc_groups_claim.is_some()
+            || self.oidc_groups_prefix.is_some()
+            || !self.oidc_required_claim.is_empty()
+            || !self.oidc_signing_algs.is_empty();
+        if let Some(file) = &self.authentication_config {
+            const FLAG: &str = "authentication-config";
+            if by_flags {
+                return Err(OptionError::new(
+                    FLAG,
+                    "authentication-config file and oidc-* flags are mutually exclusive",
+                ));
+            }
+            let parsed = jwt::config::parse(&read(FLAG, file)?, &own);
+            let parsed =
+                parsed.map_err(|why| OptionError::new(FLAG, format!("{}: {why}", file.display())))?;
+            if let Some(anonymous) = parsed.anonymous {
+                if self.anonymous_auth.is_some() {
+                    let why = "cannot be set when anonymous field is configured in authentication configuration file";
+                    return Err(OptionError::new("anonymous-auth", why));
+                }
+                authentication.anonymous = anonymous;
+            }
+            authentication.jwt = parsed.jwt;
+        } else if by_flags {
+            authentication.jwt = vec![self.oidc(&own)?];
+        }
+        Ok(())
+    }
+
+    fn oidc(&self, own: &[String]) -> Result<jwt::Settings, OptionError> {
+        const URL: &str = "oidc-issuer-url";
+        let (Some(url), Some(audience)) = (&self.oidc_issuer_url, &self.oidc_client_id) else {
+            let why =
+                "oidc-issuer-url and oidc-client-id must be specified together when any oidc-* flags are set";
+            return Err(OptionError::new(URL, why));
+        };
+        jwt::config::check_url(url).map_err(|why| OptionError::new(URL, why))?;
+        if own.contains(url) {
+            return Err(OptionError::new(
+                URL,
+                "URL must not overlap with the issuers of ServiceAccount tokens",
+            ));
+        }
+        let names: &[String] = &self.oidc_signing_algs;
+        let mut algorithms = Vec::new();
+        for name in names {
+            let known = jwt::ALGORITHMS.iter().find(|(known, _)| known == name);
+            let (_, algorithm) = known.ok_or_else(|| {
+                OptionError::new("oidc-signing-algs", format!("unsupported signing alg: {name:?}"))
+            })?;
+            algorithms.push(*algorithm);
+        }
+        if algorithms.is_empty() {
+            algorithms.push(Algorithm::RS256);
+        }
+        let mut required = BTreeMap::new();
+        for pair in &self.oidc_required_claim {
+            let (claim, value) = pair.split_once('=').ok_or_else(|| {
+                OptionError::new("oidc-required-claim", format!("{pair} must be formatted as key=value"))
+            })?;
+            required.insert(claim.to_owned(), value.to_owned());
+        }
+        let claim = self.oidc_username_claim.clone().unwrap_or_else(|| "sub".to_owned());
+        let prefix = match self.oidc_username_prefix.as_deref().unwrap_or_default() {
+            "-" => String::new(),
+            // An address says by itself where it comes from.
+            "" if claim != "email" => format!("{url}#"),
+            prefix => prefix.to_owned(),
+        };
+        let groups_prefix = self.oidc_groups_prefix.clone().unwrap_or_default();
+        Ok(jwt::Settings {
+            url: url.clone(),
+            discovery_url: String::new(),
+            ca: match &self.oidc_ca_file {
+                Some(file) => read("oidc-ca-file", file)?,
+                None => String::new(),
+            },
+            audiences: vec![audience.clone()],
+            algorithms,
+            username: jwt::Mapping::Claim { name: claim, prefix },
+            groups: self
+                .oidc_groups_claim
+                .clone()
+                .map(|name| jwt::Mapping::Claim { name, prefix: groups_prefix.clone() }),
+            uid: None,
+            extra: Vec::new(),
+            required,
+            claim_rules: Vec::new(),
+            user_rules: Vec::new(),
+        })
     }
 
     fn service_accounts(&self, config: &mut Config) -> Result<(), OptionError> {

@@ -57,14 +57,14 @@ impl Ca {
 }
 
 /// A server on a socket.
-struct Socket {
-    api: Api,
+pub struct Socket {
+    pub api: Api,
     address: std::net::SocketAddr,
     ca: String,
 }
 
 impl Socket {
-    async fn start(change: impl FnOnce(&mut Config)) -> Self {
+    pub async fn start(change: impl FnOnce(&mut Config)) -> Self {
         let serving = Ca::new("serving");
         let mut ca = String::new();
         let api = Api::start_with(|config| {
@@ -82,7 +82,12 @@ impl Socket {
     }
 
     /// The answer's code and body.
-    async fn get(&self, path: &str, identity: Option<Identity>, headers: &[(&str, &str)]) -> (u16, Value) {
+    pub async fn get(
+        &self,
+        path: &str,
+        identity: Option<Identity>,
+        headers: &[(&str, &str)],
+    ) -> (u16, Value) {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.as_bytes()).expect("a certificate")).expect("added");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -114,7 +119,7 @@ impl Socket {
     }
 
     /// Whom the server takes the caller for, by the refusal of what nobody may.
-    async fn name(&self, identity: Option<Identity>, headers: &[(&str, &str)]) -> String {
+    pub async fn name(&self, identity: Option<Identity>, headers: &[(&str, &str)]) -> String {
         let (code, body) = self.get("/nobody-may", identity, headers).await;
         let message = body["message"].as_str().unwrap_or_default();
         match code {
