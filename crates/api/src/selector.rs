@@ -321,6 +321,18 @@ impl FieldSelector {
         FieldSelector(vec![FieldTerm { field: field.to_owned(), value: value.to_owned(), equal: true }])
     }
 
+    /// The same selector with other names for its fields.
+    ///
+    /// # Errors
+    /// The first field that has none.
+    pub fn try_rename(mut self, name: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        for term in &mut self.0 {
+            let Some(name) = name(&term.field) else { return Err(std::mem::take(&mut term.field)) };
+            term.field = name;
+        }
+        Ok(self)
+    }
+
     pub fn is_everything(&self) -> bool {
         self.0.is_empty()
     }

@@ -104,6 +104,21 @@ impl Wanted {
         })
     }
 
+    /// What has no columns is told in no table.
+    ///
+    /// # Errors
+    /// A table is wanted: 406.
+    pub fn without_table(self) -> Result<Self, StatusError> {
+        if self.shape == Shape::Table {
+            return Err(StatusError::new(
+                Reason::NotAcceptable,
+                "only the following media types are accepted: application/json, application/yaml, \
+                 application/vnd.kubernetes.protobuf",
+            ));
+        }
+        Ok(self)
+    }
+
     fn of_form(form: &str, pretty: bool) -> Option<Self> {
         let mut parts = form.split(';').map(str::trim);
         let form = match parts.next()? {

@@ -16,6 +16,7 @@ mod impersonate;
 mod instruments;
 pub mod kinds;
 pub mod listen;
+mod logs;
 mod metrics;
 pub mod node_authorizer;
 pub mod openapi;

@@ -20,7 +20,9 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::admission::Attributes;
 use crate::http::{self as wire, Body, Reply};
+use crate::logs;
 use crate::path::{Call, no_such_resource};
 use crate::server::Server;
 
@@ -70,13 +72,29 @@ fn unreachable(error: impl std::fmt::Display) -> StatusError {
 }
 
 /// Answers a request to one of the subresources that are passed on.
-pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
+pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    // To read a log is no connection.
+    if let Some(options) = connection(&call) {
+        let attributes = Attributes::of_connection(&call, options);
+        call.server.admission.validate(&attributes, None, None).await?;
+    }
     let target = match (call.kind().plural, call.info.subresource.as_str()) {
         ("pods", "proxy") => pod_target(&call).await?,
         ("services", "proxy") => service_target(&call).await?,
         ("nodes", "proxy") => {
-            let (host, port) = node_address(&call, &call.info.name).await?;
-            Target { host, port, tls: true, path: rest(&call) }
+            let (tls, name, asked) = name_and_port(&call.info.name);
+            let (host, port) = node_address(&call, name).await?;
+            match asked.map(str::parse::<u16>) {
+                // The kubelet's own port, whatever scheme was said.
+                None => Target { host, port, tls: true, path: rest(&call) },
+                Some(Ok(asked)) => Target { host, port: asked, tls: tls || asked == port, path: rest(&call) },
+                Some(Err(_)) => {
+                    return Err(StatusError::bad_request(format!(
+                        "invalid node request {:?}",
+                        call.info.name
+                    )));
+                }
+            }
         }
         ("pods", what) => {
             let Some(target) = kubelet_target(&call, what).await? else {
@@ -84,11 +102,59 @@ pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
                 *reply.status_mut() = StatusCode::NO_CONTENT;
                 return Ok(reply);
             };
+            if what == "log" {
+                let upgrade = call.upgrade.take();
+                let socket = logs::Socket::asked(&call.headers)?;
+                let (name, shutdown) = (call.info.name.clone(), call.server.shutdown.clone());
+                let mut reply = logs::checked(pass_on(call, target, body).await?, &name).await?;
+                if let (Some(socket), Some(upgrade)) = (socket, upgrade) {
+                    return Ok(socket.tell(upgrade, reply.into_body(), shutdown));
+                }
+                logs::as_text(&mut reply);
+                return Ok(reply);
+            }
             target
         }
         _ => return Err(no_such_resource()),
     };
     pass_on(call, target, body).await
+}
+
+/// What a connection is asked to be, as its kind of options says it. None for what is none.
+fn connection(call: &Call) -> Option<serde_json::Value> {
+    let subresource = call.info.subresource.as_str();
+    let kind = match (call.kind().plural, subresource) {
+        ("pods", "exec") => "PodExecOptions",
+        ("pods", "attach") => "PodAttachOptions",
+        ("pods", "portforward") => "PodPortForwardOptions",
+        ("pods", "proxy") => "PodProxyOptions",
+        ("services", "proxy") => "ServiceProxyOptions",
+        ("nodes", "proxy") => "NodeProxyOptions",
+        _ => return None,
+    };
+    let mut options = serde_json::json!({"kind": kind, "apiVersion": "v1"});
+    let query = &call.query;
+    match subresource {
+        "exec" | "attach" => {
+            for stream in ["stdin", "stdout", "stderr", "tty"] {
+                if query.flag(stream) {
+                    options[stream] = true.into();
+                }
+            }
+            if let Some(container) = query.get("container") {
+                options["container"] = container.into();
+            }
+            if subresource == "exec" {
+                options["command"] = query.all("command").collect();
+            }
+        }
+        "portforward" => {
+            options["ports"] =
+                query.all("ports").flat_map(|p| p.split(',')).filter_map(|p| p.parse::<i32>().ok()).collect();
+        }
+        _ => options["path"] = format!("/{}", call.info.rest).into(),
+    }
+    Some(options)
 }
 
 fn rest(call: &Call) -> String {

@@ -270,7 +270,7 @@ pub async fn unstored(
     if info.verb != "create" {
         return Err(path::method_not_allowed());
     }
-    let wanted = Wanted::of(headers, false)?;
+    let wanted = Wanted::of(headers, false)?.without_table()?;
     let json = wire::to_json(headers, body)?;
     let (who, judge) = (user.info(), &server.authorizer);
     let value = match (kind.group, kind.plural) {

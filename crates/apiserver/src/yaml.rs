@@ -1,6 +1,7 @@
 //! YAML bodies as JSON, read by YAML 1.1 as upstream reads them: a bare `y` or `off` is a boolean, `0644` is octal.
 //! Aliases are followed, and no value is kept but JSON's.
 
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -11,10 +12,34 @@ use serde_json::{Map, Number, Value};
 /// # Errors
 /// The text is no YAML, or has what JSON has not.
 pub fn to_json(text: &[u8]) -> Result<Value, String> {
+    read(text).map(|(value, _)| value)
+}
+
+/// The error of a document in which a key comes twice, as upstream words it.
+pub fn repeated_keys(text: &[u8]) -> Option<String> {
+    let (_, repeated) = read(text).ok()?;
+    let told: Vec<String> = repeated
+        .into_iter()
+        .map(|key| format!("\n  line {}: key {:?} already set in map", key.line, key.name))
+        .collect();
+    (!told.is_empty())
+        .then(|| format!("error converting YAML to JSON: yaml: unmarshal errors:{}", told.concat()))
+}
+
+/// A key that its map had already.
+struct Repeated {
+    name: String,
+    /// From one; nought where it is not known.
+    line: usize,
+}
+
+fn read(text: &[u8]) -> Result<(Value, Vec<Repeated>), String> {
     let deserializer = serde_yaml_ng::Deserializer::from_slice(text);
-    Scalars { text }
+    let repeated = RefCell::default();
+    let value = Scalars { text, repeated: &repeated }
         .deserialize(deserializer)
-        .map_err(|error| format!("error converting YAML to JSON: yaml: {}", worded(&error)))
+        .map_err(|error| format!("error converting YAML to JSON: yaml: {}", worded(&error)))?;
+    Ok((value, repeated.into_inner()))
 }
 
 /// What is wrong and where. Upstream counts the lines of grammar from nought and those of words from one.
@@ -28,14 +53,19 @@ fn worded(error: &serde_yaml_ng::Error) -> String {
 
 /// Builds a value, telling bare scalars from quoted ones by where they stand in the text.
 #[derive(Clone, Copy)]
-struct Scalars<'de> {
+struct Scalars<'de, 'r> {
     text: &'de [u8],
+    repeated: &'r RefCell<Vec<Repeated>>,
 }
 
-impl Scalars<'_> {
+impl Scalars<'_, '_> {
+    /// Where in the text a piece of it begins, in bytes.
+    fn offset(&self, scalar: &str) -> usize {
+        (scalar.as_ptr() as usize).wrapping_sub(self.text.as_ptr() as usize)
+    }
+
     fn is_quoted(&self, scalar: &str) -> bool {
-        let start = self.text.as_ptr() as usize;
-        let at = (scalar.as_ptr() as usize).wrapping_sub(start);
+        let at = self.offset(scalar);
         at > 0 && self.text.get(at - 1).is_some_and(|before| matches!(before, b'"' | b'\''))
     }
 }
@@ -51,7 +81,7 @@ fn bare(word: &str) -> Option<Value> {
     i64::from_str_radix(octal, 8).ok().filter(|_| octal.bytes().all(|b| b.is_ascii_digit())).map(Value::from)
 }
 
-impl<'de> DeserializeSeed<'de> for Scalars<'de> {
+impl<'de> DeserializeSeed<'de> for Scalars<'de, '_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -59,7 +89,7 @@ impl<'de> DeserializeSeed<'de> for Scalars<'de> {
     }
 }
 
-impl<'de> Visitor<'de> for Scalars<'de> {
+impl<'de> Visitor<'de> for Scalars<'de, '_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,14 +149,72 @@ impl<'de> Visitor<'de> for Scalars<'de> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
-        while let Some(key) = access.next_key_seed(self)? {
+        let at = Cell::new(None);
+        while let Some(key) = access.next_key_seed(Key { scalars: self, at: &at })? {
             let key = match key {
                 Value::String(key) => key,
                 other => other.to_string(),
             };
+            if fields.contains_key(&key) {
+                let before = at.get().and_then(|at| self.text.get(..at));
+                let line = before.map_or(0, |before| memchr::memchr_iter(b'\n', before).count() + 1);
+                self.repeated.borrow_mut().push(Repeated { name: key.clone(), line });
+            }
             fields.insert(key, access.next_value_seed(self)?);
         }
         Ok(Value::Object(fields))
+    }
+}
+
+/// Reads a key, and where it stands.
+struct Key<'de, 'r> {
+    scalars: Scalars<'de, 'r>,
+    at: &'r Cell<Option<usize>>,
+}
+
+impl<'de> DeserializeSeed<'de> for Key<'de, '_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.at.set(None);
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key<'de, '_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        self.scalars.visit_f64(value)
+    }
+
+    fn visit_borrowed_str<E: serde::de::Error>(self, value: &'de str) -> Result<Value, E> {
+        self.at.set(Some(self.scalars.offset(value)));
+        self.scalars.visit_borrowed_str(value)
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
     }
 }
 
@@ -144,6 +232,19 @@ mod tests {
             "s": "y\n", "z": null, "f": 1.5,
         });
         assert_eq!(to_json(text.as_bytes()).expect("YAML"), expected);
+    }
+
+    #[test]
+    fn a_key_that_comes_twice_is_told_with_its_line() {
+        let text = b"\na: 1\nspec:\n  foo: one\n  'foo': two\n  bar: {x: 1, x: 2}\n";
+        let told = repeated_keys(text).expect("two come twice");
+        assert_eq!(
+            told,
+            "error converting YAML to JSON: yaml: unmarshal errors:\n  line 5: key \"foo\" already set in map\n  line \
+             6: key \"x\" already set in map"
+        );
+        assert_eq!(to_json(text).expect("YAML")["spec"]["foo"], "two");
+        assert_eq!(repeated_keys(b"a: 1\nb: {a: 1}\n"), None);
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub enum Operation {
     Create,
     Update,
     Delete,
+    /// A connection to what an object stands for: exec, attach, port-forward, proxy.
+    Connect,
 }
 
 /// What plugins say besides yes and no.
@@ -72,6 +74,8 @@ pub struct Attributes {
     /// The whole of who asks.
     pub who: User,
     pub dry_run: bool,
+    /// What a connection is asked to be; the object is none then.
+    pub options: Option<serde_json::Value>,
     said: Arc<Mutex<Said>>,
 }
 
@@ -87,6 +91,24 @@ impl Attributes {
             groups: call.user.groups.clone(),
             who: call.user.clone(),
             dry_run: call.dry_run,
+            options: None,
+            said: Arc::default(),
+        }
+    }
+
+    /// Of a connection, which `options` describe, with their kind.
+    pub fn of_connection(call: &Call, options: serde_json::Value) -> Self {
+        Attributes {
+            operation: Operation::Connect,
+            kind: call.kind(),
+            subresource: call.info.subresource.clone(),
+            namespace: call.info.namespace.clone(),
+            name: call.info.name.clone(),
+            user: call.user.name.clone(),
+            groups: call.user.groups.clone(),
+            who: call.user.clone(),
+            dry_run: false,
+            options: Some(options),
             said: Arc::default(),
         }
     }
@@ -171,6 +193,7 @@ impl Attributes {
             groups: Vec::new(),
             who: User::default(),
             dry_run: false,
+            options: None,
             said: Arc::default(),
         }
     }
@@ -212,6 +235,8 @@ const CREATE: &[Operation] = &[Operation::Create];
 const UPDATE: &[Operation] = &[Operation::Update];
 const WRITE: &[Operation] = &[Operation::Create, Operation::Update];
 const ALL: &[Operation] = &[Operation::Create, Operation::Update, Operation::Delete];
+const EVERYTHING: &[Operation] =
+    &[Operation::Create, Operation::Update, Operation::Delete, Operation::Connect];
 
 /// A plugin by its upstream name, with the operations that it is asked about.
 struct Plugin {
@@ -321,12 +346,12 @@ impl Chain {
             ),
             plugin(
                 "ValidatingAdmissionPolicy",
-                ALL,
+                EVERYTHING,
                 policy::validating::ValidatingPolicies::new(kinds(), authorizer()),
             ),
             plugin(
                 "ValidatingAdmissionWebhook",
-                ALL,
+                EVERYTHING,
                 webhook::validating::ValidatingWebhooks::new(kinds(), authorizer()),
             ),
             plugin("Escalation", WRITE, escalation::Escalation(authorizer())),

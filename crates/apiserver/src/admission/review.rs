@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Attributes;
+use super::{Attributes, Operation};
 use super::matching::operation_name;
 use crate::registry::erased::Object;
 
@@ -11,20 +11,27 @@ pub fn object_json(object: Option<&dyn Object>) -> Value {
     object.and_then(|object| serde_json::from_slice(&object.to_json()).ok()).unwrap_or(Value::Null)
 }
 
+/// What is asked about: the object, or what a connection is asked to be.
+pub fn subject(attributes: &Attributes, object: Option<&dyn Object>) -> Value {
+    attributes.options.clone().unwrap_or_else(|| object_json(object))
+}
+
 pub fn request(attributes: &Attributes) -> Value {
     let kind = attributes.kind;
-    let gvk = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
+    let asked = attributes.options.as_ref().and_then(|options| options["kind"].as_str());
+    let gvk = json!({"group": kind.group, "version": kind.version, "kind": asked.unwrap_or(kind.kind)});
     let gvr = json!({"group": kind.group, "version": kind.version, "resource": kind.plural});
     let user = serde_json::to_value(attributes.who.info()).unwrap_or_default();
-    let options = match operation_name(attributes.operation) {
-        "CREATE" => "CreateOptions",
-        "UPDATE" => "UpdateOptions",
-        _ => "DeleteOptions",
+    let options = match attributes.operation {
+        Operation::Create => json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"}),
+        Operation::Update => json!({"kind": "UpdateOptions", "apiVersion": "meta.k8s.io/v1"}),
+        Operation::Delete => json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"}),
+        Operation::Connect => Value::Null,
     };
     let mut request = json!({
         "kind": gvk, "resource": gvr, "requestKind": gvk, "requestResource": gvr,
         "operation": operation_name(attributes.operation), "userInfo": user, "dryRun": attributes.dry_run,
-        "options": {"kind": options, "apiVersion": "meta.k8s.io/v1"},
+        "options": options,
     });
     let mut say = |key: &str, text: &str| {
         if !text.is_empty() {

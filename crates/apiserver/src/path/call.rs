@@ -115,6 +115,19 @@ impl Call {
         }
     }
 
+    /// Says what is wrong with a body that can be read all the same: as a warning, if the client wants no more.
+    ///
+    /// # Errors
+    /// The client wants strictness.
+    pub fn complain(&mut self, error: String) -> Result<(), String> {
+        match self.field_validation() {
+            FieldValidation::Strict => return Err(error),
+            FieldValidation::Warn => self.warnings.push(error),
+            FieldValidation::Ignore => {}
+        }
+        Ok(())
+    }
+
     /// Reads an object of this call's kind from the body of a request.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use super::write::{change, create_object};
 use crate::http::{Reply, json_of_yaml};
 use crate::registry::erased::Object;
 use crate::storage::Current;
+use crate::yaml::repeated_keys;
 
 /// How it is found out who comes to own what by a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +108,11 @@ pub async fn apply(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let applied: Value = json_of_yaml(&body)
         .map_err(|error| StatusError::bad_request(format!("error decoding YAML: {error}")))?;
     check_applied(&call, &applied)?;
+    if let Some(error) = repeated_keys(&body) {
+        call.complain(error).map_err(|error| {
+            StatusError::bad_request(format!("error strict decoding YAML: {error}"))
+        })?;
+    }
     let force = call.query.flag("force");
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
     let current = match call.storage.current(&namespace, &name).await {

@@ -46,8 +46,13 @@ pub fn scope(info: &RequestInfo) -> Scope {
 pub fn selector(call: &Call) -> Result<Selector, StatusError> {
     let mut selector = Selector::everything();
     if let Some(text) = call.query.get("fieldSelector") {
-        let fields =
+        let mut fields =
             FieldSelector::parse(text).map_err(|error| StatusError::bad_request(error.to_string()))?;
+        if (call.kind().group, call.kind().plural) == ("events.k8s.io", "events") {
+            fields = fields.try_rename(event_field).map_err(|field| {
+                StatusError::bad_request(unknown_field(call.kind(), &field))
+            })?;
+        }
         let known = call.storage.registry.selectable_names();
         for field in fields.fields() {
             if !known.contains(&field) {
@@ -67,6 +72,15 @@ pub fn selector(call: &Call) -> Result<Selector, StatusError> {
         }
     }
     Ok(selector)
+}
+
+/// A field of `events.k8s.io` as the stored event names it; none, when that version does not know it.
+fn event_field(field: &str) -> Option<String> {
+    match field {
+        "reason" | "type" | "metadata.name" | "metadata.namespace" => Some(field.to_owned()),
+        "reportingController" => Some("reportingComponent".to_owned()),
+        _ => field.strip_prefix("regarding.").map(|field| format!("involvedObject.{field}")),
+    }
 }
 
 /// What is said of a field that a kind cannot be selected by: upstream's kinds do not all say the same.

@@ -138,7 +138,7 @@ impl Input {
             ..Question::default()
         };
         Ok(Input {
-            object: Value::from_json(&review::object_json(object)),
+            object: Value::from_json(&review::subject(attributes, object)),
             old: Value::from_json(&review::object_json(old)),
             request: Value::from_json(&review::request(attributes)),
             namespace,

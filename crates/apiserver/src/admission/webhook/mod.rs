@@ -155,7 +155,7 @@ async fn ask(
     let api_version = format!("admission.k8s.io/{version}");
     let mut request = review::request(attributes);
     request["uid"] = uid.clone().into();
-    request["object"] = review::object_json(object);
+    request["object"] = review::subject(attributes, object);
     request["oldObject"] = review::object_json(old);
     let review = json!({"kind": "AdmissionReview", "apiVersion": api_version, "request": request});
     let called = hook.client.call(kinds, &review, hook.timeout).await;

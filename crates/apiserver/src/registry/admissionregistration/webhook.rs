@@ -182,6 +182,7 @@ fn client(config: &WebhookClientConfig, at: &FieldPath, errors: &mut FieldErrors
             }
             port(service.port.unwrap_or(443), &at.child("port"), errors);
             if let Some(path) = service.path.as_deref()
+                && !path.is_empty()
                 && !path.starts_with('/')
             {
                 errors.invalid(&at.child("path"), path, "must start with a '/'");
