@@ -76,10 +76,10 @@ impl Lines {
         }
     }
 
-    /// Adds what was left without a newline when the stream ended.
+    /// Adds what was left without a newline when the stream ended: a line that is not whole.
     pub fn finish(&mut self, now: impl Fn() -> String, out: &mut Vec<u8>) {
         if !self.pending.is_empty() {
-            self.flush("F", &now(), out);
+            self.flush("P", &now(), out);
         }
     }
 
@@ -136,9 +136,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_at_the_end_is_a_line_too() {
+    fn what_is_left_at_the_end_is_a_part_of_a_line() {
         let mut lines = Lines::new(Stream::Stderr);
-        assert_eq!(said(&mut lines, &[b"no newline"], true), "T stderr F no newline\n");
+        assert_eq!(said(&mut lines, &[b"no newline"], true), "T stderr P no newline\n");
     }
 
     #[test]
