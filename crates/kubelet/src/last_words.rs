@@ -41,11 +41,20 @@ fn end_of_log(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+    let lines: Vec<(&str, &str)> = text
+        .lines()
+        .filter_map(|line| {
+            let mut parts = line.splitn(4, ' ').skip(2);
+            Some((parts.next()?, parts.next()?))
+        })
+        .collect();
     let mut said = String::new();
-    for line in &lines[lines.len().saturating_sub(LINES)..] {
+    for (tag, line) in &lines[lines.len().saturating_sub(LINES)..] {
         said.push_str(line);
-        said.push('\n');
+        // The part of a line has no end.
+        if *tag != "P" {
+            said.push('\n');
+        }
     }
     let mut from = said.len().saturating_sub(FROM_LOG);
     while !said.is_char_boundary(from) {
@@ -88,6 +97,8 @@ mod tests {
         assert_eq!(read(&status("File", 1)), "");
         assert_eq!(read(&status("FallbackToLogsOnError", 0)), "");
         assert_eq!(read(&status("FallbackToLogsOnError", 1)), "one\ntwo\n");
+        fs::write(&log, "T stdout F one\nT stdout P two\n").unwrap();
+        assert_eq!(read(&status("FallbackToLogsOnError", 1)), "one\ntwo");
         fs::write(&file, "last").unwrap();
         assert_eq!(read(&status("FallbackToLogsOnError", 1)), "last");
     }

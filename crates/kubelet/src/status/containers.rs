@@ -71,9 +71,7 @@ fn unseen(inputs: &Inputs<'_>, container: &Container, kind: Kind) -> ContainerSt
         Kind::Ephemeral => s.ephemeral_container_statuses.as_ref(),
     });
     let old = old_list.into_iter().flatten().find(|s| s.name == container.name);
-    let has_inits =
-        inputs.pod.spec.as_ref().is_some_and(|s| s.init_containers.as_ref().is_some_and(|i| !i.is_empty()));
-    let default = waiting(if has_inits { "PodInitializing" } else { "ContainerCreating" }, None);
+    let default = not_yet(inputs.pod);
     let mut status = ContainerStatus {
         name: container.name.clone(),
         image: container.image.clone().unwrap_or_default(),
@@ -210,6 +208,13 @@ fn time(nanoseconds: i64) -> Option<Time> {
     (nanoseconds > 0).then(|| Time(super::seconds(timestamp(nanoseconds))))
 }
 
+/// The state of a container that does not run yet.
+fn not_yet(pod: &Pod) -> ContainerState {
+    let inits = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
+    let has_inits = inits.is_some_and(|inits| !inits.is_empty());
+    waiting(if has_inits { "PodInitializing" } else { "ContainerCreating" }, None)
+}
+
 fn state(inputs: &Inputs<'_>, seen: &ContainerSeen) -> ContainerState {
     let cri = &seen.status;
     match seen.state() {
@@ -217,7 +222,8 @@ fn state(inputs: &Inputs<'_>, seen: &ContainerSeen) -> ContainerState {
             running: Some(ContainerStateRunning { started_at: time(cri.started_at) }),
             ..Default::default()
         },
-        Seen::ContainerCreated => waiting("ContainerCreating", None),
+        // Not yet more than a container that is still to be made.
+        Seen::ContainerCreated => not_yet(inputs.pod),
         Seen::ContainerExited | Seen::ContainerUnknown => {
             let words = inputs.last_words.get(&cri.id).filter(|w| !w.is_empty());
             let message = words.cloned().or_else(|| Some(cri.message.clone()).filter(|m| !m.is_empty()));
