@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Attributes, Operation};
 use super::matching::operation_name;
+use super::{Attributes, Operation};
 use crate::registry::erased::Object;
 
 /// The object as a client would see it.

@@ -109,9 +109,8 @@ pub async fn apply(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         .map_err(|error| StatusError::bad_request(format!("error decoding YAML: {error}")))?;
     check_applied(&call, &applied)?;
     if let Some(error) = repeated_keys(&body) {
-        call.complain(error).map_err(|error| {
-            StatusError::bad_request(format!("error strict decoding YAML: {error}"))
-        })?;
+        call.complain(error)
+            .map_err(|error| StatusError::bad_request(format!("error strict decoding YAML: {error}")))?;
     }
     let force = call.query.flag("force");
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());

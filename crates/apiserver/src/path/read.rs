@@ -49,9 +49,9 @@ pub fn selector(call: &Call) -> Result<Selector, StatusError> {
         let mut fields =
             FieldSelector::parse(text).map_err(|error| StatusError::bad_request(error.to_string()))?;
         if (call.kind().group, call.kind().plural) == ("events.k8s.io", "events") {
-            fields = fields.try_rename(event_field).map_err(|field| {
-                StatusError::bad_request(unknown_field(call.kind(), &field))
-            })?;
+            fields = fields
+                .try_rename(event_field)
+                .map_err(|field| StatusError::bad_request(unknown_field(call.kind(), &field)))?;
         }
         let known = call.storage.registry.selectable_names();
         for field in fields.fields() {
