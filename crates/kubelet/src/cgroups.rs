@@ -1,7 +1,7 @@
 //! The control groups of pods: `kubepods/{burstable,besteffort}/pod<uid>` through the cgroup file system, version 1 or 2.
 //! The runtime makes the containers' groups below them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::{fs, mem};
@@ -10,7 +10,7 @@ use crate::resources::{self, PodResources, Qos};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// The controllers that a pod's limits need.
-const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "cpuset", "io"];
+const CONTROLLERS: [&str; 6] = ["cpu", "memory", "pids", "cpuset", "io", "hugetlb"];
 
 #[derive(Debug)]
 enum Layout {
@@ -51,19 +51,57 @@ impl Cgroups {
     ///
     /// # Errors
     /// The file system refuses.
-    pub fn create(&self, qos: Qos, uid: &str, resources: PodResources) -> io::Result<String> {
+    pub fn create(&self, qos: Qos, uid: &str, resources: &PodResources) -> io::Result<String> {
         let path = self.pod(qos, uid);
         let relative = path.trim_start_matches('/');
         self.make(relative)?;
         if qos == Qos::BestEffort {
             let parent = format!("{}/besteffort", self.root);
-            self.write(
-                &parent,
-                &[("cpu", "cpu.shares", "cpu.weight", resources::MIN_SHARES.to_string(), "1".into())],
-            )?;
+            self.write(&parent, &[weight(resources::MIN_SHARES)])?;
         }
         self.write(relative, &limits(resources))?;
         Ok(path)
+    }
+
+    /// Bounds what all pods may use together: what is not reserved.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn bound(&self, cpu_milli: i64, memory: i64) -> io::Result<()> {
+        self.make(&self.root)?;
+        let all =
+            PodResources { cpu_request: cpu_milli, memory_limit: Some(memory), ..PodResources::default() };
+        self.write(&self.root, &limits(&all))
+    }
+
+    /// Weighs all burstable pods together by what they ask for.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn weigh_burstable(&self, cpu_milli: i64) -> io::Result<()> {
+        let all = PodResources { cpu_request: cpu_milli, ..PodResources::default() };
+        self.write(&format!("{}/burstable", self.root), &limits(&all))
+    }
+
+    /// What containers' groups of version 2 are told beside their limits: that they end as one when memory runs out, and
+    /// that they do not swap.
+    pub fn unified(&self) -> HashMap<String, String> {
+        let Layout::V2(root) = &self.layout else { return HashMap::new() };
+        let wanted = [("memory.oom.group", "1"), ("memory.swap.max", "0")];
+        let group = root.join(&self.root);
+        let there = wanted.into_iter().filter(|(file, _)| group.join(file).exists());
+        there.map(|(file, value)| (file.to_owned(), value.to_owned())).collect()
+    }
+
+    /// How many processes a pod has.
+    pub fn processes(&self, uid: &str) -> i64 {
+        let classes = [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort];
+        let mut groups =
+            classes.iter().flat_map(|qos| self.directories(self.pod(*qos, uid).trim_start_matches('/')));
+        let count = |directory: PathBuf| {
+            fs::read_to_string(directory.join("pids.current")).ok()?.trim().parse::<i64>().ok()
+        };
+        groups.find_map(count).unwrap_or(0)
     }
 
     /// Removes the group of a pod and all below. Nothing may run in it any more.
@@ -114,15 +152,15 @@ impl Cgroups {
     }
 
     fn write(&self, path: &str, limits: &[Limit]) -> io::Result<()> {
-        for (controller, v1, v2, old, new) in limits {
+        for Limit { controller, v1, v2 } in limits {
             let (file, value) = match &self.layout {
-                Layout::V2(root) => (root.join(path).join(v2), new),
+                Layout::V2(root) => (root.join(path).join(&v2.0), &v2.1),
                 Layout::V1(mounts) => {
                     let Some((_, mount)) = mounts.iter().find(|(all, _)| all.iter().any(|c| c == controller))
                     else {
                         continue;
                     };
-                    (mount.join(path).join(v1), old)
+                    (mount.join(path).join(&v1.0), &v1.1)
                 }
             };
             // A controller that the host does not hand down is one that limits nothing.
@@ -134,21 +172,53 @@ impl Cgroups {
     }
 }
 
-/// Controller, file and value of version 1 and of version 2: controller, v1 file, v2 file, v1 value, v2 value.
-type Limit = (&'static str, &'static str, &'static str, String, String);
+/// A controller, and file and value of its version 1 and of its version 2.
+#[derive(Debug)]
+struct Limit {
+    controller: &'static str,
+    v1: (String, String),
+    v2: (String, String),
+}
 
-fn limits(resources: PodResources) -> Vec<Limit> {
-    let shares = resources::shares(resources.cpu_request);
-    let weight = 1 + ((shares - 2) * 9999) / 262_142;
-    let mut all: Vec<Limit> =
-        vec![("cpu", "cpu.shares", "cpu.weight", shares.to_string(), weight.to_string())];
+impl Limit {
+    fn new(controller: &'static str, v1: (&str, impl ToString), v2: (&str, impl ToString)) -> Self {
+        Limit { controller, v1: (v1.0.to_owned(), v1.1.to_string()), v2: (v2.0.to_owned(), v2.1.to_string()) }
+    }
+}
+
+fn weight(shares: i64) -> Limit {
+    Limit::new("cpu", ("cpu.shares", shares), ("cpu.weight", weight_of(shares)))
+}
+
+/// Shares of version 1 as a weight of version 2. The curve goes through the least, the most and the kernel's default of
+/// both (kubernetes/kubernetes#131216).
+fn weight_of(shares: i64) -> i64 {
+    if shares <= resources::MIN_SHARES {
+        return 1;
+    }
+    let magnitude = (shares as f64).log2();
+    let exponent = (magnitude * magnitude + 125.0 * magnitude) / 612.0 - 7.0 / 34.0;
+    // The least bit too much would be rounded up to a whole one.
+    (10f64.powf(exponent) - 1e-9).ceil().min(10_000.0) as i64
+}
+
+fn limits(resources: &PodResources) -> Vec<Limit> {
+    let mut all = vec![weight(resources::shares(resources.cpu_request))];
     if let Some(milli) = resources.cpu_limit.filter(|milli| *milli > 0) {
         let (quota, period) = (resources::quota(milli), resources::PERIOD);
-        all.push(("cpu", "cpu.cfs_period_us", "cpu.max", period.to_string(), format!("{quota} {period}")));
-        all.push(("cpu", "cpu.cfs_quota_us", "cpu.max", quota.to_string(), format!("{quota} {period}")));
+        let v2 = ("cpu.max", format!("{quota} {period}"));
+        all.push(Limit::new("cpu", ("cpu.cfs_period_us", period), v2.clone()));
+        all.push(Limit::new("cpu", ("cpu.cfs_quota_us", quota), v2));
     }
     if let Some(bytes) = resources.memory_limit.filter(|bytes| *bytes > 0) {
-        all.push(("memory", "memory.limit_in_bytes", "memory.max", bytes.to_string(), bytes.to_string()));
+        all.push(Limit::new("memory", ("memory.limit_in_bytes", bytes), ("memory.max", bytes)));
+    }
+    if let Some(count) = resources.pids_limit.filter(|count| *count > 0) {
+        all.push(Limit::new("pids", ("pids.max", count), ("pids.max", count)));
+    }
+    for (page, bytes) in &resources.huge_pages {
+        let (v1, v2) = (format!("hugetlb.{page}.limit_in_bytes"), format!("hugetlb.{page}.max"));
+        all.push(Limit::new("hugetlb", (&v1, bytes), (&v2, bytes)));
     }
     all
 }
@@ -230,12 +300,16 @@ fn layout(mounts: &str) -> Layout {
 mod tests {
     use super::*;
 
-    const RESOURCES: PodResources = PodResources {
-        cpu_request: 500,
-        memory_request: 0,
-        cpu_limit: Some(1000),
-        memory_limit: Some(1 << 20),
-    };
+    fn resources() -> PodResources {
+        PodResources {
+            cpu_request: 500,
+            memory_request: 0,
+            cpu_limit: Some(1000),
+            memory_limit: Some(1 << 20),
+            huge_pages: [("2MB".to_owned(), 4 << 20)].into(),
+            pids_limit: Some(100),
+        }
+    }
 
     #[test]
     fn both_versions_are_found() {
@@ -259,7 +333,7 @@ mod tests {
         fs::write(cpuset.join("cpuset.mems"), "0\n").unwrap();
         let mounts = vec![(vec!["cpu".into()], cpu.clone()), (vec!["cpuset".into()], cpuset.clone())];
         let groups = Cgroups::over(Layout::V1(mounts), "/krate-x/");
-        let path = groups.create(Qos::Burstable, "u1", RESOURCES).unwrap();
+        let path = groups.create(Qos::Burstable, "u1", &resources()).unwrap();
         assert_eq!(path, "/krate-x/kubepods/burstable/podu1");
         let inherited = fs::read_to_string(cpuset.join(&path[1..]).join("cpuset.cpus")).unwrap();
         assert_eq!(inherited, "0-1");
@@ -268,10 +342,46 @@ mod tests {
 
     #[test]
     fn limits_are_told_in_both_tongues() {
-        let all = limits(RESOURCES);
-        assert_eq!(all[0].3, "512");
-        assert_eq!(all[0].4, "20");
-        assert_eq!(all[1].4, "100000 100000");
-        assert_eq!(all[3].2, "memory.max");
+        let told: Vec<String> = limits(&resources())
+            .iter()
+            .map(|l| format!("{}={} {}={}", l.v1.0, l.v1.1, l.v2.0, l.v2.1))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "cpu.shares=512 cpu.weight=59",
+                "cpu.cfs_period_us=100000 cpu.max=100000 100000",
+                "cpu.cfs_quota_us=100000 cpu.max=100000 100000",
+                "memory.limit_in_bytes=1048576 memory.max=1048576",
+                "pids.max=100 pids.max=100",
+                "hugetlb.2MB.limit_in_bytes=4194304 hugetlb.2MB.max=4194304",
+            ]
+        );
+    }
+
+    #[test]
+    fn least_most_and_default_weigh_the_same_in_both() {
+        for (shares, weight) in [(2, 1), (1024, 100), (262_144, 10_000)] {
+            assert_eq!(weight_of(shares), weight);
+        }
+    }
+
+    #[test]
+    fn all_pods_together_are_bounded() {
+        let host = tempfile::tempdir().unwrap();
+        let group = host.path().join("x/kubepods");
+        for directory in [host.path().to_owned(), group.clone(), group.join("burstable")] {
+            fs::create_dir_all(&directory).unwrap();
+            for file in ["cpu.weight", "memory.max", "memory.oom.group", "cgroup.subtree_control"] {
+                fs::write(directory.join(file), "").unwrap();
+            }
+        }
+        let groups = Cgroups::over(Layout::V2(host.path().to_owned()), "/x");
+        groups.bound(2000, 1 << 30).unwrap();
+        groups.weigh_burstable(1000).unwrap();
+        let read = |file: &str| fs::read_to_string(group.join(file)).unwrap();
+        assert_eq!((read("cpu.weight"), read("memory.max")), ("174".into(), "1073741824".into()));
+        assert_eq!(read("burstable/cpu.weight"), "100");
+        assert_eq!(groups.unified(), HashMap::from([("memory.oom.group".to_owned(), "1".to_owned())]));
     }
 }

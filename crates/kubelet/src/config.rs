@@ -5,8 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Taint;
+use krate_api::Quantity;
 
 use crate::configuration::{Configuration, StaticPods};
+use crate::eviction::EvictionConfig;
+use crate::garbage::ImagePolicy;
 
 /// Everything that the kubelet needs to know to run pods on this machine.
 #[derive(Clone, Debug)]
@@ -51,6 +54,15 @@ pub struct Config {
     /// The file from which names are resolved for pods that do not ask the cluster.
     pub resolv_conf: PathBuf,
     pub max_pods: u32,
+    /// Processes that a pod may have; none: as many as the node.
+    pub pod_pids_limit: Option<i64>,
+    /// What is kept for the system and for Kubernetes' own processes, by resource.
+    pub system_reserved: BTreeMap<String, String>,
+    pub kube_reserved: BTreeMap<String, String>,
+    pub eviction: EvictionConfig,
+    pub image_gc: ImagePolicy,
+    /// Sysctls, or groups of them that end in `*`, that pods may set beside the safe ones.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// Labels and taints that the node is registered with.
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
@@ -85,6 +97,12 @@ impl Config {
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             max_pods: 110,
+            pod_pids_limit: None,
+            system_reserved: BTreeMap::new(),
+            kube_reserved: BTreeMap::new(),
+            eviction: EvictionConfig::default(),
+            image_gc: ImagePolicy::default(),
+            allowed_unsafe_sysctls: Vec::new(),
             labels: BTreeMap::new(),
             taints: Vec::new(),
         }
@@ -93,6 +111,14 @@ impl Config {
     /// The configuration that is in force, as a `KubeletConfiguration`.
     pub fn told(&self) -> serde_json::Value {
         self.configuration.told(self)
+    }
+
+    /// How much of a resource is kept from pods.
+    pub fn reserved(&self, resource: &str) -> Quantity {
+        let of = |all: &BTreeMap<String, String>| all.get(resource).and_then(|q| Quantity::parse(q).ok());
+        let none = Quantity::new(0, krate_api::quantity::Format::BinarySi);
+        let both = [of(&self.system_reserved), of(&self.kube_reserved)];
+        both.into_iter().flatten().fold(none, |sum, more| sum.add(&more))
     }
 
     /// The directory of one pod.

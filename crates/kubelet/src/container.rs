@@ -6,8 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use k8s_cri::v1::{
-    self as cri, ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig, NamespaceMode,
-    PodSandboxConfig,
+    self as cri, ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+    NamespaceMode, PodSandboxConfig,
 };
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use krate_client::EventType;
@@ -229,7 +229,10 @@ impl Start<'_> {
             stdin_once: container.stdin_once == Some(true),
             tty: container.tty == Some(true),
             linux: Some(LinuxContainerConfig {
-                resources: Some(resources::linux(pod, container, self.shared.node.memory)),
+                resources: Some(LinuxContainerResources {
+                    unified: self.shared.cgroups.unified(),
+                    ..resources::linux(pod, container, self.shared.machine.memory)
+                }),
                 security_context: Some(security),
             }),
             ..Default::default()

@@ -2,6 +2,7 @@
 //! container runtime and never asks which one that is; it holds nothing that it could not find again in the API, in the
 //! runtime and in the kernel, so that it may be killed at any moment: what runs goes on, and is found when it is back.
 
+mod admission;
 mod backoff;
 mod cgroups;
 mod config;
@@ -9,8 +10,10 @@ mod configuration;
 mod container;
 mod cri;
 mod env;
+mod eviction;
 mod features;
 mod fieldpath;
+mod garbage;
 mod hooks;
 mod http_check;
 mod images;
@@ -44,4 +47,6 @@ mod worker;
 
 pub use config::Config;
 pub use configuration::{Configuration, ConfigurationError, StaticPods};
+pub use eviction::EvictionConfig;
+pub use garbage::ImagePolicy;
 pub use run::{Error, run};

@@ -67,6 +67,7 @@ pub async fn run(shared: SharedRef, informer: Informer<Pod>) {
                     workers.orphans(&shared);
                 }
             }
+            () = shared.evictions.changed() => workers.handles.values().for_each(|h| h.signal.wake()),
             Some(told) = told_by_runtime.recv() => {
                 match told {
                     Told::Pod(uid) => if let Some(handle) = workers.handles.get(&uid) {

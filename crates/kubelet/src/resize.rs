@@ -223,6 +223,8 @@ pub fn widest(a: PodResources, b: PodResources) -> PodResources {
         memory_request: a.memory_request.max(b.memory_request),
         cpu_limit: limit(a.cpu_limit, b.cpu_limit),
         memory_limit: limit(a.memory_limit, b.memory_limit),
+        huge_pages: b.huge_pages,
+        pids_limit: b.pids_limit,
     }
 }
 

@@ -1,6 +1,8 @@
 //! What pods ask of processor and memory: their class of service, and what the kernel is told.
 
-use k8s_cri::v1::LinuxContainerResources;
+use std::collections::BTreeMap;
+
+use k8s_cri::v1::{HugepageLimit, LinuxContainerResources};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use krate_api::Quantity;
@@ -11,6 +13,8 @@ const MAX_SHARES: i64 = 262_144;
 pub const PERIOD: i64 = 100_000;
 /// Microseconds: the smallest quota that the kernel takes.
 const MIN_QUOTA: i64 = 1000;
+/// The priority of `system-node-critical`.
+const NODE_CRITICAL: i32 = 2_000_001_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
@@ -73,8 +77,11 @@ pub fn qos(pod: &Pod) -> Qos {
         _ => {}
     }
     let (mut any, mut guaranteed) = (false, true);
-    for container in containers(pod) {
-        let resources = container.resources.as_ref();
+    let all: Vec<_> = match own(pod) {
+        Some(own) => vec![Some(own)],
+        None => containers(pod).map(|c| c.resources.as_ref()).collect(),
+    };
+    for resources in all {
         for name in ["cpu", "memory"] {
             let (request, limit) = (request(resources, name), limit(resources, name));
             any |= request.is_some() || limit.is_some();
@@ -103,6 +110,10 @@ pub fn quota(milli: i64) -> i64 {
 
 /// The kernel's inclination to kill a container when memory is short.
 pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: i64) -> i64 {
+    if pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= NODE_CRITICAL) {
+        // The node is not worth much without it.
+        return -997;
+    }
     match qos(pod) {
         Qos::Guaranteed => -997,
         Qos::BestEffort => 1000,
@@ -123,18 +134,25 @@ pub fn linux(pod: &Pod, container: &Container, memory_capacity: i64) -> LinuxCon
         cpu_shares: shares(cpu_request(resources).unwrap_or(0)),
         memory_limit_in_bytes: memory_limit(resources).unwrap_or(0),
         oom_score_adj: oom_score_adj(pod, container, memory_capacity),
+        hugepage_limits: huge_pages_of(resources.into_iter())
+            .into_iter()
+            .map(|(page_size, limit)| HugepageLimit { page_size, limit: limit.unsigned_abs() })
+            .collect(),
         ..Default::default()
     }
 }
 
 /// What a pod as a whole asks for and may use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodResources {
     pub cpu_request: i64,
     pub memory_request: i64,
     /// `None` as soon as one container has no limit.
     pub cpu_limit: Option<i64>,
     pub memory_limit: Option<i64>,
+    /// Bytes of huge pages, by the size of the page as the kernel names it.
+    pub huge_pages: BTreeMap<String, i64>,
+    pub pids_limit: Option<i64>,
 }
 
 fn is_sidecar(container: &Container) -> bool {
@@ -158,16 +176,68 @@ fn total(pod: &Pod, of: fn(Option<&ResourceRequirements>) -> Option<i64>) -> i64
     together.max(largest)
 }
 
+/// What the pod asks for as a whole (KEP-2837), which goes over the sum of its containers.
+fn own(pod: &Pod) -> Option<&ResourceRequirements> {
+    pod.spec.as_ref()?.resources.as_ref()
+}
+
+/// What running a pod costs beside its containers (KEP-688).
+fn overhead(pod: &Pod, name: &str) -> Option<Quantity> {
+    amount(pod.spec.as_ref()?.overhead.as_ref()?.get(name))
+}
+
 pub fn pod(pod: &Pod) -> PodResources {
-    let all = |of: fn(Option<&ResourceRequirements>) -> Option<i64>| {
-        containers(pod).all(|c| of(c.resources.as_ref()).is_some()).then(|| total(pod, of))
+    let asked = |of: fn(Option<&ResourceRequirements>) -> Option<i64>, overhead: i64| {
+        of(own(pod)).unwrap_or_else(|| total(pod, of)) + overhead
     };
+    let all = |of: fn(Option<&ResourceRequirements>) -> Option<i64>, overhead: i64| {
+        let sum = || containers(pod).all(|c| of(c.resources.as_ref()).is_some()).then(|| total(pod, of));
+        of(own(pod)).or_else(sum).map(|limit| limit + overhead)
+    };
+    let cpu = overhead(pod, "cpu").map_or(0, |q| q.milli_value());
+    let memory = overhead(pod, "memory").map_or(0, |q| q.value());
     PodResources {
-        cpu_request: total(pod, cpu_request),
-        memory_request: total(pod, memory_request),
-        cpu_limit: all(cpu_limit),
-        memory_limit: all(memory_limit),
+        cpu_request: asked(cpu_request, cpu),
+        memory_request: asked(memory_request, memory),
+        cpu_limit: all(cpu_limit, cpu),
+        memory_limit: all(memory_limit, memory),
+        huge_pages: huge_pages_of(containers(pod).filter_map(|c| c.resources.as_ref())),
+        pids_limit: None,
     }
+}
+
+/// Bytes of the node's disk that a pod asks for.
+pub fn ephemeral_storage_request(pod: &Pod) -> i64 {
+    total(pod, |r| request(r, "ephemeral-storage").map(|q| q.value()))
+}
+
+/// Bytes of the node's disk that a pod may use, where its containers set a limit.
+pub fn ephemeral_storage_limit(pod: &Pod) -> Option<i64> {
+    let limit = total(pod, |r| limit(r, "ephemeral-storage").map(|q| q.value()));
+    (limit > 0).then_some(limit)
+}
+
+/// The sum of the limits of huge pages, by the size of the page.
+fn huge_pages_of<'a>(all: impl Iterator<Item = &'a ResourceRequirements>) -> BTreeMap<String, i64> {
+    let mut sums = BTreeMap::new();
+    for (name, quantity) in all.filter_map(|r| r.limits.as_ref()).flatten() {
+        let page = name.strip_prefix("hugepages-").and_then(|page| Quantity::parse(page).ok());
+        if let Some((page, bytes)) = page.zip(amount(Some(quantity))) {
+            *sums.entry(page_size(page.value())).or_default() += bytes.value();
+        }
+    }
+    sums
+}
+
+/// The size of a page as the kernel names it in control groups.
+fn page_size(bytes: i64) -> String {
+    let (mut size, mut unit) = (bytes, 0);
+    const UNITS: [&str; 4] = ["B", "KB", "MB", "GB"];
+    while size >= 1024 && unit + 1 < UNITS.len() {
+        size /= 1024;
+        unit += 1;
+    }
+    format!("{size}{}", UNITS[unit])
 }
 
 #[cfg(test)]
@@ -218,5 +288,33 @@ mod tests {
         .unwrap();
         let all = super::pod(&pod);
         assert_eq!((all.cpu_request, all.cpu_limit, all.memory_limit), (2000, None, None));
+    }
+
+    #[test]
+    fn what_it_costs_to_run_a_pod_and_what_the_pod_says_itself_count() {
+        let mut pod = pod_of(serde_json::json!({
+            "requests": {"cpu": "1", "ephemeral-storage": "1Gi"},
+            "limits": {"cpu": "2", "memory": "1Gi", "hugepages-2Mi": "4Mi"}}));
+        let spec = pod.spec.as_mut().unwrap();
+        spec.overhead = serde_json::from_value(serde_json::json!({"cpu": "250m", "memory": "1Mi"})).unwrap();
+        let all = super::pod(&pod);
+        assert_eq!((all.cpu_request, all.cpu_limit), (1250, Some(2250)));
+        assert_eq!(all.memory_limit, Some((1 << 30) + (1 << 20)));
+        assert_eq!(all.huge_pages, BTreeMap::from([("2MB".to_owned(), 4 << 20)]));
+        assert_eq!((ephemeral_storage_request(&pod), ephemeral_storage_limit(&pod)), (1 << 30, None));
+
+        let spec = pod.spec.as_mut().unwrap();
+        spec.resources = serde_json::from_value(serde_json::json!({
+            "requests": {"cpu": "3", "memory": "2Gi"}, "limits": {"cpu": "3", "memory": "2Gi"}}))
+        .unwrap();
+        let all = super::pod(&pod);
+        assert_eq!((all.cpu_request, all.cpu_limit, qos(&pod)), (3250, Some(3250), Qos::Guaranteed));
+    }
+
+    #[test]
+    fn pages_are_named_as_the_kernel_does() {
+        for (bytes, name) in [(2 << 20, "2MB"), (1 << 30, "1GB"), (64 << 10, "64KB")] {
+            assert_eq!(page_size(bytes), name);
+        }
     }
 }

@@ -14,7 +14,9 @@ use tokio::task::JoinSet;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cri::Cri;
+use crate::eviction::{self, Evictions};
 use crate::features::Features;
+use crate::garbage::{self, ImageGarbage};
 use crate::images::Images;
 use crate::node::{self, Machine};
 use crate::objects::Objects;
@@ -61,6 +63,7 @@ pub async fn run(
     let shared: SharedRef = Arc::new(Shared {
         objects: Objects::new(&client),
         pods: own_pods.clone(),
+        evictions: Evictions::default(),
         services: Informer::<Service>::start(
             Api::all(client.clone()),
             watcher::Config::default(),
@@ -73,7 +76,7 @@ pub async fn run(
         network: watched,
         features,
         host_dns: naming::parse(&std::fs::read_to_string(&config.resolv_conf).unwrap_or_default()),
-        node: machine.allocatable(&config.root_dir),
+        node: machine.allocatable(&config),
         machine,
         client,
         cri,
@@ -85,6 +88,13 @@ pub async fn run(
         config,
     });
 
+    let (config, machine) = (&shared.config, &shared.machine);
+    let kept = |resource: &str| config.reserved(resource);
+    let (cpu, memory) =
+        (machine.cpu_milli() - kept("cpu").milli_value(), machine.memory - kept("memory").value());
+    if let Err(error) = shared.cgroups.bound(cpu, memory) {
+        tracing::warn!(%error, "what all pods may use together cannot be bounded");
+    }
     let changed = Arc::new(Notify::new());
     let node_watch = watch_node(&shared, &changed);
     let (is_ready, mut readiness) = watch::channel(false);
@@ -100,6 +110,9 @@ pub async fn run(
     if let Some(address) = shared.config.healthz {
         serving.spawn(server::health::serve(Arc::clone(&shared), server::health::bind(address).await?));
     }
+    let images = Arc::new(ImageGarbage::default());
+    let collecting = tokio::spawn(garbage::run(Arc::clone(&shared), Arc::clone(&images)));
+    let evicting = tokio::spawn(eviction::run(Arc::clone(&shared), images, Arc::clone(&changed)));
     let rotating = tokio::spawn(logs::rotate::run(Arc::clone(&shared)));
     let running_node = tokio::spawn(node::run(
         Arc::clone(&shared),
@@ -120,7 +133,7 @@ pub async fn run(
     telling.abort();
     let _ = running_node.await;
     let _ = running_pods.await;
-    let _ = tokio::join!(serving.join_all(), rotating);
+    let _ = tokio::join!(serving.join_all(), rotating, collecting, evicting);
     drop(node_watch);
     Ok(())
 }

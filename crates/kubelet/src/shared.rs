@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cri::Cri;
+use crate::eviction::Evictions;
 use crate::features::Features;
 use crate::fieldpath::{Addresses, Allocatable};
 use crate::images::Images;
@@ -32,6 +33,7 @@ pub struct Shared {
     pub services: Informer<Service>,
     /// The pods of this node, as the API tells.
     pub pods: Informer<Pod>,
+    pub evictions: Evictions,
     pub cgroups: Cgroups,
     pub images: Images,
     /// The first part of container ids in statuses.
@@ -88,6 +90,12 @@ impl Shared {
         let host = vec![self.config.node_ip.to_string()];
         let pod = if is_host_network(pod) { host.clone() } else { seen.ips() };
         Addresses { pod, host }
+    }
+
+    /// What an event of the node points at. Upstream's kubelet gives its name as its UID.
+    pub fn node_reference(&self) -> ObjectReference {
+        let name = Some(self.config.node_name.clone());
+        ObjectReference { kind: Some("Node".to_owned()), uid: name.clone(), name, ..Default::default() }
     }
 
     /// Waits until the network is ready for pods, or there will be no more.

@@ -16,10 +16,11 @@ use crate::keyring::Keyring;
 use crate::naming::is_host_network;
 use crate::observed::{ContainerSeen, Observed};
 use crate::plan::Plan;
+use crate::resources::{PodResources, Qos};
 use crate::shared::{Shared, SharedRef};
 use crate::signal::Signal;
 use crate::spec::{self, Kind};
-use crate::status::Waiting;
+use crate::status::{Waiting, is_over};
 use crate::volumes::{self, MountedVolumes};
 use crate::{names, resources, sandbox, stop};
 
@@ -42,7 +43,13 @@ impl Job {
     pub async fn run(self) -> Option<Duration> {
         let uid = names::uid(&self.pod);
         let qos = resources::qos(&self.pod);
-        let cgroup = match self.shared.cgroups.create(qos, &uid, resources::pod(&self.pod)) {
+        let of_pod =
+            PodResources { pids_limit: self.shared.config.pod_pids_limit, ..resources::pod(&self.pod) };
+        let made = self.shared.cgroups.create(qos, &uid, &of_pod);
+        if qos == Qos::Burstable {
+            self.share_between_classes();
+        }
+        let cgroup = match made {
             Ok(path) => path,
             Err(error) => {
                 let message = format!("unable to ensure pod container exists: {error}");
@@ -60,6 +67,18 @@ impl Job {
             return Some(again);
         }
         Box::pin(self.containers(&id, &config, &seen)).await
+    }
+
+    /// All pods with requests together weigh what they ask for, against those without.
+    fn share_between_classes(&self) {
+        let asked = |pod: &Arc<Pod>| {
+            let is_over = pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_over);
+            if is_over || resources::qos(pod) != Qos::Burstable { 0 } else { resources::pod(pod).cpu_request }
+        };
+        let milli = self.shared.pods.list().iter().map(asked).sum();
+        if let Err(error) = self.shared.cgroups.weigh_burstable(milli) {
+            tracing::debug!(%error, "the weight of a class of pods could not be set");
+        }
     }
 
     fn event(&self, kind: EventType, reason: &str, message: impl Into<String>) {

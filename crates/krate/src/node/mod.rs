@@ -138,6 +138,8 @@ fn kubelet(
         client_ca: plane.authority.certificate().to_owned(),
         cluster_dns: vec![IpAddr::V4(dns_address(settings.service_cidr))],
         cluster_domain: DOMAIN.to_owned(),
+        eviction: krate_kubelet::EvictionConfig::of_a_shared_machine(),
+        image_gc: krate_kubelet::ImagePolicy::keep_all(),
         ..krate_kubelet::Config::new(name, plane.address, dir.kubelet())
     };
     let stop = shutdown.clone();

@@ -37,9 +37,10 @@ pub fn write_running(busybox: &Path, reference: &str, label: &str, command: &[&s
             &program[..],
         )
         .expect("program");
-    for applet in
-        ["sh", "cat", "echo", "httpd", "mkdir", "sleep", "wget", "nslookup", "ls", "ps", "env", "nc", "true"]
-    {
+    for applet in [
+        "sh", "cat", "echo", "httpd", "mkdir", "sleep", "wget", "nslookup", "ls", "ps", "env", "nc", "true",
+        "stat", "grep", "touch", "id", "head",
+    ] {
         layer
             .append_link(&mut head(0, 0o777, tar::EntryType::Symlink), format!("bin/{applet}"), "busybox")
             .expect("applet");

@@ -1,11 +1,16 @@
 //! What the machine is and has.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use krate_api::Quantity;
+use krate_api::quantity::Format;
 use nix::sys::statvfs::statvfs;
 use nix::sys::utsname::uname;
 
+use crate::config::Config;
+use crate::eviction::Signal;
 use crate::fieldpath::Allocatable;
 
 /// Facts that do not change while the kubelet runs.
@@ -41,12 +46,24 @@ impl Machine {
         }
     }
 
-    pub fn allocatable(&self, root: &Path) -> Allocatable {
+    /// What pods may use: what there is, without what is reserved and what is kept free.
+    pub fn allocatable(&self, config: &Config) -> Allocatable {
+        let reserved = |resource: &str| config.reserved(resource).value();
+        let disk = Machine::disk(&config.root_dir).0;
+        let kept = |signal, capacity| config.eviction.kept_free(signal, capacity);
+        let huge: i64 = huge_pages().values().sum();
+        let memory = self.memory - huge - reserved("memory") - kept(Signal::MemoryAvailable, self.memory);
+        let storage = disk - reserved("ephemeral-storage") - kept(Signal::NodeFsAvailable, disk);
         Allocatable {
-            cpu_milli: i64::try_from(self.cpus).unwrap_or(1) * 1000,
-            memory: self.memory,
-            ephemeral_storage: Machine::disk(root).0,
+            cpu_milli: (self.cpu_milli() - config.reserved("cpu").milli_value()).max(0),
+            memory: memory.max(0),
+            ephemeral_storage: storage.max(0),
         }
+    }
+
+    /// Thousandths of a processor that there are.
+    pub fn cpu_milli(&self) -> i64 {
+        i64::try_from(self.cpus).unwrap_or(1) * 1000
     }
 
     /// Bytes of memory that can still be had.
@@ -75,6 +92,19 @@ pub fn architecture() -> &'static str {
 fn kilobytes(meminfo: &str, field: &str) -> i64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(field));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Bytes of huge pages that the kernel keeps ready, by the name of the resource.
+pub fn huge_pages() -> BTreeMap<String, i64> {
+    let entries = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let of_size = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let kilobytes: i64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        let count: i64 = fs::read_to_string(entry.path().join("nr_hugepages")).ok()?.trim().parse().ok()?;
+        let size = Quantity::new(kilobytes * 1024, Format::BinarySi);
+        Some((format!("hugepages-{size}"), kilobytes * 1024 * count))
+    });
+    of_size.collect()
 }
 
 /// Processes that there are, and that there may be.

@@ -10,10 +10,12 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use krate_api::quantity::Format;
 
 use super::Conditions;
 use super::machine::{self, Machine};
 use crate::config::Config;
+use crate::fieldpath::Allocatable;
 use crate::shared::Shared;
 use crate::status::seconds;
 
@@ -23,9 +25,6 @@ pub const VERSION: &str = "v1.36.2";
 const IMAGES: usize = 50;
 /// Names of each image that are told.
 const NAMES: usize = 5;
-/// Below these there is pressure (upstream's default thresholds of eviction): bytes of memory, hundredths of the disk.
-const LEAST_MEMORY: i64 = 100 << 20;
-const LEAST_DISK: i64 = 10;
 
 pub fn labels(config: &Config) -> BTreeMap<String, String> {
     let architecture = machine::architecture();
@@ -55,15 +54,15 @@ pub fn make(
     let config = &shared.config;
     let machine = &shared.machine;
     let amounts = amounts(machine, config);
-    let conditions = conditions(config, found, old);
+    let conditions = conditions(&shared.evictions.pressure(), found, old);
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     NodeStatus {
         addresses: Some(vec![
             address("InternalIP", config.node_ip.to_string()),
             address("Hostname", config.node_name.clone()),
         ]),
-        capacity: Some(amounts.clone()),
-        allocatable: Some(amounts),
+        allocatable: Some(allocatable(shared.node, amounts.clone())),
+        capacity: Some(amounts),
         conditions: Some(conditions),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }),
@@ -93,42 +92,50 @@ pub fn make(
 fn amounts(machine: &Machine, config: &Config) -> BTreeMap<String, Quantity> {
     let kibi = |bytes: i64| Quantity(format!("{}Ki", bytes / 1024));
     let disk = Machine::disk(&config.root_dir).0;
-    BTreeMap::from([
+    let told = |bytes| Quantity(krate_api::Quantity::new(bytes, Format::BinarySi).to_string());
+    let huge = machine::huge_pages().into_iter().map(|(name, bytes)| (name, told(bytes)));
+    let mut amounts = BTreeMap::from([
         ("cpu".to_owned(), Quantity(machine.cpus.to_string())),
         ("memory".to_owned(), kibi(machine.memory)),
         ("ephemeral-storage".to_owned(), kibi(disk)),
-        ("hugepages-1Gi".to_owned(), Quantity("0".to_owned())),
-        ("hugepages-2Mi".to_owned(), Quantity("0".to_owned())),
         ("pods".to_owned(), Quantity(config.max_pods.to_string())),
-    ])
+    ]);
+    amounts.extend(huge);
+    amounts
 }
 
-fn conditions(config: &Config, found: &Conditions, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
-    let (disk, free) = Machine::disk(&config.root_dir);
-    let (processes, most) = machine::processes();
+/// What pods may use of the amounts that there are.
+fn allocatable(node: Allocatable, mut amounts: BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
+    let told = |value: i64, format| Quantity(krate_api::Quantity::new(value, format).to_string());
+    let cpu = krate_api::Quantity::from_milli(node.cpu_milli, Format::DecimalSi).to_string();
+    amounts.insert("cpu".to_owned(), Quantity(cpu));
+    amounts.insert("memory".to_owned(), Quantity(format!("{}Ki", node.memory / 1024)));
+    amounts.insert("ephemeral-storage".to_owned(), told(node.ephemeral_storage, Format::DecimalSi));
+    amounts
+}
+
+fn conditions(short: &[&'static str], found: &Conditions, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
     let pressure = [
         (
             "MemoryPressure",
-            Machine::available_memory() < LEAST_MEMORY,
             ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
             ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
         ),
         (
             "DiskPressure",
-            disk > 0 && free < disk / 100 * LEAST_DISK,
             ("KubeletHasDiskPressure", "kubelet has disk pressure"),
             ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
         ),
         (
             "PIDPressure",
-            processes > most / 10 * 9,
             ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
             ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ),
     ];
     let mut all: Vec<NodeCondition> = pressure
         .into_iter()
-        .map(|(kind, is_so, yes, no)| {
+        .map(|(kind, yes, no)| {
+            let is_so = short.contains(&kind);
             let (reason, message) = if is_so { yes } else { no };
             condition(kind, is_so, reason, message.to_owned(), old)
         })

@@ -215,6 +215,11 @@ pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
     removal::remove_tree(pod_dir)
 }
 
+/// Where an empty directory of a pod is.
+pub fn empty_dir(pod_dir: &Path, volume: &str) -> PathBuf {
+    directory(pod_dir, plain::EmptyDir.name(), volume)
+}
+
 /// The UIDs of pods that have a directory.
 pub fn pods(root: &Path) -> Vec<String> {
     let entries = fs::read_dir(root.join("pods")).into_iter().flatten().flatten();

@@ -37,6 +37,11 @@ impl Worker {
         if self.pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_over) {
             return Some(self.own_grace());
         }
+        if let Some(eviction) = self.shared.evictions.of(&self.uid) {
+            self.failed = Some(("Evicted".to_owned(), eviction.message.clone()));
+            self.disrupted = eviction.by_pressure.then_some(eviction.message);
+            return Some(eviction.grace);
+        }
         let deadline = self.pod.spec.as_ref().and_then(|s| s.active_deadline_seconds)?;
         let began = self.pod.status.as_ref().and_then(|s| s.start_time.as_ref())?.0;
         let left = deadline - Timestamp::now().duration_since(began).as_secs();
@@ -78,7 +83,10 @@ impl Worker {
     /// The stopping has come to an end.
     pub(super) fn stopped(&mut self, outcome: Option<Result<(), String>>) {
         match outcome {
-            Some(Ok(())) => self.stage = Stage::Ended,
+            Some(Ok(())) => {
+                self.stage = Stage::Ended;
+                self.shared.evictions.over(&self.uid);
+            }
             Some(Err(error)) => {
                 let message = format!("error killing pod: {error}");
                 self.shared.pod_event(&self.pod, EventType::Warning, "FailedKillPod", message);

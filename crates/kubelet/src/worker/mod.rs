@@ -30,7 +30,7 @@ use crate::spec;
 use crate::static_pods::is_static;
 use crate::status::{self, Verdict, Waiting};
 use crate::volumes::{self, MountedVolumes};
-use crate::{last_words, names, start};
+use crate::{admission, eviction, last_words, names, start};
 
 /// How long to wait before the runtime or the API is asked again after it refused.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -81,6 +81,9 @@ pub struct Worker {
     resize: resizing::Resize,
     /// Containers that were killed for what is no fault of theirs: they start again at once.
     faultless: HashSet<String>,
+    /// What the node was short of when it ended the pod.
+    disrupted: Option<String>,
+    is_admitted: bool,
     stage: Stage,
     wake_at: Option<Instant>,
     /// After a failure, when starting is tried again.
@@ -112,6 +115,8 @@ impl Worker {
             failed: None,
             resize: resizing::Resize::default(),
             faultless: HashSet::new(),
+            disrupted: None,
+            is_admitted: false,
             stage: Stage::Active,
             wake_at: None,
             quiet_until: None,
@@ -283,6 +288,10 @@ impl Worker {
         if self.stage != Stage::Active {
             return;
         }
+        if !self.admit() {
+            self.end(self.own_grace());
+            return;
+        }
         self.refresh_volumes();
         self.grant();
         let pod = self.as_granted();
@@ -349,6 +358,26 @@ impl Worker {
         }
         self.wake_after(wait);
         false
+    }
+
+    /// Whether the node takes the pod. One that it runs already was taken before.
+    fn admit(&mut self) -> bool {
+        if self.is_admitted || !self.seen.containers.is_empty() || !self.seen.sandboxes.is_empty() {
+            self.is_admitted = true;
+            return true;
+        }
+        match admission::admit(&self.shared, &self.pod) {
+            Ok(()) => {
+                self.is_admitted = true;
+                true
+            }
+            Err(refusal) => {
+                let admission::Refusal { reason, message } = refusal;
+                self.shared.pod_event(&self.pod, EventType::Warning, reason, message.clone());
+                self.failed = Some((reason.to_owned(), format!("Pod was rejected: {message}")));
+                false
+            }
+        }
     }
 
     fn note_starts(&mut self, starting: &[String]) {
@@ -453,7 +482,7 @@ impl Worker {
     fn status(&self) -> k8s_openapi::api::core::v1::PodStatus {
         let verdicts = self.probes.verdicts();
         let waiting = self.waiting.lock().clone();
-        status::make(&status::Inputs {
+        let mut made = status::make(&status::Inputs {
             pod: &self.as_granted(),
             resize: &self.resize.conditions,
             seen: &self.seen,
@@ -465,7 +494,11 @@ impl Worker {
             is_ending: self.stage != Stage::Active,
             failed: self.failed.as_ref(),
             now: Timestamp::now(),
-        })
+        });
+        if let Some(message) = &self.disrupted {
+            eviction::mark(&mut made, self.pod.metadata.generation, message);
+        }
+        made
     }
 }
 

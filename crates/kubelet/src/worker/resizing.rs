@@ -103,7 +103,7 @@ impl Worker {
         let (pod, before) = (Arc::clone(pod), resize::actual(&self.pod));
         self.resize.job = Some(tokio::spawn(async move {
             let after = resources::pod(&pod);
-            pod_group(&shared, &pod, resize::widest(before, after))?;
+            pod_group(&shared, &pod, resize::widest(before, after.clone()))?;
             for (id, linux) in updates {
                 let told = shared.cri.update_container(&id, linux).await;
                 told.map_err(|status| rpc_error(&status))?;
@@ -153,6 +153,6 @@ fn restarts(pod: &Pod, seen: &Observed) -> bool {
 }
 
 fn pod_group(shared: &SharedRef, pod: &Pod, of: resources::PodResources) -> Result<(), String> {
-    let made = shared.cgroups.create(resources::qos(pod), &names::uid(pod), of);
+    let made = shared.cgroups.create(resources::qos(pod), &names::uid(pod), &of);
     made.map(drop).map_err(|error| error.to_string())
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use krate_client::CancellationToken;
-use krate_kubelet::{Config, StaticPods};
+use krate_kubelet::{Config, EvictionConfig, ImagePolicy, StaticPods};
 use tokio::task::JoinHandle;
 
 pub const SOON: Duration = Duration::from_secs(30);
@@ -67,6 +67,8 @@ impl Node {
                 look: Duration::from_secs(1),
                 ..StaticPods::default()
             },
+            eviction: EvictionConfig::of_a_shared_machine(),
+            image_gc: ImagePolicy::keep_all(),
             ..Config::new("node", "127.0.0.1".parse().unwrap(), self.root())
         }
     }

@@ -79,13 +79,13 @@ fn volume(mount: &Mount) -> Value {
             "options": ["rbind", propagation, access] })
 }
 
-/// How mounts of the container and the host reach each other.
+/// How mounts of the container and the host reach each other, in the runtime specification's words.
 pub fn rootfs_propagation(asked: &[Mount]) -> Option<&'static str> {
     let any = |wanted| asked.iter().any(|mount| mount.propagation() == wanted);
     if any(MountPropagation::PropagationBidirectional) {
-        Some("rshared")
+        Some("shared")
     } else if any(MountPropagation::PropagationHostToContainer) {
-        Some("rslave")
+        Some("slave")
     } else {
         None
     }
@@ -148,6 +148,6 @@ mod tests {
         let last: Vec<_> = made.iter().rev().take(2).map(|m| m["destination"].as_str().unwrap()).collect();
         assert_eq!(last, ["/data/inner", "/data"]);
         assert_eq!(at(&made, "/data/inner")[0]["options"], json!(["rbind", "rslave", "ro"]));
-        assert_eq!(rootfs_propagation(&asked), Some("rslave"));
+        assert_eq!(rootfs_propagation(&asked), Some("slave"));
     }
 }

@@ -1,0 +1,261 @@
+//! Whether this node takes a pod that it has not run yet. The scheduler has asked most of it already; but not every pod
+//! comes from the scheduler, and the node knows better what it can do.
+
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+
+use crate::eviction::is_critical;
+use crate::names;
+use crate::resources::{self, Qos};
+use crate::shared::Shared;
+use crate::status::is_over;
+
+/// Why a pod is not taken: reason and message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: &'static str,
+    pub message: String,
+}
+
+fn refuse(reason: &'static str, message: impl Into<String>) -> Result<(), Refusal> {
+    Err(Refusal { reason, message: message.into() })
+}
+
+/// Whether the node takes a pod.
+///
+/// # Errors
+/// Upstream's reason and message.
+pub fn admit(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    pressure(pod, spec, &shared.evictions.pressure())?;
+    sysctls(spec, &shared.config.allowed_unsafe_sysctls)?;
+    let strict = spec.security_context.as_ref().and_then(|s| s.supplemental_groups_policy.as_deref());
+    if strict == Some("Strict") && !shared.features.borrow().supplemental_groups_policy {
+        return refuse(
+            "SupplementalGroupsPolicyNotSupported",
+            "SupplementalGroupsPolicy=Strict is not supported in this node",
+        );
+    }
+    let others: Vec<_> = shared.pods.list().into_iter().filter(|other| is_beside(pod, other)).collect();
+    let used = others.iter().fold(Amounts::default(), |sum, other| sum.and(Amounts::of(other)));
+    let whole = Amounts {
+        pods: i64::from(shared.config.max_pods),
+        cpu: shared.node.cpu_milli,
+        memory: shared.node.memory,
+        storage: shared.node.ephemeral_storage,
+    };
+    fits(Amounts::of(pod), used, whole)
+}
+
+/// Whether another pod takes room on the node beside this one.
+fn is_beside(pod: &Pod, other: &Pod) -> bool {
+    let phase = other.status.as_ref().and_then(|s| s.phase.as_deref());
+    // Of two that nobody has started yet, the one that came first is to have the room.
+    let is_earlier = |other: &Pod| {
+        let key = |pod: &Pod| (pod.metadata.creation_timestamp.as_ref().map(|t| t.0), names::uid(pod));
+        key(other) < key(pod)
+    };
+    let has_begun = other.status.as_ref().is_some_and(|s| s.start_time.is_some());
+    names::uid(other) != names::uid(pod) && !phase.is_some_and(is_over) && (has_begun || is_earlier(other))
+}
+
+/// While something is short, only those are taken that the node must not do without, or that do not make it worse.
+fn pressure(pod: &Pod, spec: &PodSpec, conditions: &[&str]) -> Result<(), Refusal> {
+    if conditions.is_empty() || is_critical(pod) {
+        return Ok(());
+    }
+    if conditions == ["MemoryPressure"] {
+        let tolerates = spec.tolerations.iter().flatten().any(|t| {
+            let key = t.key.as_deref().unwrap_or_default();
+            let is_any = key.is_empty() && t.operator.as_deref() == Some("Exists");
+            let is_this = key == "node.kubernetes.io/memory-pressure"
+                && (t.operator.as_deref() == Some("Exists")
+                    || t.value.as_deref().unwrap_or_default().is_empty());
+            (is_any || is_this) && matches!(t.effect.as_deref(), None | Some("" | "NoSchedule"))
+        });
+        if resources::qos(pod) != Qos::BestEffort || tolerates {
+            return Ok(());
+        }
+    }
+    refuse("Evicted", format!("The node had condition: [{}]. ", conditions.join(" ")))
+}
+
+/// The kernel's parameters that belong to a namespace, and to nobody else (upstream's table).
+const SAFE: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
+/// Whether a parameter belongs to the namespace for communication between processes.
+fn is_of_ipc(name: &str) -> bool {
+    matches!(name, "kernel.sem")
+        || name.starts_with("kernel.shm")
+        || name.starts_with("kernel.msg")
+        || name.starts_with("fs.mqueue.")
+}
+
+fn sysctls(spec: &PodSpec, allowed: &[String]) -> Result<(), Refusal> {
+    let wanted = spec.security_context.as_ref().and_then(|s| s.sysctls.as_deref()).unwrap_or_default();
+    for sysctl in wanted {
+        // Either of the two ways of writing them is a name.
+        let name = sysctl.name.replace('/', ".");
+        let is_allowed = SAFE.contains(&name.as_str())
+            || allowed.iter().any(|pattern| match pattern.replace('/', ".").strip_suffix('*') {
+                Some(prefix) => name.starts_with(prefix),
+                None => name == pattern.replace('/', "."),
+            });
+        if !is_allowed {
+            return refuse("SysctlForbidden", format!("forbidden sysctl: {:?} not allowlisted", sysctl.name));
+        }
+        if spec.host_network == Some(true) && name.starts_with("net.") {
+            return refuse(
+                "SysctlForbidden",
+                format!("forbidden sysctl: {:?} not allowed with host net enabled", sysctl.name),
+            );
+        }
+        if spec.host_ipc == Some(true) && is_of_ipc(&name) {
+            return refuse(
+                "SysctlForbidden",
+                format!("forbidden sysctl: {:?} not allowed with host ipc enabled", sysctl.name),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Thousandths of processors, and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Amounts {
+    pods: i64,
+    cpu: i64,
+    memory: i64,
+    storage: i64,
+}
+
+impl Amounts {
+    fn of(pod: &Pod) -> Self {
+        let all = resources::pod(pod);
+        let storage = resources::ephemeral_storage_request(pod);
+        Amounts { pods: 1, cpu: all.cpu_request, memory: all.memory_request, storage }
+    }
+
+    fn and(self, more: Amounts) -> Self {
+        Amounts {
+            pods: self.pods + more.pods,
+            cpu: self.cpu + more.cpu,
+            memory: self.memory + more.memory,
+            storage: self.storage + more.storage,
+        }
+    }
+}
+
+fn fits(wanted: Amounts, used: Amounts, whole: Amounts) -> Result<(), Refusal> {
+    for (reason, name, wanted, used, whole) in [
+        ("OutOfpods", "pods", wanted.pods, used.pods, whole.pods),
+        ("OutOfcpu", "cpu", wanted.cpu, used.cpu, whole.cpu),
+        ("OutOfmemory", "memory", wanted.memory, used.memory, whole.memory),
+        ("OutOfephemeral-storage", "ephemeral-storage", wanted.storage, used.storage, whole.storage),
+    ] {
+        if wanted > 0 && wanted > whole - used {
+            return refuse(
+                reason,
+                format!(
+                    "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {whole}"
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(of: Value) -> PodSpec {
+        let mut of = of;
+        of["containers"] = json!([]);
+        serde_json::from_value(of).unwrap()
+    }
+
+    #[test]
+    fn only_safe_sysctls_are_taken() {
+        let set = |name: &str| json!([{"name": name, "value": "1"}]);
+        let message = |of: Value| sysctls(&spec(of), &["net.core.*".to_owned()]).map_err(|r| r.message);
+        for name in ["kernel.shm_rmid_forced", "net/ipv4/tcp_syncookies", "net.core.somaxconn"] {
+            assert_eq!(message(json!({"securityContext": {"sysctls": set(name)}})), Ok(()), "{name}");
+        }
+        for (of, said) in [
+            (
+                json!({"securityContext": {"sysctls": set("kernel.msgmax")}}),
+                "forbidden sysctl: \"kernel.msgmax\" not allowlisted",
+            ),
+            (
+                json!({"hostNetwork": true, "securityContext": {"sysctls": set("net.ipv4.tcp_syncookies")}}),
+                "forbidden sysctl: \"net.ipv4.tcp_syncookies\" not allowed with host net enabled",
+            ),
+            (
+                json!({"hostIPC": true, "securityContext": {"sysctls": set("kernel.shm_rmid_forced")}}),
+                "forbidden sysctl: \"kernel.shm_rmid_forced\" not allowed with host ipc enabled",
+            ),
+        ] {
+            assert_eq!(message(of), Err(said.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_node_that_runs_short_takes_fewer_pods() {
+        let asks = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]});
+        let tolerates = json!({"containers": [], "tolerations": [
+            {"key": "node.kubernetes.io/memory-pressure", "operator": "Exists"}]});
+        let critical = json!({"containers": [], "priority": 2_000_001_000});
+        let plain = json!({"containers": []});
+        for (of, conditions, taken) in [
+            (&plain, &[][..], true),
+            (&plain, &["MemoryPressure"], false),
+            (&asks, &["MemoryPressure"], true),
+            (&tolerates, &["MemoryPressure"], true),
+            (&tolerates, &["DiskPressure"], false),
+            (&asks, &["DiskPressure", "MemoryPressure"], false),
+            (&critical, &["DiskPressure"], true),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({"spec": of})).unwrap();
+            let found = pressure(&pod, pod.spec.as_ref().unwrap(), conditions);
+            assert_eq!(found.is_ok(), taken, "{of} {conditions:?}");
+            if let Err(refusal) = found {
+                assert_eq!(refusal.message, format!("The node had condition: [{}]. ", conditions.join(" ")));
+            }
+        }
+    }
+
+    #[test]
+    fn there_must_be_room() {
+        let amounts = |pods, cpu| Amounts { pods, cpu, ..Amounts::default() };
+        let whole = amounts(2, 4000);
+        assert_eq!(fits(amounts(1, 3500), amounts(1, 500), whole), Ok(()));
+        let refusal = fits(amounts(1, 3501), amounts(1, 500), whole).unwrap_err();
+        assert_eq!(refusal.reason, "OutOfcpu");
+        assert_eq!(
+            refusal.message,
+            "Node didn't have enough resource: cpu, requested: 3501, used: 500, capacity: 4000"
+        );
+        assert_eq!(fits(amounts(1, 0), amounts(2, 0), whole).unwrap_err().reason, "OutOfpods");
+        assert_eq!(
+            fits(amounts(1, 0), amounts(1, 9000), whole),
+            Ok(()),
+            "who asks for nothing needs no room"
+        );
+    }
+}

@@ -1,0 +1,341 @@
+//! What the node does when it runs short of something: it says so in its conditions, gives back what nobody uses, and
+//! evicts pods, one at a time. A pod that uses more of the disk than its limits allow is evicted in any case.
+
+mod rank;
+mod threshold;
+mod usage;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use krate_client::EventType;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::garbage::ImageGarbage;
+use crate::names;
+use crate::shared::SharedRef;
+use crate::status::{is_over, seconds};
+
+pub use rank::is_critical;
+pub use threshold::{EvictionConfig, Signal};
+use threshold::{Observations, Threshold};
+use usage::PodUsage;
+
+/// How often all is looked at.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long an evicted pod is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Seconds that a pod has to end where it must be quick.
+const AT_ONCE: i64 = 1;
+
+/// An eviction that was decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    pub message: String,
+    /// Seconds that the pod has to end.
+    pub grace: i64,
+    /// Whether the node's own shortage is the reason.
+    pub by_pressure: bool,
+}
+
+/// What is decided here and done by the pods' workers.
+#[derive(Debug)]
+pub struct Evictions {
+    decided: Mutex<HashMap<String, Eviction>>,
+    changed: Notify,
+    over: Notify,
+    /// The conditions of the node that say that something is short.
+    pressure: watch::Sender<Vec<&'static str>>,
+}
+
+impl Default for Evictions {
+    fn default() -> Self {
+        Evictions {
+            decided: Mutex::default(),
+            changed: Notify::new(),
+            over: Notify::new(),
+            pressure: watch::Sender::new(Vec::new()),
+        }
+    }
+}
+
+impl Evictions {
+    /// Whether a pod is to be evicted, and how.
+    pub fn of(&self, uid: &str) -> Option<Eviction> {
+        self.decided.lock().get(uid).cloned()
+    }
+
+    /// Waits until another pod is to be evicted.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Nothing of the pod runs any more.
+    pub fn over(&self, uid: &str) {
+        if self.decided.lock().remove(uid).is_some() {
+            self.over.notify_one();
+        }
+    }
+
+    /// The conditions of the node that say that something is short.
+    pub fn pressure(&self) -> Vec<&'static str> {
+        self.pressure.borrow().clone()
+    }
+
+    fn decide(&self, uid: String, eviction: Eviction) {
+        self.decided.lock().insert(uid, eviction);
+        self.changed.notify_one();
+    }
+
+    async fn until_over(&self, uid: &str) {
+        while self.decided.lock().contains_key(uid) {
+            self.over.notified().await;
+        }
+    }
+}
+
+/// Writes into a pod's status that the node's shortage ended it (KEP-3329).
+pub fn mark(status: &mut PodStatus, generation: Option<i64>, message: &str) {
+    let conditions = status.conditions.get_or_insert_default();
+    if conditions.iter().any(|c| c.type_ == "DisruptionTarget" && c.status == "True") {
+        return;
+    }
+    conditions.retain(|c| c.type_ != "DisruptionTarget");
+    conditions.push(PodCondition {
+        type_: "DisruptionTarget".to_owned(),
+        status: "True".to_owned(),
+        reason: Some("TerminationByKubelet".to_owned()),
+        message: Some(message.to_owned()),
+        observed_generation: generation,
+        last_transition_time: Some(Time(seconds(Timestamp::now()))),
+        ..Default::default()
+    });
+}
+
+/// What is remembered from one look to the next.
+#[derive(Default)]
+struct Memory {
+    first_met: Vec<(Threshold, Instant)>,
+    last_met: Vec<Threshold>,
+    conditions: HashMap<&'static str, Instant>,
+}
+
+impl Memory {
+    /// Takes in what is seen. Returns the thresholds that something is to be done about.
+    fn take(
+        &mut self,
+        all: &[Threshold],
+        seen: &Observations,
+        transition: Duration,
+        now: Instant,
+    ) -> (Vec<Threshold>, Vec<&'static str>) {
+        let is_met =
+            |t: &&Threshold| t.is_met(seen, false) || (self.last_met.contains(t) && t.is_met(seen, true));
+        let met: Vec<Threshold> = all.iter().filter(is_met).cloned().collect();
+        for threshold in &met {
+            self.conditions.insert(threshold.signal.condition(), now);
+        }
+        self.conditions.retain(|_, seen| now.duration_since(*seen) < transition);
+        let since =
+            |t: &Threshold| self.first_met.iter().find(|(known, _)| known == t).map_or(now, |(_, at)| *at);
+        self.first_met = met.iter().map(|t| (t.clone(), since(t))).collect();
+        let lasted = |(t, at): &&(Threshold, Instant)| now.duration_since(*at) >= t.grace.unwrap_or_default();
+        self.last_met = self.first_met.iter().filter(lasted).map(|(t, _)| t.clone()).collect();
+        let mut conditions: Vec<&'static str> = self.conditions.keys().copied().collect();
+        conditions.sort_unstable();
+        (self.last_met.clone(), conditions)
+    }
+}
+
+struct Manager {
+    shared: SharedRef,
+    thresholds: Vec<Threshold>,
+    memory: Memory,
+    images: Option<PathBuf>,
+    garbage: Arc<ImageGarbage>,
+    node_changed: Arc<Notify>,
+}
+
+/// Watches over the node until the kubelet ends. `node_changed` is told when the node's conditions are others.
+pub async fn run(shared: SharedRef, garbage: Arc<ImageGarbage>, node_changed: Arc<Notify>) {
+    let thresholds = shared.config.eviction.thresholds().unwrap_or_else(|error| {
+        tracing::error!(%error, "the thresholds of eviction cannot be used");
+        Vec::new()
+    });
+    let mut manager = Manager {
+        thresholds,
+        memory: Memory::default(),
+        images: None,
+        garbage,
+        node_changed,
+        shared: Arc::clone(&shared),
+    };
+    let looking = async move {
+        loop {
+            match manager.look().await {
+                Some(uid) => {
+                    let evictions = &manager.shared.evictions;
+                    if tokio::time::timeout(PATIENCE, evictions.until_over(&uid)).await.is_err() {
+                        tracing::info!(uid, "an evicted pod takes its time");
+                    }
+                }
+                None => tokio::time::sleep(LOOK).await,
+            }
+        }
+    };
+    tokio::select! {
+        () = shared.shutdown.cancelled() => {}
+        () = looking => {}
+    }
+}
+
+impl Manager {
+    /// Looks once. Returns the pod that was evicted, if one was.
+    async fn look(&mut self) -> Option<String> {
+        if self.images.is_none() {
+            self.images = usage::image_directory(&self.shared).await;
+        }
+        let seen = usage::observe(&self.shared, self.images.as_deref());
+        let transition = self.shared.config.eviction.pressure_transition_period;
+        let (met, conditions) = self.memory.take(&self.thresholds, &seen, transition, Instant::now());
+        let is_new = self.shared.evictions.pressure.send_if_modified(|known| {
+            let is_new = *known != conditions;
+            known.clone_from(&conditions);
+            is_new
+        });
+        if is_new {
+            self.node_changed.notify_one();
+        }
+        let mut active = self.active();
+        if met.is_empty() && !active.iter().any(|pod| rank::has_limits(pod)) {
+            return None;
+        }
+        let usage = match usage::of_pods(&self.shared, &active).await {
+            Ok(usage) => usage,
+            Err(status) => {
+                tracing::debug!(%status, "what pods use is not known");
+                return None;
+            }
+        };
+        if let Some(uid) = self.over_limits(&active, &usage) {
+            return Some(uid);
+        }
+        let threshold = rank::first(&met)?.clone();
+        self.node_event(threshold.signal.resource());
+        if self.reclaim(&threshold).await {
+            return None;
+        }
+        rank::rank(&mut active, threshold.signal, &usage);
+        let pod = active.iter().find(|pod| !is_critical(pod))?;
+        let own = usage.get(&names::uid(pod));
+        let message = rank::message(pod, threshold.signal, &met, &seen, own);
+        let grace = threshold.grace.map_or(AT_ONCE, |_| self.shared.config.eviction.max_pod_grace_period);
+        Some(self.evict(pod, Eviction { message, grace, by_pressure: true }))
+    }
+
+    /// The pods that may be running.
+    fn active(&self) -> Vec<Arc<Pod>> {
+        let mut pods = self.shared.pods.list();
+        pods.retain(|pod| {
+            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+            !phase.is_some_and(is_over) && self.shared.evictions.of(&names::uid(pod)).is_none()
+        });
+        pods
+    }
+
+    /// Evicts the first pod that uses more of the disk than it may.
+    fn over_limits(&self, pods: &[Arc<Pod>], usage: &HashMap<String, PodUsage>) -> Option<String> {
+        let with_rootfs = !self.has_image_disk();
+        pods.iter().filter(|pod| !is_critical(pod)).find_map(|pod| {
+            let message = rank::over_its_limits(pod, usage.get(&names::uid(pod))?, with_rootfs)?;
+            Some(self.evict(pod, Eviction { message, grace: AT_ONCE, by_pressure: false }))
+        })
+    }
+
+    /// Whether images are on a disk of their own.
+    fn has_image_disk(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let device = |path: &std::path::Path| std::fs::metadata(path).ok().map(|m| m.dev());
+        let images = self.images.as_deref().and_then(device);
+        images.is_some() && images != device(&self.shared.config.root_dir)
+    }
+
+    fn evict(&self, pod: &Arc<Pod>, eviction: Eviction) -> String {
+        self.shared.pod_event(pod, EventType::Warning, "Evicted", eviction.message.clone());
+        let uid = names::uid(pod);
+        self.shared.evictions.decide(uid.clone(), eviction);
+        uid
+    }
+
+    /// Gives back what nobody uses. Whether that was enough.
+    async fn reclaim(&self, threshold: &Threshold) -> bool {
+        let is_of_images = matches!(threshold.signal, Signal::ImageFsAvailable | Signal::ImageFsInodesFree);
+        let is_disk = threshold.signal.condition() == "DiskPressure";
+        if !is_disk || (self.has_image_disk() && !is_of_images) {
+            return false;
+        }
+        crate::garbage::remove_dead_containers(&self.shared).await;
+        self.garbage.remove_unused(&self.shared).await;
+        let seen = usage::observe(&self.shared, self.images.as_deref());
+        !self.thresholds.iter().any(|t| t.is_met(&seen, true))
+    }
+
+    fn node_event(&self, resource: &str) {
+        let message = format!("Attempting to reclaim {resource}");
+        let node = self.shared.node_reference();
+        self.shared.events.event(&node, EventType::Warning, "EvictionThresholdMet", message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::threshold::Observation;
+    use super::*;
+
+    #[test]
+    fn conditions_outlast_what_was_short_and_soft_thresholds_wait() {
+        let config = EvictionConfig {
+            hard: [("memory.available".to_owned(), "100".to_owned())].into(),
+            soft: [("memory.available".to_owned(), "200".to_owned())].into(),
+            soft_grace_period: [("memory.available".to_owned(), Duration::from_secs(30))].into(),
+            ..EvictionConfig::default()
+        };
+        let thresholds = config.thresholds().unwrap();
+        let (mut memory, start) = (Memory::default(), Instant::now());
+        let mut look = |available: i64, after: u64| {
+            let seen =
+                Observations::from([(Signal::MemoryAvailable, Observation { available, capacity: 1000 })]);
+            let now = start + Duration::from_secs(after);
+            let (met, conditions) = memory.take(&thresholds, &seen, Duration::from_mins(1), now);
+            (met.len(), conditions.len())
+        };
+        for (available, after, expected) in [
+            (300, 0, (0, 0)),
+            (150, 10, (0, 1)),
+            (150, 30, (0, 1)),
+            (150, 40, (1, 1)),
+            (50, 41, (2, 1)),
+            (300, 50, (0, 1)),
+            (300, 102, (0, 0)),
+            (150, 103, (0, 1)),
+        ] {
+            assert_eq!(look(available, after), expected, "{available} after {after} s");
+        }
+    }
+
+    #[test]
+    fn the_mark_is_made_once() {
+        let mut status = PodStatus::default();
+        mark(&mut status, Some(1), "low");
+        mark(&mut status, Some(1), "again");
+        let conditions = status.conditions.unwrap();
+        assert_eq!((conditions.len(), conditions[0].message.as_deref()), (1, Some("low")));
+    }
+}
