@@ -218,7 +218,7 @@ pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes
 pub fn json(code: StatusCode, wanted: Wanted, json: Bytes) -> Reply {
     let value = || serde_json::from_slice::<Value>(&json).unwrap_or_default();
     match wanted.form {
-        Form::Yaml => reply(code, YAML, serde_yaml_ng::to_string(&value()).unwrap_or_default()),
+        Form::Yaml => reply(code, YAML, yaml::to_text(&value())),
         Form::Protobuf => match protobuf::encode(&value()) {
             Ok(encoded) => reply(code, PROTOBUF, encoded),
             Err(_) => reply(code, JSON, json),

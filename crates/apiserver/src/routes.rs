@@ -298,7 +298,8 @@ pub async fn unstored(
     let mut value: Value = value;
     let manager = path::manager(query, headers, user);
     let managed = path::of_answer(&json, kind.gvk(), &manager, "")?;
-    if !managed.is_null() {
+    // The rules are told in a review of their own, not in the one that was asked.
+    if !managed.is_null() && kind.plural != "selfsubjectrulesreviews" {
         value["metadata"]["managedFields"] = managed;
     }
     Ok(wire::json(StatusCode::CREATED, wanted, value.to_string().into()))

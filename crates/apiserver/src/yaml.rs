@@ -218,6 +218,109 @@ impl<'de> Visitor<'de> for Key<'de, '_> {
     }
 }
 
+/// Writes a value as YAML, its fields in their order. What a reader of YAML 1.1 would take for something else than text
+/// stands in double quotes.
+pub fn to_text(value: &Value) -> String {
+    let mut out = String::new();
+    match value {
+        Value::Object(fields) if !fields.is_empty() => write_fields(fields, 0, false, &mut out),
+        Value::Array(items) if !items.is_empty() => write_items(items, 0, false, &mut out),
+        scalar => write_scalar(scalar, 0, &mut out),
+    }
+    out
+}
+
+fn indent(depth: usize, out: &mut String) {
+    out.extend(std::iter::repeat_n("  ", depth));
+}
+
+/// `begun`: the first one stands in a line that has begun.
+fn write_fields(fields: &Map<String, Value>, depth: usize, begun: bool, out: &mut String) {
+    for (i, (name, value)) in fields.iter().enumerate() {
+        if i > 0 || !begun {
+            indent(depth, out);
+        }
+        out.push_str(word(name).trim_end());
+        out.push(':');
+        match value {
+            Value::Object(inner) if !inner.is_empty() => {
+                out.push('\n');
+                write_fields(inner, depth + 1, false, out);
+            }
+            Value::Array(inner) if !inner.is_empty() => {
+                out.push('\n');
+                write_items(inner, depth, false, out);
+            }
+            scalar => {
+                out.push(' ');
+                write_scalar(scalar, depth + 1, out);
+            }
+        }
+    }
+}
+
+fn write_items(items: &[Value], depth: usize, begun: bool, out: &mut String) {
+    for (i, item) in items.iter().enumerate() {
+        if i > 0 || !begun {
+            indent(depth, out);
+        }
+        out.push_str("- ");
+        match item {
+            Value::Object(inner) if !inner.is_empty() => write_fields(inner, depth + 1, true, out),
+            Value::Array(inner) if !inner.is_empty() => write_items(inner, depth + 1, true, out),
+            scalar => write_scalar(scalar, depth + 1, out),
+        }
+    }
+}
+
+/// The value and the end of its line; the lines of a long text are as deep as `depth`.
+fn write_scalar(value: &Value, depth: usize, out: &mut String) {
+    let text = match value {
+        Value::String(text) => word(text),
+        other => format!("{other}\n"),
+    };
+    let mut lines = text.lines();
+    out.push_str(lines.next().unwrap_or_default());
+    out.push('\n');
+    for line in lines {
+        if !line.is_empty() {
+            indent(depth.saturating_sub(1), out);
+            out.push_str(line);
+        }
+        out.push('\n');
+    }
+}
+
+/// A text as a scalar, and the end of its line.
+fn word(text: &str) -> String {
+    if is_taken_for_another(text) {
+        format!("{}\n", Value::from(text))
+    } else {
+        serde_yaml_ng::to_string(text).unwrap_or_default()
+    }
+}
+
+/// Whether YAML 1.1 reads a bare text as a boolean, a number, a time or nothing.
+fn is_taken_for_another(text: &str) -> bool {
+    let may = text.starts_with(|c: char| c.is_ascii_digit() || "+-.~=<yYnNtTfFoO".contains(c));
+    if text.is_empty() {
+        return true;
+    }
+    if !may || text.contains('\n') {
+        return false;
+    }
+    let is_digit = |c: char| c.is_ascii_digit();
+    let is_date = text.len() >= 8
+        && text.split('-').take(3).all(|part| part.starts_with(is_digit))
+        && text.split('-').count() >= 3
+        && text.find('-') == Some(4);
+    let is_sexagesimal = text.contains(':') && text.chars().all(|c| is_digit(c) || "+-:._".contains(c));
+    is_date
+        || is_sexagesimal
+        || matches!(text, "=" | "<<")
+        || to_json(text.as_bytes()).is_ok_and(|value| !value.is_string()) && !text.contains([':', '#'])
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -258,5 +361,28 @@ mod tests {
         let error = to_json(b"{a: [").expect_err("no YAML");
         assert_eq!(error, "error converting YAML to JSON: yaml: line 1: did not find expected node content");
         assert!(to_json(b"a: .nan\n").is_err());
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_the_same_in_yaml_1_1() {
+        let value = serde_json::json!({
+            "a": ["y", "on", "1", "0644", "1e3", "true", "null", "~", "", "2020-01-01T00:00:00Z", "12:30", "=",
+                  "plain", "with: colon", "# no comment", "- item", "y: z", "<none>", "a\nb\n", "a\n\n  b"],
+            "y": {"n": "v", "long": "one\ntwo\n", "list": [[1, 2], {"x": {"y": []}}, {}, null, true, 1.5]},
+            "e": {}, "text": "configmaps \"y\" not found",
+        });
+        let text = to_text(&value);
+        assert_eq!(to_json(text.as_bytes()).as_ref(), Ok(&value), "{text}");
+        for line in [
+            "- \"y\"",
+            "- \"0644\"",
+            "\"y\":",
+            "  \"n\": v",
+            "- plain",
+            "- \"2020-01-01T00:00:00Z\"",
+            "e: {}",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}: {text}");
+        }
     }
 }

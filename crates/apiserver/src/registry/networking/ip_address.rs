@@ -13,7 +13,7 @@ impl Strategy for IPAddress {
     const KIND: &'static Kind = &kinds::IP_ADDRESS;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
-        text("ParentRef", "What has the address.", |a| {
+        text("ParentRef", "io.k8s.api.networking.v1.IPAddressSpec.parentRef", |a| {
             let parent = &a.spec.parent_ref;
             let parts = [
                 parent.group.as_deref().unwrap_or_default(),
