@@ -1,6 +1,7 @@
 //! Discovery: which groups, versions and resources are served, in the two forms that clients ask for: one document a
 //! group version, or all at once (KEP-3352).
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use base64::Engine as _;
@@ -9,33 +10,21 @@ use krate_api::{Gvk, Kind, Subresource, Verbs};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-/// The groups in the order in which upstream lists them; groups not named here come after these.
-const ORDER: &[&str] = &[
-    "",
-    "apiregistration.k8s.io",
-    "apps",
-    "events.k8s.io",
-    "authentication.k8s.io",
-    "authorization.k8s.io",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "networking.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "storage.k8s.io",
-    "admissionregistration.k8s.io",
-    "apiextensions.k8s.io",
-    "scheduling.k8s.io",
-    "coordination.k8s.io",
-    "node.k8s.io",
-    "discovery.k8s.io",
-    "resource.k8s.io",
-    "flowcontrol.apiserver.k8s.io",
-];
+use crate::aggregation::{GROUP_PRIORITY, VERSION_PRIORITY};
+use crate::bootstrap;
 
 /// The media type of aggregated discovery, without the version.
 pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;as=APIGroupDiscoveryList";
+
+/// A group version that another server serves.
+pub struct Other {
+    pub group: String,
+    pub version: String,
+    pub group_priority: i32,
+    pub version_priority: i32,
+    /// Its entry of aggregated discovery.
+    pub entry: Value,
+}
 
 struct Group<'a> {
     name: &'a str,
@@ -43,20 +32,43 @@ struct Group<'a> {
     versions: Vec<&'a str>,
 }
 
-fn groups<'a>(kinds: &[&'a Kind]) -> Vec<Group<'a>> {
-    let mut out: Vec<Group<'a>> = Vec::new();
-    for kind in kinds {
-        match out.iter_mut().find(|g| g.name == kind.group) {
-            None => out.push(Group { name: kind.group, versions: vec![kind.version] }),
-            Some(group) if group.versions.contains(&kind.version) => {}
-            Some(group) => group.versions.push(kind.version),
+/// Whether another server serves a kind's group version instead of this one.
+pub fn is_elsewhere(kind: &Kind, others: &[Other]) -> bool {
+    others.iter().any(|other| other.group == kind.group && other.version == kind.version)
+}
+
+/// The list of what there is comes first, and what clients install comes last.
+fn priorities(kind: &Kind) -> (i32, i32) {
+    match kind.group {
+        "apiregistration.k8s.io" => (i32::MAX, 1),
+        _ if kind.custom => (GROUP_PRIORITY, VERSION_PRIORITY),
+        _ => bootstrap::priorities(kind.group, kind.version).unwrap_or((GROUP_PRIORITY, VERSION_PRIORITY)),
+    }
+}
+
+/// All groups by their priority, then by their name.
+fn groups<'a>(kinds: &[&'a Kind], others: &'a [Other]) -> Vec<Group<'a>> {
+    type Prior<'a> = (i32, (i32, &'a str));
+    let mut all: BTreeMap<&'a str, Vec<Prior<'a>>> = BTreeMap::new();
+    let own = kinds.iter().map(|kind| (kind.group, kind.version, priorities(kind)));
+    let others = others.iter().map(|o| (&*o.group, &*o.version, (o.group_priority, o.version_priority)));
+    for (group, version, (of_group, of_version)) in own.chain(others) {
+        let versions = all.entry(group).or_default();
+        if !versions.iter().any(|(_, (_, there))| *there == version) {
+            versions.push((of_group, (of_version, version)));
         }
     }
-    for group in &mut out {
-        group.versions.sort_by_key(|v| std::cmp::Reverse(priority(v)));
-    }
-    out.sort_by_key(|g| ORDER.iter().position(|name| *name == g.name).unwrap_or(ORDER.len()));
-    out
+    let highest = |versions: &[Prior<'_>]| versions.iter().map(|(of_group, _)| *of_group).max();
+    let mut out: Vec<(_, Group<'a>)> = all
+        .into_iter()
+        .map(|(name, mut versions)| {
+            versions.sort_by_key(|(_, (prior, version))| std::cmp::Reverse((*prior, priority(version))));
+            let first = std::cmp::Reverse(highest(&versions));
+            (first, Group { name, versions: versions.into_iter().map(|(_, (_, version))| version).collect() })
+        })
+        .collect();
+    out.sort_by_key(|(first, group)| (*first, group.name));
+    out.into_iter().map(|(_, group)| group).collect()
 }
 
 /// Versions compare as KEP-95 and `version.CompareKubeAwareVersionStrings` say: stable before beta before alpha, then the
@@ -101,8 +113,8 @@ fn group_value(group: &Group<'_>) -> Map<String, Value> {
 }
 
 /// `/apis`
-pub fn api_group_list(kinds: &[&Kind]) -> Value {
-    let all: Vec<Value> = groups(kinds)
+pub fn api_group_list(kinds: &[&Kind], others: &[Other]) -> Value {
+    let all: Vec<Value> = groups(kinds, others)
         .iter()
         .filter(|g| !g.name.is_empty())
         .map(|group| Value::Object(group_value(group)))
@@ -111,8 +123,8 @@ pub fn api_group_list(kinds: &[&Kind]) -> Value {
 }
 
 /// `/apis/GROUP`. `None` if nothing of the group is served.
-pub fn api_group(kinds: &[&Kind], name: &str) -> Option<Value> {
-    let all = groups(kinds);
+pub fn api_group(kinds: &[&Kind], others: &[Other], name: &str) -> Option<Value> {
+    let all = groups(kinds, others);
     let group = all.iter().find(|g| !g.name.is_empty() && g.name == name)?;
     let mut out = group_value(group);
     out.insert("kind".into(), "APIGroup".into());
@@ -211,11 +223,11 @@ fn storage_version_hash(kind: &Kind, all: &[&Kind]) -> String {
 
 /// Aggregated discovery (`APIGroupDiscoveryList`) of the core group (`/api`) or of all others (`/apis`), in version `v2` or
 /// `v2beta1`.
-pub fn aggregated(kinds: &[&Kind], core: bool, version: &str) -> Value {
-    let items: Vec<Value> = groups(kinds)
+pub fn aggregated(kinds: &[&Kind], others: &[Other], core: bool, version: &str) -> Value {
+    let items: Vec<Value> = groups(kinds, others)
         .iter()
         .filter(|g| g.name.is_empty() == core)
-        .map(|g| aggregated_group(kinds, g))
+        .map(|g| aggregated_group(kinds, others, g))
         .collect();
     json!({
         "kind": "APIGroupDiscoveryList",
@@ -225,11 +237,14 @@ pub fn aggregated(kinds: &[&Kind], core: bool, version: &str) -> Value {
     })
 }
 
-fn aggregated_group(kinds: &[&Kind], group: &Group<'_>) -> Value {
+fn aggregated_group(kinds: &[&Kind], others: &[Other], group: &Group<'_>) -> Value {
     let versions: Vec<Value> = group
         .versions
         .iter()
         .map(|version| {
+            if let Some(other) = others.iter().find(|o| o.group == group.name && o.version == *version) {
+                return other.entry.clone();
+            }
             let mut served: Vec<&Kind> =
                 kinds.iter().copied().filter(|k| k.group == group.name && k.version == *version).collect();
             served.sort_by_key(|k| k.plural);
@@ -308,15 +323,41 @@ mod tests {
 
     #[test]
     fn the_core_group_is_alone_in_its_document() {
-        let core = aggregated(kinds::ALL, true, "v2");
+        let core = aggregated(kinds::ALL, &[], true, "v2");
         assert_eq!(core["items"].as_array().map(Vec::len), Some(1));
-        let others = aggregated(kinds::ALL, false, "v2");
+        let others = aggregated(kinds::ALL, &[], false, "v2");
         assert_eq!(others["items"].as_array().map(Vec::len), Some(20));
         assert_eq!(api_versions("h:1")["versions"][0], "v1");
-        assert_eq!(api_group(kinds::ALL, "apps").expect("served")["preferredVersion"]["version"], "v1");
-        assert!(api_group(kinds::ALL, "").is_none());
-        assert_eq!(api_group_list(kinds::ALL)["groups"][0]["name"], "apiregistration.k8s.io");
+        assert_eq!(api_group(kinds::ALL, &[], "apps").expect("served")["preferredVersion"]["version"], "v1");
+        assert!(api_group(kinds::ALL, &[], "").is_none());
+        assert_eq!(api_group_list(kinds::ALL, &[])["groups"][0]["name"], "apiregistration.k8s.io");
         let pods = resource(&kinds::CONFIG_MAP, kinds::ALL);
         assert_eq!(pods["storageVersionHash"], "qFsyl6wFWjQ=");
+    }
+
+    #[test]
+    fn groups_of_others_stand_where_their_priority_puts_them() {
+        let other = |group: &str, version: &str, priority| Other {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            group_priority: priority,
+            version_priority: 10,
+            entry: json!({"version": version, "freshness": "Stale"}),
+        };
+        let others =
+            [other("z.example.com", "v1", 17900), other("apps", "v2", 100), other("a.example.com", "v1", 1)];
+        let list = api_group_list(kinds::ALL, &others);
+        let names: Vec<&str> =
+            list["groups"].as_array().expect("groups").iter().filter_map(|g| g["name"].as_str()).collect();
+        assert_eq!(names[..4], ["apiregistration.k8s.io", "z.example.com", "apps", "events.k8s.io"]);
+        assert_eq!(names.last(), Some(&"a.example.com"));
+        let apps = api_group(kinds::ALL, &others, "apps").expect("served");
+        assert_eq!(apps["preferredVersion"]["version"], "v1", "its version has the higher priority");
+        let all = aggregated(kinds::ALL, &others, false, "v2");
+        let z = &all["items"][1];
+        assert_eq!(
+            (&z["metadata"]["name"], &z["versions"][0]["freshness"]),
+            (&json!("z.example.com"), &json!("Stale"))
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! It alone writes to the store. It never calls a controller, and knows nothing of how a pod is run.
 
 pub mod admission;
+mod aggregation;
 mod apiextensions;
 pub mod auth;
 pub mod bootstrap;
@@ -24,6 +25,7 @@ pub mod options;
 mod path;
 mod proxy;
 pub mod rbac;
+mod reach;
 pub mod registry;
 mod request;
 pub mod reviews;
@@ -34,5 +36,6 @@ mod storage;
 mod yaml;
 
 pub use auth::User;
-pub use server::{Config, Server, StartError};
+pub use reach::Identity;
+pub use server::{Config, FrontProxy, Server, StartError};
 pub use service::Service;

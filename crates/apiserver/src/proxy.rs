@@ -10,6 +10,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -19,6 +20,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 
 use crate::admission::Attributes;
 use crate::http::{self as wire, Body, Reply};
@@ -353,12 +355,6 @@ async fn over<S>(mut call: Call, target: Target, body: Bytes, stream: S) -> Resu
 where
     S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {
-    let (mut sender, connection) = http1::handshake::<_, Body>(stream).await.map_err(unreachable)?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "a passed-on connection ended");
-        }
-    });
     let upgrade = call.upgrade.take();
     let mut request = Request::builder().method(call.method.clone()).uri(&target.path);
     if let Some(headers) = request.headers_mut() {
@@ -368,17 +364,41 @@ where
         }
     }
     let request = request.body(wire::full(body)).map_err(unreachable)?;
-    let mut reply: Response<Incoming> = sender.send_request(request).await.map_err(unreachable)?;
+    exchange(stream, request, upgrade, &call.server.shutdown).await.map_err(unreachable)
+}
+
+/// Sends a request over a connection that was made for it. If the answer changes the protocol, what comes after it is
+/// carried between the two ends until one of them closes, or the server stops.
+///
+/// # Errors
+/// The connection breaks before there is an answer.
+pub async fn exchange<S>(
+    stream: S,
+    request: Request<Body>,
+    upgrade: Option<OnUpgrade>,
+    shutdown: &CancellationToken,
+) -> Result<Reply, hyper::Error>
+where
+    S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+{
+    let (mut sender, connection) = http1::handshake::<_, Body>(stream).await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a passed-on connection ended");
+        }
+    });
+    let is_head = request.method() == Method::HEAD;
+    let mut reply: Response<Incoming> = sender.send_request(request).await?;
     if reply.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(client) = upgrade
     {
-        let node = hyper::upgrade::on(&mut reply);
-        let shutdown = call.server.shutdown.clone();
+        let other = hyper::upgrade::on(&mut reply);
+        let shutdown = shutdown.clone();
         tokio::spawn(async move {
-            let (Ok(client), Ok(node)) = tokio::join!(client, node) else { return };
-            let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
+            let (Ok(client), Ok(other)) = tokio::join!(client, other) else { return };
+            let (mut client, mut other) = (TokioIo::new(client), TokioIo::new(other));
             tokio::select! {
-                _ = tokio::io::copy_bidirectional(&mut client, &mut node) => {}
+                _ = tokio::io::copy_bidirectional(&mut client, &mut other) => {}
                 () = shutdown.cancelled() => {}
             }
         });
@@ -396,14 +416,14 @@ where
     {
         out.headers_mut().remove(name);
     }
-    if call.method == Method::HEAD {
+    if is_head {
         *out.body_mut() = wire::full(Bytes::new());
     }
     Ok(out)
 }
 
 /// The headers that go on: not those that are the caller's proof, nor those of this connection.
-fn passed(headers: &HeaderMap, upgrades: bool) -> HeaderMap {
+pub fn passed(headers: &HeaderMap, upgrades: bool) -> HeaderMap {
     let mut out = headers.clone();
     for name in
         ["authorization", "content-length", "transfer-encoding", "keep-alive", "te", "proxy-authorization"]

@@ -10,6 +10,7 @@ use krate_api::{Kind, StatusError, kinds};
 use serde_json::{Value, json};
 
 use crate::auth::User;
+use crate::discovery::Other;
 use crate::http::{self as wire, Reply, Wanted};
 use crate::instruments::FORMAT;
 use crate::path::{self, Call, bind_pod};
@@ -54,21 +55,24 @@ pub async fn answer(
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Err(path::method_not_allowed());
     }
-    let rows = &*[&*server.kinds.rows(), metrics::rows(server).await].concat();
+    let others = &server.aggregation.listed();
+    let mut rows = [&*server.kinds.rows(), metrics::rows(server).await].concat();
+    rows.retain(|kind| !discovery::is_elsewhere(kind, others));
+    let rows = &*rows;
     let parts: Vec<&str> = info.path.trim_matches('/').split('/').collect();
     let document = match parts.as_slice() {
         ["api"] => match aggregated(headers) {
-            Some(version) => return Ok(aggregate(rows, true, version)),
+            Some(version) => return Ok(aggregate(rows, others, true, version)),
             None => discovery::api_versions(&server.advertise.to_string()),
         },
         ["apis"] => match aggregated(headers) {
-            Some(version) => return Ok(aggregate(rows, false, version)),
-            None => discovery::api_group_list(rows),
+            Some(version) => return Ok(aggregate(rows, others, false, version)),
+            None => discovery::api_group_list(rows, others),
         },
         ["api", version] => {
             discovery::api_resource_list(rows, "", version).ok_or_else(path::no_such_resource)?
         }
-        ["apis", group] => match discovery::api_group(rows, group) {
+        ["apis", group] => match discovery::api_group(rows, others, group) {
             Some(document) => document,
             None => return Ok(not_found()),
         },
@@ -106,7 +110,7 @@ pub async fn answer(
             let text = server.fairness.dump(dump, with_details);
             return Ok(text.map_or_else(not_found, |text| wire::reply(StatusCode::OK, PLAIN, text)));
         }
-        [""] => json!({"paths": paths(rows)}),
+        [""] => json!({"paths": paths(rows, others)}),
         _ => return Ok(not_found()),
     };
     let wanted = Wanted::of(headers, query.flag("pretty")).unwrap_or(Wanted::JSON);
@@ -116,8 +120,24 @@ pub async fn answer(
 /// What the OpenAPI documents describe: the kinds of the vocabulary, and those whose definitions say what they are.
 fn described(server: &Server) -> openapi::Served {
     let generation = server.openapi.generation();
-    let mut served = openapi::Served { generation, rows: Vec::new(), custom: Vec::new() };
+    let mut served = openapi::Served {
+        generation,
+        rows: Vec::new(),
+        custom: Vec::new(),
+        others: Vec::new(),
+        elsewhere: Vec::new(),
+    };
+    let others = server.aggregation.all();
+    for remote in others.values() {
+        let said = remote.said.lock();
+        served.others.extend(said.openapi_v2.clone());
+        let place = remote.path().trim_start_matches('/').to_owned();
+        served.elsewhere.extend(said.openapi_v3.clone().map(|url| (place, url)));
+    }
     for kind in server.kinds.rows().iter().copied() {
+        if others.contains_key(&format!("{}.{}", kind.version, kind.group)) {
+            continue;
+        }
         if kind.custom {
             let Some(storage) = server.kinds.at(kind.group, kind.version, kind.plural) else { continue };
             let Some(schema) = storage.registry.open_api().cloned() else { continue };
@@ -148,8 +168,8 @@ fn published(media: &'static str, document: &Value) -> Reply {
     reply
 }
 
-fn aggregate(rows: &[&Kind], core: bool, version: &'static str) -> Reply {
-    let document = discovery::aggregated(rows, core, version);
+fn aggregate(rows: &[&Kind], others: &[Other], core: bool, version: &'static str) -> Reply {
+    let document = discovery::aggregated(rows, others, core, version);
     let mut reply = wire::reply(StatusCode::OK, "application/json", document.to_string());
     let media = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
     if let Ok(value) = HeaderValue::from_str(&media) {
@@ -176,7 +196,7 @@ fn version() -> Value {
     })
 }
 
-fn paths(rows: &[&Kind]) -> Vec<String> {
+fn paths(rows: &[&Kind], others: &[Other]) -> Vec<String> {
     let mut paths: Vec<String> = [
         "/.well-known/openid-configuration",
         "/api",
@@ -197,6 +217,10 @@ fn paths(rows: &[&Kind]) -> Vec<String> {
     for kind in rows.iter().filter(|kind| !kind.group.is_empty()) {
         paths.push(format!("/apis/{}", kind.group));
         paths.push(format!("/apis/{}", kind.api_version()));
+    }
+    for other in others {
+        paths.push(format!("/apis/{}", other.group));
+        paths.push(format!("/apis/{}/{}", other.group, other.version));
     }
     paths.sort();
     paths.dedup();

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, Chain};
+use crate::aggregation::{self, Aggregation};
 use crate::apiextensions::Establisher;
 use crate::auth::{self, Authenticator, Authorizer, Caller, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
@@ -24,6 +25,7 @@ use crate::instruments::Instruments;
 use crate::kinds::Kinds;
 use crate::proxy::Nodes;
 use crate::rbac;
+use crate::reach::Identity;
 use crate::registry::core::service::Allocator;
 use crate::registry::erased::Object;
 use crate::registry::lifecycle::Lifecycles;
@@ -61,6 +63,17 @@ pub struct Config {
     /// The certificate and key by which nodes know this server, PEM.
     pub node_client_certificate: String,
     pub node_client_key: String,
+    /// By what servers behind this one know whom it speaks for; None where none are to be asked.
+    pub front_proxy: Option<FrontProxy>,
+}
+
+/// How servers that stand behind this one know that it is this one that asks them.
+#[derive(Clone, Debug)]
+pub struct FrontProxy {
+    /// The authority of the certificate, PEM.
+    pub ca: String,
+    /// The certificate of the user `front-proxy-client`, and its key.
+    pub identity: Identity,
 }
 
 impl Default for Config {
@@ -77,6 +90,7 @@ impl Default for Config {
             node_ca: String::new(),
             node_client_certificate: String::new(),
             node_client_key: String::new(),
+            front_proxy: None,
         }
     }
 }
@@ -94,6 +108,7 @@ pub struct Server {
     pub shutdown: CancellationToken,
     pub backend: Arc<dyn Backend>,
     pub openapi: crate::openapi::Documents,
+    pub(crate) aggregation: Aggregation,
     pub(crate) instruments: Instruments,
     pub(crate) fairness: Arc<Fairness>,
     pub cache: Cache,
@@ -151,6 +166,7 @@ impl Server {
             backend: Arc::clone(&backend),
             kinds,
             openapi: crate::openapi::Documents::new(),
+            aggregation: Aggregation::new(config.front_proxy.as_ref().map(|proxy| proxy.identity.clone())),
             instruments: Instruments::new(),
             fairness: Arc::new(Fairness::new(SEATS)),
             cache,
@@ -168,12 +184,17 @@ impl Server {
                 service_cidr: config.service_cidr,
                 service_address,
                 client_ca: config.ca,
-                front_proxy_ca: config.authentication.request_header.map(|proxy| proxy.ca),
+                front_proxy_ca: config
+                    .authentication
+                    .request_header
+                    .map(|proxy| proxy.ca)
+                    .or(config.front_proxy.map(|proxy| proxy.ca).filter(|ca| !ca.is_empty())),
             },
         )
         .await?;
         fairness::ready(&server, commits.clone());
-        Establisher::start(&server, commits).await?;
+        Establisher::start(&server, commits.clone()).await?;
+        aggregation::start(&server, &commits).await?;
         tokio::spawn(async move {
             tokio::select! {
                 () = Compactor::new(backend, HISTORY).run() => {}

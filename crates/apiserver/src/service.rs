@@ -23,7 +23,7 @@ use crate::metrics;
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
-use crate::{compress, impersonate, routes};
+use crate::{aggregation, compress, impersonate, routes};
 
 /// How long a request may take that runs for long neither by its nature nor by its own wish.
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
@@ -105,6 +105,9 @@ impl Service {
         instruments.authorized(&allowed);
         allowed?;
         count(noted);
+        if let Some(remote) = self.server.aggregation.serving(&info.path) {
+            return Ok(aggregation::pass_on(&self.server, &remote, parts, body, upgrade, &user).await);
+        }
         if parts.method == Method::OPTIONS {
             return Err(path::method_not_allowed());
         }

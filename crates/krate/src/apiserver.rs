@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use krate_apiserver::options::Options;
-use krate_apiserver::{Config, Server, User, auth, listen};
+use krate_apiserver::{Config, FrontProxy, Server, User, auth, listen};
 use krate_client::{Client, in_process};
 use krate_store::{Backend, Embedded};
 use tokio_util::sync::CancellationToken;
@@ -62,6 +62,9 @@ pub async fn start(
     let node_client =
         authority.client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"])?;
     let key = authority.service_account_key()?;
+    // An authority of its own: whoever it vouches for may speak for anybody.
+    let front_proxy = Authority::named(&dir.pki().join("front-proxy"), "front-proxy-ca")?;
+    let proxy_client = front_proxy.client("front-proxy-client", "front-proxy-client", &[])?;
     let mut config = Config {
         advertise: SocketAddr::new(address, bound.port()),
         serving_certificate: serving.certificate,
@@ -71,6 +74,13 @@ pub async fn start(
         ca: authority.certificate().to_owned(),
         node_client_certificate: node_client.certificate,
         node_client_key: node_client.key,
+        front_proxy: Some(FrontProxy {
+            ca: front_proxy.certificate().to_owned(),
+            identity: krate_apiserver::Identity {
+                certificate: proxy_client.certificate,
+                key: proxy_client.key,
+            },
+        }),
         ..Config::default()
     };
     options.apply(&mut config)?;

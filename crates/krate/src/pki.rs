@@ -35,14 +35,19 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Opens the authority in `dir`, making it if it is not there.
+    /// Opens the cluster's authority in `dir`, making it if it is not there.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::named(dir, "kubernetes")
+    }
+
+    /// Opens the authority of this name in `dir`, making it if it is not there.
+    pub fn named(dir: &Path, common_name: &str) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let (cert_file, key_file) = (dir.join("ca.crt"), dir.join("ca.key"));
         if !cert_file.exists() {
             let key = KeyPair::generate()?;
             let mut params = CertificateParams::default();
-            params.distinguished_name = name("kubernetes", &[]);
+            params.distinguished_name = name(common_name, &[]);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages = vec![
                 KeyUsagePurpose::DigitalSignature,

@@ -328,6 +328,12 @@ const SERVED: [(&str, &str, i32, i32); 21] = [
     ("flowcontrol.apiserver.k8s.io", "v1", 16100, 21),
 ];
 
+/// The priorities of a group and of a version that the server brings along.
+pub fn priorities(group: &str, version: &str) -> Option<(i32, i32)> {
+    let found = SERVED.iter().find(|(g, v, ..)| *g == group && *v == version)?;
+    Some((found.2, found.3))
+}
+
 /// What this server serves itself, beside what others serve for it.
 fn served() -> Vec<Object> {
     SERVED

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -14,7 +15,10 @@ use flate2::write::GzEncoder;
 use krate_api::Kind;
 use krate_api::docs::Docs;
 use parking_lot::Mutex;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+use crate::aggregation;
 
 mod custom;
 mod operations;
@@ -68,6 +72,10 @@ pub(crate) struct Served {
     pub rows: Vec<&'static Kind>,
     /// The custom ones of the rows, with what their definitions say of them.
     pub custom: Vec<Custom>,
+    /// Documents of version 2 of what other servers serve, to be merged into this server's.
+    pub others: Vec<Arc<Value>>,
+    /// Where other servers' documents of version 3 are, by what stands for them in the index.
+    pub elsewhere: Vec<(String, String)>,
 }
 
 /// The documents of a server, each made once.
@@ -107,7 +115,15 @@ impl Documents {
 
     /// `/openapi/v2`.
     pub(crate) fn v2(&self, served: &Served) -> Option<Document> {
-        self.once("v2", served.generation, || Some(text::v2(served)))
+        self.once("v2", served.generation, || {
+            let own = text::v2(served);
+            if served.others.is_empty() {
+                return Some(own);
+            }
+            let mut all: Value = serde_json::from_str(&own).ok()?;
+            served.others.iter().for_each(|other| aggregation::merge_openapi(&mut all, other));
+            Some(all.to_string())
+        })
     }
 
     /// `/openapi/v3`: where the document of each group version is, with its hash.
@@ -123,6 +139,7 @@ impl Documents {
             let document = self.v3(served, group, version)?;
             entries.push((format!("/openapi/v3/{place}?hash={}", document.hash), place));
         }
+        entries.extend(served.elsewhere.iter().map(|(place, url)| (url.clone(), place.clone())));
         self.once("v3", served.generation, || Some(text::v3_index(&entries)))
     }
 
@@ -134,6 +151,8 @@ impl Documents {
                 generation: served.generation,
                 rows: served.rows.iter().copied().filter(|row| is_of(row)).collect(),
                 custom: served.custom.iter().filter(|custom| is_of(custom.kind)).cloned().collect(),
+                others: Vec::new(),
+                elsewhere: Vec::new(),
             };
             (!served.rows.is_empty()).then(|| text::v3(&served))
         })

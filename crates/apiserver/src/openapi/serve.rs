@@ -94,7 +94,13 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.clone(), HeaderValue::from_str(value).expect("a value")))
             .collect();
-        let served = Served { generation: 0, rows: kinds::ALL.to_vec(), custom: Vec::new() };
+        let served = Served {
+            generation: 0,
+            rows: kinds::ALL.to_vec(),
+            custom: Vec::new(),
+            others: Vec::new(),
+            elsewhere: Vec::new(),
+        };
         answer(&Documents::new(), &served, parts, hash, &headers)
     }
 

@@ -6,7 +6,13 @@ use serde_json::Value;
 use super::*;
 
 fn built_in() -> Served {
-    Served { generation: 0, rows: kinds::ALL.to_vec(), custom: Vec::new() }
+    Served {
+        generation: 0,
+        rows: kinds::ALL.to_vec(),
+        custom: Vec::new(),
+        others: Vec::new(),
+        elsewhere: Vec::new(),
+    }
 }
 
 fn parse(document: Option<Document>) -> Value {
@@ -160,6 +166,12 @@ fn what_changed_meanwhile_is_not_kept() {
     let old = built_in();
     documents.forget();
     assert!(documents.v3(&old, "", "v1").is_some());
-    let new = Served { generation: documents.generation(), rows: Vec::new(), custom: Vec::new() };
+    let new = Served {
+        generation: documents.generation(),
+        rows: Vec::new(),
+        custom: Vec::new(),
+        others: Vec::new(),
+        elsewhere: Vec::new(),
+    };
     assert!(documents.v3(&new, "", "v1").is_none(), "made anew, of what is served now");
 }

@@ -4,6 +4,7 @@
 //! of the table below. A flag that is not given leaves what the configuration has.
 
 mod admission;
+mod aggregation;
 mod authentication;
 mod authorization;
 mod serving;
@@ -68,6 +69,7 @@ topics! {
     authentication: Authentication, "Authentication";
     authorization: Authorization, "Authorization";
     admission: Admission, "Admission";
+    aggregation: Aggregation, "Aggregation";
 }
 
 impl Options {

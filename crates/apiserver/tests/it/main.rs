@@ -1,6 +1,7 @@
 //! The API server as its clients meet it: a whole server in this process, its store in a directory of its own.
 
 mod admission;
+mod aggregation;
 mod asking;
 mod authentication;
 mod custom;

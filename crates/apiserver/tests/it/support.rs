@@ -4,17 +4,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::{Method, Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use krate_apiserver::{Server, User};
+use krate_apiserver::{FrontProxy, Identity, Server, User};
 use krate_store::Embedded;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// An authority, and the certificate of a front proxy that it has signed.
+fn front_proxy() -> FrontProxy {
+    let (ca_key, key) =
+        (rcgen::KeyPair::generate().expect("a key"), rcgen::KeyPair::generate().expect("a key"));
+    let mut ca = rcgen::CertificateParams::default();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    ca.distinguished_name.push(rcgen::DnType::CommonName, "front-proxy-ca");
+    let pem = ca.self_signed(&ca_key).expect("signed").pem();
+    let mut client = rcgen::CertificateParams::default();
+    client.distinguished_name.push(rcgen::DnType::CommonName, "front-proxy-client");
+    client.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let certificate = client.signed_by(&key, &issuer).expect("signed").pem();
+    FrontProxy { ca: pem, identity: Identity { certificate, key: key.serialize_pem() } }
+}
+
 pub struct Api {
     server: Arc<Server>,
     shutdown: CancellationToken,
+    front_proxy_ca: String,
     _dir: tempfile::TempDir,
 }
 
@@ -36,8 +56,11 @@ impl Api {
         let key = rcgen::KeyPair::generate().expect("a key");
         let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
         let certificate = params.self_signed(&key).expect("a certificate").pem();
+        let front_proxy = front_proxy();
+        let front_proxy_ca = front_proxy.ca.clone();
         let mut config = krate_apiserver::Config {
             authentication: krate_apiserver::auth::Settings::signing_with(key.serialize_pem()),
+            front_proxy: Some(front_proxy),
             ca: certificate.clone(),
             node_client_certificate: certificate,
             node_client_key: key.serialize_pem(),
@@ -46,7 +69,18 @@ impl Api {
         change(&mut config);
         let shutdown = CancellationToken::new();
         let server = Server::start(config, Arc::new(store), shutdown.clone()).await.expect("it starts");
-        Api { server, shutdown, _dir: dir }
+        Api { server, shutdown, front_proxy_ca, _dir: dir }
+    }
+
+    /// The authority by which servers behind this one know it, PEM.
+    pub fn front_proxy_ca(&self) -> &str {
+        &self.front_proxy_ca
+    }
+
+    /// An administrator's answer as it comes, before it has ended.
+    pub async fn open(&self, path: &str) -> Response<Body> {
+        let request = Request::get(path).body(Full::<Bytes>::default()).expect("a request");
+        self.service_as("admin", &["system:masters"]).call(request).await.expect("it answers")
     }
 
     /// The server itself, to be put on a socket.
@@ -80,7 +114,7 @@ impl Api {
             request = request.header(*name, *value);
         }
         let request = request.body(Full::new(Bytes::from(body.to_owned()))).expect("a request");
-        let mut service = self.server.service_as(User::authenticated("admin", &["system:masters"]));
+        let mut service = self.service_as("admin", &["system:masters"]);
         let (head, body) = service.call(request).await.expect("it answers").into_parts();
         (head, body.collect().await.expect("a body").to_bytes())
     }

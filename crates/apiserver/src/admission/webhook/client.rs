@@ -1,6 +1,5 @@
 //! How a webhook is reached: by its URL, or by the Service that it stands behind.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,24 +9,16 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::admissionregistration::v1::{ServiceReference, WebhookClientConfig};
-use k8s_openapi::api::core::v1::{Endpoints, Service};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use serde_json::Value as Json;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::admission::lookup;
 use crate::kinds::Kinds;
+use crate::reach::{self, Trust};
 
 /// The largest answer that is read, in bytes, as upstream.
 const LARGEST: usize = 3 * 1024 * 1024;
-/// Where systems keep the authorities that they trust.
-const SYSTEM_ROOTS: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
-
 pub struct Client {
     config: WebhookClientConfig,
     tls: Result<TlsConnector, String>,
@@ -43,30 +34,10 @@ struct Target {
     path: String,
 }
 
-fn connector(authorities: Option<&[u8]>) -> Result<TlsConnector, String> {
-    let system;
-    let pem = if let Some(pem) = authorities.filter(|a| !a.is_empty()) {
-        pem
-    } else {
-        system = SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
-        &system
-    };
-    let mut roots = RootCertStore::empty();
-    for authority in CertificateDer::pem_slice_iter(pem).flatten() {
-        // One that cannot be read is nobody's authority.
-        drop(roots.add(authority));
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
 impl Client {
     pub fn new(config: WebhookClientConfig) -> Self {
-        let tls = connector(config.ca_bundle.as_ref().map(|bundle| bundle.0.as_slice()));
+        let bundle = config.ca_bundle.as_ref().map(|bundle| bundle.0.as_slice()).unwrap_or_default();
+        let tls = reach::connector(Trust::Authorities(bundle), None);
         Client { config, tls }
     }
 
@@ -117,39 +88,9 @@ async fn by_service(kinds: &Kinds, service: &ServiceReference, seconds: u64) -> 
     let slash = if path.starts_with('/') { "" } else { "/" };
     let path = format!("{slash}{path}?timeout={seconds}s");
     let url = format!("https://{name}:{port}{path}");
-    let address = behind(kinds, service, port).await.map_err(|why| format!("Post {url:?}: {why}"))?;
+    let address = reach::behind(kinds, &service.namespace, &service.name, port).await;
+    let address = address.map_err(|why| format!("Post {url:?}: {why}"))?;
     Ok(Target { name, address, url, path })
-}
-
-/// The address of one of those behind a Service: asked directly, so that it is reached from a host without a proxy too.
-async fn behind(kinds: &Kinds, service: &ServiceReference, port: i32) -> Result<(String, u16), String> {
-    let said = |error: krate_api::StatusError| error.to_string();
-    let (namespace, name) = (&service.namespace, &service.name);
-    let found = lookup::find::<Service>(kinds, "", "services", namespace, name).await.map_err(said)?;
-    let spec = found.ok_or_else(|| format!("service {name:?} not found"))?.spec.unwrap_or_default();
-    let to_port = |port: i32| u16::try_from(port).map_err(|_| format!("{port} is no port"));
-    if spec.type_.as_deref() == Some("ExternalName") {
-        let host = spec.external_name.ok_or_else(|| format!("service {name:?} names no host"))?;
-        return Ok((host, to_port(port)?));
-    }
-    let ports = spec.ports.unwrap_or_default();
-    let wanted = ports.iter().find(|p| p.port == port);
-    let wanted = wanted.ok_or_else(|| format!("no service port {port} found for service {name:?}"))?;
-    let numbered = match &wanted.target_port {
-        Some(IntOrString::Int(port)) => Some(*port),
-        _ => None,
-    };
-    let endpoints = lookup::find::<Endpoints>(kinds, "", "endpoints", namespace, name).await.map_err(said)?;
-    for subset in endpoints.and_then(|e| e.subsets).unwrap_or_default() {
-        let ports = subset.ports.unwrap_or_default();
-        let port = ports.iter().find(|p| p.name == wanted.name || numbered == Some(p.port));
-        let addresses = subset.addresses.unwrap_or_default();
-        if let (Some(port), false) = (port, addresses.is_empty()) {
-            let chosen = &addresses[rand::random_range(0..addresses.len())];
-            return Ok((chosen.ip.clone(), to_port(port.port)?));
-        }
-    }
-    Err(format!("no endpoints available for service {name:?}"))
 }
 
 /// An error with what is behind it.

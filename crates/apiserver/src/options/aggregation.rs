@@ -1,0 +1,36 @@
+//! By what the servers behind this one know it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{OptionError, Topic, read};
+use crate::reach::Identity;
+use crate::server::{Config, FrontProxy};
+
+#[derive(Args, Clone, Debug, Default)]
+pub struct Aggregation {
+    /// The certificate by which servers behind this one know it
+    #[arg(long, value_name = "FILE", requires = "proxy_client_key_file")]
+    pub proxy_client_cert_file: Option<PathBuf>,
+
+    /// The key of --proxy-client-cert-file
+    #[arg(long, value_name = "FILE", requires = "proxy_client_cert_file")]
+    pub proxy_client_key_file: Option<PathBuf>,
+}
+
+impl Topic for Aggregation {
+    fn apply(&self, config: &mut Config) -> Result<(), OptionError> {
+        let (Some(certificate), Some(key)) = (&self.proxy_client_cert_file, &self.proxy_client_key_file)
+        else {
+            return Ok(());
+        };
+        let identity = Identity {
+            certificate: read("proxy-client-cert-file", certificate)?,
+            key: read("proxy-client-key-file", key)?,
+        };
+        let ca = config.front_proxy.take().map(|proxy| proxy.ca).unwrap_or_default();
+        config.front_proxy = Some(FrontProxy { ca, identity });
+        Ok(())
+    }
+}
