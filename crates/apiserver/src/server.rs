@@ -20,9 +20,10 @@ use crate::aggregation::{self, Aggregation};
 use crate::apiextensions::Establisher;
 use crate::auth::{self, Authenticator, Authorizer, Caller, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
-use crate::fairness::{self, Fairness};
+use crate::fairness::{self, Fairness, InFlight};
 use crate::instruments::Instruments;
 use crate::kinds::Kinds;
+use crate::limits::Limits;
 use crate::proxy::Nodes;
 use crate::rbac;
 use crate::reach::Identity;
@@ -34,9 +35,6 @@ use crate::storage::Storage;
 
 /// How much history the store keeps for watches and further pages, as upstream.
 const HISTORY: Duration = Duration::from_mins(5);
-/// How many requests are served at a time, upstream's `--max-requests-inflight` and `--max-mutating-requests-inflight`
-/// together.
-const SEATS: usize = 600;
 /// The user as whom the server itself writes.
 const SELF: &str = "system:apiserver";
 
@@ -63,6 +61,8 @@ pub struct Config {
     /// The certificate and key by which nodes know this server, PEM.
     pub node_client_certificate: String,
     pub node_client_key: String,
+    /// How much it takes on at a time, and for how long.
+    pub limits: Limits,
     /// By what servers behind this one know whom it speaks for; None where none are to be asked.
     pub front_proxy: Option<FrontProxy>,
 }
@@ -91,6 +91,7 @@ impl Default for Config {
             node_client_certificate: String::new(),
             node_client_key: String::new(),
             front_proxy: None,
+            limits: Limits::default(),
         }
     }
 }
@@ -110,7 +111,12 @@ pub struct Server {
     pub openapi: crate::openapi::Documents,
     pub(crate) aggregation: Aggregation,
     pub(crate) instruments: Instruments,
-    pub(crate) fairness: Arc<Fairness>,
+    pub(crate) limits: Limits,
+    /// Where requests wait for their seats; without it they are turned away when there are too many.
+    pub(crate) fairness: Option<Arc<Fairness>>,
+    pub(crate) in_flight: InFlight,
+    /// The end of serving: connections and watches end. It comes some time after the shutdown.
+    pub(crate) draining: CancellationToken,
     pub cache: Cache,
 }
 
@@ -154,6 +160,8 @@ impl Server {
         let node_ca = if config.node_ca.is_empty() { &config.ca } else { &config.node_ca };
         let nodes = Nodes::new(node_ca, &config.node_client_certificate, &config.node_client_key)
             .map_err(|error| StartError::Certificates(error.to_string()))?;
+        let limits = config.limits;
+        let fairness = limits.fairness.then(|| Arc::new(Fairness::new(limits.reading + limits.mutating)));
         let server = Arc::new(Server {
             admission: Chain::new(&kinds, &authorizer, &config.admission),
             authenticator: Authenticator::open(&config.authentication, &config.ca, &signer, &kinds).await?,
@@ -168,11 +176,16 @@ impl Server {
             openapi: crate::openapi::Documents::new(),
             aggregation: Aggregation::new(config.front_proxy.as_ref().map(|proxy| proxy.identity.clone())),
             instruments: Instruments::new(),
-            fairness: Arc::new(Fairness::new(SEATS)),
+            fairness: fairness.clone(),
+            in_flight: InFlight::new(limits.reading, limits.mutating),
+            draining: CancellationToken::new(),
+            limits,
             cache,
         });
         server.follow_policy().await?;
-        fairness::follow(&server).await?;
+        if let Some(fairness) = &fairness {
+            fairness::follow(&server, fairness).await?;
+        }
         let service = server.service_as(User::authenticated(SELF, &[MASTERS]));
         let commits = AsItself(service);
         rbac::ensure(&commits).await?;
@@ -192,7 +205,10 @@ impl Server {
             },
         )
         .await?;
-        fairness::ready(&server, commits.clone());
+        if let Some(fairness) = &fairness {
+            fairness::ready(&server, fairness, commits.clone());
+        }
+        server.drain_after_delay();
         Establisher::start(&server, commits.clone()).await?;
         aggregation::start(&server, &commits).await?;
         tokio::spawn(async move {
@@ -208,6 +224,23 @@ impl Server {
     /// as for everyone.
     pub fn service_as(self: &Arc<Self>, user: User) -> Service {
         Service::new(Arc::clone(self), Caller::Component(user))
+    }
+
+    /// How long it may take to end once it is told to stop.
+    pub fn stopping(&self) -> Duration {
+        self.limits.shutdown_delay + crate::listen::DRAIN + Duration::from_secs(1)
+    }
+
+    /// Once the server is told to stop it serves on for the delay, so that who balances its load may notice that it is
+    /// not ready; then its watches and connections end.
+    fn drain_after_delay(&self) {
+        let (shutdown, draining) = (self.shutdown.clone(), self.draining.clone());
+        let delay = self.limits.shutdown_delay;
+        tokio::spawn(async move {
+            shutdown.cancelled().await;
+            tokio::time::sleep(delay).await;
+            draining.cancel();
+        });
     }
 
     /// Brings roles, bindings and pods to the authorizers, and keeps them true.

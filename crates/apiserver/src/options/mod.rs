@@ -7,6 +7,7 @@ mod admission;
 mod aggregation;
 mod authentication;
 mod authorization;
+mod flow;
 mod serving;
 
 use std::path::Path;
@@ -70,6 +71,7 @@ topics! {
     authorization: Authorization, "Authorization";
     admission: Admission, "Admission";
     aggregation: Aggregation, "Aggregation";
+    flow: Flow, "Load and shutdown";
 }
 
 impl Options {

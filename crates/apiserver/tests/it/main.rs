@@ -7,6 +7,7 @@ mod authentication;
 mod custom;
 mod fairness;
 mod others;
+mod limits;
 mod reads;
 mod recorded;
 mod services;
