@@ -4,6 +4,7 @@
 //! This crate never does I/O and is never async: all of it is functions over values.
 
 pub mod docs;
+pub mod duration;
 pub mod field;
 pub mod json;
 pub mod kind;

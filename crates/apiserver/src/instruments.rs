@@ -40,6 +40,8 @@ const COUNTED: [&str; 9] =
 /// All that one server counts.
 pub struct Instruments {
     registry: Registry,
+    /// What parts of the server count in registries of their own.
+    others: Vec<Registry>,
     requests: IntCounterVec,
     durations: HistogramVec,
     sizes: HistogramVec,
@@ -88,7 +90,7 @@ impl Asked {
 }
 
 impl Instruments {
-    pub fn new() -> Self {
+    pub fn new(others: impl IntoIterator<Item = Registry>) -> Self {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self())).expect("the names are free");
         let build = registered(
@@ -169,6 +171,7 @@ impl Instruments {
                 ),
             ),
             registry,
+            others: others.into_iter().collect(),
         }
     }
 
@@ -193,7 +196,7 @@ impl Instruments {
     pub fn asked(&self, method: &Method, info: &RequestInfo, query: &Query, headers: &HeaderMap) -> Asked {
         let subresource = info.subresource.as_str();
         let connects = matches!(subresource, "exec" | "attach" | "portforward" | "proxy");
-        let is_long = connects || subresource == "log" || info.verb == "watch";
+        let is_long = info.is_long_running();
         let applies = || {
             let media = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
             media.is_some_and(|media| media.starts_with("application/apply-patch"))
@@ -267,8 +270,10 @@ impl Instruments {
             }
         }
         let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            tracing::warn!(%error, "some metrics cannot be written");
+        for registry in std::iter::once(&self.registry).chain(&self.others) {
+            if let Err(error) = TextEncoder::new().encode(&registry.gather(), &mut text) {
+                tracing::warn!(%error, "some metrics cannot be written");
+            }
         }
         text
     }
@@ -314,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_request_is_in_flight_and_then_counted() {
-        let instruments = Instruments::new();
+        let instruments = Instruments::new(None);
         let create = asked(&instruments, &Method::POST, "/api/v1/namespaces/a/pods", "dryRun=All");
         let in_flight =
             |n: u8| format!("apiserver_current_inflight_requests{{request_kind=\"mutating\"}} {n}\n");
@@ -330,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_watch_runs_until_its_body_is_gone() {
-        let instruments = Instruments::new();
+        let instruments = Instruments::new(None);
         let watch = asked(&instruments, &Method::GET, "/apis/apps/v1/deployments", "watch=1");
         let body = wire::stream(futures::stream::pending());
         let reply = instruments.answered(watch, Instant::now(), http::Response::new(body));

@@ -10,8 +10,10 @@ pub mod auth;
 pub mod bootstrap;
 pub mod cel;
 mod compress;
+mod config_file;
 mod deadline;
 pub mod discovery;
+pub mod encryption;
 mod fairness;
 mod health;
 mod http;
@@ -39,6 +41,7 @@ mod storage;
 mod yaml;
 
 pub use auth::User;
+pub use encryption::EncryptionFile;
 pub use limits::Limits;
 pub use reach::Identity;
 pub use server::{Config, FrontProxy, Server, StartError};

@@ -23,6 +23,12 @@ pub struct RequestInfo {
 }
 
 impl RequestInfo {
+    /// Whether it is answered for as long as it lasts, as upstream's `longRunningRequestCheck` has it.
+    pub fn is_long_running(&self) -> bool {
+        self.verb == "watch"
+            || matches!(self.subresource.as_str(), "attach" | "exec" | "log" | "portforward" | "proxy")
+    }
+
     pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
         let mut info =
             RequestInfo { verb: method_verb(method), path: path.to_owned(), ..RequestInfo::default() };

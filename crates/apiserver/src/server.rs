@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use krate_api::{Kind, StatusError};
+use krate_encryption::{Encryption, Sealed};
 use krate_store::cache::{
     Cache, CacheEvent, Freshness, Head, Kind as Change, ListQuery, Scope, Start, WatchQuery, Watcher,
 };
@@ -20,6 +21,7 @@ use crate::aggregation::{self, Aggregation};
 use crate::apiextensions::Establisher;
 use crate::auth::{self, Authenticator, Authorizer, Caller, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
+use crate::encryption::EncryptionFile;
 use crate::fairness::{self, Fairness, InFlight};
 use crate::instruments::Instruments;
 use crate::kinds::Kinds;
@@ -61,6 +63,8 @@ pub struct Config {
     /// The certificate and key by which nodes know this server, PEM.
     pub node_client_certificate: String,
     pub node_client_key: String,
+    /// What says which objects are encrypted in the store; none are without it.
+    pub encryption: Option<EncryptionFile>,
     /// How much it takes on at a time, and for how long.
     pub limits: Limits,
     /// By what servers behind this one know whom it speaks for; None where none are to be asked.
@@ -90,6 +94,7 @@ impl Default for Config {
             node_ca: String::new(),
             node_client_certificate: String::new(),
             node_client_key: String::new(),
+            encryption: None,
             front_proxy: None,
             limits: Limits::default(),
         }
@@ -108,6 +113,7 @@ pub struct Server {
     pub advertise: SocketAddr,
     pub shutdown: CancellationToken,
     pub backend: Arc<dyn Backend>,
+    pub encryption: Option<Arc<Encryption>>,
     pub openapi: crate::openapi::Documents,
     pub(crate) aggregation: Aggregation,
     pub(crate) instruments: Instruments,
@@ -123,6 +129,8 @@ pub struct Server {
 /// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    #[error("encryption at rest: {0}")]
+    Encryption(String),
     #[error("the store cannot be read: {0}")]
     Store(#[from] krate_store::Error),
     #[error("the key of ServiceAccount tokens: {0}")]
@@ -149,6 +157,17 @@ impl Server {
         backend: Arc<dyn Backend>,
         shutdown: CancellationToken,
     ) -> Result<Arc<Self>, StartError> {
+        let encryption = match &config.encryption {
+            Some(file) => {
+                let opened = file.open(&config.advertise.to_string(), shutdown.clone()).await;
+                Some(opened.map_err(StartError::Encryption)?)
+            }
+            None => None,
+        };
+        let backend = match &encryption {
+            Some(encryption) => Arc::new(Sealed::new(backend, Arc::clone(encryption))),
+            None => backend,
+        };
         let cache = Cache::start(Arc::clone(&backend), "/registry/").await?;
         let kinds = Arc::new(Kinds::open(&cache, &backend).await?);
         let allocator = Allocator::new(Arc::clone(&backend), &config.service_cidr)
@@ -172,10 +191,11 @@ impl Server {
             advertise: config.advertise,
             shutdown: shutdown.clone(),
             backend: Arc::clone(&backend),
+            instruments: Instruments::new(encryption.as_deref().map(Encryption::metrics)),
+            encryption,
             kinds,
             openapi: crate::openapi::Documents::new(),
             aggregation: Aggregation::new(config.front_proxy.as_ref().map(|proxy| proxy.identity.clone())),
-            instruments: Instruments::new(),
             fairness: fairness.clone(),
             in_flight: InFlight::new(limits.reading, limits.mutating),
             draining: CancellationToken::new(),

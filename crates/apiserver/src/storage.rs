@@ -182,6 +182,11 @@ impl Storage {
             .key(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
     }
 
+    /// Whether what the store keeps of an object would be kept otherwise today: by another key, say.
+    pub async fn is_stale(&self, object: &dyn Object) -> Result<bool, StatusError> {
+        self.backend.is_stale(self.key(object).as_bytes()).await.map_err(|error| unwritten(&error))
+    }
+
     /// Creates an object.
     pub async fn create(&self, object: &mut dyn Object) -> Result<Outcome, StatusError> {
         let value = self.to_value(object);

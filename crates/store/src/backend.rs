@@ -37,6 +37,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The newest revision, read as a consistent read is: not older than any write acknowledged before the call.
     async fn revision(&self) -> Result<Revision>;
+
+    /// Whether what the store keeps of a key is not what it would keep of it today, so that it is worth writing the
+    /// same value again. Only a store that transforms values knows any.
+    async fn is_stale(&self, _key: &[u8]) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// Some changes, and how far they reach.

@@ -250,6 +250,9 @@ pub enum Error {
     /// The operation was not acknowledged and the store is as it was before.
     #[error("the store's input or output failed: {0}")]
     Io(String),
+    /// A value cannot be brought into the form in which it is kept, or out of it: an encryption key is not at hand.
+    #[error("{0}")]
+    Unreadable(String),
     #[error("the store is closed")]
     Closed,
     #[error(

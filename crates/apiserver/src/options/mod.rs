@@ -7,6 +7,7 @@ mod admission;
 mod aggregation;
 mod authentication;
 mod authorization;
+mod encryption;
 mod flow;
 mod serving;
 
@@ -72,6 +73,7 @@ topics! {
     admission: Admission, "Admission";
     aggregation: Aggregation, "Aggregation";
     flow: Flow, "Load and shutdown";
+    encryption: Encryption, "Encryption at rest";
 }
 
 impl Options {

@@ -193,7 +193,7 @@ pub async fn change(
         let old = &*current.object;
         let ends = old.meta().deletion_timestamp.is_some() && is_finished(&*object);
         let value = call.storage.to_value(&mut *object);
-        if value == current.value && !ends {
+        if value == current.value && !ends && !call.storage.is_stale(&*object).await? {
             // Nothing changes, so nothing is written, and the resourceVersion stays.
             return Ok(Written {
                 revision: current.revision,

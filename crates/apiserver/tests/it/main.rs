@@ -5,6 +5,7 @@ mod aggregation;
 mod asking;
 mod authentication;
 mod custom;
+mod encryption;
 mod fairness;
 mod others;
 mod limits;

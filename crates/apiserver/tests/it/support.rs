@@ -1,6 +1,7 @@
 //! An API server in this process, on a store of its own, asked as its callers ask.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +46,22 @@ pub struct Api {
     front_proxy_ca: String,
     certificate: String,
     key: String,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+}
+
+/// What a server must be told: it is its own authority.
+fn config() -> krate_apiserver::Config {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
+    let certificate = params.self_signed(&key).expect("a certificate").pem();
+    krate_apiserver::Config {
+        authentication: krate_apiserver::auth::Settings::signing_with(key.serialize_pem()),
+        front_proxy: Some(front_proxy()),
+        ca: certificate.clone(),
+        node_client_certificate: certificate,
+        node_client_key: key.serialize_pem(),
+        ..krate_apiserver::Config::default()
+    }
 }
 
 /// A server's socket, and how it is reached.
@@ -107,24 +123,40 @@ impl Api {
     /// A server whose configuration is changed before it starts.
     pub async fn start_with(change: impl FnOnce(&mut krate_apiserver::Config)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
+        Self::on(dir, change).await.expect("it starts")
+    }
+
+    /// A server on the store in this directory.
+    async fn on(
+        dir: tempfile::TempDir,
+        change: impl FnOnce(&mut krate_apiserver::Config),
+    ) -> Result<Self, String> {
         let store = Embedded::open(dir.path().join("state")).expect("a store");
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
-        let certificate = params.self_signed(&key).expect("a certificate").pem();
-        let front_proxy = front_proxy();
-        let front_proxy_ca = front_proxy.ca.clone();
-        let mut config = krate_apiserver::Config {
-            authentication: krate_apiserver::auth::Settings::signing_with(key.serialize_pem()),
-            front_proxy: Some(front_proxy),
-            ca: certificate.clone(),
-            node_client_certificate: certificate.clone(),
-            node_client_key: key.serialize_pem(),
-            ..krate_apiserver::Config::default()
-        };
+        let mut config = config();
+        let (certificate, key) = (config.ca.clone(), config.node_client_key.clone());
+        let front_proxy_ca = config.front_proxy.as_ref().map(|proxy| proxy.ca.clone()).unwrap_or_default();
         change(&mut config);
         let shutdown = CancellationToken::new();
-        let server = Server::start(config, Arc::new(store), shutdown.clone()).await.expect("it starts");
-        Api { server, shutdown, front_proxy_ca, certificate, key: key.serialize_pem(), _dir: dir }
+        let server = Server::start(config, Arc::new(store), shutdown.clone()).await;
+        let server = server.map_err(|error| error.to_string())?;
+        Ok(Api { server, shutdown, front_proxy_ca, certificate, key, dir })
+    }
+
+    /// Where the store is.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Another server on a copy of this one's store.
+    pub async fn again(&self, change: impl FnOnce(&mut krate_apiserver::Config)) -> Result<Self, String> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (from, to) = (self.dir.path().join("state"), dir.path().join("state"));
+        std::fs::create_dir(&to).expect("a directory");
+        for entry in std::fs::read_dir(&from).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            std::fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
+        }
+        Self::on(dir, change).await
     }
 
     /// Tells the server to stop.
@@ -188,12 +220,24 @@ impl Api {
         headers: &[(&str, &str)],
         body: &str,
     ) -> (http::response::Parts, Bytes) {
+        self.raw_as(User::authenticated("admin", &["system:masters"]), method, path, headers, body).await
+    }
+
+    /// The answer's head and bytes, as this user gets them.
+    pub async fn raw_as(
+        &self,
+        user: User,
+        method: Method,
+        path: String,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (http::response::Parts, Bytes) {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let request = request.body(Full::new(Bytes::from(body.to_owned()))).expect("a request");
-        let mut service = self.service_as("admin", &["system:masters"]);
+        let mut service = self.server.service_as(user);
         let (head, body) = service.call(request).await.expect("it answers").into_parts();
         (head, body.collect().await.expect("a body").to_bytes())
     }

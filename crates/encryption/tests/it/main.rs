@@ -1,0 +1,6 @@
+//! Encryption over a real store, and with a plugin behind a real socket.
+
+mod keys;
+mod kms;
+mod plugin;
+mod support;
