@@ -106,11 +106,11 @@ impl Encryption {
     }
 
     /// What is stored under `key` of a value.
-    pub(crate) async fn seal(&self, key: &[u8], value: Bytes) -> Result<Bytes, Error> {
+    pub(crate) fn seal(&self, key: &[u8], value: Bytes) -> Result<Bytes, Error> {
         let Some((group, resource)) = resource_of(key) else { return Ok(value) };
         let in_use = self.in_use.load_full();
         match in_use.rules.of(group, resource) {
-            Some(providers) => providers.seal(&value, key, &name_of(group, resource), &self.metrics).await,
+            Some(providers) => providers.seal(&value, key, &name_of(group, resource), &self.metrics),
             None => Ok(value),
         }
     }

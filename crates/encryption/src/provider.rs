@@ -77,7 +77,7 @@ impl Provider {
         }
     }
 
-    async fn seal(&self, plain: &Bytes, place: &[u8]) -> Result<Bytes, Error> {
+    fn seal(&self, plain: &Bytes, place: &[u8]) -> Result<Bytes, Error> {
         match self {
             Provider::Identity => Ok(plain.clone()),
             Provider::Keyed { prefix, what, keys } => {
@@ -131,7 +131,7 @@ pub struct Providers(pub Vec<Arc<Provider>>);
 
 impl Providers {
     /// What is stored of a value.
-    pub async fn seal(
+    pub fn seal(
         &self,
         plain: &Bytes,
         place: &[u8],
@@ -140,7 +140,7 @@ impl Providers {
     ) -> Result<Bytes, Error> {
         let since = Instant::now();
         let Some(first) = self.0.first() else { return Err(Error::new("no provider")) };
-        let sealed = first.seal(plain, place).await;
+        let sealed = first.seal(plain, place);
         metrics.transformed(resource, TO_STORAGE, first.prefix(), since, sealed.as_ref().err());
         sealed.inspect_err(|error| tracing::error!(%error, resource, "failed to encrypt data"))
     }

@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn the_narrowest_rule_is_taken_and_a_masked_one_refused() {
-        let providers = |n| Providers(vec![Arc::new(Provider::Identity); n]);
+        let providers = |n| Providers((0..n).map(|_| Arc::new(Provider::Identity)).collect());
         let mut rules = Rules::default();
         rules.add("events", &providers(1)).expect("free");
         rules.add("*.apps", &providers(2)).expect("free");

@@ -79,7 +79,7 @@ impl Backend for Sealed {
         let mut plain: Option<Bytes> = None;
         let op = match op {
             Op::Put(value) => {
-                let sealed = self.encryption.seal(&key, value.clone()).await;
+                let sealed = self.encryption.seal(&key, value.clone());
                 plain = Some(value);
                 Op::Put(sealed.map_err(|error| Error::Unreadable(error.to_string()))?)
             }

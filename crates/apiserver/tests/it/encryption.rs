@@ -30,12 +30,12 @@ const TWO: (&str, &str) = ("two", "c2VjcmV0IGlzIHNlY3VyZSwgb3IgaXMgaXQ/ICAgICA="
 fn count(dir: &Path, text: &str) -> usize {
     let entries = std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path());
     entries
-        .map(|path| match path.is_dir() {
-            true => count(&path, text),
-            false => {
-                let bytes = std::fs::read(&path).expect("a file");
-                bytes.windows(text.len()).filter(|window| *window == text.as_bytes()).count()
+        .map(|path| {
+            if path.is_dir() {
+                return count(&path, text);
             }
+            let bytes = std::fs::read(&path).expect("a file");
+            bytes.windows(text.len()).filter(|window| *window == text.as_bytes()).count()
         })
         .sum()
 }

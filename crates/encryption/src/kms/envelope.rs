@@ -26,7 +26,7 @@ const REMEMBERED: Duration = Duration::from_hours(24);
 
 /// A decrypted source of keys, to read with.
 enum Source {
-    Key(Gcm),
+    Key(Box<Gcm>),
     Seed(Seed),
 }
 
@@ -36,7 +36,7 @@ impl Source {
             return Ok(Source::Seed(Seed::new(plain)?));
         }
         let invalid = || Error::new(format!("crypto/aes: invalid key size {}", plain.len()));
-        Gcm::new(plain).map(Source::Key).ok_or_else(invalid)
+        Gcm::new(plain).map(Box::new).map(Source::Key).ok_or_else(invalid)
     }
 
     fn open(&self, sealed: &[u8], place: &[u8]) -> Result<Vec<u8>, Error> {
@@ -138,6 +138,12 @@ pub fn seconds(at: Timestamp) -> Timestamp {
 /// Asks for a look at the plugin's health; the answer may be some seconds old.
 pub type Asked = oneshot::Sender<Result<(), Error>>;
 
+/// A decrypted source, and until when it is kept.
+struct Remembered {
+    source: Arc<Source>,
+    until: Instant,
+}
+
 /// All values whose key one plugin has.
 pub struct Envelope {
     name: String,
@@ -145,7 +151,7 @@ pub struct Envelope {
     metrics: Arc<Metrics>,
     /// The probe's, which alone writes it.
     state: Arc<ArcSwapOption<State>>,
-    sources: Mutex<HashMap<[u8; 32], (Arc<Source>, Instant)>>,
+    sources: Mutex<HashMap<[u8; 32], Remembered>>,
     probe: mpsc::Sender<Asked>,
     _until_dropped: DropGuard,
 }
@@ -224,7 +230,7 @@ impl Envelope {
         debug_assert!(matches!(object.source_type, KEY | SEED), "validated");
         let hash = object.source_hash();
         // What is remembered of a source does not change, so that it may be old.
-        let known = self.sources.lock().get(&hash).map(|(source, _)| Arc::clone(source));
+        let known = self.sources.lock().get(&hash).map(|known| Arc::clone(&known.source));
         if let Some(source) = known {
             return Ok(source);
         }
@@ -245,9 +251,10 @@ impl Envelope {
     fn remember(&self, hash: [u8; 32], source: &Arc<Source>) {
         let now = Instant::now();
         let mut sources = self.sources.lock();
-        let is_new = sources.insert(hash, (Arc::clone(source), now + REMEMBERED)).is_none();
+        let remembered = Remembered { source: Arc::clone(source), until: now + REMEMBERED };
+        let is_new = sources.insert(hash, remembered).is_none();
         if is_new {
-            sources.retain(|_, (_, until)| *until > now);
+            sources.retain(|_, known| known.until > now);
             self.metrics.cached.with_label_values(&[&self.name]).set(sources.len() as i64);
         }
     }

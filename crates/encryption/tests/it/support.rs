@@ -62,13 +62,11 @@ impl Store {
         fn any(dir: &Path, text: &[u8]) -> bool {
             std::fs::read_dir(dir).expect("a directory").any(|entry| {
                 let path = entry.expect("an entry").path();
-                match path.is_dir() {
-                    true => any(&path, text),
-                    false => {
-                        let bytes = std::fs::read(&path).expect("a file");
-                        bytes.windows(text.len()).any(|window| window == text)
-                    }
+                if path.is_dir() {
+                    return any(&path, text);
                 }
+                let bytes = std::fs::read(&path).expect("a file");
+                bytes.windows(text.len()).any(|window| window == text)
             })
         }
         any(self.dir.path(), text.as_bytes())
