@@ -79,8 +79,8 @@ async fn a_secret_is_unreadable_on_disk_and_its_key_is_exchanged_while_the_serve
     std::fs::write(&path, configuration(&[("three", "c2hvcnQ=")])).expect("written");
     let failed = "automatic_reloads_total{apiserver_id_hash=";
     api.until("/metrics", |_, text| {
-        let lines = text.as_str().unwrap_or_default().lines();
-        lines.into_iter().any(|line| line.contains(failed) && line.contains("status=\"failure\""))
+        let mut lines = text.as_str().unwrap_or_default().lines();
+        lines.any(|line| line.contains(failed) && line.contains("status=\"failure\""))
     })
     .await;
     assert_eq!(api.get(&format!("{PATH}/s")).await.1["data"]["password"], encoded);
