@@ -35,7 +35,7 @@ async fn checks(server: &Server, endpoint: &str) -> Vec<Check> {
     let well = |name| Check { name, found: Ok(()) };
     let mut checks = vec![well("ping"), Check { name: "etcd", found: store().await }];
     if let Some(encryption) = server.encryption.as_ref().filter(|encryption| encryption.is_checked()) {
-        let found = encryption.check().await.map(drop).map_err(|error| error.to_string());
+        let found = encryption.check().await.map_err(|error| error.to_string());
         checks.push(Check { name: "kms-providers", found });
     }
     if endpoint == "readyz" {
