@@ -84,7 +84,7 @@ fn policy(line: &str) -> Result<Policy, String> {
             let mut old: Policy = serde_json::from_value(value).map_err(|error| error.to_string())?;
             let all = || "*".to_owned();
             if old.user.is_empty() && old.group.is_empty() {
-                old.group = AUTHENTICATED.to_owned();
+                AUTHENTICATED.clone_into(&mut old.group);
             }
             // What names neither resources nor a namespace was about paths, too.
             if old.resource.is_empty() && old.namespace.is_empty() {
@@ -104,8 +104,7 @@ fn policy(line: &str) -> Result<Policy, String> {
 impl Policy {
     fn is_for(&self, user: &str, groups: &[String]) -> bool {
         let user_matches = self.user.is_empty() || self.user == "*" || self.user == user;
-        let group_matches =
-            self.group.is_empty() || self.group == "*" || groups.iter().any(|group| *group == self.group);
+        let group_matches = self.group.is_empty() || self.group == "*" || groups.contains(&self.group);
         !(self.user.is_empty() && self.group.is_empty()) && user_matches && group_matches
     }
 

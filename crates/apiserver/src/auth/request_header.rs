@@ -26,6 +26,7 @@ impl RequestHeader {
     ///
     /// # Errors
     /// There is a certificate that is no proxy's.
+    #[allow(clippy::result_unit_err, reason = "why is told to nobody")]
     pub fn who(&self, peer: &Peer, headers: &HeaderMap) -> Result<Option<User>, ()> {
         let Some(proxy) = peer.proxy()? else { return Ok(None) };
         if !self.allowed_names.is_empty() && !self.allowed_names.iter().any(|name| name == proxy) {

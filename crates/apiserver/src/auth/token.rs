@@ -126,6 +126,7 @@ pub struct Settings {
 
 /// What a token of a ServiceAccount says.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "it lives for one request")]
 pub enum Said {
     Bound(Claims),
     Legacy(Legacy),

@@ -1,6 +1,5 @@
 //! The token webhook: others are asked by TokenReviews whose tokens are, and their answers kept for a while.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -89,7 +88,7 @@ fn read(status: &Value, audiences: &[String]) -> Found {
         name: info.username.unwrap_or_default(),
         uid: info.uid.unwrap_or_default(),
         groups: info.groups.unwrap_or_default(),
-        extra: info.extra.unwrap_or_else(BTreeMap::new),
+        extra: info.extra.unwrap_or_default(),
     };
     if !user.groups.iter().any(|group| group == AUTHENTICATED) {
         user.groups.push(AUTHENTICATED.to_owned());

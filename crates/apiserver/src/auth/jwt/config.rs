@@ -192,7 +192,13 @@ fn authenticator(
     let groups = mapping(&said.groups, false, true, &mappings.child("groups"), errors);
     let uid = mapping(&said.uid, false, false, &mappings.child("uid"), errors);
     let extra = extra(&said.extra, &mappings.child("extra"), errors);
-    verified(&username, &extra, &claim_rules, &mappings.child("username").child("expression"), errors);
+    verified(
+        username.as_ref(),
+        &extra,
+        &claim_rules,
+        &mappings.child("username").child("expression"),
+        errors,
+    );
     let mut user_rules: Vec<Rule> = Vec::new();
     for (i, rule) in entry.user_validation_rules.iter().enumerate() {
         let at = at.child("userValidationRules").index(i).child("expression");
@@ -370,7 +376,7 @@ fn extra(said: &[Extra], at: &FieldPath, errors: &mut FieldErrors) -> Vec<(Strin
 
 /// Who is known by his address has to have proved that it is his.
 fn verified(
-    username: &Option<Mapping>,
+    username: Option<&Mapping>,
     extra: &[(String, Program)],
     rules: &[Rule],
     at: &FieldPath,
