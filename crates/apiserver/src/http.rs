@@ -46,7 +46,10 @@ pub async fn read(mut body: Body) -> Result<Bytes, StatusError> {
         let frame = frame.map_err(|error| StatusError::bad_request(error.to_string()))?;
         let Ok(data) = frame.into_data() else { continue };
         if whole.len() + data.len() > MAX_BODY {
-            return Err(StatusError::new(Reason::RequestEntityTooLarge, format!("limit is {MAX_BODY}")));
+            return Err(StatusError::new(
+                Reason::RequestEntityTooLarge,
+                format!("Request entity too large: limit is {MAX_BODY}"),
+            ));
         }
         whole.extend_from_slice(&data);
     }

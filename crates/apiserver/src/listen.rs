@@ -2,18 +2,22 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::TcpListener;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
 use crate::auth::{AnyBearer, Caller};
@@ -22,8 +26,16 @@ use crate::service::Service;
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long requests that are under way may take once the server is told to stop.
-const DRAIN: Duration = Duration::from_secs(3);
+/// How long requests that are under way may take once no more are taken.
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+/// How long the server waits for a connection to end when there can be no more.
+const BREATH: Duration = Duration::from_secs(1);
+/// How often the kernel asks a client that says nothing whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_mins(3);
+/// The largest head of a request in bytes, as upstream.
+const MAX_HEAD: usize = 1024 * 1024;
+/// How many requests a client may have under way on one connection, as upstream.
+const MAX_STREAMS: u32 = 100;
 
 /// Why a server's certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,50 +67,98 @@ pub fn tls(certificate: &str, key: &str, client_ca: &str) -> Result<Arc<ServerCo
     Ok(Arc::new(config))
 }
 
-/// Serves until the server's shutdown; then lets what is under way end.
+/// Serves until the server is drained, some time after its shutdown; then lets what is under way end.
 ///
 /// # Errors
 /// The socket fails.
 pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerConfig>) -> io::Result<()> {
     let acceptor = TlsAcceptor::from(tls);
-    let graceful = GracefulShutdown::new();
-    let shutdown = server.shutdown.clone();
+    let connections = TaskTracker::new();
+    let ended = Arc::new(Notify::new());
+    let draining = server.draining.clone();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = shutdown.cancelled() => break,
+            () = draining.cancelled() => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
             // One connection's fault, or too many of them: the listener itself is well.
             Err(error) => {
                 tracing::debug!(%error, "a connection could not be accepted");
-                tokio::task::yield_now().await;
+                let _ = tokio::time::timeout(BREATH, ended.notified()).await;
                 continue;
             }
         };
         let _ = stream.set_nodelay(true);
-        let (acceptor, server, watcher) = (acceptor.clone(), Arc::clone(&server), graceful.watcher());
-        tokio::spawn(async move {
-            let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
-                server.instruments.handshake_failed();
-                return;
-            };
-            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-            let caller = Caller::Peer(Arc::new(server.authenticator.peer(chain)));
-            let service = Service::new(server, caller);
-            let answer =
-                hyper::service::service_fn(move |request: Request<Incoming>| service.clone().call(request));
-            let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder.http1().timer(TokioTimer::new());
-            builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
-            let connection =
-                builder.serve_connection_with_upgrades(TokioIo::new(stream), answer).into_owned();
-            if let Err(error) = watcher.watch(connection).await {
-                tracing::trace!(%error, "a connection ended");
+        let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
+        let (acceptor, server, ended) = (acceptor.clone(), Arc::clone(&server), Arc::clone(&ended));
+        connections.spawn(async move {
+            match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => connection(server, stream).await,
+                _ => server.instruments.handshake_failed(),
             }
+            ended.notify_one();
         });
     }
-    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    connections.close();
+    let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
     Ok(())
+}
+
+/// Serves one connection until its end.
+async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>) {
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let caller = Caller::Peer(Arc::new(server.authenticator.peer(chain)));
+    let (limits, draining) = (server.limits.clone(), server.draining.clone());
+    let service = Service::new(server, caller);
+    let (asked, move_on) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
+    let (has_asked, moves_on) = (Arc::clone(&asked), Arc::clone(&move_on));
+    let chance = limits.goaway_chance;
+    let answer = hyper::service::service_fn(move |request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
+        let by_chance = chance > 0.0 && rand::random::<f64>() < chance;
+        if by_chance && request.version() == http::Version::HTTP_2 {
+            moves_on.notify_one();
+        }
+        service.clone().call(request)
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.read_header_timeout)
+        .max_buf_size(MAX_HEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), answer);
+    let mut connection = std::pin::pin!(connection);
+    let mut patience = std::pin::pin!(tokio::time::sleep(limits.read_header_timeout));
+    let (mut waits, mut drains) = (true, false);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::trace!(%error, "a connection ended");
+                }
+                return;
+            }
+            // Who has asked for nothing by now does not mean to.
+            () = patience.as_mut(), if waits => {
+                waits = false;
+                if !asked.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+            () = move_on.notified() => connection.as_mut().graceful_shutdown(),
+            () = draining.cancelled(), if !drains => {
+                drains = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
 }

@@ -15,7 +15,7 @@ use crate::instruments::FORMAT;
 use crate::path::{self, Call, bind_pod};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
-use crate::{discovery, metrics, openapi, reviews};
+use crate::{discovery, health, metrics, openapi, reviews};
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 
@@ -84,15 +84,17 @@ pub async fn answer(
             return Ok(found.unwrap_or_else(not_found));
         }
         ["healthz" | "livez" | "readyz", check @ ..] => {
-            return Ok(health(server, parts[0], check, query).await);
+            return Ok(health::answer(server, parts[0], check, query).await);
         }
         ["metrics"] => {
             let mut text = server.instruments.text(&server.kinds);
-            text.extend_from_slice(server.fairness.text().as_bytes());
+            if let Some(fairness) = &server.fairness {
+                text.extend_from_slice(fairness.text().as_bytes());
+            }
             return Ok(wire::reply(StatusCode::OK, FORMAT, text));
         }
         ["metrics", "slis"] => {
-            return Ok(wire::reply(StatusCode::OK, FORMAT, indicators(server).await));
+            return Ok(wire::reply(StatusCode::OK, FORMAT, health::indicators(server).await));
         }
         [".well-known", "openid-configuration"] => {
             return Ok(published(
@@ -103,7 +105,7 @@ pub async fn answer(
         ["openid", "v1", "jwks"] => return Ok(published("application/jwk-set+json", &server.signer.jwks())),
         ["debug", "api_priority_and_fairness", dump] => {
             let with_details = query.get("includeRequestDetails").is_some();
-            let text = server.fairness.dump(dump, with_details);
+            let text = server.fairness.as_ref().and_then(|fairness| fairness.dump(dump, with_details));
             return Ok(text.map_or_else(not_found, |text| wire::reply(StatusCode::OK, PLAIN, text)));
         }
         [""] => json!({"paths": paths(rows)}),
@@ -201,55 +203,6 @@ fn paths(rows: &[&Kind]) -> Vec<String> {
     paths.sort();
     paths.dedup();
     paths
-}
-
-/// The checks by which the server knows itself to be well.
-async fn checks(server: &Server, endpoint: &str) -> Vec<(&'static str, bool)> {
-    let mut checks = vec![("ping", true), ("etcd", server.backend.revision().await.is_ok())];
-    if endpoint == "readyz" {
-        checks.push(("informer-sync", true));
-        checks.push(("shutdown", !server.shutdown.is_cancelled()));
-    }
-    checks
-}
-
-/// The checks as indicators of a service level (KEP-3466), in Prometheus' text format.
-async fn indicators(server: &Server) -> String {
-    let mut text = "# HELP kubernetes_healthcheck Whether a check passes: 1, or 0.\n\
-                    # TYPE kubernetes_healthcheck gauge\n"
-        .to_owned();
-    for endpoint in ["healthz", "livez", "readyz"] {
-        for (name, ok) in checks(server, endpoint).await {
-            let row =
-                format!("kubernetes_healthcheck{{name=\"{name}\",type=\"{endpoint}\"}} {}\n", u8::from(ok));
-            text.push_str(&row);
-        }
-    }
-    text
-}
-
-async fn health(server: &Server, endpoint: &str, check: &[&str], query: &Query) -> Reply {
-    let excluded: Vec<&str> = query.all("exclude").collect();
-    let mut checks = checks(server, endpoint).await;
-    if let [name] = check {
-        return match checks.iter().find(|(known, _)| known == name) {
-            Some((_, true)) => wire::reply(StatusCode::OK, PLAIN, "ok"),
-            Some(_) => wire::reply(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, "failed"),
-            None => not_found(),
-        };
-    }
-    checks.retain(|(name, _)| !excluded.contains(name));
-    let well = checks.iter().all(|(_, ok)| *ok);
-    let code = if well { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
-    if well && !query.flag("verbose") {
-        return wire::reply(code, PLAIN, "ok");
-    }
-    let line = |(name, ok): &(_, bool)| {
-        if *ok { format!("[+]{name} ok") } else { format!("[-]{name} failed: reason withheld") }
-    };
-    let mut lines: Vec<String> = checks.iter().map(line).collect();
-    lines.push(format!("{endpoint} check {}\n", if well { "passed" } else { "failed" }));
-    wire::reply(code, PLAIN, lines.join("\n"))
 }
 
 /// Answers a request to a kind that is not stored: a review, or a binding.

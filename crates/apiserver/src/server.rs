@@ -19,9 +19,10 @@ use crate::admission::{self, Chain};
 use crate::apiextensions::Establisher;
 use crate::auth::{self, Authenticator, Authorizer, Caller, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
-use crate::fairness::{self, Fairness};
+use crate::fairness::{self, Fairness, InFlight};
 use crate::instruments::Instruments;
 use crate::kinds::Kinds;
+use crate::limits::Limits;
 use crate::proxy::Nodes;
 use crate::rbac;
 use crate::registry::core::service::Allocator;
@@ -32,9 +33,6 @@ use crate::storage::Storage;
 
 /// How much history the store keeps for watches and further pages, as upstream.
 const HISTORY: Duration = Duration::from_mins(5);
-/// How many requests are served at a time, upstream's `--max-requests-inflight` and `--max-mutating-requests-inflight`
-/// together.
-const SEATS: usize = 600;
 /// The user as whom the server itself writes.
 const SELF: &str = "system:apiserver";
 
@@ -61,6 +59,8 @@ pub struct Config {
     /// The certificate and key by which nodes know this server, PEM.
     pub node_client_certificate: String,
     pub node_client_key: String,
+    /// How much it takes on at a time, and for how long.
+    pub limits: Limits,
 }
 
 impl Default for Config {
@@ -77,6 +77,7 @@ impl Default for Config {
             node_ca: String::new(),
             node_client_certificate: String::new(),
             node_client_key: String::new(),
+            limits: Limits::default(),
         }
     }
 }
@@ -95,7 +96,12 @@ pub struct Server {
     pub backend: Arc<dyn Backend>,
     pub openapi: crate::openapi::Documents,
     pub(crate) instruments: Instruments,
-    pub(crate) fairness: Arc<Fairness>,
+    pub(crate) limits: Limits,
+    /// Where requests wait for their seats; without it they are turned away when there are too many.
+    pub(crate) fairness: Option<Arc<Fairness>>,
+    pub(crate) in_flight: InFlight,
+    /// The end of serving: connections and watches end. It comes some time after the shutdown.
+    pub(crate) draining: CancellationToken,
     pub cache: Cache,
 }
 
@@ -139,6 +145,8 @@ impl Server {
         let node_ca = if config.node_ca.is_empty() { &config.ca } else { &config.node_ca };
         let nodes = Nodes::new(node_ca, &config.node_client_certificate, &config.node_client_key)
             .map_err(|error| StartError::Certificates(error.to_string()))?;
+        let limits = config.limits;
+        let fairness = limits.fairness.then(|| Arc::new(Fairness::new(limits.reading + limits.mutating)));
         let server = Arc::new(Server {
             admission: Chain::new(&kinds, &authorizer, &config.admission),
             authenticator: Authenticator::open(&config.authentication, &config.ca, &signer, &kinds).await?,
@@ -152,11 +160,16 @@ impl Server {
             kinds,
             openapi: crate::openapi::Documents::new(),
             instruments: Instruments::new(),
-            fairness: Arc::new(Fairness::new(SEATS)),
+            fairness: fairness.clone(),
+            in_flight: InFlight::new(limits.reading, limits.mutating),
+            draining: CancellationToken::new(),
+            limits,
             cache,
         });
         server.follow_policy().await?;
-        fairness::follow(&server).await?;
+        if let Some(fairness) = &fairness {
+            fairness::follow(&server, fairness).await?;
+        }
         let service = server.service_as(User::authenticated(SELF, &[MASTERS]));
         let commits = AsItself(service);
         rbac::ensure(&commits).await?;
@@ -172,7 +185,10 @@ impl Server {
             },
         )
         .await?;
-        fairness::ready(&server, commits.clone());
+        if let Some(fairness) = &fairness {
+            fairness::ready(&server, fairness, commits.clone());
+        }
+        server.drain_after_delay();
         Establisher::start(&server, commits).await?;
         tokio::spawn(async move {
             tokio::select! {
@@ -187,6 +203,23 @@ impl Server {
     /// as for everyone.
     pub fn service_as(self: &Arc<Self>, user: User) -> Service {
         Service::new(Arc::clone(self), Caller::Component(user))
+    }
+
+    /// How long it may take to end once it is told to stop.
+    pub fn stopping(&self) -> Duration {
+        self.limits.shutdown_delay + crate::listen::DRAIN + Duration::from_secs(1)
+    }
+
+    /// Once the server is told to stop it serves on for the delay, so that who balances its load may notice that it is
+    /// not ready; then its watches and connections end.
+    fn drain_after_delay(&self) {
+        let (shutdown, draining) = (self.shutdown.clone(), self.draining.clone());
+        let delay = self.limits.shutdown_delay;
+        tokio::spawn(async move {
+            shutdown.cancelled().await;
+            tokio::time::sleep(delay).await;
+            draining.cancel();
+        });
     }
 
     /// Brings roles, bindings and pods to the authorizers, and keeps them true.

@@ -14,19 +14,17 @@ use futures::FutureExt as _;
 use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use krate_api::{Kind, Reason, StatusError};
+use tokio::sync::OwnedSemaphorePermit;
 
-use crate::auth::Caller;
-use crate::fairness::Matched;
+use crate::auth::{Caller, User};
+use crate::fairness::{Matched, Seat, TurnedAway};
 use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
 use crate::instruments::Asked;
 use crate::metrics;
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
-use crate::{compress, impersonate, routes};
-
-/// How long a request may take that runs for long neither by its nature nor by its own wish.
-const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
+use crate::{compress, deadline, fairness, impersonate, routes};
 
 /// What is known of a request, whatever becomes of it.
 struct Noted {
@@ -53,7 +51,7 @@ impl Service {
         let wanted = Wanted::of(request.headers(), false)
             .map_or(Wanted::JSON, |wanted| Wanted { shape: Shape::Object, ..wanted });
         let mut noted = Noted { since: Instant::now(), asked: None, matched: None };
-        let answered = AssertUnwindSafe(self.handle(request, &mut noted)).catch_unwind().await;
+        let answered = AssertUnwindSafe(self.within_time(request, &mut noted)).catch_unwind().await;
         let mut reply = match answered {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => wire::refusal(&error, wanted),
@@ -71,31 +69,47 @@ impl Service {
         }
     }
 
+    /// Answers a request in the time that it has.
+    async fn within_time(&self, request: Request<Body>, noted: &mut Noted) -> Result<Reply, StatusError> {
+        let query = Query::parse(request.uri().query());
+        let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+        if fairness::is_long_running(&info) {
+            let time = self.server.limits.request_timeout;
+            return self.handle(request, info, query, time, noted).await;
+        }
+        let time = deadline::of(&query, self.server.limits.request_timeout)?;
+        match tokio::time::timeout(time, self.handle(request, info, query, time, noted)).await {
+            Ok(answered) => answered,
+            Err(_) => Err(deadline::exceeded()),
+        }
+    }
+
     /// Answers a request, and notes on the way what is known of it.
-    async fn handle(&self, mut request: Request<Body>, noted: &mut Noted) -> Result<Reply, StatusError> {
+    async fn handle(
+        &self,
+        mut request: Request<Body>,
+        info: RequestInfo,
+        query: Query,
+        time: Duration,
+        noted: &mut Noted,
+    ) -> Result<Reply, StatusError> {
         // The connection's other side is taken out before the request is taken apart.
         let upgrade =
             request.headers().contains_key(http::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
-        let query = Query::parse(parts.uri.query());
-        let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
         let instruments = &self.server.instruments;
         let found = self.server.authenticator.who(&parts.headers, &self.caller, &info.path).await;
         instruments.authenticated(&found);
         let user = found.map_err(|_| StatusError::new(Reason::Unauthorized, "Unauthorized"))?;
         self.server.authenticator.strip(&mut parts.headers);
         let user = impersonate::effective(&self.server.authorizer, user, &parts.headers).await?;
-        let time = (noted.since, REQUEST_TIMEOUT);
-        let kinds = &self.server.kinds;
-        let entered = self.server.fairness.enter(&user, &info, &query, kinds, time, &mut noted.matched).await;
         let count = |noted: &mut Noted| {
             if routes::is_counted(&self.server, &info) {
                 noted.asked = Some(instruments.asked(&parts.method, &info, &query, &parts.headers));
             }
         };
-        // Held until there is an answer; of a watch, until it has begun.
-        let _seat = match entered {
-            Ok(seat) => seat,
+        let _place = match self.enter(&user, &info, &query, time, noted).await {
+            Ok(place) => place,
             Err(turned_away) => {
                 count(noted);
                 return Ok(turned_away.reply());
@@ -160,6 +174,32 @@ impl Service {
         };
         wire::warn(&mut reply, outdated.as_slice());
         Ok(if gzip { compress::gzip(reply).await } else { reply })
+    }
+}
+
+/// What a request holds while it is served; of a watch, until it has begun.
+struct Place {
+    _seat: Option<Seat>,
+    _in_flight: Option<OwnedSemaphorePermit>,
+}
+
+impl Service {
+    /// Waits for the request's turn.
+    async fn enter(
+        &self,
+        user: &User,
+        info: &RequestInfo,
+        query: &Query,
+        time: Duration,
+        noted: &mut Noted,
+    ) -> Result<Place, TurnedAway> {
+        let server = &self.server;
+        if let Some(fairness) = &server.fairness {
+            let time = (noted.since, time);
+            let seat = fairness.enter(user, info, query, &server.kinds, time, &mut noted.matched).await?;
+            return Ok(Place { _seat: seat, _in_flight: None });
+        }
+        Ok(Place { _seat: None, _in_flight: server.in_flight.enter(user, info)? })
     }
 }
 

@@ -31,21 +31,21 @@ const MANAGER: &str = "api-priority-and-fairness-config-consumer-v1";
 ///
 /// # Errors
 /// They cannot be read.
-pub async fn follow(server: &Server) -> Result<(), StatusError> {
+pub async fn follow(server: &Server, fairness: &Arc<Fairness>) -> Result<(), StatusError> {
     const GROUP: &str = "flowcontrol.apiserver.k8s.io";
-    let fairness = Arc::clone(&server.fairness);
+    let told = Arc::clone(fairness);
     server
         .follow::<PriorityLevelConfiguration>(GROUP, "prioritylevelconfigurations", move |head, level| {
-            fairness.hear(|objects| match level {
+            told.hear(|objects| match level {
                 Some(level) => drop(objects.levels.insert(head.name.to_string(), level.clone())),
                 None => drop(objects.levels.remove(&*head.name)),
             });
         })
         .await?;
-    let fairness = Arc::clone(&server.fairness);
+    let told = Arc::clone(fairness);
     server
         .follow::<FlowSchema>(GROUP, "flowschemas", move |head, schema| {
-            fairness.hear(|objects| match schema {
+            told.hear(|objects| match schema {
                 Some(schema) => drop(objects.schemas.insert(head.name.to_string(), schema.clone())),
                 None => drop(objects.schemas.remove(&*head.name)),
             });
@@ -54,9 +54,9 @@ pub async fn follow(server: &Server) -> Result<(), StatusError> {
 }
 
 /// Puts in force what is known, and goes on until the server's shutdown.
-pub fn ready(server: &Arc<Server>, commits: AsItself) {
-    server.fairness.digest();
-    let keeper = Keeper { fairness: Arc::clone(&server.fairness), commits, written: VecDeque::new() };
+pub fn ready(server: &Server, fairness: &Arc<Fairness>, commits: AsItself) {
+    fairness.digest();
+    let keeper = Keeper { fairness: Arc::clone(fairness), commits, written: VecDeque::new() };
     let shutdown = server.shutdown.clone();
     tokio::spawn(async move {
         tokio::select! {

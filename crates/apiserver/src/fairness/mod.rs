@@ -14,6 +14,7 @@ mod demand;
 mod dump;
 mod estimate;
 mod follow;
+mod in_flight;
 mod level;
 mod queues;
 mod retry;
@@ -36,6 +37,7 @@ use tokio::sync::Notify;
 
 pub use estimate::Watch;
 pub use follow::{dangling, follow, ready};
+pub use in_flight::InFlight;
 pub use level::Seat;
 
 use crate::auth::User;

@@ -6,6 +6,7 @@
 mod admission;
 mod authentication;
 mod authorization;
+mod flow;
 mod serving;
 
 use std::path::Path;
@@ -68,6 +69,7 @@ topics! {
     authentication: Authentication, "Authentication";
     authorization: Authorization, "Authorization";
     admission: Admission, "Admission";
+    flow: Flow, "Load and shutdown";
 }
 
 impl Options {

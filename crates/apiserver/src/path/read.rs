@@ -19,9 +19,6 @@ use crate::http::{self as wire, Form, Reply, Shape};
 use crate::request::RequestInfo;
 use crate::storage::refused;
 
-/// A watch that names no end ends by chance between these (upstream's `--min-request-timeout`).
-const WATCH_AT_LEAST: u64 = 1800;
-
 /// `GET` of an object.
 pub async fn get(call: Call) -> Result<Reply, StatusError> {
     let freshness = match revision(&call.query, false)? {
@@ -217,13 +214,14 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
         }
         Err(error) => return Err(refused(error)),
     };
-    let counted = call.server.fairness.watching(&call.info, &call.query);
+    let fairness = call.server.fairness.as_ref();
+    let counted = fairness.and_then(|fairness| fairness.watching(&call.info, &call.query));
     let seconds = match options.timeout_seconds.filter(|seconds| *seconds > 0) {
-        Some(seconds) => seconds,
-        None => WATCH_AT_LEAST + u64::from(rand::random::<u16>()) % WATCH_AT_LEAST,
+        Some(seconds) => Duration::from_secs(seconds),
+        None => call.server.limits.min_request_timeout.mul_f64(1.0 + rand::random::<f64>()),
     };
-    let end = tokio::time::Instant::now() + Duration::from_secs(seconds);
-    let shutdown = call.server.shutdown.clone();
+    let end = tokio::time::Instant::now() + seconds;
+    let shutdown = call.server.draining.clone();
     let stream_type = stream_type(&call);
     let call = Arc::new(call);
     let events = futures::stream::unfold((watcher, true, call), move |(mut watcher, first, call)| {

@@ -5,6 +5,7 @@ mod asking;
 mod authentication;
 mod custom;
 mod fairness;
+mod limits;
 mod others;
 mod reads;
 mod recorded;

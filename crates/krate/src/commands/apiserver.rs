@@ -52,7 +52,8 @@ pub async fn run(dir: &DataDir, options: &Options) -> Result<()> {
         Some(fault) = faults.recv() => Err(fault),
     };
     shutdown.cancel();
-    if tokio::time::timeout(GRACE, parts.ended()).await.is_err() {
+    let grace = GRACE.max(started.server.stopping());
+    if tokio::time::timeout(grace, parts.ended()).await.is_err() {
         tracing::warn!("the API server did not stop in time");
     }
     ended

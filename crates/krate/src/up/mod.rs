@@ -25,7 +25,7 @@ pub use detach::run as detached;
 pub use parts::Parts;
 pub use progress::Progress;
 
-/// How long components may take to end once they are asked to.
+/// How long components may take to end once they are asked to; the API server says for itself.
 pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Runs a cluster until it is asked to stop. The node's components run on threads of their own: they wait for disks and
@@ -76,7 +76,8 @@ pub async fn run(dir: &DataDir, args: &Up, node_threads: &Handle) -> Result<()> 
         Some(fault) = faults.recv() => Err(fault),
     };
     shutdown.cancel();
-    if tokio::time::timeout(GRACE, parts.ended()).await.is_err() {
+    let grace = GRACE.max(plane.server.stopping());
+    if tokio::time::timeout(grace, parts.ended()).await.is_err() {
         tracing::warn!("some components did not stop in time");
     }
     ended

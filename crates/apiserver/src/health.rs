@@ -1,0 +1,146 @@
+//! Whether the server is well: `/healthz`, `/livez` and `/readyz`, as a whole and check by check, in upstream's words.
+
+use std::fmt::Write as _;
+
+use http::header::X_CONTENT_TYPE_OPTIONS;
+use http::{HeaderValue, StatusCode};
+
+use crate::http::{self as wire, Reply};
+use crate::request::Query;
+use crate::routes;
+use crate::server::Server;
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// What the server does at its start before it answers anybody, in upstream's names.
+const STARTED: [&str; 8] = [
+    "poststarthook/priority-and-fairness-config-consumer",
+    "poststarthook/start-apiextensions-controllers",
+    "poststarthook/crd-informer-synced",
+    "poststarthook/start-system-namespaces-controller",
+    "poststarthook/start-service-ip-repair-controllers",
+    "poststarthook/rbac/bootstrap-roles",
+    "poststarthook/scheduling/bootstrap-system-priority-classes",
+    "poststarthook/priority-and-fairness-config-producer",
+];
+
+/// A check, and why it fails if it does.
+struct Check {
+    name: &'static str,
+    found: Result<(), String>,
+}
+
+async fn checks(server: &Server, endpoint: &str) -> Vec<Check> {
+    let store = || async { server.backend.revision().await.map(drop).map_err(|error| error.to_string()) };
+    let well = |name| Check { name, found: Ok(()) };
+    let mut checks = vec![well("ping"), Check { name: "etcd", found: store().await }];
+    if endpoint == "readyz" {
+        checks.push(Check { name: "etcd-readiness", found: store().await });
+        checks.push(well("informer-sync"));
+    }
+    let is_on = |name: &&str| server.fairness.is_some() || !name.contains("fairness-config-consumer");
+    checks.extend(STARTED.into_iter().filter(is_on).map(well));
+    if endpoint == "readyz" {
+        let stopping = server.shutdown.is_cancelled();
+        let found = if stopping { Err("process is shutting down".to_owned()) } else { Ok(()) };
+        checks.push(Check { name: "shutdown", found });
+    }
+    checks
+}
+
+/// Answers for one of the three, or for one check of it.
+pub async fn answer(server: &Server, endpoint: &str, check: &[&str], query: &Query) -> Reply {
+    let checks = checks(server, endpoint).await;
+    if check.is_empty() {
+        let (code, text) = told(endpoint, &checks, query);
+        return reply(code, text);
+    }
+    let name = check.join("/");
+    match checks.into_iter().find(|check| check.name == name) {
+        Some(Check { found: Ok(()), .. }) => wire::reply(StatusCode::OK, PLAIN, "ok"),
+        Some(Check { found: Err(why), .. }) => {
+            reply(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {why}\n"))
+        }
+        None => routes::not_found(),
+    }
+}
+
+fn reply(code: StatusCode, text: String) -> Reply {
+    let mut reply = wire::reply(code, PLAIN, text);
+    reply.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    reply
+}
+
+fn told(endpoint: &str, checks: &[Check], query: &Query) -> (StatusCode, String) {
+    let mut unknown: Vec<&str> = query.all("exclude").collect();
+    unknown.sort_unstable();
+    unknown.dedup();
+    let excluded = unknown.clone();
+    let (mut text, mut failed) = (String::new(), Vec::new());
+    for Check { name, found } in checks {
+        let line = match found {
+            _ if excluded.contains(name) => {
+                unknown.retain(|wanted| wanted != name);
+                format!("[+]{name} excluded: ok\n")
+            }
+            Ok(()) => format!("[+]{name} ok\n"),
+            Err(why) => {
+                // The path is everybody's; the reason is for the log.
+                failed.push(format!("{name}: {why}"));
+                format!("[-]{name} failed: reason withheld\n")
+            }
+        };
+        text.push_str(&line);
+    }
+    if !unknown.is_empty() {
+        let names: Vec<String> = unknown.iter().map(|name| format!("{name:?}")).collect();
+        let _ =
+            writeln!(text, "warn: some health checks cannot be excluded: no matches for {}", names.join(","));
+    }
+    if !failed.is_empty() {
+        tracing::info!(checks = failed.join(", "), "{endpoint} check failed");
+        return (StatusCode::INTERNAL_SERVER_ERROR, format!("{text}{endpoint} check failed\n"));
+    }
+    if query.all("verbose").next().is_none() {
+        return (StatusCode::OK, "ok".to_owned());
+    }
+    (StatusCode::OK, format!("{text}{endpoint} check passed\n"))
+}
+
+/// The checks as indicators of a service level (KEP-3466), in Prometheus' text format.
+pub async fn indicators(server: &Server) -> String {
+    let mut text = "# HELP kubernetes_healthcheck Whether a check passes: 1, or 0.\n\
+                    # TYPE kubernetes_healthcheck gauge\n"
+        .to_owned();
+    for endpoint in ["healthz", "livez", "readyz"] {
+        for Check { name, found } in checks(server, endpoint).await {
+            let passes = u8::from(found.is_ok());
+            let _ = writeln!(text, "kubernetes_healthcheck{{name=\"{name}\",type=\"{endpoint}\"}} {passes}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(query: &str) -> (u16, String) {
+        let stopping = Err("process is shutting down".to_owned());
+        let checks = [Check { name: "ping", found: Ok(()) }, Check { name: "shutdown", found: stopping }];
+        let (code, text) = told("readyz", &checks, &Query::parse(Some(query)));
+        (code.as_u16(), text)
+    }
+
+    #[test]
+    fn a_failed_check_is_named_and_its_reason_is_not() {
+        let failed = "[+]ping ok\n[-]shutdown failed: reason withheld\nreadyz check failed\n";
+        assert_eq!(asked(""), (500, failed.to_owned()));
+        assert_eq!(asked("exclude=shutdown"), (200, "ok".to_owned()));
+        let passed = "[+]ping ok\n[+]shutdown excluded: ok\n\
+                      warn: some health checks cannot be excluded: no matches for \"a\",\"b\"\n\
+                      readyz check passed\n";
+        let told = asked("verbose&exclude=shutdown&exclude=b&exclude=a");
+        assert_eq!(told, (200, passed.to_owned()));
+    }
+}
