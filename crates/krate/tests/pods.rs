@@ -1,0 +1,321 @@
+//! The life of pods, with real containers: one cluster, a table of pods, and what each must come to.
+
+mod support;
+
+use std::time::Duration;
+
+use krate_testkit::eventually;
+use serde_json::{Value, json};
+
+use support::{Cluster, image};
+
+const SOON: Duration = Duration::from_mins(2);
+const IMAGE: &str = "docker.io/library/busybox:latest";
+
+/// A pod, and whether it has come to what it must.
+struct Case {
+    name: &'static str,
+    spec: Value,
+    is_done: fn(&Value) -> bool,
+}
+
+fn sh(name: &str, script: &str) -> Value {
+    json!({"name": name, "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]})
+}
+
+fn with(mut container: Value, more: Value) -> Value {
+    for (key, value) in more.as_object().expect("an object") {
+        container[key] = value.clone();
+    }
+    container
+}
+
+fn own(pod: &Value) -> &Value {
+    &pod["status"]["containerStatuses"][0]
+}
+
+fn is(pod: &Value, phase: &str) -> bool {
+    pod["status"]["phase"] == phase
+}
+
+fn condition<'a>(pod: &'a Value, name: &str) -> Option<&'a Value> {
+    pod["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == name)
+}
+
+fn is_ready(pod: &Value) -> bool {
+    condition(pod, "Ready").is_some_and(|c| c["status"] == "True")
+}
+
+const SHARED: &str = "while true; do sleep 0.1; done";
+
+fn cases() -> Vec<Case> {
+    let scratch = json!({"volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]});
+    let volumes = json!([{"name": "scratch", "emptyDir": {}}]);
+    let once =
+        |script: &str| sh("main", &format!("[ -e /scratch/ran ] || {{ echo > /scratch/ran; {script}; }}"));
+    let rule = |action: &str| json!([{"action": action, "exitCodes": {"operator": "In", "values": [42]}}]);
+    vec![
+        Case {
+            name: "init-and-sidecar",
+            spec: json!({"restartPolicy": "Never", "volumes": volumes,
+                "initContainers": [
+                    with(sh("first", "echo first >> /scratch/order"), scratch.clone()),
+                    with(sh("beside", &format!("echo beside >> /scratch/order; touch() {{ echo > $1; }}; touch /scratch/up; {SHARED}")),
+                        with(scratch.clone(), json!({"restartPolicy": "Always", "startupProbe":
+                            {"exec": {"command": ["cat", "/scratch/up"]}, "periodSeconds": 1, "failureThreshold": 60}}))),
+                    with(sh("second", "echo second >> /scratch/order"), scratch.clone())],
+                "containers": [with(sh("main", "cat /scratch/order > /dev/termination-log"), scratch.clone())]}),
+            is_done: |pod| {
+                is(pod, "Succeeded")
+                    && own(pod)["state"]["terminated"]["message"] == "first\nbeside\nsecond\n"
+                    && pod["status"]["initContainerStatuses"][1]["state"]["terminated"].is_object()
+                    && condition(pod, "Initialized").is_some_and(|c| c["reason"] == "PodCompleted")
+            },
+        },
+        Case {
+            name: "init-fails",
+            spec: json!({"restartPolicy": "Never", "initContainers": [sh("first", "exit 3")],
+                "containers": [sh("main", "true")]}),
+            is_done: |pod| {
+                is(pod, "Failed")
+                    && pod["status"]["initContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 3
+                    && own(pod)["state"]["waiting"]["reason"] == "PodInitializing"
+            },
+        },
+        Case {
+            name: "rule-restarts",
+            spec: json!({"restartPolicy": "Never", "volumes": volumes, "containers": [with(once("exit 42"),
+                with(scratch.clone(), json!({"restartPolicy": "Never", "restartPolicyRules": rule("Restart")})))]}),
+            is_done: |pod| {
+                is(pod, "Succeeded")
+                    && own(pod)["restartCount"] == 1
+                    && own(pod)["lastState"]["terminated"]["exitCode"] == 42
+            },
+        },
+        Case {
+            name: "rule-restarts-all",
+            spec: json!({"restartPolicy": "Never", "volumes": volumes,
+                "initContainers": [with(sh("first", "echo x >> /scratch/inits"), scratch.clone())],
+                "containers": [
+                    with(once("exit 42"), with(scratch.clone(), json!({"restartPolicy": "Never",
+                        "restartPolicyRules": rule("RestartAllContainers")}))),
+                    with(sh("other", "while [ $(cat /scratch/inits | wc -l) != 2 ]; do sleep 0.1; done"), scratch.clone())]}),
+            is_done: |pod| is(pod, "Succeeded") && own(pod)["restartCount"] == 1,
+        },
+        Case {
+            name: "deadline",
+            spec: json!({"activeDeadlineSeconds": 2, "terminationGracePeriodSeconds": 1,
+                "containers": [sh("main", SHARED)]}),
+            is_done: |pod| is(pod, "Failed") && pod["status"]["reason"] == "DeadlineExceeded",
+        },
+        Case {
+            name: "last-words",
+            spec: json!({"restartPolicy": "Never", "containers": [
+                with(sh("main", "echo from the log; exit 1"), json!({"terminationMessagePolicy": "FallbackToLogsOnError"}))]}),
+            is_done: |pod| {
+                let ended = &own(pod)["state"]["terminated"];
+                is(pod, "Failed") && ended["message"] == "from the log\n" && ended["reason"] == "Error"
+            },
+        },
+        Case {
+            name: "hooks",
+            spec: json!({"containers": [with(sh("main", SHARED), json!({
+                "lifecycle": {"postStart": {"exec": {"command": ["sh", "-c", "echo > /tmp/begun"]}}},
+                "readinessProbe": {"exec": {"command": ["cat", "/tmp/begun"]}, "periodSeconds": 1}}))]}),
+            is_done: is_ready,
+        },
+        Case {
+            name: "hook-fails",
+            spec: json!({"terminationGracePeriodSeconds": 1, "containers": [with(sh("main", SHARED),
+                json!({"lifecycle": {"postStart": {"exec": {"command": ["sh", "-c", "echo no; exit 9"]}}}}))]}),
+            is_done: |pod| own(pod)["lastState"]["terminated"].is_object(),
+        },
+        Case {
+            name: "probed",
+            spec: json!({"containers": [with(sh("main", "echo ok > /tmp/index.html; httpd -f -p 8080 -h /tmp"), json!({
+                "ports": [{"name": "web", "containerPort": 8080}],
+                "startupProbe": {"tcpSocket": {"port": "web"}, "periodSeconds": 1, "failureThreshold": 60},
+                "livenessProbe": {"exec": {"command": ["cat", "/tmp/index.html"]}, "periodSeconds": 1, "timeoutSeconds": 10},
+                "readinessProbe": {"httpGet": {"port": "web", "path": "/"}, "periodSeconds": 1, "timeoutSeconds": 10}}))]}),
+            is_done: |pod| is_ready(pod) && own(pod)["started"] == true && own(pod)["restartCount"] == 0,
+        },
+        Case {
+            name: "not-alive",
+            spec: json!({"terminationGracePeriodSeconds": 1, "containers": [with(sh("main", SHARED), json!({"livenessProbe":
+                {"exec": {"command": ["sh", "-c", "exit 1"]}, "periodSeconds": 1, "failureThreshold": 1}}))]}),
+            is_done: |pod| own(pod)["restartCount"].as_i64().is_some_and(|n| n >= 1),
+        },
+        Case {
+            name: "crashes",
+            spec: json!({"containers": [sh("main", "exit 1")]}),
+            is_done: |pod| {
+                let waiting = &own(pod)["state"]["waiting"];
+                let message = waiting["message"].as_str().unwrap_or_default();
+                waiting["reason"] == "CrashLoopBackOff"
+                    && message.contains("restarting failed container=main pod=crashes_pods(")
+            },
+        },
+        Case {
+            name: "environment",
+            spec: json!({"restartPolicy": "Never", "hostname": "host", "subdomain": "sub", "setHostnameAsFQDN": true,
+                "hostAliases": [{"ip": "192.0.2.9", "hostnames": ["alias"]}],
+                "containers": [with(sh("main", "(echo $A-$B-$C; busybox hostname; cat /etc/hosts) > /dev/termination-log"), json!({
+                    "resources": {"limits": {"cpu": "1500m"}},
+                    "env": [
+                        {"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                        {"name": "B", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+                        {"name": "C", "value": "$(A)!"}]}))]}),
+            is_done: |pod| {
+                let said = own(pod)["state"]["terminated"]["message"].as_str().unwrap_or_default();
+                is(pod, "Succeeded")
+                    && said.starts_with("environment-2-environment!\nhost.sub.pods.svc.cluster.local\n")
+                    && said.contains("192.0.2.9\talias\n")
+            },
+        },
+        Case {
+            name: "no-image",
+            spec: json!({"containers": [with(sh("main", "true"), json!({"image": "nowhere.invalid/none:1"}))]}),
+            is_done: |pod| {
+                let waiting = &own(pod)["state"]["waiting"];
+                let message = waiting["message"].as_str().unwrap_or_default();
+                waiting["reason"] == "ImagePullBackOff"
+                    && message
+                        .starts_with("Back-off pulling image \"nowhere.invalid/none:1\": ErrImagePull: ")
+            },
+        },
+        Case {
+            name: "steady",
+            spec: json!({"terminationGracePeriodSeconds": 30, "containers": [with(sh("main", SHARED), json!({
+                "resources": {"requests": {"cpu": "50m", "memory": "16Mi"}, "limits": {"cpu": "100m", "memory": "32Mi"}},
+                "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}))]}),
+            is_done: is_ready,
+        },
+    ]
+}
+
+fn pod(cluster: &Cluster, name: &str) -> Value {
+    serde_json::from_str(&cluster.kubectl(&format!("-n pods get pod {name} -o json"))).expect("json")
+}
+
+/// Waits until a pod has come to what it must; shows it when it does not.
+fn until(cluster: &Cluster, name: &str, what: &str, is_done: impl Fn(&Value) -> bool) -> Value {
+    let mut last = Value::Null;
+    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        eventually(what, SOON, || {
+            last = pod(cluster, name);
+            is_done(&last).then(|| last.clone())
+        })
+    }));
+    found.unwrap_or_else(|_| panic!("{name}: {what}: {:#}", last["status"]))
+}
+
+fn events(cluster: &Cluster, name: &str) -> Vec<(String, String)> {
+    let list =
+        cluster.kubectl(&format!("-n pods get events --field-selector involvedObject.name={name} -o json"));
+    let list: Value = serde_json::from_str(&list).expect("json");
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let items = list["items"].as_array().expect("items");
+    items.iter().map(|e| (text(&e["reason"]), text(&e["message"]))).collect()
+}
+
+fn told(cluster: &Cluster, name: &str, reason: &str, message: &str) {
+    eventually(&format!("the event {reason} of {name}"), SOON, || {
+        events(cluster, name).iter().any(|(r, m)| r == reason && m.contains(message)).then_some(())
+    });
+}
+
+/// Somebody looks inside a container that runs.
+fn looked_into(cluster: &Cluster) {
+    cluster.kubectl(&format!(
+        "-n pods debug steady --image={IMAGE} --image-pull-policy=IfNotPresent --target=main -c look --attach=false -- cat /proc/1/cmdline"
+    ));
+    let seen = until(cluster, "steady", "somebody looks inside", |pod| {
+        pod["status"]["ephemeralContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
+    });
+    assert!(is_ready(&seen), "{seen:#}");
+    let said = cluster.kubectl("-n pods logs steady -c look");
+    assert!(said.contains("sleep 0.1"), "the processes of the other container: {said:?}");
+}
+
+/// Its resources change while it runs.
+fn resized(cluster: &Cluster) {
+    let shares = || {
+        let said = cluster.kubectl("-n pods exec steady -c main -- cat /proc/self/cgroup");
+        assert!(!said.is_empty());
+        own(&pod(cluster, "steady"))["resources"]["limits"]["cpu"].clone()
+    };
+    assert_eq!(shares(), "100m");
+    let patch = json!({"spec": {"containers": [{"name": "main",
+        "resources": {"requests": {"cpu": "60m"}, "limits": {"cpu": "200m"}}}]}});
+    let mut command = cluster.kubectl_command("-n pods patch pod steady --subresource resize -p");
+    let out = command.arg(patch.to_string()).output().expect("kubectl runs");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let found = until(cluster, "steady", "it has more", |pod| {
+        let status = own(pod);
+        status["resources"]["limits"]["cpu"] == "200m"
+            && status["allocatedResources"]["cpu"] == "60m"
+            && condition(pod, "PodResizeInProgress").is_none()
+    });
+    assert_eq!(own(&found)["restartCount"], 0);
+    assert_eq!(found["status"]["observedGeneration"], found["metadata"]["generation"]);
+    told(cluster, "steady", "ResizeCompleted", "Pod resize completed: {");
+}
+
+/// It is told to go, serves until it does, and is gone.
+fn goes(cluster: &Cluster) {
+    cluster.kubectl("-n pods delete pod steady --wait=false");
+    let leaving = pod(cluster, "steady");
+    assert!(leaving["metadata"]["deletionTimestamp"].is_string() && is_ready(&leaving), "{leaving:#}");
+    cluster.kubectl("-n pods wait --for=delete pod/steady --timeout=60s");
+}
+
+#[test]
+fn each_pod_comes_to_what_it_must() {
+    let (true, Some(kubectl), Some(busybox)) =
+        (krate_testkit::available(), support::kubectl(), image::busybox())
+    else {
+        return;
+    };
+    let cluster = Cluster::start(kubectl, &[]);
+    let file = cluster.dir.join("busybox.tar");
+    image::write(&busybox, IMAGE, "latest", &file);
+    cluster.krate_says(&["image", "import", &file.to_string_lossy()]);
+    cluster.kubectl("create namespace pods");
+    eventually("the namespace has its account", SOON, || {
+        let out =
+            cluster.kubectl_command("-n pods get serviceaccount default").output().expect("kubectl runs");
+        out.status.success().then_some(())
+    });
+    let items: Vec<Value> = cases()
+        .iter()
+        .map(|case| {
+            let metadata = json!({"name": case.name, "namespace": "pods"});
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": case.spec})
+        })
+        .collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    let described = cluster.dir.join("pods.json");
+    std::fs::write(&described, list.to_string()).expect("written");
+    cluster.kubectl(&format!("create -f {}", described.display()));
+    for case in cases() {
+        until(&cluster, case.name, "it comes to what it must", case.is_done);
+    }
+    told(&cluster, "hook-fails", "FailedPostStartHook", "PostStartHook failed");
+    told(&cluster, "not-alive", "Unhealthy", "Liveness probe failed");
+    told(&cluster, "not-alive", "Killing", "Container main failed liveness probe, will be restarted");
+    told(&cluster, "crashes", "BackOff", "Back-off restarting failed container main in pod crashes_pods(");
+    looked_into(&cluster);
+    resized(&cluster);
+    goes(&cluster);
+    let node = cluster.kubectl("get nodes -o name");
+    let node = node.trim().trim_start_matches("node/").to_owned();
+    for (path, wanted) in [
+        ("configz", "\"kubeletconfig\""),
+        ("healthz/syncloop", "ok"),
+        ("pods", "\"probed\""),
+        ("metrics/probes", "prober_probe_total{container=\"main\",namespace=\"pods\",pod=\"probed\""),
+    ] {
+        let said = cluster.kubectl(&format!("get --raw /api/v1/nodes/{node}/proxy/{path}"));
+        assert!(said.contains(wanted), "{path} without {wanted}: {said}");
+    }
+}
