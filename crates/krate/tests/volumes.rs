@@ -273,7 +273,7 @@ fn pods(cluster: &Cluster) -> BTreeMap<String, Value> {
 fn bind(cluster: &Cluster) {
     let uid = cluster.kubectl("get pvc kept -o jsonpath={.metadata.uid}");
     let patch = json!({"spec": {"claimRef": {"uid": uid}}});
-    cluster.kubectl(&format!("patch pv kept --type=merge -p {}", patch));
+    cluster.kubectl(&format!("patch pv kept --type=merge -p {patch}"));
     let bound = json!({"status": {"phase": "Bound"}});
     cluster.kubectl(&format!("patch pvc kept --subresource=status --type=merge -p {bound}"));
 }

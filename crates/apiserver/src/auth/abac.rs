@@ -132,14 +132,14 @@ mod tests {
     #[test]
     fn policies_permit_what_they_name() {
         let file = Abac::parse(
-            r##"
+            r#"
 # comments say nothing
 {"apiVersion":"abac.authorization.kubernetes.io/v1beta1","kind":"Policy","spec":{"user":"amy","namespace":"a","resource":"pods","apiGroup":"","readonly":true}}
 {"apiVersion":"abac.authorization.kubernetes.io/v1beta1","kind":"Policy","spec":{"group":"ops","namespace":"*","resource":"*","apiGroup":"*","nonResourcePath":"/logs/*"}}
 {"apiVersion":"abac.authorization.kubernetes.io/v1beta1","kind":"Policy","spec":{"user":"tom","group":"dev","namespace":"*","resource":"*","apiGroup":"*"}}
 {"apiVersion":"abac.authorization.kubernetes.io/v1beta1","kind":"Policy","spec":{"namespace":"*","resource":"*","apiGroup":"*"}}
 {"user":"old"}
-"##,
+"#,
         )
         .expect("sound");
         let resource = |resource, namespace| Target::Resource {

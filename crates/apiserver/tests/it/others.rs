@@ -209,23 +209,21 @@ async fn tokens_of_an_issuer_are_taken_by_its_keys_also_once_they_change() {
     let keys: Arc<parking_lot::Mutex<HashMap<String, KeyPair>>> = Arc::default();
     let (published, url) = (Arc::clone(&keys), Arc::new(parking_lot::Mutex::new(String::new())));
     let own = Arc::clone(&url);
-    let issuer = Other::start(move |path, _| match path {
-        "/.well-known/openid-configuration" => {
+    let issuer = Other::start(move |path, _| {
+        if path == "/.well-known/openid-configuration" {
             let url = own.lock().clone();
-            json!({"issuer": url, "jwks_uri": format!("{url}/keys")})
+            return json!({"issuer": url, "jwks_uri": format!("{url}/keys")});
         }
-        _ => {
-            let keys = published.lock();
-            let keys = keys.iter().map(|(id, pair)| {
-                let pem = pair.serialize_pem();
-                let key = jsonwebtoken::EncodingKey::from_ec_pem(pem.as_bytes()).expect("a key");
-                let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&key, jsonwebtoken::Algorithm::ES256);
-                let mut jwk = serde_json::to_value(jwk.expect("a key")).expect("json");
-                jwk["kid"] = id.clone().into();
-                jwk
-            });
-            json!({"keys": keys.collect::<Vec<_>>()})
-        }
+        let keys = published.lock();
+        let keys = keys.iter().map(|(id, pair)| {
+            let pem = pair.serialize_pem();
+            let key = jsonwebtoken::EncodingKey::from_ec_pem(pem.as_bytes()).expect("a key");
+            let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&key, jsonwebtoken::Algorithm::ES256);
+            let mut jwk = serde_json::to_value(jwk.expect("a key")).expect("json");
+            jwk["kid"] = id.clone().into();
+            jwk
+        });
+        json!({"keys": keys.collect::<Vec<_>>()})
     })
     .await;
     url.lock().clone_from(&issuer.url);
