@@ -275,6 +275,17 @@ async fn deletions_wait_for_dependents_or_let_them_go() {
     })
     .await;
 
+    // Three in a circle, each of which waits for the next.
+    let a = make("a", None).await;
+    let b = make("b", Some(&a)).await;
+    let c = make("c", Some(&b)).await;
+    let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": c.uid(),
+        "blockOwnerDeletion": true});
+    let close = Patch::Merge(json!({"metadata": {"ownerReferences": [owner]}}));
+    maps.patch("a", &PatchParams::default(), &close).await.expect("the circle is closed");
+    maps.delete("a", &DeleteParams::foreground()).await.expect("it is deleted");
+    until(maps.clone(), "all three gone", |all| !["a", "b", "c"].iter().any(|name| there(all, name))).await;
+
     let missing: ConfigMap = object(json!({"metadata": {"name": "missing", "uid": "no-such-uid"}}));
     make("abandoned", Some(&missing)).await;
     until(maps.clone(), "gone for want of its owner", |all| !there(all, "abandoned")).await;

@@ -67,6 +67,17 @@ fn judge(meta: &ObjectMeta, standings: &[(OwnerReference, Standing)], has_depend
     })
 }
 
+/// The owners, none of which waits; nothing, if none did.
+fn unblocked(meta: &ObjectMeta) -> Option<Vec<OwnerReference>> {
+    let mut owners = meta.owner_references.clone().unwrap_or_default();
+    let mut changed = false;
+    for owner in owners.iter_mut().filter(|o| o.block_owner_deletion == Some(true)) {
+        owner.block_owner_deletion = Some(false);
+        changed = true;
+    }
+    changed.then_some(owners)
+}
+
 impl Collector {
     fn api(&self, reach: &Reach) -> Result<Api<DynamicObject>, Error> {
         let served = self.0.served(&reach.api_version, &reach.kind).ok_or_else(|| {
@@ -118,6 +129,12 @@ impl Collector {
         }
         match judge(&meta, &standings, has_dependents) {
             Verdict::Keep => Ok(()),
+            Verdict::Delete(PropagationPolicy::Foreground) if self.may_be_in_circle(uid) => {
+                // Whoever waits for this one, while one that it waits for waits too, would wait for ever.
+                self.unblock_owners(&object.reach, &meta).await?;
+                let meta = ObjectMeta { resource_version: None, ..meta };
+                self.delete(&object.reach, &meta, PropagationPolicy::Foreground).await
+            }
             Verdict::Drop(uids) => self.drop_owners(&object.reach, &meta, &uids).await,
             Verdict::Delete(policy) => self.delete(&object.reach, &meta, policy).await,
         }
@@ -189,6 +206,17 @@ impl Collector {
             Some(meta) => self.drop_finalizer(&object.reach, &meta, ORPHAN).await,
             None => Ok(()),
         }
+    }
+
+    /// Whether a dependent waits for its own dependents, of which this object may be one.
+    fn may_be_in_circle(&self, uid: &Uid) -> bool {
+        self.0.graph.lock().dependents(uid).iter().any(|d| d.foreground)
+    }
+
+    /// Lets no owner wait for the object any more.
+    async fn unblock_owners(&self, reach: &Reach, meta: &ObjectMeta) -> Result<(), Error> {
+        let Some(owners) = unblocked(meta) else { return Ok(()) };
+        self.patch(reach, meta, json!({"ownerReferences": owners})).await
     }
 
     async fn drop_owners(&self, reach: &Reach, meta: &ObjectMeta, uids: &[String]) -> Result<(), Error> {
