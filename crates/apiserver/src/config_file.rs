@@ -95,7 +95,7 @@ mod tests {
             ("{apiVersion: a/v2, kind: Some}", "no kind \"Some\" is registered for version \"a/v2\""),
             (
                 "{apiVersion: a/v1, kind: Some, parts: [{name: x, size: 1}], more: 2}",
-                "strict decoding error: unknown field \"parts[0].size\", unknown field \"more\"",
+                "strict decoding error: unknown field \"more\", unknown field \"parts[0].size\"",
             ),
         ] {
             assert_eq!(read(text).expect_err("refused"), expected);

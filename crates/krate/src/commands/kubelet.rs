@@ -139,7 +139,11 @@ mod tests {
     use crate::cli::{Cli, Command};
 
     fn kubelet(flags: &[&str]) -> Kubelet {
-        match Cli::parse_from([&["krate", "kubelet"], flags].concat()).command {
+        match Cli::parse_from(
+            [&["krate", "kubelet", "--kubeconfig=/etc/krate/kubelet.kubeconfig"], flags].concat(),
+        )
+        .command
+        {
             Command::Kubelet(kubelet) => *kubelet,
             other => panic!("{other:?}"),
         }
