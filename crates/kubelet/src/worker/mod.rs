@@ -127,6 +127,8 @@ impl Worker {
     /// Works until the pod is gone, or the kubelet ends. Ending the kubelet stops nothing that runs.
     pub async fn run(mut self) {
         loop {
+            // One who has reason upon reason to look leaves the others their turn.
+            tokio::task::coop::consume_budget().await;
             self.wake_at = None;
             self.take_desired();
             self.look().await;
@@ -195,23 +197,24 @@ impl Worker {
     fn take_desired(&mut self) {
         let desired = self.handle.desired.lock().clone();
         self.removed |= desired.removed;
-        if shown(&desired.pod) != shown(&self.pod) {
-            self.handle.signal.objects_changed();
-        }
-        if is_static(&desired.pod) {
+        let pod = if is_static(&desired.pod) {
             // Its description has no status.
             let mut pod = (*desired.pod).clone();
             pod.status.clone_from(&self.pod.status);
-            self.pod = Arc::new(pod);
+            Arc::new(pod)
         } else if publish::version(&desired.pod) >= publish::version(&self.pod) {
-            self.pod = desired.pod;
+            desired.pod
         } else {
             // What this worker wrote is newer than what the watch has told: only the status can differ.
             let mut pod = (*desired.pod).clone();
             pod.status.clone_from(&self.pod.status);
             pod.metadata.clone_from(&self.pod.metadata);
-            self.pod = Arc::new(pod);
+            Arc::new(pod)
+        };
+        if shown(&pod) != shown(&self.pod) {
+            self.handle.signal.objects_changed();
         }
+        self.pod = pod;
     }
 
     /// Asks the runtime what there is, if anything may have changed.
@@ -431,7 +434,7 @@ impl Worker {
         let Ok(mounted) = self.volumes.try_lock() else {
             // They are being set up; look again when that is over.
             if changed {
-                self.handle.signal.objects_changed();
+                self.handle.signal.objects_put_off();
                 self.wake_after(AGAIN);
             }
             return;
