@@ -286,16 +286,15 @@ fn each_pod_comes_to_what_it_must() {
             cluster.kubectl_command("-n pods get serviceaccount default").output().expect("kubectl runs");
         out.status.success().then_some(())
     });
-    let items: Vec<Value> = cases()
+    let documents: Vec<String> = cases()
         .iter()
         .map(|case| {
             let metadata = json!({"name": case.name, "namespace": "pods"});
-            json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": case.spec})
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": case.spec}).to_string()
         })
         .collect();
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-    let described = cluster.dir.join("pods.json");
-    std::fs::write(&described, list.to_string()).expect("written");
+    let described = cluster.dir.join("pods.yaml");
+    std::fs::write(&described, documents.join("\n---\n")).expect("written");
     cluster.kubectl(&format!("create -f {}", described.display()));
     for case in cases() {
         until(&cluster, case.name, "it comes to what it must", case.is_done);
