@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
 use krate_api::{Reason, StatusError, protobuf};
 use serde_json::Value;
 
-use crate::yaml;
+use crate::{audit, yaml};
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of a request or a reply.
@@ -191,6 +191,12 @@ pub fn json_of_yaml(body: &[u8]) -> Result<Value, String> {
 /// # Errors
 /// Its form is not known (415), or it is not what it says to be (400).
 pub fn to_json(headers: &HeaderMap, body: Bytes) -> Result<Bytes, StatusError> {
+    let json = converted(headers, body)?;
+    audit::requested(&json);
+    Ok(json)
+}
+
+fn converted(headers: &HeaderMap, body: Bytes) -> Result<Bytes, StatusError> {
     match media_type(headers) {
         "" | JSON => Ok(body),
         YAML | "application/x-yaml" | "text/yaml" => {
@@ -219,6 +225,7 @@ pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes
 
 /// JSON as the client wants to see it. What has no encoding in protobuf, such as a custom resource, is sent as JSON.
 pub fn json(code: StatusCode, wanted: Wanted, json: Bytes) -> Reply {
+    audit::responded(&json);
     let value = || serde_json::from_slice::<Value>(&json).unwrap_or_default();
     match wanted.form {
         Form::Yaml => reply(code, YAML, yaml::to_text(&value())),

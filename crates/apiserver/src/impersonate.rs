@@ -3,6 +3,7 @@
 use http::HeaderMap;
 use krate_api::StatusError;
 
+use crate::audit;
 use crate::auth::{ANONYMOUS, AUTHENTICATED, Authorizer, UNAUTHENTICATED, User};
 use crate::request::{RequestInfo, percent_decode};
 
@@ -90,6 +91,7 @@ pub async fn effective(
     if !acts.groups.iter().any(|g| g == AUTHENTICATED || g == UNAUTHENTICATED) {
         acts.groups.push(last.to_owned());
     }
+    audit::impersonates(&acts);
     Ok(acts)
 }
 

@@ -8,7 +8,6 @@ use std::time::Instant;
 use http::{HeaderMap, Method};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use krate_api::StatusError;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
@@ -182,7 +181,7 @@ impl Instruments {
     }
 
     /// Counts whether the request was allowed.
-    pub fn authorized(&self, found: &Result<(), StatusError>) {
+    pub fn authorized<T, E>(&self, found: &Result<T, E>) {
         let result = if found.is_ok() { "allowed" } else { "denied" };
         self.authorizations.with_label_values(&[result]).inc();
     }

@@ -6,6 +6,7 @@
 pub mod admission;
 mod aggregation;
 mod apiextensions;
+pub mod audit;
 pub mod auth;
 pub mod bootstrap;
 pub mod cel;

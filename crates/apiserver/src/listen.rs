@@ -20,6 +20,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
+use crate::audit::Peer;
 use crate::auth::{AnyBearer, Caller};
 use crate::server::Server;
 use crate::service::Service;
@@ -81,8 +82,8 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerCo
             accepted = listener.accept() => accepted,
             () = draining.cancelled() => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             // One connection's fault, or too many of them: the listener itself is well.
             Err(error) => {
                 tracing::debug!(%error, "a connection could not be accepted");
@@ -96,7 +97,7 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerCo
         let (acceptor, server, ended) = (acceptor.clone(), Arc::clone(&server), Arc::clone(&ended));
         connections.spawn(async move {
             match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => connection(server, stream).await,
+                Ok(Ok(stream)) => connection(server, stream, Peer(peer)).await,
                 _ => server.instruments.handshake_failed(),
             }
             ended.notify_one();
@@ -104,19 +105,26 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerCo
     }
     connections.close();
     let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
+    if let Some(audit) = &server.audit {
+        audit.close().await;
+    }
     Ok(())
 }
 
 /// Serves one connection until its end.
-async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>) {
+async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>, peer: Peer) {
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let caller = Caller::Peer(Arc::new(server.authenticator.peer(chain)));
     let (limits, draining) = (server.limits.clone(), server.draining.clone());
+    let audited = server.audit.is_some();
     let service = Service::new(server, caller);
     let (asked, move_on) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
     let (has_asked, moves_on) = (Arc::clone(&asked), Arc::clone(&move_on));
     let chance = limits.goaway_chance;
-    let answer = hyper::service::service_fn(move |request: Request<Incoming>| {
+    let answer = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        if audited {
+            request.extensions_mut().insert(peer);
+        }
         has_asked.store(true, Ordering::Relaxed);
         let by_chance = chance > 0.0 && rand::random::<f64>() < chance;
         if by_chance && request.version() == http::Version::HTTP_2 {

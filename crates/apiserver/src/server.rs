@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::{self, Chain};
 use crate::aggregation::{self, Aggregation};
 use crate::apiextensions::Establisher;
+use crate::audit::{self, Audit};
 use crate::auth::{self, Authenticator, Authorizer, Caller, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
 use crate::encryption::EncryptionFile;
@@ -65,6 +66,8 @@ pub struct Config {
     pub node_client_key: String,
     /// What says which objects are encrypted in the store; none are without it.
     pub encryption: Option<EncryptionFile>,
+    /// What is told of requests, and where to.
+    pub audit: audit::Options,
     /// How much it takes on at a time, and for how long.
     pub limits: Limits,
     /// By what servers behind this one know whom it speaks for; None where none are to be asked.
@@ -97,6 +100,7 @@ impl Default for Config {
             encryption: None,
             front_proxy: None,
             limits: Limits::default(),
+            audit: audit::Options::default(),
         }
     }
 }
@@ -114,6 +118,7 @@ pub struct Server {
     pub shutdown: CancellationToken,
     pub backend: Arc<dyn Backend>,
     pub encryption: Option<Arc<Encryption>>,
+    pub audit: Option<Arc<Audit>>,
     pub openapi: crate::openapi::Documents,
     pub(crate) aggregation: Aggregation,
     pub(crate) instruments: Instruments,
@@ -129,6 +134,8 @@ pub struct Server {
 /// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    #[error("audit: {0}")]
+    Audit(String),
     #[error("encryption at rest: {0}")]
     Encryption(String),
     #[error("the store cannot be read: {0}")]
@@ -168,6 +175,8 @@ impl Server {
             Some(encryption) => Arc::new(Sealed::new(backend, Arc::clone(encryption))),
             None => backend,
         };
+        let audit_metrics = Arc::new(audit::Metrics::default());
+        let audit = Audit::open(&config.audit, &audit_metrics).await.map_err(StartError::Audit)?;
         let cache = Cache::start(Arc::clone(&backend), "/registry/").await?;
         let kinds = Arc::new(Kinds::open(&cache, &backend).await?);
         let allocator = Allocator::new(Arc::clone(&backend), &config.service_cidr)
@@ -191,8 +200,11 @@ impl Server {
             advertise: config.advertise,
             shutdown: shutdown.clone(),
             backend: Arc::clone(&backend),
-            instruments: Instruments::new(encryption.as_deref().map(Encryption::metrics)),
+            instruments: Instruments::new(
+                encryption.as_deref().map(Encryption::metrics).into_iter().chain([audit_metrics.collector()]),
+            ),
             encryption,
+            audit,
             kinds,
             openapi: crate::openapi::Documents::new(),
             aggregation: Aggregation::new(config.front_proxy.as_ref().map(|proxy| proxy.identity.clone())),

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use http::{Method, Request};
+use http::{HeaderValue, Method, Request};
 use http_body_util::BodyExt as _;
 use krate_api::{Kind, Reason, StatusError};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::auth::{Caller, User};
+use crate::auth::{Caller, User, forbidden};
 use crate::fairness::{Matched, Seat, TurnedAway};
 use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
 use crate::instruments::Asked;
@@ -24,10 +24,12 @@ use crate::metrics;
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
-use crate::{aggregation, compress, deadline, fairness, impersonate, routes};
+use crate::{aggregation, audit, compress, deadline, fairness, impersonate, routes};
 
 /// What is known of a request, whatever becomes of it.
 struct Noted {
+    /// What it is known by in the audit log.
+    id: HeaderValue,
     since: Instant,
     /// What it asks for, once that is known to be served.
     asked: Option<Asked>,
@@ -46,17 +48,23 @@ impl Service {
         Service { server, caller }
     }
 
-    /// Answers a request. Whatever goes wrong is this request's alone.
+    /// Answers a request, and tells of it where that is wanted.
     pub async fn answer(&self, request: Request<Body>) -> Reply {
+        audit::around(self.server.audit.as_ref(), request, |request, id| self.reply(request, id)).await
+    }
+
+    /// Answers a request. Whatever goes wrong is this request's alone.
+    async fn reply(&self, request: Request<Body>, id: HeaderValue) -> Reply {
         let wanted = Wanted::of(request.headers(), false)
             .map_or(Wanted::JSON, |wanted| Wanted { shape: Shape::Object, ..wanted });
-        let mut noted = Noted { since: Instant::now(), asked: None, matched: None };
+        let mut noted = Noted { id, since: Instant::now(), asked: None, matched: None };
         let answered = AssertUnwindSafe(self.within_time(request, &mut noted)).catch_unwind().await;
         let mut reply = match answered {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => wire::refusal(&error, wanted),
             Err(_) => {
                 tracing::error!("a request panicked");
+                audit::panicked();
                 wire::refusal(&StatusError::internal("this request caused the server to panic"), wanted)
             }
         };
@@ -77,7 +85,8 @@ impl Service {
             let time = self.server.limits.request_timeout;
             return self.handle(request, info, query, time, noted).await;
         }
-        let time = deadline::of(&query, self.server.limits.request_timeout)?;
+        let time = deadline::of(&query, self.server.limits.request_timeout)
+            .inspect_err(|_| audit::unidentified(&info))?;
         match tokio::time::timeout(time, self.handle(request, info, query, time, noted)).await {
             Ok(answered) => answered,
             Err(_) => Err(deadline::exceeded()),
@@ -100,7 +109,11 @@ impl Service {
         let instruments = &self.server.instruments;
         let found = self.server.authenticator.who(&parts.headers, &self.caller, &info.path).await;
         instruments.authenticated(&found);
-        let user = found.map_err(|_| StatusError::new(Reason::Unauthorized, "Unauthorized"))?;
+        let Ok(user) = found else {
+            audit::unidentified(&info);
+            return Err(StatusError::new(Reason::Unauthorized, "Unauthorized"));
+        };
+        audit::identified(&user, &info).await?;
         self.server.authenticator.strip(&mut parts.headers);
         let user = impersonate::effective(&self.server.authorizer, user, &parts.headers).await?;
         let count = |noted: &mut Noted| {
@@ -115,11 +128,13 @@ impl Service {
                 return Ok(turned_away.reply());
             }
         };
-        let allowed = self.server.authorizer.check(&user, &info).await;
+        let allowed = self.server.authorizer.why(&user, &info).await;
         instruments.authorized(&allowed);
-        allowed?;
+        audit::decided(&allowed);
+        allowed.map_err(|reason| forbidden(&user, &info, &reason))?;
         count(noted);
         if let Some(remote) = self.server.aggregation.serving(&info.path) {
+            parts.headers.insert(audit::ID, noted.id.clone());
             return Ok(aggregation::pass_on(&self.server, &remote, parts, body, upgrade, &user).await);
         }
         if parts.method == Method::OPTIONS {

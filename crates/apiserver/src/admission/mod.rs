@@ -120,6 +120,7 @@ impl Attributes {
 
     /// Notes something for the audit log.
     pub fn annotate(&self, key: &str, value: String) {
+        crate::audit::annotate(key, &value);
         self.said.lock().annotations.insert(key.to_owned(), value);
     }
 

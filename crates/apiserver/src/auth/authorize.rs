@@ -87,15 +87,23 @@ impl Authorizer {
         Ok(if sources.is_empty() { all } else { Authorizer { sources: sources.into(), ..all } })
     }
 
+    /// Why a request is allowed.
+    ///
+    /// # Errors
+    /// It is not, and why.
+    pub async fn why(&self, user: &User, info: &RequestInfo) -> Result<String, String> {
+        match self.decide(&ask(user, info)).await {
+            Decision::Allow(reason) => Ok(reason),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(reason),
+        }
+    }
+
     /// Whether a request is allowed.
     ///
     /// # Errors
     /// It is not: 403, in upstream's words.
     pub async fn check(&self, user: &User, info: &RequestInfo) -> Result<(), StatusError> {
-        match self.decide(&ask(user, info)).await {
-            Decision::Allow(_) => Ok(()),
-            Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(user, info, &reason)),
-        }
+        self.why(user, info).await.map(drop).map_err(|reason| forbidden(user, info, &reason))
     }
 
     /// Why it is allowed, if it is; for those who cannot wait otherwise. Where an authorizer stands elsewhere, the thread

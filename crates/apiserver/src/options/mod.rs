@@ -5,6 +5,7 @@
 
 mod admission;
 mod aggregation;
+mod audit;
 mod authentication;
 mod authorization;
 mod encryption;
@@ -74,6 +75,7 @@ topics! {
     aggregation: Aggregation, "Aggregation";
     flow: Flow, "Load and shutdown";
     encryption: Encryption, "Encryption at rest";
+    audit: Audit, "Audit";
 }
 
 impl Options {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::call::Call;
 use super::ownership::{self, Ownership};
 use super::write::change;
+use crate::audit;
 use crate::http::{Reply, media_type, unsupported_media_type};
 use crate::storage::with_revision;
 
@@ -50,6 +51,7 @@ pub fn apply_body(
 pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.read_options("PatchOptions")?;
     let is_apply = media_type(&call.headers) == "application/apply-patch+yaml";
+    audit::patched(&body);
     ownership::check_options(&call, is_apply)?;
     if is_apply {
         return ownership::apply(call, body).await;

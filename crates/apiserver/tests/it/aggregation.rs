@@ -75,7 +75,7 @@ fn told(headers: &HeaderMap) -> Value {
     let all = |name: &str| headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>();
     json!({
         "user": all("x-remote-user"), "groups": all("x-remote-group"), "scopes": all("x-remote-extra-scopes"),
-        "authorization": all("authorization"),
+        "authorization": all("authorization"), "id": all("audit-id"),
     })
 }
 
@@ -206,12 +206,17 @@ async fn aggregated() -> (Api, Extension) {
 #[tokio::test]
 async fn requests_go_to_the_server_behind_an_api_service_in_the_callers_name() {
     let (api, extension) = aggregated().await;
-    let headers =
-        [("x-remote-user", "root"), ("x-remote-extra-scopes", "all"), ("authorization", "Bearer x")];
+    let headers = [
+        ("x-remote-user", "root"),
+        ("x-remote-extra-scopes", "all"),
+        ("authorization", "Bearer x"),
+        ("audit-id", "1"),
+    ];
     let (head, body) = api.raw(Method::GET, format!("{FLUNDERS}/a"), &headers, "").await;
     assert_eq!(head.status, StatusCode::OK);
     let expected = json!({
         "user": ["admin"], "groups": ["system:masters", "system:authenticated"], "scopes": [], "authorization": [],
+        "id": ["1"],
     });
     assert_eq!(serde_json::from_slice::<Value>(&body).expect("JSON"), expected);
     let flunder = json!({"metadata": {"name": "a"}});

@@ -3,6 +3,7 @@
 mod admission;
 mod aggregation;
 mod asking;
+mod audit;
 mod authentication;
 mod custom;
 mod encryption;
