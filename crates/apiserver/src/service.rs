@@ -50,7 +50,8 @@ impl Service {
 
     /// Answers a request, and tells of it where that is wanted.
     pub async fn answer(&self, request: Request<Body>) -> Reply {
-        audit::around(self.server.audit.as_ref(), request, |request, id| self.reply(request, id)).await
+        audit::around(self.server.audit.as_ref(), request, |request, id| Box::pin(self.reply(request, id)))
+            .await
     }
 
     /// Answers a request. Whatever goes wrong is this request's alone.
