@@ -75,8 +75,13 @@ impl Worker {
         self.pod = Arc::new(pod);
     }
 
+    /// Takes over what has become of the image that is known. One of which the watch does not tell yet, or tells no more,
+    /// is asked for again: it may be gone by now.
     fn keep(&self, image: Pod) {
-        self.handle.desired.lock().mirror = Some(Arc::new(image));
+        let mirror = &mut self.handle.desired.lock().mirror;
+        if mirror.as_ref().is_some_and(|known| known.metadata.uid == image.metadata.uid) {
+            *mirror = Some(Arc::new(image));
+        }
     }
 
     async fn make(&self, api: &Api<Pod>) -> kube::Result<Arc<Pod>> {
@@ -95,9 +100,7 @@ impl Worker {
             controller: Some(true),
             block_owner_deletion: None,
         }]);
-        let made = api.create(&PostParams::default(), &image).await?;
-        self.keep(made.clone());
-        Ok(Arc::new(made))
+        api.create(&PostParams::default(), &image).await.map(Arc::new)
     }
 
     /// The pod is gone, and so is its image. Whether the API has let go of it.
