@@ -24,7 +24,7 @@ use crate::metrics;
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
-use crate::{aggregation, audit, compress, deadline, fairness, impersonate, routes};
+use crate::{aggregation, audit, compress, deadline, impersonate, routes};
 
 /// What is known of a request, whatever becomes of it.
 struct Noted {
@@ -82,7 +82,7 @@ impl Service {
     async fn within_time(&self, request: Request<Body>, noted: &mut Noted) -> Result<Reply, StatusError> {
         let query = Query::parse(request.uri().query());
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
-        if fairness::is_long_running(&info) {
+        if info.is_long_running() {
             let time = self.server.limits.request_timeout;
             return self.handle(request, info, query, time, noted).await;
         }

@@ -20,7 +20,6 @@ use super::Audit;
 use super::event::{Answered, Event, ObjectRef, Record, Who};
 use super::policy::{Level, Stage, Verdict};
 use crate::auth::User;
-use crate::fairness;
 use crate::http::{Body, Reply};
 use crate::request::RequestInfo;
 use crate::yaml;
@@ -279,7 +278,7 @@ impl Entry {
         if verdict.level == Level::None {
             return false;
         }
-        notes.is_long = fairness::is_long_running(info);
+        notes.is_long = info.is_long_running();
         let event = &mut notes.event;
         event.level = verdict.level;
         event.verb = info.verb;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
-use super::{TurnedAway, is_long_running};
+use super::TurnedAway;
 use crate::auth::User;
 use crate::request::RequestInfo;
 
@@ -27,7 +27,7 @@ impl InFlight {
     /// # Errors
     /// There is none.
     pub fn enter(&self, user: &User, info: &RequestInfo) -> Result<Option<OwnedSemaphorePermit>, TurnedAway> {
-        if is_long_running(info) {
+        if info.is_long_running() {
             return Ok(None);
         }
         let reads = matches!(info.verb, "get" | "list" | "watch");

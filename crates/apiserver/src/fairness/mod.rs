@@ -98,12 +98,6 @@ impl TurnedAway {
     }
 }
 
-/// Whether a request runs for long by its nature; of these only watches take seats, until they have begun.
-pub fn is_long_running(info: &RequestInfo) -> bool {
-    matches!(info.verb, "watch" | "proxy")
-        || matches!(info.subresource.as_str(), "attach" | "exec" | "proxy" | "log" | "portforward")
-}
-
 impl Fairness {
     /// With so many seats for all levels together.
     pub fn new(seats: usize) -> Self {
@@ -135,7 +129,8 @@ impl Fairness {
         matched: &mut Option<Matched>,
     ) -> Result<Option<Seat>, TurnedAway> {
         let is_watch = info.verb == "watch";
-        if !is_watch && is_long_running(info) {
+        // Of what runs for long by its nature only watches take seats, until they have begun.
+        if !is_watch && info.is_long_running() {
             return Ok(None);
         }
         let flow = {
