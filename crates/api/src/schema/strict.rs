@@ -1,8 +1,9 @@
 //! What upstream's decoder says of a body: fields that the type does not have and fields that come twice, in the order
 //! of the text, and the first value that is not of its field's type.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
@@ -20,6 +21,9 @@ pub struct Checked {
     pub strict: Vec<String>,
     /// Why the body cannot be decoded at all, in the words of Go's decoder.
     pub type_error: Option<String>,
+    /// What the body says that it is; empty where it does not.
+    pub api_version: String,
+    pub kind: String,
 }
 
 impl Checked {
@@ -81,9 +85,7 @@ fn push_key(path: &mut String, name: &str) {
 }
 
 fn push_index(path: &mut String, i: usize) {
-    path.push('[');
-    path.push_str(&i.to_string());
-    path.push(']');
+    let _ = write!(path, "[{i}]");
 }
 
 struct Walk {
@@ -190,13 +192,13 @@ impl<'de> Visitor<'de> for Checker<'_, '_> {
     }
 
     fn visit_i64<E>(mut self, n: i64) -> Result<(), E> {
-        self.number(n, &n.to_string());
+        self.number(n);
         Ok(())
     }
 
     fn visit_u64<E>(mut self, n: u64) -> Result<(), E> {
         match i64::try_from(n) {
-            Ok(small) => self.number(small, &n.to_string()),
+            Ok(small) => self.number(small),
             Err(_) if self.takes(|n| matches!(n, Node::Double | Node::Quantity | Node::Json)) => {}
             Err(_) => self.wrong(&format!("number {n}")),
         }
@@ -212,6 +214,11 @@ impl<'de> Visitor<'de> for Checker<'_, '_> {
     }
 
     fn visit_str<E>(mut self, s: &str) -> Result<(), E> {
+        match self.walk.path.as_str() {
+            "apiVersion" => s.clone_into(&mut self.walk.found.api_version),
+            "kind" => s.clone_into(&mut self.walk.found.kind),
+            _ => {}
+        }
         match self.t.map(TypeRef::node) {
             None | Some(Node::Any | Node::String | Node::IntOrString | Node::Json) => {}
             Some(Node::Quantity) => {
@@ -284,9 +291,9 @@ impl<'de> Visitor<'de> for Checker<'_, '_> {
             }
         };
         let owner = object.map_or(self.owner, |o| o.name.rsplit('.').next().unwrap_or_default());
-        let mut seen: HashSet<String> = HashSet::new();
+        let mut seen = Seen::default();
         let (path, fields) = (self.walk.path.len(), self.walk.fields.len());
-        while let Some(name) = map.next_key::<std::borrow::Cow<'_, str>>()? {
+        while let Some(name) = map.next_key_seed(Name)? {
             push_key(&mut self.walk.path, &name);
             let member = known.and_then(|t| t.member(&name));
             if object.is_some() {
@@ -295,7 +302,7 @@ impl<'de> Visitor<'de> for Checker<'_, '_> {
             if known.is_some() {
                 if member.is_none() {
                     self.walk.strict("unknown");
-                } else if !seen.insert(name.into_owned()) {
+                } else if !seen.insert(name) {
                     self.walk.strict("duplicate");
                 }
             }
@@ -307,17 +314,64 @@ impl<'de> Visitor<'de> for Checker<'_, '_> {
     }
 }
 
+/// The names of an object's fields so far. Most objects have few, which are found faster than hashed.
+#[derive(Default)]
+struct Seen<'de> {
+    few: Vec<Cow<'de, str>>,
+    many: HashSet<Cow<'de, str>>,
+}
+
+impl<'de> Seen<'de> {
+    const FEW: usize = 12;
+
+    /// Whether the name is new.
+    fn insert(&mut self, name: Cow<'de, str>) -> bool {
+        if self.few.len() < Self::FEW {
+            let new = !self.few.contains(&name);
+            self.few.push(name);
+            return new;
+        }
+        !self.few.contains(&name) && self.many.insert(name)
+    }
+}
+
+/// Reads a field's name, without copying it where the text has it as it is.
+struct Name;
+
+impl<'de> DeserializeSeed<'de> for Name {
+    type Value = Cow<'de, str>;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Cow<'de, str>, D::Error> {
+        d.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Name {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a field's name")
+    }
+
+    fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Cow<'de, str>, E> {
+        Ok(Cow::Borrowed(name))
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Cow<'de, str>, E> {
+        Ok(Cow::Owned(name.to_owned()))
+    }
+}
+
 impl Checker<'_, '_> {
     fn takes(&self, test: fn(&Node) -> bool) -> bool {
         self.t.is_none_or(|t| test(t.node()) || matches!(t.node(), Node::Any))
     }
 
-    fn number(&mut self, n: i64, text: &str) {
+    fn number(&mut self, n: i64) {
         let fits = match self.t.map(TypeRef::node) {
             None | Some(Node::Any | Node::Int64 | Node::Double | Node::Quantity | Node::Json) => true,
             Some(Node::Int32 | Node::IntOrString) if i32::try_from(n).is_ok() => true,
             Some(Node::Int32 | Node::IntOrString) => {
-                self.wrong(&format!("number {text}"));
+                self.wrong(&format!("number {n}"));
                 return;
             }
             Some(_) => false,
@@ -398,7 +452,8 @@ mod tests {
         let right = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"creationTimestamp": null},
             "spec": {"containers": [{"resources": {"limits": {"cpu": 1.5, "memory": "1Gi"}},
             "livenessProbe": {"tcpSocket": {"port": "http"}}, "readinessProbe": {"tcpSocket": {"port": 8080}}}]}}"#;
-        assert_eq!(check(right.as_bytes(), pod()).expect("JSON"), Checked::default());
+        let said = Checked { api_version: "v1".into(), kind: "Pod".into(), ..Checked::default() };
+        assert_eq!(check(right.as_bytes(), pod()).expect("JSON"), said);
     }
 
     #[test]
@@ -416,7 +471,9 @@ mod tests {
             let (api_version, kind) = (text("apiVersion"), text("kind"));
             let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
             let Some(t) = super::super::of(Gvk { group, version, kind: &kind }) else { continue };
-            assert_eq!(check(&body, t).expect("JSON"), Checked::default(), "{:?}", file.path());
+            let right =
+                Checked { api_version: api_version.clone(), kind: kind.clone(), ..Checked::default() };
+            assert_eq!(check(&body, t).expect("JSON"), right, "{:?}", file.path());
             assert_eq!(unknown_fields(&value, t), Vec::<String>::new(), "{:?}", file.path());
             checked += 1;
         }

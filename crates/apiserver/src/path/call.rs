@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
-use krate_api::{FieldErrors, FieldPath, Gvk, Kind, Reason, StatusError, schema};
+use krate_api::schema::{self, Checked};
+use krate_api::{FieldErrors, FieldPath, Gvk, Kind, Reason, StatusError};
 use serde::Deserialize;
 
 use crate::auth::User;
@@ -37,7 +38,7 @@ pub struct Call {
     pub raw_query: String,
     pub method: Method,
     pub headers: HeaderMap,
-    pub user: User,
+    pub user: Arc<User>,
     pub wanted: Wanted,
     pub dry_run: bool,
     pub warnings: Vec<String>,
@@ -136,8 +137,22 @@ impl Call {
         let json = wire::to_json(&self.headers, body.clone()).map_err(|error| {
             if error.code() == 400 { self.unrecognized(&error.to_string(), &body) } else { error }
         })?;
-        self.check_type(&json, &body)?;
-        self.decode_checked(&json)
+        let checked = self.check(&json);
+        if checked.is_none()
+            && let Some(error) = krate_api::json::syntax_error(&json)
+        {
+            let why = format!("couldn't get version/kind; json parse error: {error}");
+            return Err(self.unrecognized(&why, &body));
+        }
+        match &checked {
+            Some(checked) => self.check_type(&checked.api_version, &checked.kind)?,
+            None => {
+                if let Ok(said) = serde_json::from_slice::<TypeMeta>(&json) {
+                    self.check_type(&said.api_version, &said.kind)?;
+                }
+            }
+        }
+        self.typed(&json, checked).map_err(|why| self.unhandled(&why))
     }
 
     fn unrecognized(&self, why: &str, body: &[u8]) -> StatusError {
@@ -148,67 +163,66 @@ impl Call {
         ))
     }
 
-    fn check_type(&self, json: &[u8], body: &[u8]) -> Result<(), StatusError> {
+    fn unhandled(&self, why: &str) -> StatusError {
         let kind = self.kind();
-        if let Some(error) = krate_api::json::syntax_error(json) {
-            let why = format!("couldn't get version/kind; json parse error: {error}");
-            return Err(self.unrecognized(&why, body));
+        StatusError::bad_request(format!(
+            "{} in version \"{}\" cannot be handled as a {}: {why}",
+            kind.kind, kind.version, kind.kind
+        ))
+    }
+
+    fn check_type(&self, api_version: &str, said: &str) -> Result<(), StatusError> {
+        let kind = self.kind();
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let other_kind = !said.is_empty() && said != kind.kind;
+        let other_version = !api_version.is_empty() && (group, version) != (kind.group, kind.version);
+        if !other_kind && !other_version {
+            return Ok(());
         }
-        let Ok(said) = serde_json::from_slice::<TypeMeta>(json) else { return Ok(()) };
-        let wanted = kind.api_version();
-        let other_kind = !said.kind.is_empty() && said.kind != kind.kind;
-        let other_version = !said.api_version.is_empty() && said.api_version != wanted;
-        if other_kind || other_version {
-            let (group, version) = said.api_version.split_once('/').unwrap_or(("", &said.api_version));
-            return Err(if other_version && !other_kind {
-                StatusError::bad_request(format!(
-                    "the API version in the data ({}) does not match the expected API version ({wanted})",
-                    said.api_version
-                ))
-            } else {
-                StatusError::bad_request(format!(
-                    "{} in version \"{version}\" cannot be handled as a {}: no kind \"{}\" is registered for version \
-                     \"{}\" in scheme \"{SCHEME}\"",
-                    said.kind,
-                    kind.kind,
-                    said.kind,
-                    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") },
-                ))
-            });
-        }
-        Ok(())
+        Err(StatusError::bad_request(if other_version && !other_kind {
+            let wanted = kind.api_version();
+            format!(
+                "the API version in the data ({api_version}) does not match the expected API version ({wanted})"
+            )
+        } else {
+            format!(
+                "{said} in version \"{version}\" cannot be handled as a {}: no kind \"{said}\" is registered for version \
+                 \"{api_version}\" in scheme \"{SCHEME}\"",
+                kind.kind,
+            )
+        }))
     }
 
     /// The same of JSON whose kind is known to be right, such as a patched object.
     pub fn decode_checked(&mut self, json: &[u8]) -> Result<Box<dyn Object>, StatusError> {
-        let kind = self.kind();
-        self.decode_typed(json).map_err(|why| {
-            StatusError::bad_request(format!(
-                "{} in version \"{}\" cannot be handled as a {}: {why}",
-                kind.kind, kind.version, kind.kind
-            ))
-        })
+        self.decode_typed(json).map_err(|why| self.unhandled(&why))
     }
 
     /// The same; the error is what is wrong with it, in upstream's words.
     pub fn decode_typed(&mut self, json: &[u8]) -> Result<Box<dyn Object>, String> {
-        let kind = self.kind();
-        let validation = self.field_validation();
-        if validation != FieldValidation::Ignore
-            && let Some(schema) = self.storage.registry.schema()
-            && let Ok(checked) = schema::check(json, schema)
-        {
+        let checked = self.check(json);
+        self.typed(json, checked)
+    }
+
+    /// What a walk along the kind's schema finds. None for a kind without one, and for what is no JSON.
+    fn check(&self, json: &[u8]) -> Option<Checked> {
+        schema::check(json, self.storage.registry.schema()?).ok()
+    }
+
+    fn typed(&mut self, json: &[u8], checked: Option<Checked>) -> Result<Box<dyn Object>, String> {
+        if let Some(mut checked) = checked {
             // What a custom resource's schema does not allow is told by its validation.
-            if let Some(error) = checked.type_error.as_ref().filter(|_| !kind.custom) {
-                return Err(error.clone());
+            if let Some(error) = checked.type_error.take().filter(|_| !self.kind().custom) {
+                return Err(error);
             }
-            match validation {
+            match self.field_validation() {
+                FieldValidation::Ignore => {}
                 FieldValidation::Strict => {
                     if let Some(error) = checked.strict_error() {
                         return Err(error);
                     }
                 }
-                _ => self.warnings.extend(checked.strict),
+                FieldValidation::Warn => self.warnings.extend(checked.strict),
             }
         }
         self.storage.registry.decode(json).map_err(|error| error.to_string())
