@@ -1,6 +1,6 @@
 //! Who owns which fields of an object: `metadata.managedFields` and server-side apply (KEP-555).
 //!
-//! [`on_update`] tracks what a create, update or patch changed. [`apply`] merges what a manager wants into what is
+//! [`on_write`] tracks what a create, update or patch changed. [`apply`] merges what a manager wants into what is
 //! there, takes away what the manager no longer wants and nobody else does, and tells conflicts. Both work on JSON
 //! values and a schema, built-in or custom alike. Values are expected in canonical form
 //! ([`crate::schema::canonicalize`]), which is what ownership is told of.
@@ -16,11 +16,12 @@ mod entries;
 mod set;
 mod typed;
 mod update;
+mod view;
 
 pub use entries::{Entry, ManagedFields, Operation};
 pub use set::FieldSet;
 pub use typed::{Comparison, TypedError, compare, field_set, merge, remove};
-pub use update::{Request, apply, on_update};
+pub use update::{Request, apply, on_update, on_write};
 
 /// The manager of a write whose caller gave no name.
 pub const UNKNOWN_MANAGER: &str = "unknown";
@@ -104,9 +105,9 @@ pub fn strip(object: &mut Value) {
     }
 }
 
-/// The time of an entry as it is written: whole seconds.
-fn entry_time(now: Timestamp) -> String {
-    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+/// The time of an entry as it is written.
+fn whole_seconds(now: Timestamp) -> Timestamp {
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 /// Whether a type is known to have managed fields at all.

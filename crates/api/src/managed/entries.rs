@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde_json::{Map, Value, json};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, Time};
+use serde_json::{Value, json};
 
 use super::set::FieldSet;
 
@@ -34,17 +36,39 @@ pub struct Key {
 }
 
 /// The fields of one manager.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub set: FieldSet,
     /// The version whose field names the set uses.
     pub api_version: String,
-    /// When the manager last changed anything, as it is written.
-    pub time: Option<String>,
+    /// When the manager last changed anything, in whole seconds.
+    pub time: Option<Timestamp>,
+    /// The set as it was read, for as long as nothing of it changes.
+    read: Option<FieldsV1>,
+}
+
+impl Entry {
+    pub(super) fn new(set: FieldSet, api_version: &str, time: Option<Timestamp>) -> Self {
+        Entry { set, api_version: api_version.to_owned(), time, read: None }
+    }
+
+    /// Adds what a manager comes to own.
+    pub(super) fn gain(&mut self, changed: &FieldSet, at: Timestamp) {
+        self.set.extend(changed);
+        self.read = None;
+        self.time = Some(at);
+    }
+
+    /// Takes away what others come to own, and what is gone.
+    pub(super) fn lose(&mut self, fields: &FieldSet) {
+        if self.set.subtract(fields) {
+            self.read = None;
+        }
+    }
 }
 
 /// All managers of an object.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ManagedFields(pub BTreeMap<Key, Entry>);
 
 /// How many managers that do not apply are told apart before the oldest are merged.
@@ -78,61 +102,83 @@ impl Key {
 impl ManagedFields {
     /// Reads an object's entries. None if one of them is not such as may be.
     pub fn read(object: &Value) -> Option<Self> {
+        Self::of_entries(entries(object)?)
+    }
+
+    /// The same of entries that are read already.
+    pub fn of_entries(entries: Vec<ManagedFieldsEntry>) -> Option<Self> {
         let mut out = BTreeMap::new();
-        for entry in entries(object) {
-            let text = |field: &str| entry[field].as_str().unwrap_or_default();
-            let operation = match text("operation") {
-                "Apply" => Operation::Apply,
-                "Update" => Operation::Update,
+        for entry in entries {
+            let operation = match entry.operation.as_deref() {
+                Some("Apply") => Operation::Apply,
+                Some("Update") => Operation::Update,
                 _ => return None,
             };
-            let api_version = text("apiVersion").to_owned();
-            if api_version.is_empty() || text("fieldsType") != "FieldsV1" {
+            let api_version = entry.api_version.unwrap_or_default();
+            if api_version.is_empty() || entry.fields_type.as_deref() != Some("FieldsV1") {
                 return None;
             }
-            let key = Key::new(text("manager"), operation, text("subresource"), &api_version);
-            let time = entry["time"].as_str().map(str::to_owned);
-            out.insert(key, Entry { set: FieldSet::from_json(&entry["fieldsV1"]), api_version, time });
+            let text = Option::unwrap_or_default;
+            let key = Key::new(&text(entry.manager), operation, &text(entry.subresource), &api_version);
+            let read = entry.fields_v1;
+            let set = read.as_ref().map(|fields| FieldSet::from_json(&fields.0)).unwrap_or_default();
+            out.insert(key, Entry { set, api_version, time: entry.time.map(|time| time.0), read });
         }
         Some(ManagedFields(out))
     }
 
     /// The entries that a write goes on from: those that it brings, or those that are there. A caller may change
     /// them through the object itself, and reset them with one empty entry.
-    pub(super) fn of_write(live: Option<&Value>, new: &Value, subresource: &str) -> Self {
-        let there = || live.and_then(ManagedFields::read).unwrap_or_default();
+    pub(super) fn of_write(
+        live: impl FnOnce() -> Option<Vec<ManagedFieldsEntry>>,
+        given: Vec<ManagedFieldsEntry>,
+        subresource: &str,
+    ) -> Self {
+        let there = || live().and_then(ManagedFields::of_entries).unwrap_or_default();
         if !subresource.is_empty() {
             return there();
         }
-        let given = entries(new);
-        if !given.is_empty() && given.iter().all(|e| e.as_object().is_some_and(Map::is_empty)) {
+        if !given.is_empty() && given.iter().all(|entry| *entry == ManagedFieldsEntry::default()) {
             return ManagedFields::default();
         }
-        ManagedFields::read(new).filter(|m| !m.0.is_empty()).unwrap_or_else(there)
+        ManagedFields::of_entries(given).filter(|m| !m.0.is_empty()).unwrap_or_else(there)
     }
 
-    /// Writes the entries into an object: appliers first, then by time.
-    pub fn write(&self, object: &mut Value) {
+    /// The entries as they are written: appliers first, then by time.
+    pub fn into_entries(self) -> Vec<ManagedFieldsEntry> {
+        let mut all: Vec<(Key, Entry)> = self.0.into_iter().collect();
+        all.sort_by(|(a, x), (b, y)| {
+            (a.operation, x.time, &a.manager, &x.api_version, &a.subresource).cmp(&(
+                b.operation,
+                y.time,
+                &b.manager,
+                &y.api_version,
+                &b.subresource,
+            ))
+        });
+        let written = |(key, entry): (Key, Entry)| ManagedFieldsEntry {
+            api_version: Some(entry.api_version),
+            fields_type: Some("FieldsV1".to_owned()),
+            fields_v1: Some(entry.read.unwrap_or_else(|| FieldsV1(entry.set.to_json()))),
+            manager: Some(key.manager),
+            operation: Some(key.operation.as_str().to_owned()),
+            subresource: Some(key.subresource).filter(|name| !name.is_empty()),
+            time: entry.time.map(Time),
+        };
+        all.into_iter().map(written).collect()
+    }
+
+    /// Writes the entries into an object.
+    pub fn write(self, object: &mut Value) {
         super::strip(object);
         if self.0.is_empty() {
             return;
         }
-        let mut all: Vec<(&Key, &Entry)> = self.0.iter().collect();
-        all.sort_by(|(a, x), (b, y)| {
-            (a.operation, x.time.as_deref().unwrap_or_default(), &a.manager, &x.api_version, &a.subresource)
-                .cmp(&(
-                    b.operation,
-                    y.time.as_deref().unwrap_or_default(),
-                    &b.manager,
-                    &y.api_version,
-                    &b.subresource,
-                ))
-        });
-        let written: Vec<Value> = all.into_iter().map(|(key, entry)| write_entry(key, entry)).collect();
+        let written = serde_json::to_value(self.into_entries()).unwrap_or_default();
         if let Some(fields) = object.as_object_mut() {
             let meta = fields.entry("metadata").or_insert_with(|| json!({}));
             if let Some(meta) = meta.as_object_mut() {
-                meta.insert("managedFields".to_owned(), Value::Array(written));
+                meta.insert("managedFields".to_owned(), written);
             }
         }
     }
@@ -149,7 +195,7 @@ impl ManagedFields {
         if updaters.len() <= UPDATE_MANAGERS_MAX {
             return;
         }
-        updaters.sort_by_key(|k| self.0.get(k).and_then(|e| e.time.clone()));
+        updaters.sort_by_key(|k| self.0.get(k).and_then(|e| e.time));
         let mut left = updaters.len();
         for key in updaters {
             if left <= UPDATE_MANAGERS_MAX {
@@ -163,7 +209,8 @@ impl ManagedFields {
             match self.0.get_mut(&bucket) {
                 Some(entry) => {
                     entry.set.extend(&old.set);
-                    entry.time = entry.time.take().max(old.time);
+                    entry.read = None;
+                    entry.time = entry.time.max(old.time);
                     left -= 1;
                 }
                 None => {
@@ -174,23 +221,10 @@ impl ManagedFields {
     }
 }
 
-fn entries(object: &Value) -> &[Value] {
-    object["metadata"]["managedFields"].as_array().map_or(&[], Vec::as_slice)
-}
-
-fn write_entry(key: &Key, entry: &Entry) -> Value {
-    let mut out = json!({
-        "manager": key.manager,
-        "operation": key.operation.as_str(),
-        "apiVersion": entry.api_version,
-        "fieldsType": "FieldsV1",
-        "fieldsV1": entry.set.to_json(),
-    });
-    if let (Some(time), Some(fields)) = (&entry.time, out.as_object_mut()) {
-        fields.insert("time".to_owned(), Value::from(time.as_str()));
+/// The entries of an object; None if they are none.
+pub(super) fn entries(object: &Value) -> Option<Vec<ManagedFieldsEntry>> {
+    match object.pointer("/metadata/managedFields") {
+        None | Some(Value::Null) => Some(Vec::new()),
+        Some(entries) => serde_json::from_value(entries.clone()).ok(),
     }
-    if let (false, Some(fields)) = (key.subresource.is_empty(), out.as_object_mut()) {
-        fields.insert("subresource".to_owned(), Value::from(key.subresource.as_str()));
-    }
-    out
 }

@@ -134,6 +134,53 @@ impl FieldSet {
         FieldSet(kept.collect())
     }
 
+    /// Takes away the members of the other. Whether there were any.
+    pub fn subtract(&mut self, other: &FieldSet) -> bool {
+        let mut any = false;
+        for (element, theirs) in &other.0 {
+            let Some(mine) = self.0.get_mut(element) else { continue };
+            any |= mine.member && theirs.member;
+            mine.member &= !theirs.member;
+            any |= mine.below.subtract(&theirs.below);
+            if mine.is_empty() {
+                self.0.remove(element);
+            }
+        }
+        any
+    }
+
+    /// Takes away what is at or below these named fields.
+    pub fn cut(&mut self, paths: &[&[&str]]) {
+        for path in paths {
+            self.at(path, &|node| *node = Node::default());
+        }
+    }
+
+    /// Takes away these named fields, and nothing that is below them.
+    pub fn forget(&mut self, paths: &[&[&str]]) {
+        for path in paths {
+            self.at(path, &|node| node.member = false);
+        }
+    }
+
+    /// Changes the node of a named field, if it has one, and drops what is empty then.
+    fn at(&mut self, path: &[&str], change: &dyn Fn(&mut Node)) {
+        let Some((name, rest)) = path.split_first() else { return };
+        if self.0.is_empty() {
+            return;
+        }
+        let element = format!("f:{name}");
+        let Some(node) = self.0.get_mut(&element) else { return };
+        if rest.is_empty() {
+            change(node);
+        } else {
+            node.below.at(rest, change);
+        }
+        if node.is_empty() {
+            self.0.remove(&element);
+        }
+    }
+
     /// The paths of the members, as messages show them.
     pub fn paths(&self) -> Vec<String> {
         let mut out = Vec::new();

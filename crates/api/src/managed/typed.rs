@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 use super::set::{FieldSet, Node as SetNode};
+use super::view::View;
 use crate::schema::{ListKey, ListKind, Node, TypeRef};
 
 /// Why a value is not of its type, in upstream's words: `.data.a: expected string, got …`.
@@ -22,12 +23,12 @@ enum Shape<'s> {
     Keyed(&'s [ListKey], TypeRef<'s>),
 }
 
-fn shape<'s>(t: TypeRef<'s>, value: &Value) -> Shape<'s> {
-    match (t.node(), value) {
+fn shape<'s>(t: TypeRef<'s>, value: &impl View) -> Shape<'s> {
+    match (t.node(), value.is_object()) {
         (Node::Object(o), _) if !o.atomic => Shape::Fields(t),
         (Node::Map { atomic: false, .. }, _) => Shape::Fields(t),
         // Of what the schema does not know, objects are told apart and lists are whole.
-        (Node::Any, Value::Object(_)) => Shape::Fields(t),
+        (Node::Any, true) => Shape::Fields(t),
         (Node::List { kind: ListKind::Set, .. }, _) => Shape::Set,
         (Node::List { kind: ListKind::Map(keys), item, .. }, _) => Shape::Keyed(keys, t.schema().get(*item)),
         _ => Shape::Leaf,
@@ -35,20 +36,20 @@ fn shape<'s>(t: TypeRef<'s>, value: &Value) -> Shape<'s> {
 }
 
 /// The element that an item of a list is known by.
-fn element(keys: Option<&[ListKey]>, item: &Value) -> Option<String> {
-    let Some(keys) = keys else { return Some(format!("v:{item}")) };
+fn element(keys: Option<&[ListKey]>, item: &impl View) -> Option<String> {
+    let Some(keys) = keys else { return Some(format!("v:{}", item.to_value())) };
     let mut map = Map::new();
     for key in keys {
-        let found = item.get(key.name.as_ref()).filter(|v| !v.is_null()).or(key.default.as_ref())?;
-        map.insert(key.name.to_string(), found.clone());
+        let found = item.field(&key.name).filter(|v| !v.is_null()).map(View::to_value);
+        map.insert(key.name.to_string(), found.or_else(|| key.default.clone())?);
     }
     Some(format!("k:{}", Value::Object(map)))
 }
 
 /// The items of a list by their elements, in order. Where two have one element they stand together.
-fn by_element<'v>(keys: Option<&[ListKey]>, items: &'v [Value]) -> Vec<(String, Vec<&'v Value>)> {
+fn by_element<'v, V: View>(keys: Option<&[ListKey]>, items: &'v [V]) -> Vec<(String, Vec<&'v V>)> {
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
-    let mut out: Vec<(String, Vec<&Value>)> = Vec::with_capacity(items.len());
+    let mut out: Vec<(String, Vec<&V>)> = Vec::with_capacity(items.len());
     for item in items {
         let Some(element) = element(keys, item) else { continue };
         if let Some(found) = places.get(&element).and_then(|i| out.get_mut(*i)) {
@@ -61,17 +62,8 @@ fn by_element<'v>(keys: Option<&[ListKey]>, items: &'v [Value]) -> Vec<(String, 
     out
 }
 
-fn list(value: Option<&Value>) -> &[Value] {
-    value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
-
-fn is_empty(value: Option<&Value>) -> bool {
-    match value {
-        None | Some(Value::Null) => true,
-        Some(Value::Object(fields)) => fields.is_empty(),
-        Some(Value::Array(items)) => items.is_empty(),
-        Some(_) => false,
-    }
+fn is_empty(value: Option<&impl View>) -> bool {
+    value.is_none_or(View::is_hollow)
 }
 
 /// The fields that a value has: what a manager owns who applies it.
@@ -129,17 +121,23 @@ impl Comparison {
 
     /// Leaves out what is at or below these fields.
     #[must_use]
-    pub fn without(self, ignored: &FieldSet) -> Self {
-        Comparison {
-            removed: self.removed.recursive_difference(ignored),
-            modified: self.modified.recursive_difference(ignored),
-            added: self.added.recursive_difference(ignored),
+    pub fn without(mut self, ignored: &[&[&str]]) -> Self {
+        for set in [&mut self.removed, &mut self.modified, &mut self.added] {
+            set.cut(ignored);
         }
+        self
+    }
+
+    /// What a writer comes to own.
+    pub fn changed(self) -> FieldSet {
+        let mut out = self.added;
+        out.extend(&self.modified);
+        out
     }
 }
 
 /// Tells how `new` differs from `old`.
-pub fn compare(old: &Value, new: &Value, t: TypeRef<'_>) -> Comparison {
+pub fn compare<V: View>(old: &V, new: &V, t: TypeRef<'_>) -> Comparison {
     let [removed, modified, added] = difference(Some(old), Some(new), t);
     Comparison { removed: removed.below, modified: modified.below, added: added.below }
 }
@@ -161,12 +159,12 @@ fn whole(kind: usize) -> Difference {
 fn add_below(out: &mut Difference, element: &str, tag: &str, below: Difference) {
     for (mine, node) in out.iter_mut().zip(below) {
         if node.member || !node.below.is_empty() {
-            mine.below.0.insert(format!("{tag}{element}"), node);
+            mine.below.0.insert([tag, element].concat(), node);
         }
     }
 }
 
-fn difference(old: Option<&Value>, new: Option<&Value>, t: TypeRef<'_>) -> Difference {
+fn difference<V: View>(old: Option<&V>, new: Option<&V>, t: TypeRef<'_>) -> Difference {
     let Some(seen) = new.filter(|v| !v.is_null()).or(old) else { return Difference::default() };
     let shape = shape(t, seen);
     if matches!(shape, Shape::Leaf) || (is_empty(old) && is_empty(new)) {
@@ -174,20 +172,24 @@ fn difference(old: Option<&Value>, new: Option<&Value>, t: TypeRef<'_>) -> Diffe
         return match (old, new) {
             (None, Some(_)) => whole(ADDED),
             (Some(_), None) => whole(REMOVED),
-            (Some(a), Some(b)) if !equal(a, b) => whole(MODIFIED),
+            (Some(a), Some(b)) if !a.equals(b) => whole(MODIFIED),
             _ => Difference::default(),
         };
     }
     let mut out = Difference::default();
     match shape {
         Shape::Fields(t) => {
-            let (a, b) = (old.and_then(Value::as_object), new.and_then(Value::as_object));
-            let in_a = |name: &String| a.is_some_and(|a| a.contains_key(name));
-            let names = a.into_iter().flat_map(Map::keys);
-            for name in names.chain(b.into_iter().flat_map(Map::keys).filter(|n| !in_a(n))) {
+            for (name, a) in old.into_iter().flat_map(View::fields) {
                 if let Some(t) = t.member(name) {
-                    let below = difference(a.and_then(|f| f.get(name)), b.and_then(|f| f.get(name)), t);
+                    let below = difference(Some(a), new.and_then(|new| new.field(name)), t);
                     add_below(&mut out, name, "f:", below);
+                }
+            }
+            for (name, b) in new.into_iter().flat_map(View::fields) {
+                if old.is_none_or(|old| old.field(name).is_none())
+                    && let Some(t) = t.member(name)
+                {
+                    add_below(&mut out, name, "f:", difference(None, Some(b), t));
                 }
             }
         }
@@ -203,42 +205,32 @@ fn difference(old: Option<&Value>, new: Option<&Value>, t: TypeRef<'_>) -> Diffe
     out
 }
 
-fn items(
+fn items<V: View>(
     keys: Option<&[ListKey]>,
     item: TypeRef<'_>,
-    old: Option<&Value>,
-    new: Option<&Value>,
+    old: Option<&V>,
+    new: Option<&V>,
     out: &mut Difference,
 ) {
-    let (a, b) = (by_element(keys, list(old)), by_element(keys, list(new)));
-    let in_a: BTreeMap<&str, &[&Value]> = a.iter().map(|(e, v)| (e.as_str(), v.as_slice())).collect();
-    let in_b: BTreeMap<&str, &[&Value]> = b.iter().map(|(e, v)| (e.as_str(), v.as_slice())).collect();
+    let (a, b) =
+        (by_element(keys, old.map_or(&[], View::items)), by_element(keys, new.map_or(&[], View::items)));
+    let in_a: BTreeMap<&str, &[&V]> = a.iter().map(|(e, v)| (e.as_str(), v.as_slice())).collect();
+    let in_b: BTreeMap<&str, &[&V]> = b.iter().map(|(e, v)| (e.as_str(), v.as_slice())).collect();
     let added = b.iter().filter(|(e, _)| !in_a.contains_key(e.as_str()));
+    let same = |x: &[&V], y: &[&V]| x.len() == y.len() && x.iter().zip(y).all(|(a, b)| a.equals(b));
     for (element, _) in a.iter().chain(added) {
         let below = match (in_a.get(element.as_str()).copied(), in_b.get(element.as_str()).copied()) {
             (None, None) => continue,
-            (Some([x]), Some([y])) if keys.is_some() => difference(Some(x), Some(y), item),
-            (None, Some([y])) if keys.is_some() => difference(None, Some(y), item),
-            (Some([x]), None) if keys.is_some() => difference(Some(x), None, item),
+            (Some([x]), Some([y])) if keys.is_some() => difference(Some(*x), Some(*y), item),
+            (None, Some([y])) if keys.is_some() => difference(None, Some(*y), item),
+            (Some([x]), None) if keys.is_some() => difference(Some(*x), None, item),
             // Items that are twice there are wholes.
-            (Some(x), Some(y)) if x == y => continue,
+            (Some(x), Some(y)) if same(x, y) => continue,
             (Some(_), Some(_)) => whole(MODIFIED),
             (None, Some(_)) => whole(ADDED),
             (Some(_), None) => whole(REMOVED),
         };
         add_below(out, element, "", below);
-    }
-}
-
-/// Equality of values, in which numbers are compared as numbers.
-fn equal(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Number(x), Value::Number(y)) => x == y || x.as_f64() == y.as_f64(),
-        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(a, b)| equal(a, b)),
-        (Value::Object(x), Value::Object(y)) => {
-            x.len() == y.len() && x.iter().all(|(k, a)| y.get(k).is_some_and(|b| equal(a, b)))
-        }
-        _ => a == b,
     }
 }
 

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde_json::{Value, json};
 
-use super::entries::{Entry, Key, ManagedFields, Operation};
+use super::entries::{self, Entry, Key, ManagedFields, Operation};
 use super::set::FieldSet;
 use super::typed::{self, Comparison};
-use super::{BEFORE_FIRST_APPLY, Conflict, ManagedError, entry_time};
+use super::view::{Tree, View};
+use super::{BEFORE_FIRST_APPLY, Conflict, ManagedError, whole_seconds};
 use crate::schema::{self, TypeRef};
 
 /// What is the same for both ways: who writes what, when.
@@ -46,14 +48,54 @@ const STRIPPED: &[&[&str]] = &[
 /// Tracks what a create (`live` is none), update or patch changed: `new` gets the managed fields that it is to be
 /// stored with. What the caller wrote into its managed fields is heeded, as upstream does.
 pub fn on_update(live: Option<&Value>, new: &mut Value, request: Request<'_>) {
-    let managed = ManagedFields::of_write(live, new, request.subresource);
+    let given = entries::entries(new).unwrap_or_default();
+    let there = || live.and_then(entries::entries);
+    let managed = ManagedFields::of_write(there, given, request.subresource);
     super::strip(new);
+    let live = live.map(without_managed_fields);
+    if let Some(managed) = changed(live.as_ref(), new, managed, &request) {
+        managed.write(new);
+    }
+}
+
+/// The same of objects as texts: the managed fields that the new one is to be stored with. `there` are those that are
+/// stored and `given` those that the new one brings; what the texts have of them does not matter.
+///
+/// # Errors
+/// A text is no JSON.
+pub fn on_write(
+    live: Option<&[u8]>,
+    there: Option<&Vec<ManagedFieldsEntry>>,
+    new: &[u8],
+    given: Option<Vec<ManagedFieldsEntry>>,
+    request: Request<'_>,
+) -> Result<Option<Vec<ManagedFieldsEntry>>, serde_json::Error> {
+    let managed = ManagedFields::of_write(|| there.cloned(), given.unwrap_or_default(), request.subresource);
+    let live = live.map(read).transpose()?;
+    let managed = changed(live.as_ref(), &read(new)?, managed, &request);
+    Ok(managed.filter(|managed| !managed.0.is_empty()).map(ManagedFields::into_entries))
+}
+
+/// An object's text without its managed fields.
+fn read(text: &[u8]) -> Result<Tree<'_>, serde_json::Error> {
+    let mut tree = Tree::read(text)?;
+    if let Some(meta) = tree.field_mut("metadata") {
+        meta.take("managedFields");
+    }
+    Ok(tree)
+}
+
+fn changed<V: View + From<Value>>(
+    live: Option<&V>,
+    new: &V,
+    managed: ManagedFields,
+    request: &Request<'_>,
+) -> Option<ManagedFields> {
     // An object that was stored without managed fields is not tracked until it is applied.
     if live.is_some() && managed.0.is_empty() {
-        return;
+        return None;
     }
-    let managed = track(live, new, managed, &request);
-    managed.write(new);
+    Some(track(live, new, managed, request))
 }
 
 /// An object before it was created, as upstream sees it: what Go holds by value is there.
@@ -69,25 +111,25 @@ fn without_managed_fields(object: &Value) -> Value {
     out
 }
 
-fn track(
-    live: Option<&Value>,
-    new: &Value,
+fn track<V: View + From<Value>>(
+    live: Option<&V>,
+    new: &V,
     mut managed: ManagedFields,
     request: &Request<'_>,
 ) -> ManagedFields {
-    let live = live.map_or_else(|| nothing(request.schema), without_managed_fields);
-    let compared = typed::compare(&live, new, request.schema).without(&FieldSet::of_fields(request.reset));
+    let compared = match live {
+        Some(live) => typed::compare(live, new, request.schema),
+        None => typed::compare(&V::from(nothing(request.schema)), new, request.schema),
+    };
+    let compared = compared.without(request.reset);
     take_away(&mut managed, None, &compared);
-    let changed = compared.modified.union(&compared.added).difference(&FieldSet::of_fields(STRIPPED));
+    let mut changed = compared.changed();
+    changed.forget(STRIPPED);
     if !changed.is_empty() {
         let key = Key::new(request.manager, Operation::Update, request.subresource, request.api_version);
-        let entry = managed.0.entry(key).or_insert_with(|| Entry {
-            set: FieldSet::new(),
-            api_version: request.api_version.to_owned(),
-            time: None,
-        });
-        entry.set.extend(&changed);
-        entry.time = Some(entry_time(request.now));
+        let entry =
+            managed.0.entry(key).or_insert_with(|| Entry::new(FieldSet::new(), request.api_version, None));
+        entry.gain(&changed, whole_seconds(request.now));
     }
     managed.cap();
     managed
@@ -95,12 +137,13 @@ fn track(
 
 /// Takes what changed from those who owned it, and what is gone from everybody.
 fn take_away(managed: &mut ManagedFields, except: Option<&Key>, compared: &Comparison) {
-    let taken = compared.modified.union(&compared.added);
     for (key, entry) in &mut managed.0 {
         if except == Some(key) {
             continue;
         }
-        entry.set = entry.set.difference(&taken).difference(&compared.removed);
+        for fields in [&compared.modified, &compared.added, &compared.removed] {
+            entry.lose(fields);
+        }
     }
     managed.drop_empty();
 }
@@ -183,18 +226,16 @@ fn apply_once(
     let merged = typed::merge(&old, applied, t);
     let key = Key::new(request.manager, Operation::Apply, request.subresource, request.api_version);
     let before = managed.0.remove(&key);
-    let ignored = FieldSet::of_fields(request.reset);
-    let wanted = typed::field_set(applied, t)
-        .recursive_difference(&ignored)
-        .difference(&FieldSet::of_fields(STRIPPED));
-    let time = Some(entry_time(request.now));
-    let entry = Entry { set: wanted, api_version: request.api_version.to_owned(), time };
+    let mut wanted = typed::field_set(applied, t);
+    wanted.cut(request.reset);
+    wanted.forget(STRIPPED);
+    let entry = Entry::new(wanted, request.api_version, Some(whole_seconds(request.now)));
     managed.0.insert(key.clone(), entry);
     let pruned = match &before {
         Some(last) if !last.set.is_empty() => prune(&merged, &managed, &last.set, t),
         _ => merged,
     };
-    let compared = typed::compare(&old, &pruned, t).without(&ignored);
+    let compared = typed::compare(&old, &pruned, t).without(request.reset);
     let changed = compared.modified.union(&compared.added);
     if !force {
         let conflicts = conflicts(&managed, &key, &changed);

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use krate_api::managed::{self, Request};
 use krate_api::schema::TypeRef;
 use krate_api::{FieldErrors, FieldPath, Gvk, Kind, Reason, StatusError};
@@ -61,19 +60,17 @@ fn request<'a>(call: &'a Call, manager: &'a str, api_version: &'a str, schema: T
 pub fn track(call: &Call, object: &mut dyn Object, live: Option<&Current>) -> Result<(), StatusError> {
     let registry = Arc::clone(&call.storage.registry);
     let Some(schema) = registry.schema() else { return Ok(()) };
-    object.meta_mut().resource_version = None;
-    object.meta_mut().self_link = None;
+    let meta = object.meta_mut();
+    meta.resource_version = None;
+    meta.self_link = None;
+    let given = meta.managed_fields.take();
     let new = object.to_json();
-    let before = match live {
-        // Where nothing changes, nobody comes to own anything.
-        Some(live) if live.value == new => return Ok(()),
-        Some(live) => Some(parse(&live.value)?),
-        None => None,
-    };
-    let mut new = parse(&new)?;
     let (manager, api_version) = (call.manager(), call.kind().api_version());
-    managed::on_update(before.as_ref(), &mut new, request(call, &manager, &api_version, schema));
-    object.meta_mut().managed_fields = entries(new)?;
+    let request = request(call, &manager, &api_version, schema);
+    let there = live.and_then(|live| live.object.meta().managed_fields.as_ref());
+    let live = live.map(|live| &live.value[..]);
+    let managed = managed::on_write(live, there, &new, given, request).map_err(StatusError::internal)?;
+    object.meta_mut().managed_fields = managed;
     Ok(())
 }
 
@@ -96,11 +93,6 @@ pub fn of_answer(sent: &[u8], kind: Gvk<'_>, manager: &str, subresource: &str) -
 
 fn parse(json: &[u8]) -> Result<Value, StatusError> {
     serde_json::from_slice(json).map_err(StatusError::internal)
-}
-
-fn entries(mut object: Value) -> Result<Option<Vec<ManagedFieldsEntry>>, StatusError> {
-    let entries = object.pointer_mut("/metadata/managedFields").map(Value::take);
-    entries.map(serde_json::from_value).transpose().map_err(StatusError::internal)
 }
 
 /// `PATCH` with `application/apply-patch+yaml`: what a manager wants of an object, which is made if it is not there.
