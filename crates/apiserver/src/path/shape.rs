@@ -1,8 +1,10 @@
 //! Objects in other shapes than their own: rows of a `Table` (what `kubectl get` prints), or their metadata alone.
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use krate_api::StatusError;
 use krate_store::Revision;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::http::Shape;
@@ -21,7 +23,7 @@ fn bytes(value: &Value) -> Bytes {
 pub fn one(storage: &Storage, shape: Shape, object: &Bytes, query: &Query) -> Result<Bytes, StatusError> {
     Ok(match shape {
         Shape::Object => object.clone(),
-        Shape::Metadata => bytes(&metadata_of(object)?),
+        Shape::Metadata => metadata_alone(object)?,
         Shape::Table => {
             let version = parse(object)?.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
             bytes(&table(
@@ -46,14 +48,19 @@ pub fn many(
     Ok(match shape {
         Shape::Table => bytes(&table(storage, objects, meta, true, query)?),
         Shape::Metadata | Shape::Object => {
-            let items = objects.iter().map(|o| metadata_of(o)).collect::<Result<Vec<_>, _>>()?;
-            bytes(&json!({
-                "kind": "PartialObjectMetadataList",
-                "apiVersion": "meta.k8s.io/v1",
-                "metadata": meta,
-                // Upstream begins with no list at all.
-                "items": if items.is_empty() { Value::Null } else { items.into() },
-            }))
+            let mut out = BytesMut::new();
+            out.put_slice(
+                b"{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":",
+            );
+            out.put_slice(meta.to_string().as_bytes());
+            // Upstream begins with no list at all.
+            out.put_slice(if objects.is_empty() { b",\"items\":null}" } else { b",\"items\":[" });
+            for (i, object) in objects.iter().enumerate() {
+                out.put_slice(if i > 0 { b"," } else { b"" });
+                out.put_slice(&metadata_alone(object)?);
+            }
+            out.put_slice(if objects.is_empty() { b"" } else { b"]}" });
+            out.freeze()
         }
     })
 }
@@ -76,13 +83,24 @@ pub fn event(
     }
 }
 
-fn metadata_of(object: &[u8]) -> Result<Value, StatusError> {
-    let mut object = parse(object)?;
-    let mut metadata = object.get_mut("metadata").map(Value::take).unwrap_or_default();
-    if metadata.is_null() {
-        metadata = Value::Object(Map::new());
+/// An object's metadata alone, as it stands in its text: whoever watches metadata hears of every write.
+fn metadata_alone(object: &[u8]) -> Result<Bytes, StatusError> {
+    #[derive(Deserialize)]
+    struct Has<'a> {
+        #[serde(borrow)]
+        metadata: Option<&'a RawValue>,
     }
-    Ok(json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}))
+    let Has { metadata } = serde_json::from_slice(object).map_err(StatusError::internal)?;
+    let metadata = metadata.map_or("{}", RawValue::get);
+    let mut out = BytesMut::with_capacity(metadata.len() + 80);
+    out.put_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":");
+    out.put_slice(metadata.as_bytes());
+    out.put_u8(b'}');
+    Ok(out.freeze())
+}
+
+fn metadata_of(object: &[u8]) -> Result<Value, StatusError> {
+    parse(&metadata_alone(object)?)
 }
 
 fn table(

@@ -2,6 +2,7 @@
 
 mod attempt;
 mod graph;
+mod metadata;
 mod monitor;
 
 use std::collections::HashMap;

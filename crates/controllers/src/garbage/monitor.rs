@@ -9,15 +9,13 @@ use std::time::Duration;
 use futures::StreamExt;
 use krate_client::CancellationToken;
 use kube::Api;
-use kube::api::{DynamicObject, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::{Notify, watch};
 
 use super::Shared;
 use super::graph::{Object, Uid};
+use super::metadata::Metadata;
 use crate::discovery::{Served, deletable};
-
-type Meta = PartialObjectMeta<DynamicObject>;
 
 /// Events own nothing and are owned by nothing, and there are many.
 const IGNORED: [&str; 2] = ["events", "events.events.k8s.io"];
@@ -111,7 +109,7 @@ async fn until(stop: CancellationToken, following: impl Future<Output = ()>) {
 }
 
 async fn follow(shared: Shared, served: Served, synced: watch::Sender<bool>, changed: Option<Arc<Notify>>) {
-    let api = Api::<Meta>::all_with(shared.client.clone(), &served.resource);
+    let api = Api::<Metadata>::all_with(shared.client.clone(), &served.resource);
     let mut stream = watcher(api, watcher::Config::default()).default_backoff().boxed();
     let (version, kind) = (served.resource.api_version.as_str(), served.resource.kind.as_str());
     let mut listed = HashSet::new();
@@ -122,7 +120,7 @@ async fn follow(shared: Shared, served: Served, synced: watch::Sender<bool>, cha
                 continue;
             }
             Ok(watcher::Event::InitApply(object)) => {
-                let object = Object::new(version, kind, &object.metadata);
+                let object = Object::new(version, kind, &object.0);
                 listed.insert(Uid::clone(&object.uid));
                 shared.graph.lock().observe(object)
             }
@@ -131,10 +129,10 @@ async fn follow(shared: Shared, served: Served, synced: watch::Sender<bool>, cha
                 shared.graph.lock().retain(version, kind, &std::mem::take(&mut listed))
             }
             Ok(watcher::Event::Apply(object)) => {
-                shared.graph.lock().observe(Object::new(version, kind, &object.metadata))
+                shared.graph.lock().observe(Object::new(version, kind, &object.0))
             }
             Ok(watcher::Event::Delete(object)) => {
-                shared.graph.lock().remove(object.metadata.uid.as_deref().unwrap_or_default())
+                shared.graph.lock().remove(object.0.uid.as_deref().unwrap_or_default())
             }
             Err(error) => {
                 tracing::debug!(%error, resource = served.name(), "watch failed; trying again");
