@@ -13,6 +13,11 @@ const UID: &str = "impersonate-uid";
 const EXTRA: &str = "impersonate-extra-";
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
+/// Whether a request is to be judged as somebody else's.
+pub fn is_asked(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("impersonate-"))
+}
+
 /// The user as whom a request is to be judged.
 ///
 /// # Errors

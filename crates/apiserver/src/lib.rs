@@ -16,6 +16,7 @@ mod deadline;
 pub mod discovery;
 pub mod encryption;
 mod fairness;
+mod head;
 mod health;
 mod http;
 mod impersonate;

@@ -328,7 +328,7 @@ async fn binding(
         raw_query: String::new(),
         method: Method::POST,
         headers: headers.clone(),
-        user: user.clone(),
+        user: Arc::new(user.clone()),
         wanted,
         dry_run: false,
         warnings: Vec::new(),

@@ -255,7 +255,7 @@ impl Server {
     /// The server as this user calls it from the same process: no socket and no proof of who he is, and everything else
     /// as for everyone.
     pub fn service_as(self: &Arc<Self>, user: User) -> Service {
-        Service::new(Arc::clone(self), Caller::Component(user))
+        Service::new(Arc::clone(self), Caller::Component(Arc::new(user)))
     }
 
     /// How long it may take to end once it is told to stop.

@@ -116,7 +116,12 @@ impl Service {
         };
         audit::identified(&user, &info).await?;
         self.server.authenticator.strip(&mut parts.headers);
-        let user = impersonate::effective(&self.server.authorizer, user, &parts.headers).await?;
+        let user = if impersonate::is_asked(&parts.headers) {
+            let user = User::clone(&user);
+            Arc::new(impersonate::effective(&self.server.authorizer, user, &parts.headers).await?)
+        } else {
+            user
+        };
         let count = |noted: &mut Noted| {
             if routes::is_counted(&self.server, &info) {
                 noted.asked = Some(instruments.asked(&parts.method, &info, &query, &parts.headers));

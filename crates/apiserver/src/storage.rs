@@ -8,6 +8,7 @@ use krate_store::cache::{Cache, CacheError, Decode, Freshness, Head, Object as C
 use krate_store::{Backend, CompareAndSet, Error, KeyValue, Revision};
 use memchr::memmem;
 
+use crate::head;
 use crate::registry::erased::{Object, Registry};
 
 /// A kind, its objects in memory and its place in the store.
@@ -54,15 +55,30 @@ pub fn with_revision(json: &[u8], revision: Revision) -> Bytes {
     out.freeze()
 }
 
-struct Decoder(Arc<dyn Registry>);
+struct Decoder {
+    registry: Arc<dyn Registry>,
+    /// Whether its objects are selected by their metadata alone, so that nothing else need be read.
+    bare: bool,
+}
+
+impl Decoder {
+    fn new(registry: Arc<dyn Registry>) -> Self {
+        let by_metadata = |name: &&str| matches!(*name, "metadata.name" | "metadata.namespace");
+        let bare = !registry.kind().custom && registry.selectable_names().iter().all(by_metadata);
+        Decoder { registry, bare }
+    }
+}
 
 impl Decode for Decoder {
     fn decode(&self, _key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)> {
-        let mut object = self.0.decode(value).ok()?;
+        if self.bare {
+            return Some((with_revision(value, revision), head::read(value).ok()?));
+        }
+        let mut object = self.registry.decode(value).ok()?;
         let mut value = value.clone();
-        if self.0.kind().custom {
+        if self.registry.kind().custom {
             // The definition may say more by now than when it was written.
-            self.0.default(&mut *object);
+            self.registry.default(&mut *object);
             value = object.to_json().into();
         }
         let meta = object.meta();
@@ -87,7 +103,7 @@ impl Decode for Decoder {
                     block_owner_deletion: o.block_owner_deletion == Some(true),
                 })
                 .collect(),
-            fields: self.0.selectable(&*object).into_iter().map(|(k, v)| (k.into(), v)).collect(),
+            fields: self.registry.selectable(&*object).into_iter().map(|(k, v)| (k.into(), v)).collect(),
         };
         Some((with_revision(&value, revision), head))
     }
@@ -106,7 +122,7 @@ impl Storage {
         backend: Arc<dyn Backend>,
     ) -> Result<Self, Error> {
         let kind = registry.kind();
-        let decoder = Arc::new(Decoder(Arc::clone(&registry)));
+        let decoder = Arc::new(Decoder::new(Arc::clone(&registry)));
         let cache = cache.add(kind.storage, decoder, index(kind)).await?;
         Ok(Storage { registry, cache, backend })
     }

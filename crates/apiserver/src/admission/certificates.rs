@@ -30,12 +30,12 @@ fn may(authorizer: &Authorizer, attributes: &Attributes, verb: &str, signer: &st
             name,
         };
         let ask = Ask {
-            user: &attributes.user,
-            groups: &attributes.groups,
+            user: &attributes.user.name,
+            groups: &attributes.user.groups,
             verb,
             target,
-            uid: &attributes.who.uid,
-            extra: Some(&attributes.who.extra),
+            uid: &attributes.user.uid,
+            extra: Some(&attributes.user.extra),
             ..Ask::default()
         };
         authorizer.allows(&ask).is_some()

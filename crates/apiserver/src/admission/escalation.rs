@@ -66,12 +66,12 @@ impl Escalation {
         };
         self.0
             .allows(&Ask {
-                user: &attributes.user,
-                groups: &attributes.groups,
+                user: &attributes.user.name,
+                groups: &attributes.user.groups,
                 verb,
                 target,
-                uid: &attributes.who.uid,
-                extra: Some(&attributes.who.extra),
+                uid: &attributes.user.uid,
+                extra: Some(&attributes.user.extra),
                 ..Ask::default()
             })
             .is_some()
@@ -79,7 +79,7 @@ impl Escalation {
 
     /// The permissions among these that who asks does not have.
     fn missing(&self, attributes: &Attributes, wanted: &[PolicyRule]) -> Vec<PolicyRule> {
-        let owned = self.0.rules_of(&attributes.user, &attributes.groups, &attributes.namespace);
+        let owned = self.0.rules_of(&attributes.user.name, &attributes.user.groups, &attributes.namespace);
         covers(&owned, wanted)
     }
 
@@ -135,7 +135,7 @@ impl Admit for Escalation {
         old: Option<&dyn Object>,
     ) -> Result<(), StatusError> {
         let Some(object) = object.filter(|_| attributes.kind.group == GROUP) else { return Ok(()) };
-        let is_master = attributes.groups.iter().any(|group| group == MASTERS);
+        let is_master = attributes.user.groups.iter().any(|group| group == MASTERS);
         if is_master || old.is_some_and(|old| is_collection(object, old)) {
             return Ok(());
         }
@@ -148,8 +148,8 @@ fn refusal(attributes: &Attributes, missing: Vec<PolicyRule>) -> String {
     let shown: Vec<String> = shown.into_iter().collect();
     format!(
         "user {:?} (groups={}) is attempting to grant RBAC permissions not currently held:\n{}",
-        attributes.user,
-        quoted(&attributes.groups),
+        attributes.user.name,
+        quoted(&attributes.user.groups),
         shown.join("\n")
     )
 }
@@ -198,8 +198,11 @@ mod tests {
     use krate_api::kinds;
     use serde_json::{Value, json};
 
+    use std::sync::Arc;
+
     use super::*;
     use crate::admission::Operation;
+    use crate::auth::User;
 
     fn authorizer(rules: Value) -> Authorizer {
         let authorizer = Authorizer::default();
@@ -217,8 +220,8 @@ mod tests {
 
     fn check(rules: Value, kind: &'static krate_api::Kind, object: &dyn Object) -> Result<(), String> {
         let mut attributes = Attributes::for_test(Operation::Create, kind, "", "", "x");
-        attributes.user = "jane".to_owned();
-        attributes.groups = vec!["devs".to_owned()];
+        attributes.user =
+            Arc::new(User { name: "jane".to_owned(), groups: vec!["devs".to_owned()], ..User::default() });
         Escalation(authorizer(rules)).check(&attributes, object)
     }
 

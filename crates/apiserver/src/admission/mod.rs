@@ -69,10 +69,8 @@ pub struct Attributes {
     /// Empty for a kind of cluster scope.
     pub namespace: String,
     pub name: String,
-    pub user: String,
-    pub groups: Vec<String>,
-    /// The whole of who asks.
-    pub who: User,
+    /// Who asks.
+    pub user: Arc<User>,
     pub dry_run: bool,
     /// What a connection is asked to be; the object is none then.
     pub options: Option<serde_json::Value>,
@@ -87,9 +85,7 @@ impl Attributes {
             subresource: call.info.subresource.clone(),
             namespace: call.info.namespace.clone(),
             name: object.meta().name.clone().unwrap_or_default(),
-            user: call.user.name.clone(),
-            groups: call.user.groups.clone(),
-            who: call.user.clone(),
+            user: Arc::clone(&call.user),
             dry_run: call.dry_run,
             options: None,
             said: Arc::default(),
@@ -104,9 +100,7 @@ impl Attributes {
             subresource: call.info.subresource.clone(),
             namespace: call.info.namespace.clone(),
             name: call.info.name.clone(),
-            user: call.user.name.clone(),
-            groups: call.user.groups.clone(),
-            who: call.user.clone(),
+            user: Arc::clone(&call.user),
             dry_run: false,
             options: Some(options),
             said: Arc::default(),
@@ -190,9 +184,7 @@ impl Attributes {
             subresource: subresource.to_owned(),
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            user: String::new(),
-            groups: Vec::new(),
-            who: User::default(),
+            user: Arc::default(),
             dry_run: false,
             options: None,
             said: Arc::default(),
@@ -201,7 +193,8 @@ impl Attributes {
 
     /// Whether it is about an object of this kind itself.
     pub fn is(&self, kind: &Kind) -> bool {
-        self.kind.gvk() == kind.gvk() && self.subresource.is_empty()
+        // Kinds differ in their names sooner than in their groups.
+        self.kind.kind == kind.kind && self.kind.gvk() == kind.gvk() && self.subresource.is_empty()
     }
 
     pub fn forbidden(&self, why: impl std::fmt::Display) -> StatusError {

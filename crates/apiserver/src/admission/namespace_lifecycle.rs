@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause;
 use krate_api::{StatusError, kinds};
 use krate_store::cache::Freshness;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::{Admit, Attributes, Operation};
 use crate::kinds::Kinds;
@@ -23,20 +24,39 @@ impl NamespaceLifecycle {
         NamespaceLifecycle { kinds }
     }
 
-    /// The phase of a namespace; `None` if it is not there.
-    async fn phase(&self, name: &str) -> Result<Option<String>, StatusError> {
+    /// Whether a namespace is going; `None` if it is not there.
+    async fn is_going(&self, name: &str) -> Result<Option<bool>, StatusError> {
         let Some(storage) = self.kinds.of("", "namespaces") else { return Ok(None) };
         for freshness in [Freshness::Any, Freshness::Latest] {
             let found = storage.cache.get("", name, freshness).await.map_err(crate::storage::refused)?;
             if let Some(cached) = found {
-                let object = storage.decode(&cached.value, cached.revision)?.object;
-                let phase = object.is::<Namespace>().and_then(|ns| ns.status.as_ref()?.phase.clone());
-                let going = object.meta().deletion_timestamp.is_some();
-                return Ok(Some(if going { "Terminating".to_owned() } else { phase.unwrap_or_default() }));
+                let End { metadata, status } =
+                    serde_json::from_slice(&cached.value).map_err(StatusError::internal)?;
+                let phase = status.and_then(|status| status.phase);
+                return Ok(Some(metadata.deletion_timestamp.is_some() || phase == Some("Terminating")));
             }
         }
         Ok(None)
     }
+}
+
+/// What of a namespace says whether it is going. It is read for every write, and so not made whole.
+#[derive(Deserialize)]
+struct End<'a> {
+    metadata: EndMetadata,
+    #[serde(borrow)]
+    status: Option<EndStatus<'a>>,
+}
+
+#[derive(Deserialize)]
+struct EndMetadata {
+    #[serde(rename = "deletionTimestamp")]
+    deletion_timestamp: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct EndStatus<'a> {
+    phase: Option<&'a str>,
 }
 
 #[async_trait]
@@ -51,10 +71,10 @@ impl Admit for NamespaceLifecycle {
         if !attributes.kind.is_namespaced() || reviews || attributes.operation == Operation::Delete {
             return Ok(());
         }
-        let Some(phase) = self.phase(&attributes.namespace).await? else {
+        let Some(going) = self.is_going(&attributes.namespace).await? else {
             return Err(StatusError::not_found("", "namespaces", &attributes.namespace));
         };
-        if attributes.operation == Operation::Create && phase == "Terminating" {
+        if attributes.operation == Operation::Create && going {
             let mut refused = attributes.forbidden(format!(
                 "unable to create new content in namespace {} because it is being terminated",
                 attributes.namespace

@@ -56,12 +56,12 @@ impl Admit for NodeRestriction {
         object: Option<&dyn Object>,
         old: Option<&dyn Object>,
     ) -> Result<(), StatusError> {
-        let Some(node) = node_authorizer::node_of(&attributes.user, &attributes.groups) else {
+        let Some(node) = node_authorizer::node_of(&attributes.user.name, &attributes.user.groups) else {
             return Ok(());
         };
         let refused = |why: String| Err(attributes.forbidden(why));
         if node.is_empty() {
-            return refused(format!("could not determine node from user {:?}", attributes.user));
+            return refused(format!("could not determine node from user {:?}", attributes.user.name));
         }
         let name = object.or(old).and_then(|object| object.meta().name.as_deref()).unwrap_or_default();
         let pod = |object: Option<&dyn Object>| object.and_then(|object| object.is::<Pod>().cloned());

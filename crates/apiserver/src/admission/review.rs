@@ -21,7 +21,7 @@ pub fn request(attributes: &Attributes) -> Value {
     let asked = attributes.options.as_ref().and_then(|options| options["kind"].as_str());
     let gvk = json!({"group": kind.group, "version": kind.version, "kind": asked.unwrap_or(kind.kind)});
     let gvr = json!({"group": kind.group, "version": kind.version, "resource": kind.plural});
-    let user = serde_json::to_value(attributes.who.info()).unwrap_or_default();
+    let user = serde_json::to_value(attributes.user.info()).unwrap_or_default();
     let options = match attributes.operation {
         Operation::Create => json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"}),
         Operation::Update => json!({"kind": "UpdateOptions", "apiVersion": "meta.k8s.io/v1"}),

@@ -83,7 +83,7 @@ impl Settings {
 #[derive(Clone)]
 pub enum Caller {
     /// A component of this process.
-    Component(User),
+    Component(Arc<User>),
     /// The other side of a connection.
     Peer(Arc<Peer>),
 }
@@ -143,13 +143,19 @@ impl Authenticator {
     ///
     /// # Errors
     /// He proves nothing by what he brings, or brings nothing where that is not enough.
-    pub async fn who(&self, headers: &HeaderMap, caller: &Caller, path: &str) -> Result<User, Unauthorized> {
+    pub async fn who(
+        &self,
+        headers: &HeaderMap,
+        caller: &Caller,
+        path: &str,
+    ) -> Result<Arc<User>, Unauthorized> {
         let peer = match caller {
-            Caller::Component(user) => return Ok(user.clone()),
+            Caller::Component(user) => return Ok(Arc::clone(user)),
             Caller::Peer(peer) => peer,
         };
         let mut failed = false;
         let told = self.request_header.as_ref().map(|proxy| proxy.who(peer, headers));
+        let told = told.map(|told| told.map(|user| user.map(Arc::new)));
         for found in [told, Some(peer.user())].into_iter().flatten() {
             match found {
                 Ok(Some(user)) => return Ok(user),
@@ -159,12 +165,16 @@ impl Authenticator {
         }
         if let Some(token) = bearer(headers) {
             return match self.tokens.whose(&token, &self.audiences).await {
-                Some((user, _)) => Ok(user),
+                Some((user, _)) => Ok(Arc::new(user)),
                 None => Err(Unauthorized),
             };
         }
         // Who fails is not nobody.
-        if failed || !self.anonymous.is_allowed(path) { Err(Unauthorized) } else { Ok(User::anonymous()) }
+        if failed || !self.anonymous.is_allowed(path) {
+            Err(Unauthorized)
+        } else {
+            Ok(Arc::new(User::anonymous()))
+        }
     }
 
     /// Takes away by what the caller has proved who he is: it is nobody's business further on.

@@ -67,7 +67,8 @@ impl Authorities {
         let common_name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
         let common_name = common_name.unwrap_or_default().to_owned();
         Peer {
-            user: proved(&self.clients).map(|proof| proof.map(|()| user(certificate, &parsed, &common_name))),
+            user: proved(&self.clients)
+                .map(|proof| proof.map(|()| user(certificate, &parsed, &common_name).map(Arc::new))),
             proxy: proved(&self.proxies).map(|proof| proof.map(|()| common_name)),
             until: parsed.validity().not_after.timestamp(),
         }
@@ -79,7 +80,7 @@ impl Authorities {
 pub struct Peer {
     /// `None` where there is no certificate, or no authority of clients; the user is `None` where the certificate names
     /// nobody.
-    user: Option<Result<Option<User>, ()>>,
+    user: Option<Result<Option<Arc<User>>, ()>>,
     proxy: Option<Result<String, ()>>,
     /// When the certificate ends, in seconds since 1970.
     until: i64,
@@ -94,7 +95,7 @@ impl Peer {
     ///
     /// # Errors
     /// It is not one of the clients' authority, or has ended.
-    pub fn user(&self) -> Result<Option<User>, ()> {
+    pub fn user(&self) -> Result<Option<Arc<User>>, ()> {
         match &self.user {
             Some(user) => self.lasts().and_then(|()| user.clone()),
             None => Ok(None),

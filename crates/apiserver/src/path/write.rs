@@ -51,11 +51,15 @@ pub async fn create_object(
         ownership::track(call, &mut *object, None)?;
     }
     let attempts = if named || prefix.is_none() { 1 } else { NAMES };
-    for attempt in 1..=attempts {
-        if let (false, Some(prefix)) = (named, &prefix) {
-            object.meta_mut().name = Some(generate_name(prefix, rand::random));
+    let mut untried = Some(object);
+    for attempt in 1.. {
+        let Some(mut trial) = untried.take() else { break };
+        if attempt < attempts {
+            untried = Some(trial.boxed_clone());
         }
-        let mut trial = object.boxed_clone();
+        if let (false, Some(prefix)) = (named, &prefix) {
+            trial.meta_mut().name = Some(generate_name(prefix, rand::random));
+        }
         let attributes = Attributes::of(call, Operation::Create, &*trial);
         call.server.admission.mutate(&attributes, &mut *trial, None).await?;
         call.warnings.extend(attributes.take_warnings());
@@ -80,7 +84,7 @@ pub async fn create_object(
         taken(matches!(outcome, Ok(Outcome::Done(_)))).await;
         match outcome? {
             Outcome::Done(written) => return Ok(written),
-            Outcome::Conflict(_) if attempt < attempts => {}
+            Outcome::Conflict(_) if untried.is_some() => {}
             Outcome::Conflict(_) => {
                 return Err(StatusError::already_exists(call.kind().group, call.kind().plural, &name));
             }

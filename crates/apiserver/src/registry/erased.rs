@@ -159,11 +159,13 @@ pub struct Typed<S> {
     strategy: PhantomData<fn() -> S>,
     /// The column definitions of its table, made when they are first asked for.
     columns: OnceLock<Value>,
+    /// The type of its objects, once it was looked up.
+    schema: OnceLock<Option<TypeRef<'static>>>,
 }
 
 impl<S> Default for Typed<S> {
     fn default() -> Self {
-        Typed { strategy: PhantomData, columns: OnceLock::new() }
+        Typed { strategy: PhantomData, columns: OnceLock::new(), schema: OnceLock::new() }
     }
 }
 
@@ -256,6 +258,10 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
     fn cells(&self, object: &dyn Object) -> Vec<Value> {
         let object = typed::<S>(object);
         S::COLUMNS.iter().map(|column| (column.cell)(object)).collect()
+    }
+
+    fn schema(&self) -> Option<TypeRef<'_>> {
+        *self.schema.get_or_init(|| schema::of(self.kind().gvk()))
     }
 
     fn grace_period(&self, object: &dyn Object, asked: Option<i64>) -> Option<i64> {

@@ -126,8 +126,8 @@ impl Input {
         }
         let asking: Arc<dyn Authz> = Arc::new(Asking {
             authorizer: authorizer.clone(),
-            user: attributes.user.clone(),
-            groups: attributes.groups.clone(),
+            user: attributes.user.name.clone(),
+            groups: attributes.user.groups.clone(),
         });
         let own = Question {
             group: kind.group.to_owned(),
