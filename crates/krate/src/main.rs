@@ -14,9 +14,14 @@ mod up;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use mimalloc::MiMalloc;
 
 use cli::{Cli, Command};
 use datadir::DataDir;
+
+/// A write makes and drops hundreds of small texts: with the C library's allocator a fifth of its time went there.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     // The container runtime runs this binary again for its small processes: those must not become anything else first.
