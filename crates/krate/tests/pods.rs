@@ -93,6 +93,47 @@ fn cases() -> Vec<Case> {
             },
         },
         Case {
+            name: "rule-restarts-all",
+            spec: json!({"restartPolicy": "Never", "volumes": volumes,
+                "initContainers": [with(sh("first", "echo >> /scratch/inits"), scratch.clone())],
+                "containers": [
+                    with(once("until [ -s /scratch/beside ]; do sleep 0.1; done; exit 42"),
+                        with(scratch.clone(), json!({"restartPolicy": "Never", "restartPolicyRules": rule("RestartAllContainers")}))),
+                    with(sh("beside", "echo >> /scratch/beside; until [ $(busybox wc -l < /scratch/beside) = 2 ]; do sleep 0.1; done; cat /scratch/inits > /dev/termination-log"),
+                        scratch.clone())]}),
+            is_done: |pod| {
+                let beside = &pod["status"]["containerStatuses"][0];
+                let main = &pod["status"]["containerStatuses"][1];
+                is(pod, "Succeeded")
+                    && (&beside["restartCount"], &main["restartCount"]) == (&json!(1), &json!(1))
+                    && main["lastState"]["terminated"]["exitCode"] == 42
+                    && beside["lastState"]["terminated"]["reason"] == "RestartingAllContainers"
+                    && beside["state"]["terminated"]["message"] == "\n\n"
+                    && condition(pod, "AllContainersRestarting").is_some_and(|c| c["status"] == "False")
+            },
+        },
+        Case {
+            name: "shared-processes",
+            spec: json!({"restartPolicy": "Never", "shareProcessNamespace": true, "containers": [
+                sh("main", "until busybox pidof sleep; do sleep 0; done; kill $(busybox pidof sleep); readlink /proc/self/ns/pid"),
+                with(sh("beside", ""), json!({"command": ["sleep", "1000"]}))]}),
+            is_done: |pod| {
+                let code =
+                    |i: usize| &pod["status"]["containerStatuses"][i]["state"]["terminated"]["exitCode"];
+                is(pod, "Failed") && [code(0), code(1)].into_iter().all(|c| *c == 143 || *c == 0)
+            },
+        },
+        Case {
+            name: "host-processes",
+            spec: json!({"restartPolicy": "Never", "hostPID": true, "containers": [
+                sh("main", "busybox readlink /proc/self/ns/pid > /dev/termination-log; cat /sys/fs/cgroup/*/cgroup.procs > /dev/null")]}),
+            is_done: |pod| {
+                let own = std::fs::read_link("/proc/self/ns/pid").expect("read");
+                let said = self::own(pod)["state"]["terminated"]["message"].as_str().unwrap_or_default();
+                is(pod, "Succeeded") && said.trim() == own.to_string_lossy()
+            },
+        },
+        Case {
             name: "deadline",
             spec: json!({"activeDeadlineSeconds": 2, "terminationGracePeriodSeconds": 1,
                 "containers": [sh("main", SHARED)]}),
@@ -238,6 +279,20 @@ fn resized(cluster: &Cluster) {
     told(cluster, "steady", "ResizeCompleted", "Pod resize completed: {");
 }
 
+/// Who looks inside sees the processes of the container that was named, as if it were in it.
+fn looked_into(cluster: &Cluster) {
+    let mut command = cluster.kubectl_command(&format!(
+        "-n pods debug steady --image={IMAGE} --image-pull-policy=IfNotPresent --target=main -c looker --"
+    ));
+    let script = format!("grep -q {:?} /proc/1/cmdline && id > /dev/termination-log", "while true");
+    let out = command.args(["sh", "-c", &script]).output().expect("kubectl runs");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    until(cluster, "steady", "it was looked into", |pod| {
+        let ended = &pod["status"]["ephemeralContainerStatuses"][0]["state"]["terminated"];
+        ended["exitCode"] == 0 && ended["message"].as_str().is_some_and(|said| said.starts_with("uid=0"))
+    });
+}
+
 /// It is told to go, serves until it does, and is gone.
 fn goes(cluster: &Cluster) {
     cluster.kubectl("-n pods delete pod steady --wait=false");
@@ -281,6 +336,7 @@ fn each_pod_comes_to_what_it_must() {
     told(&cluster, "not-alive", "Killing", "Container main failed liveness probe, will be restarted");
     told(&cluster, "crashes", "BackOff", "Back-off restarting failed container main in pod crashes_pods(");
     resized(&cluster);
+    looked_into(&cluster);
     goes(&cluster);
     let node = cluster.kubectl("get nodes -o name");
     let node = node.trim().trim_start_matches("node/").to_owned();

@@ -12,6 +12,22 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// The controllers of version 1 that libcontainer knows.
+const MANAGED: [&str; 12] = [
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "hugetlb",
+    "memory",
+    "pids",
+    "perf_event",
+    "blkio",
+    "net_prio",
+    "net_cls",
+    "freezer",
+];
+
 /// Where the host's controllers are.
 #[derive(Debug)]
 enum Layout {
@@ -94,6 +110,23 @@ impl Cgroup {
             Layout::V2 => vec![Path::new(ROOT).join(&self.0)],
             Layout::V1(mounts) => mounts.iter().map(|(_, mount)| mount.join(&self.0)).collect(),
         }
+    }
+
+    /// Of version 1: under which names a container finds the group of each hierarchy, and where the host has it; of
+    /// several controllers in one hierarchy, under each's name too. Hierarchies in which libcontainer makes no groups are
+    /// not among them. `None` where there is only version 2.
+    pub fn views(&self) -> Option<Vec<(String, PathBuf)>> {
+        let Layout::V1(mounts) = layout() else { return None };
+        let mut views = Vec::new();
+        for (controllers, mount) in mounts.iter().filter(|(_, mount)| mount.starts_with(ROOT)) {
+            let mut own = controllers.iter().filter(|c| MANAGED.contains(&c.as_str())).peekable();
+            let (Some(name), Some(_)) = (mount.file_name(), own.peek()) else { continue };
+            let name = name.to_string_lossy().into_owned();
+            let group = mount.join(&self.0);
+            views.extend(own.filter(|c| **c != name).map(|c| (c.clone(), group.clone())));
+            views.push((name, group));
+        }
+        Some(views)
     }
 
     pub fn exists(&self) -> bool {

@@ -14,13 +14,17 @@ pub struct SandboxFiles {
     pub shm: PathBuf,
 }
 
-/// All mounts, in the order in which they are made: each after what it lies in.
+/// Where a container sees its control groups.
+pub const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// All mounts, in the order in which they are made: each after what it lies in. `views` are the places of version 1's
+/// hierarchies below [`CGROUPS`], and what of the host's is seen there.
 pub fn mounts(
     asked: &[Mount],
     files: &SandboxFiles,
     privileged: bool,
     readonly_rootfs: bool,
-    own_cgroup: bool,
+    views: Option<&[(String, PathBuf)]>,
 ) -> Vec<Value> {
     let access = if privileged { "rw" } else { "ro" };
     let mut all = vec![
@@ -34,13 +38,9 @@ pub fn mounts(
                 "options": ["nosuid", "noexec", "nodev"] }),
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
                 "options": ["nosuid", "noexec", "nodev", access] }),
-        json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-                "options": ["nosuid", "noexec", "nodev", "relatime", access] }),
     ];
-    if !own_cgroup {
-        all.pop();
-    }
-    let brings = |path: &str| asked.iter().any(|mount| clean(&mount.container_path) == Path::new(path));
+    all.extend(cgroups(views, access));
+    let brings = |path: &str| brings(asked, path);
     let writable = if readonly_rootfs { "ro" } else { "rw" };
     let shared: [(&str, Option<&PathBuf>, &str); 4] = [
         ("/etc/hostname", files.hostname.as_ref(), writable),
@@ -56,11 +56,33 @@ pub fn mounts(
                              "options": ["rbind", "rprivate", access] }));
         }
     }
-    // What a pod brings replaces what everybody has.
-    all.retain(|mount| !brings(mount["destination"].as_str().unwrap_or_default()));
+    // What a pod brings replaces what everybody has, and what would lie in it.
+    let own_cgroups = brings(CGROUPS);
+    all.retain(|mount| {
+        let place = mount["destination"].as_str().unwrap_or_default();
+        !(brings(place) || own_cgroups && place.starts_with(CGROUPS))
+    });
     let mut own: Vec<&Mount> = asked.iter().collect();
     own.sort_by_key(|mount| clean(&mount.container_path).components().count());
     all.extend(own.into_iter().map(volume));
+    all
+}
+
+/// Of version 1, each hierarchy's group of the container is bound to its place here, not by libcontainer: that looks for
+/// itself among the host's processes, and finds another when the container is in the process namespace of a pod; and what
+/// it binds can be written.
+fn cgroups(views: Option<&[(String, PathBuf)]>, access: &str) -> Vec<Value> {
+    let Some(views) = views else {
+        return vec![json!({ "destination": CGROUPS, "type": "cgroup", "source": "cgroup",
+                            "options": ["nosuid", "noexec", "nodev", "relatime", access] })];
+    };
+    // Written to only while the places are made in it.
+    let mut all = vec![json!({ "destination": CGROUPS, "type": "tmpfs", "source": "tmpfs",
+                               "options": ["nosuid", "noexec", "nodev", "relatime", "mode=755"] })];
+    all.extend(views.iter().map(|(name, group)| {
+        json!({ "destination": format!("{CGROUPS}/{name}"), "type": "bind", "source": group,
+                "options": ["bind", "nosuid", "noexec", "nodev", "relatime", access] })
+    }));
     all
 }
 
@@ -77,6 +99,11 @@ fn volume(mount: &Mount) -> Value {
     };
     json!({ "destination": clean(&mount.container_path), "type": "bind", "source": mount.host_path,
             "options": ["rbind", propagation, access] })
+}
+
+/// Whether a pod itself says what is at a path.
+pub fn brings(asked: &[Mount], path: &str) -> bool {
+    asked.iter().any(|mount| clean(&mount.container_path) == Path::new(path))
 }
 
 /// How mounts of the container and the host reach each other, in the runtime specification's words.
@@ -125,7 +152,7 @@ mod tests {
     fn a_pods_own_mount_replaces_the_common_one() {
         let own =
             Mount { container_path: "/etc/hosts/".into(), host_path: "/mine".into(), ..Default::default() };
-        let made = mounts(&[own], &files(), false, false, true);
+        let made = mounts(&[own], &files(), false, false, None);
         assert_eq!(at(&made, "/etc/hosts").len(), 1);
         assert_eq!(at(&made, "/etc/hosts")[0]["source"], "/mine");
         assert_eq!(at(&made, "/etc/resolv.conf")[0]["source"], "/s/resolv.conf");
@@ -144,10 +171,23 @@ mod tests {
             mount("/data/inner", true, MountPropagation::PropagationHostToContainer),
             mount("/data", false, MountPropagation::PropagationPrivate),
         ];
-        let made = mounts(&asked, &files(), false, false, true);
+        let made = mounts(&asked, &files(), false, false, None);
         let last: Vec<_> = made.iter().rev().take(2).map(|m| m["destination"].as_str().unwrap()).collect();
         assert_eq!(last, ["/data/inner", "/data"]);
         assert_eq!(at(&made, "/data/inner")[0]["options"], json!(["rbind", "rslave", "ro"]));
         assert_eq!(rootfs_propagation(&asked), Some("slave"));
+    }
+
+    #[test]
+    fn the_groups_of_a_container_are_bound_read_only_unless_a_pod_brings_its_own() {
+        let views = [("cpu".to_owned(), PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/p/c"))];
+        let made = mounts(&[], &files(), false, false, Some(&views));
+        assert_eq!(at(&made, CGROUPS)[0]["type"], "tmpfs");
+        let bound = at(&made, "/sys/fs/cgroup/cpu")[0];
+        assert_eq!((&bound["type"], &bound["source"]), (&json!("bind"), &json!(views[0].1)));
+        assert!(bound["options"].as_array().unwrap().contains(&json!("ro")));
+        let own = mount("/sys/fs/cgroup/", false, MountPropagation::PropagationPrivate);
+        let made = mounts(&[own], &files(), false, false, Some(&views));
+        assert_eq!((at(&made, CGROUPS).len(), at(&made, "/sys/fs/cgroup/cpu").len()), (1, 0));
     }
 }

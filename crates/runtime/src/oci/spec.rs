@@ -100,9 +100,16 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
         ("resources".to_owned(), resources::resources(limits, rules)),
         ("devices".to_owned(), given.into_iter().map(|given| given.device).collect()),
     ]);
+    let views = cgroup::Cgroup::new(&inputs.cgroup).views();
     if !privileged {
         part.insert("maskedPaths".into(), paths(&security.masked_paths, &MASKED));
-        part.insert("readonlyPaths".into(), paths(&security.readonly_paths, &READONLY));
+        let mut readonly = paths(&security.readonly_paths, &READONLY);
+        if let (Some(_), Value::Array(all)) = (&views, &mut readonly)
+            && !mounts::brings(&config.mounts, mounts::CGROUPS)
+        {
+            all.push(mounts::CGROUPS.into());
+        }
+        part.insert("readonlyPaths".into(), readonly);
     }
     if let Some(propagation) = mounts::rootfs_propagation(&config.mounts) {
         part.insert("rootfsPropagation".into(), propagation.into());
@@ -139,7 +146,13 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
         },
         "root": { "path": inputs.rootfs, "readonly": security.readonly_rootfs },
         "mounts":
-            mounts::mounts(&config.mounts, &inputs.files, privileged, security.readonly_rootfs, true),
+            mounts::mounts(
+                &config.mounts,
+                &inputs.files,
+                privileged,
+                security.readonly_rootfs,
+                views.as_deref(),
+            ),
         "linux": part,
     });
     if let Some(profile) = apparmor::profile(security.apparmor.as_ref(), privileged)? {
