@@ -11,14 +11,20 @@ use super::Inputs;
 use crate::observed::{ContainerSeen, timestamp};
 use crate::plan::{is_sidecar, should_start};
 use crate::resize;
-use crate::spec::{Kind, may_restart_all};
+use crate::spec::{Kind, may_restart_all, restarts_all};
 
-const RESTARTING_ALL: &str = "RestartingAllContainers";
+/// The reason of an end that came because all containers of the pod begin afresh (KEP-5532).
+pub const RESTARTING_ALL: &str = "RestartingAllContainers";
 /// The exit code of a container of whose end nothing is known.
 const LOST: i32 = 137;
 
 pub fn statuses(inputs: &Inputs<'_>, containers: &[Container], kind: Kind) -> Vec<ContainerStatus> {
-    containers.iter().map(|container| one(inputs, container, kind)).collect()
+    let mut all: Vec<_> = containers.iter().map(|container| one(inputs, container, kind)).collect();
+    if kind != Kind::Init {
+        // As upstream tells them, whatever order they are written in.
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    all
 }
 
 fn one(inputs: &Inputs<'_>, container: &Container, kind: Kind) -> ContainerStatus {
@@ -93,7 +99,9 @@ fn unseen(inputs: &Inputs<'_>, container: &Container, kind: Kind) -> ContainerSt
                 container_id: old.container_id.clone(),
                 ..Default::default()
             };
-            let ended = state.terminated.unwrap_or(removed);
+            // The end that is the cause is told as it was; what the others ended with, was not their doing.
+            let ended =
+                state.terminated.filter(|end| restarts_all(container, end.exit_code)).unwrap_or(removed);
             status.last_state = Some(ContainerState { terminated: Some(ended), ..Default::default() });
             status.state = Some(waiting(RESTARTING_ALL, Some(message)));
             return status;

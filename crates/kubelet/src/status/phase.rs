@@ -1,7 +1,8 @@
 //! A pod's phase, from its containers' states.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerStateTerminated, ContainerStatus, PodSpec};
 
+use super::containers::RESTARTING_ALL;
 use crate::plan::is_sidecar;
 use crate::spec::restarts;
 
@@ -31,7 +32,7 @@ pub fn of(
         let end = state.terminated.as_ref().or_else(|| status.and_then(ended));
         match end {
             Some(end) if state.running.is_none() => {
-                failed |= end.exit_code != 0 && !restarts(spec, container, end.exit_code);
+                failed |= end.exit_code != 0 && !goes_on(spec, container, end);
             }
             _ => pending_inits = true,
         }
@@ -50,7 +51,7 @@ pub fn of(
         match state.terminated.as_ref().or_else(|| ended(status)) {
             Some(end) => {
                 stopped += 1;
-                for_good += usize::from(!restarts(spec, container, end.exit_code));
+                for_good += usize::from(!goes_on(spec, container, end));
                 succeeded += usize::from(end.exit_code == 0 && state.terminated.is_some());
             }
             None => waiting += 1,
@@ -78,7 +79,12 @@ pub fn of(
     "Pending"
 }
 
-fn ended(status: &ContainerStatus) -> Option<&k8s_openapi::api::core::v1::ContainerStateTerminated> {
+/// Whether a container that ended so runs again: by its own rules, or because its pod begins afresh.
+fn goes_on(spec: &PodSpec, container: &Container, end: &ContainerStateTerminated) -> bool {
+    end.reason.as_deref() == Some(RESTARTING_ALL) || restarts(spec, container, end.exit_code)
+}
+
+fn ended(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
     status.last_state.as_ref().and_then(|s| s.terminated.as_ref())
 }
 

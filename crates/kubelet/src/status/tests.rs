@@ -252,3 +252,35 @@ fn transitions_keep_their_time() {
     assert_eq!(since("Ready"), then);
     assert_ne!(since("Initialized"), then);
 }
+
+#[test]
+fn a_pod_that_begins_afresh_does_not_fail_on_the_way() {
+    let rule = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [7]}}]);
+    let mut world =
+        world(json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [
+        {"name": "c", "restartPolicy": "Never", "restartPolicyRules": rule}, {"name": "d"}]}))
+        .sandboxed();
+    let empty = world.seen.containers.clone();
+    type Seen = [(&'static str, Option<i32>)];
+    let steps: [&Seen; 6] = [
+        &[("i", Some(0)), ("c", None), ("d", None)],
+        &[("i", Some(0)), ("c", Some(7)), ("d", None)],
+        &[("i", Some(0)), ("c", Some(7)), ("d", Some(137))],
+        &[("i", Some(0)), ("c", Some(7))],
+        &[("c", Some(7))],
+        &[],
+    ];
+    for step in steps {
+        world.seen.containers.clone_from(&empty);
+        for (name, exit) in step {
+            world = world.container(name, 0, *exit);
+        }
+        let status = world.status();
+        assert_eq!(status.phase.as_deref(), Some("Running"), "{step:?}");
+        world.pod.status = Some(status);
+    }
+    let ends: Vec<_> = world.pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).collect();
+    let last = |i: usize| ends[i].last_state.as_ref().and_then(|s| s.terminated.as_ref()).unwrap();
+    assert_eq!((last(0).exit_code, last(0).reason.as_deref()), (7, Some("Error")));
+    assert_eq!((last(1).exit_code, last(1).reason.as_deref()), (137, Some("RestartingAllContainers")));
+}
