@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 use krate_apiserver::options::Options;
+use krate_kubelet::{ProviderError, Providers};
 
 use crate::datadir;
 
@@ -79,6 +80,17 @@ pub struct Up {
     /// A flag of `krate apiserver` for this cluster's API server; may be given more than once
     #[arg(long, value_name = "NAME=VALUE")]
     pub kube_apiserver_arg: Vec<String>,
+
+    /// A KubeletConfiguration for this node; what the cluster itself decides (addresses, certificates, directories) stays
+    #[arg(long, value_name = "FILE")]
+    pub kubelet_config: Option<PathBuf>,
+
+    /// Drop-ins that go over it: files that end in .conf, in the order of their names
+    #[arg(long, value_name = "DIR")]
+    pub kubelet_config_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub providers: CredentialProviders,
 }
 
 /// Flags and their names are upstream's; all but the first eight are fields of the configuration file too, over which
@@ -204,6 +216,39 @@ pub struct Kubelet {
     /// Taints of the node when it is registered
     #[arg(long, value_name = "KEY=VALUE:EFFECT", value_delimiter = ',')]
     pub register_with_taints: Option<Vec<String>>,
+
+    #[command(flatten)]
+    pub providers: CredentialProviders,
+}
+
+/// Plugins that know accounts for registries, by upstream's flags.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CredentialProviders {
+    /// Which plugins know accounts for registries: a CredentialProviderConfig, or a directory of such files
+    #[arg(
+        id = "plugins",
+        long = "image-credential-provider-config",
+        value_name = "PATH",
+        requires = "programs"
+    )]
+    pub config: Option<PathBuf>,
+
+    /// Where those plugins are
+    #[arg(id = "programs", long = "image-credential-provider-bin-dir", value_name = "DIR")]
+    pub programs: Option<PathBuf>,
+}
+
+impl CredentialProviders {
+    /// The plugins; none where nothing is said of them.
+    ///
+    /// # Errors
+    /// Their configuration is not sound, or one is not there.
+    pub fn load(&self) -> Result<Providers, ProviderError> {
+        match (&self.config, &self.programs) {
+            (Some(config), Some(programs)) => Providers::load(config, programs),
+            _ => Ok(Providers::default()),
+        }
+    }
 }
 
 #[derive(Args, Debug)]

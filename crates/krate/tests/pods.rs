@@ -46,6 +46,24 @@ fn is_ready(pod: &Value) -> bool {
     condition(pod, "Ready").is_some_and(|c| c["status"] == "True")
 }
 
+/// What the node is configured with.
+const CONFIGURATION: &str = "
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+maxPods: 70
+podPidsLimit: 333
+systemReserved: {cpu: 100m, pid: '1000'}
+kubeReserved: {memory: 64Mi}
+evictionHard: {memory.available: 1Mi}
+crashLoopBackOff: {maxContainerRestartPeriod: 3s}
+containerLogMaxSize: 16Ki
+containerLogMaxFiles: 2
+containerLogMonitorInterval: 3s
+seccompDefault: true
+nodeStatusMaxImages: 0
+nodeLeaseDurationSeconds: 20
+";
+
 const SHARED: &str = "while true; do sleep 0.1; done";
 
 fn cases() -> Vec<Case> {
@@ -204,6 +222,16 @@ fn cases() -> Vec<Case> {
             },
         },
         Case {
+            name: "filtered",
+            spec: json!({"restartPolicy": "Never", "containers": [sh("main", "grep Seccomp: /proc/self/status > /dev/termination-log")]}),
+            is_done: |pod| own(pod)["state"]["terminated"]["message"] == "Seccomp:\t2\n",
+        },
+        Case {
+            name: "chatty",
+            spec: json!({"containers": [sh("main", "while true; do echo a line of some length; sleep 0.01; done")]}),
+            is_done: is_ready,
+        },
+        Case {
             name: "no-image",
             spec: json!({"containers": [with(sh("main", "true"), json!({"image": "nowhere.invalid/none:1"}))]}),
             is_done: |pod| {
@@ -252,6 +280,44 @@ fn events(cluster: &Cluster, name: &str) -> Vec<(String, String)> {
 fn told(cluster: &Cluster, name: &str, reason: &str, message: &str) {
     eventually(&format!("the event {reason} of {name}"), SOON, || {
         events(cluster, name).iter().any(|(r, m)| r == reason && m.contains(message)).then_some(())
+    });
+}
+
+/// The node is as it was configured.
+fn configured(cluster: &Cluster, node: &str) {
+    let json = |text: &str| -> Value { serde_json::from_str(text).expect("json") };
+    let told = json(&cluster.kubectl(&format!("get --raw /api/v1/nodes/{node}/proxy/configz")));
+    let told = &told["kubeletconfig"];
+    assert_eq!((&told["podPidsLimit"], &told["maxPods"]), (&json!(333), &json!(70)), "{told:#}");
+    assert_eq!(told["evictionHard"], json!({"memory.available": "1Mi"}));
+
+    let node = json(&cluster.kubectl(&format!("get node {node} -o json")));
+    let status = &node["status"];
+    assert_eq!((&status["capacity"]["pods"], &status["allocatable"]["pods"]), (&json!("70"), &json!("70")));
+    let cores: i64 = status["capacity"]["cpu"].as_str().expect("cores").parse().expect("a number");
+    assert_eq!(status["allocatable"]["cpu"], format!("{}m", cores * 1000 - 100));
+    let bytes = |of: &Value| of.as_str().expect("memory").trim_end_matches("Ki").parse::<i64>().expect("Ki");
+    let kept = bytes(&status["capacity"]["memory"]) - bytes(&status["allocatable"]["memory"]);
+    assert_eq!(kept, 65 << 10, "64 Mi reserved and 1 Mi kept free");
+    assert!(status["images"].as_array().is_none_or(Vec::is_empty), "{status:#}");
+    let lease = json(&cluster.kubectl(&format!(
+        "-n kube-node-lease get lease {} -o json",
+        node["metadata"]["name"].as_str().expect("a name")
+    )));
+    assert_eq!(lease["spec"]["leaseDurationSeconds"], 20);
+
+    let uid = pod(cluster, "chatty")["metadata"]["uid"].as_str().expect("a uid").to_owned();
+    let found = std::process::Command::new("find")
+        .args(["/sys/fs/cgroup", "-path", &format!("*pod{uid}/pids.max")])
+        .output()
+        .expect("find runs");
+    let limit = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+    assert_eq!(std::fs::read_to_string(&limit).expect("it has a limit").trim(), "333", "{limit}");
+    let logs = cluster.dir.join("kubelet/logs").join(format!("pods_chatty_{uid}")).join("main");
+    eventually("its log is put aside, and two files are kept", SOON, || {
+        let entries = std::fs::read_dir(&logs).ok()?.flatten();
+        let sizes: Vec<u64> = entries.filter_map(|e| Some(e.metadata().ok()?.len())).collect();
+        (sizes.len() == 2 && sizes.iter().any(|size| *size > 16 << 10)).then_some(())
     });
 }
 
@@ -308,7 +374,10 @@ fn each_pod_comes_to_what_it_must() {
     else {
         return;
     };
-    let cluster = Cluster::start(kubectl, &[]);
+    let files = tempfile::tempdir().expect("a directory");
+    let configuration = files.path().join("kubelet.yaml");
+    std::fs::write(&configuration, CONFIGURATION).expect("written");
+    let cluster = Cluster::start(kubectl, &["--kubelet-config", &configuration.to_string_lossy()]);
     let file = cluster.dir.join("busybox.tar");
     image::write(&busybox, IMAGE, "latest", &file);
     cluster.krate_says(&["image", "import", &file.to_string_lossy()]);
@@ -334,12 +403,18 @@ fn each_pod_comes_to_what_it_must() {
     told(&cluster, "hook-fails", "FailedPostStartHook", "PostStartHook failed");
     told(&cluster, "not-alive", "Unhealthy", "Liveness probe failed");
     told(&cluster, "not-alive", "Killing", "Container main failed liveness probe, will be restarted");
+    until(&cluster, "crashes", "it waits no longer than is configured", |pod| {
+        let restarts = own(pod)["restartCount"].as_i64().unwrap_or_default();
+        let waiting = own(pod)["state"]["waiting"]["message"].as_str().unwrap_or_default();
+        restarts >= 4 && waiting.starts_with("back-off 3s restarting")
+    });
     told(&cluster, "crashes", "BackOff", "Back-off restarting failed container main in pod crashes_pods(");
     resized(&cluster);
     looked_into(&cluster);
     goes(&cluster);
     let node = cluster.kubectl("get nodes -o name");
     let node = node.trim().trim_start_matches("node/").to_owned();
+    configured(&cluster, &node);
     for (path, wanted) in [
         ("configz", "\"kubeletconfig\""),
         ("healthz/syncloop", "ok"),

@@ -36,7 +36,7 @@ pub fn admit(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
             "SupplementalGroupsPolicy=Strict is not supported in this node",
         );
     }
-    let others: Vec<_> = shared.pods.list().into_iter().filter(|other| is_beside(pod, other)).collect();
+    let others: Vec<_> = shared.all_pods().into_iter().filter(|other| is_beside(pod, other)).collect();
     let used = others.iter().fold(Amounts::default(), |sum, other| sum.and(Amounts::of(other)));
     let whole = Amounts {
         pods: i64::from(shared.config.max_pods),

@@ -10,12 +10,28 @@ const LONGEST: Duration = Duration::from_mins(5);
 const FORGOTTEN: Duration = Duration::from_mins(10);
 
 /// The back-off of one thing that fails again and again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     delay: Option<(Duration, Timestamp)>,
+    longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff::up_to(LONGEST)
+    }
 }
 
 impl Backoff {
+    /// One that waits no longer than this (KEP-4603).
+    pub fn up_to(longest: Duration) -> Self {
+        Backoff { delay: None, longest }
+    }
+
+    fn first(&self) -> Duration {
+        FIRST.min(self.longest)
+    }
+
     /// How long is still to wait after a failure at `failed`; `None` when it may be tried now.
     pub fn wait(&self, failed: Timestamp, now: Timestamp) -> Option<Duration> {
         let (delay, since) = self.delay?;
@@ -28,14 +44,14 @@ impl Backoff {
 
     /// The delay that counts now.
     pub fn delay(&self) -> Duration {
-        self.delay.map_or(FIRST, |(delay, _)| delay)
+        self.delay.map_or(self.first(), |(delay, _)| delay)
     }
 
     /// Notes that it is tried (again) after a failure at `failed`: the next failure waits longer.
     pub fn next(&mut self, failed: Timestamp, now: Timestamp) {
         let delay = match self.delay {
-            Some((delay, since)) if !is_forgotten(since, failed) => (delay * 2).min(LONGEST),
-            _ => FIRST,
+            Some((delay, since)) if !is_forgotten(since, failed) => (delay * 2).min(self.longest),
+            _ => self.first(),
         };
         self.delay = Some((delay, now));
     }

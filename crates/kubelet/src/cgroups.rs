@@ -67,11 +67,21 @@ impl Cgroups {
     ///
     /// # Errors
     /// The file system refuses.
-    pub fn bound(&self, cpu_milli: i64, memory: i64) -> io::Result<()> {
+    pub fn bound(&self, left: &PodResources) -> io::Result<()> {
         self.make(&self.root)?;
-        let all =
-            PodResources { cpu_request: cpu_milli, memory_limit: Some(memory), ..PodResources::default() };
-        self.write(&self.root, &limits(&all))
+        self.write(&self.root, &limits(left))
+    }
+
+    /// Bounds what the processes of another group may use.
+    ///
+    /// # Errors
+    /// It is not there, or the file system refuses.
+    pub fn bound_other(&self, group: &str, bounds: &PodResources) -> io::Result<()> {
+        let group = group.trim_matches('/');
+        if !self.directories(group).iter().any(|directory| directory.is_dir()) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "cgroup does not exist"));
+        }
+        self.write(group, &limits(bounds))
     }
 
     /// Weighs all burstable pods together by what they ask for.
@@ -377,7 +387,10 @@ mod tests {
             }
         }
         let groups = Cgroups::over(Layout::V2(host.path().to_owned()), "/x");
-        groups.bound(2000, 1 << 30).unwrap();
+        let left = PodResources { cpu_request: 2000, memory_limit: Some(1 << 30), ..PodResources::default() };
+        groups.bound(&left).unwrap();
+        groups.bound_other("/x/kubepods/burstable", &PodResources::default()).unwrap();
+        assert!(groups.bound_other("/x/none", &left).is_err());
         groups.weigh_burstable(1000).unwrap();
         let read = |file: &str| fs::read_to_string(group.join(file)).unwrap();
         assert_eq!((read("cpu.weight"), read("memory.max")), ("174".into(), "1073741824".into()));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 use krate_api::Quantity;
@@ -10,6 +11,55 @@ use krate_api::Quantity;
 use crate::configuration::{Configuration, StaticPods};
 use crate::eviction::EvictionConfig;
 use crate::garbage::ImagePolicy;
+use crate::providers::Providers;
+
+/// When a container's log is put aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogPolicy {
+    /// Bytes of a file; none: it may grow for ever.
+    pub max_size: Option<u64>,
+    /// Files of a container, with the one that is written to.
+    pub max_files: usize,
+    /// How often they are looked at.
+    pub interval: Duration,
+}
+
+impl Default for LogPolicy {
+    fn default() -> Self {
+        LogPolicy { max_size: Some(10 << 20), max_files: 5, interval: Duration::from_secs(10) }
+    }
+}
+
+/// Whose use of the machine is bounded by what is reserved (upstream's `enforceNodeAllocatable`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enforce {
+    /// All pods together have what is not reserved.
+    pub pods: bool,
+    /// The control group that has what is reserved for the system, and whether only the processor is bounded.
+    pub system: Option<(String, bool)>,
+    /// The same for Kubernetes' own processes.
+    pub kube: Option<(String, bool)>,
+}
+
+/// How long pods from this priority on have to end when the machine shuts down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShutdownPeriod {
+    pub priority: i32,
+    #[serde(rename = "shutdownGracePeriodSeconds")]
+    pub seconds: i64,
+}
+
+impl ShutdownPeriod {
+    /// The last `critical` seconds of all are for critical pods.
+    pub fn of_two(all: u64, critical: u64) -> Vec<Self> {
+        let seconds = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
+        vec![
+            ShutdownPeriod { priority: 0, seconds: seconds(all.saturating_sub(critical)) },
+            ShutdownPeriod { priority: crate::eviction::CRITICAL, seconds: seconds(critical) },
+        ]
+    }
+}
 
 /// Everything that the kubelet needs to know to run pods on this machine.
 #[derive(Clone, Debug)]
@@ -24,6 +74,15 @@ pub struct Config {
     pub log_dir: PathBuf,
     /// The unix socket of the container runtime.
     pub cri_socket: PathBuf,
+    /// That of its images, if it is another.
+    pub image_socket: Option<PathBuf>,
+    /// How long the runtime may take for what it should do at once.
+    pub runtime_patience: Duration,
+    /// How many images are pulled at a time; none: as many as are asked for.
+    pub parallel_pulls: Option<usize>,
+    /// Plugins that know accounts for registries.
+    pub providers: Providers,
+    pub log_policy: LogPolicy,
     /// The control group, absolute below every controller's root, that holds `kubepods`; of this node alone.
     pub cgroup_root: String,
     /// The address that the HTTPS server binds.
@@ -39,11 +98,17 @@ pub struct Config {
     pub anonymous_auth: bool,
     /// Whether the API server is asked whose a bearer token is.
     pub token_webhook: bool,
+    /// How long it is remembered whose a token is, what was allowed, and what was refused.
+    pub token_ttl: Duration,
+    pub allowed_ttl: Duration,
+    pub refused_ttl: Duration,
     /// Whether whoever is known may do all; else the API server is asked.
     pub always_allow: bool,
     /// Whether the HTTPS server is there, and whether it lets into containers.
     pub serve: bool,
     pub debugging_handlers: bool,
+    /// Whether the node's own logs can be read there.
+    pub system_logs: bool,
     /// Where health alone is served, without TLS (upstream: `127.0.0.1:10248`).
     pub healthz: Option<SocketAddr>,
     pub static_pods: StaticPods,
@@ -59,10 +124,27 @@ pub struct Config {
     /// What is kept for the system and for Kubernetes' own processes, by resource.
     pub system_reserved: BTreeMap<String, String>,
     pub kube_reserved: BTreeMap<String, String>,
+    pub enforce: Enforce,
     pub eviction: EvictionConfig,
     pub image_gc: ImagePolicy,
     /// Sysctls, or groups of them that end in `*`, that pods may set beside the safe ones.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Whether containers that say nothing of it have the runtime's own filter of system calls (KEP-2413).
+    pub seccomp_default: bool,
+    /// How long a container that ends again and again waits at last.
+    pub longest_backoff: Duration,
+    /// How long pods have to end when the machine shuts down, by priority, the lowest first. Empty: they have no time.
+    pub shutdown: Vec<ShutdownPeriod>,
+    /// Whether the node's object is made if it is not there, and what cloud the machine is of.
+    pub register: bool,
+    pub provider_id: Option<String>,
+    /// Seconds after which a node that does not renew its lease is taken for dead.
+    pub lease_seconds: i32,
+    /// How many images the node's status tells of; none: all.
+    pub told_images: Option<usize>,
+    /// How often the node's status is looked at, and how often it is told without having changed.
+    pub status_look: Duration,
+    pub status_tell: Duration,
     /// Labels and taints that the node is registered with.
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
@@ -79,6 +161,11 @@ impl Config {
             log_dir: root_dir.join("logs"),
             root_dir,
             cri_socket: PathBuf::from("/run/containerd/containerd.sock"),
+            image_socket: None,
+            runtime_patience: Duration::from_mins(2),
+            parallel_pulls: None,
+            providers: Providers::default(),
+            log_policy: LogPolicy::default(),
             cgroup_root: "/".to_owned(),
             bind: IpAddr::from([0, 0, 0, 0]),
             port: 10250,
@@ -87,9 +174,13 @@ impl Config {
             client_ca: String::new(),
             anonymous_auth: false,
             token_webhook: true,
+            token_ttl: Duration::from_mins(2),
+            allowed_ttl: Duration::from_mins(5),
+            refused_ttl: Duration::from_secs(30),
             always_allow: false,
             serve: true,
             debugging_handlers: true,
+            system_logs: true,
             healthz: None,
             static_pods: StaticPods::default(),
             configuration: Configuration::default(),
@@ -100,9 +191,19 @@ impl Config {
             pod_pids_limit: None,
             system_reserved: BTreeMap::new(),
             kube_reserved: BTreeMap::new(),
+            enforce: Enforce { pods: true, system: None, kube: None },
             eviction: EvictionConfig::default(),
             image_gc: ImagePolicy::default(),
             allowed_unsafe_sysctls: Vec::new(),
+            seccomp_default: false,
+            longest_backoff: Duration::from_mins(5),
+            shutdown: Vec::new(),
+            register: true,
+            provider_id: None,
+            lease_seconds: 40,
+            told_images: Some(50),
+            status_look: Duration::from_secs(10),
+            status_tell: Duration::from_mins(5),
             labels: BTreeMap::new(),
             taints: Vec::new(),
         }

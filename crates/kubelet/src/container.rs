@@ -202,7 +202,13 @@ impl Start<'_> {
             }
         }
         let name = container.image.clone().unwrap_or_default();
-        let mut security = security::container(pod, container, image, &self.shared.config.root_dir);
+        let mut security = security::container(
+            pod,
+            container,
+            image,
+            &self.shared.config.root_dir,
+            self.shared.config.seccomp_default,
+        );
         if let Some(target) = self.target {
             let namespaces = security.namespace_options.get_or_insert_default();
             namespaces.pid = NamespaceMode::Target as i32;

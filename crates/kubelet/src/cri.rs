@@ -14,24 +14,21 @@ use tonic::transport::{Channel, Endpoint};
 /// Bytes of the largest answer that is taken (upstream: 16 MiB).
 const LARGEST: usize = 16 << 20;
 
-/// How long the runtime may take for what it should do at once (upstream's `runtimeRequestTimeout`).
-const PATIENCE: Duration = Duration::from_mins(2);
-
 /// A client of the runtime. Clones share the connection, which is made when it is first needed and made again when it
 /// is lost.
 #[derive(Clone, Debug)]
 pub struct Cri {
     channel: Channel,
+    images: Channel,
+    /// How long the runtime may take for what it should do at once (upstream's `runtimeRequestTimeout`).
+    patience: Duration,
 }
 
 impl Cri {
-    pub fn new(socket: &Path) -> Self {
-        let socket: PathBuf = socket.to_owned();
-        let connector = tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        Cri { channel: Endpoint::from_static("http://cri").connect_with_connector_lazy(connector) }
+    /// The runtime behind a socket, and its images behind another one, if they are.
+    pub fn new(socket: &Path, images: Option<&Path>, patience: Duration) -> Self {
+        let channel = channel(socket);
+        Cri { images: images.map_or_else(|| channel.clone(), self::channel), channel, patience }
     }
 
     pub fn runtime(&self) -> RuntimeServiceClient<Channel> {
@@ -39,7 +36,7 @@ impl Cri {
     }
 
     pub fn images(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(LARGEST)
+        ImageServiceClient::new(self.images.clone()).max_decoding_message_size(LARGEST)
     }
 
     pub async fn sandboxes(
@@ -82,7 +79,7 @@ impl Cri {
     /// Stops a container within `grace` seconds. One that is not there is stopped.
     pub async fn stop_container(&self, id: &str, grace: i64) -> Result<(), Status> {
         let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout: grace };
-        let patience = PATIENCE + Duration::from_secs(grace.max(0).unsigned_abs());
+        let patience = self.patience + Duration::from_secs(grace.max(0).unsigned_abs());
         forgiving(within(patience, self.runtime().stop_container(request)).await)
     }
 
@@ -97,22 +94,22 @@ impl Cri {
             linux: Some(linux),
             ..Default::default()
         };
-        within(PATIENCE, self.runtime().update_container_resources(request)).await.map(drop)
+        within(self.patience, self.runtime().update_container_resources(request)).await.map(drop)
     }
 
     pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
         let request = cri::RemoveContainerRequest { container_id: id.to_owned() };
-        forgiving(within(PATIENCE, self.runtime().remove_container(request)).await)
+        forgiving(within(self.patience, self.runtime().remove_container(request)).await)
     }
 
     pub async fn stop_sandbox(&self, id: &str) -> Result<(), Status> {
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        forgiving(within(PATIENCE, self.runtime().stop_pod_sandbox(request)).await)
+        forgiving(within(self.patience, self.runtime().stop_pod_sandbox(request)).await)
     }
 
     pub async fn remove_sandbox(&self, id: &str) -> Result<(), Status> {
         let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        forgiving(within(PATIENCE, self.runtime().remove_pod_sandbox(request)).await)
+        forgiving(within(self.patience, self.runtime().remove_pod_sandbox(request)).await)
     }
 
     /// Runs a command in a container and waits for its end, for `timeout` seconds at most (0: for ever).
@@ -125,6 +122,15 @@ impl Cri {
         let request = cri::ExecSyncRequest { container_id: id.to_owned(), cmd: command, timeout };
         Ok(self.runtime().exec_sync(request).await?.into_inner())
     }
+}
+
+fn channel(socket: &Path) -> Channel {
+    let socket: PathBuf = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://cri").connect_with_connector_lazy(connector)
 }
 
 pub fn image_spec(image: &str) -> cri::ImageSpec {

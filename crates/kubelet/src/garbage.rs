@@ -42,7 +42,7 @@ impl Default for ImagePolicy {
 impl ImagePolicy {
     /// No image goes by itself.
     pub fn keep_all() -> Self {
-        ImagePolicy { high_threshold_percent: 100, low_threshold_percent: 100, ..ImagePolicy::default() }
+        ImagePolicy { high_threshold_percent: 100, ..ImagePolicy::default() }
     }
 }
 

@@ -7,13 +7,16 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_cri::v1::{self as cri, AuthConfig};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
-use krate_client::{EventRecorder, EventType};
+use krate_client::{Client, EventRecorder, EventType};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::backoff::Backoff;
+use crate::config::Config;
 use crate::cri::{Cri, image_spec, rpc_error};
 use crate::keyring::Keyring;
 use crate::names;
+use crate::providers::Providers;
 
 /// Why an image cannot be used: what the container waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +40,14 @@ struct Failed {
 /// Pulls images.
 pub struct Images {
     cri: Cri,
+    client: Client,
+    /// Plugins that know accounts.
+    providers: Providers,
     events: EventRecorder,
     backoffs: Mutex<HashMap<(String, String), Failed>>,
     pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// How many images may be pulled at a time.
+    places: Option<Semaphore>,
 }
 
 /// The policy that counts: `Always` for `:latest` and for no tag, unless something else is said.
@@ -54,8 +62,16 @@ fn policy(container: &Container) -> &str {
 }
 
 impl Images {
-    pub fn new(cri: Cri, events: EventRecorder) -> Self {
-        Images { cri, events, backoffs: Mutex::new(HashMap::new()), pulling: Mutex::new(HashMap::new()) }
+    pub fn new(cri: Cri, client: Client, events: EventRecorder, config: &Config) -> Self {
+        Images {
+            cri,
+            client,
+            providers: config.providers.clone(),
+            events,
+            backoffs: Mutex::new(HashMap::new()),
+            pulling: Mutex::new(HashMap::new()),
+            places: config.parallel_pulls.map(Semaphore::new),
+        }
     }
 
     /// The image of a container, pulled if it has to be.
@@ -148,6 +164,11 @@ impl Images {
         let gate = Arc::clone(self.pulling.lock().entry(name.to_owned()).or_default());
         let result = {
             let _pulling = gate.lock().await;
+            // Never closed.
+            let _place = match &self.places {
+                Some(places) => places.acquire().await.ok(),
+                None => None,
+            };
             self.pull_alone(pod, name, credentials).await
         };
         let mut pulling = self.pulling.lock();
@@ -167,7 +188,8 @@ impl Images {
             }),
             ..Default::default()
         };
-        let accounts = credentials.lookup(name);
+        let mut accounts = credentials.lookup(name);
+        accounts.extend(self.providers.lookup(&self.client, pod, name).await);
         let tries: Vec<Option<AuthConfig>> =
             if accounts.is_empty() { vec![None] } else { accounts.into_iter().map(Some).collect() };
         let mut failures = Vec::new();

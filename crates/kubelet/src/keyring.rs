@@ -60,6 +60,12 @@ impl Keyring {
         }
     }
 
+    /// Takes up one account for a registry, or a path or pattern of it.
+    pub fn insert(&mut self, location: &str, username: String, password: String) {
+        let account = AuthConfig { username, password, ..Default::default() };
+        self.accounts.entry(key(location)).or_default().push(account);
+    }
+
     /// The accounts to try for an image, in order; none when it is to be asked for without.
     pub fn lookup(&self, image: &str) -> Vec<AuthConfig> {
         let repository = repository(image);
@@ -85,7 +91,7 @@ impl Entry {
 }
 
 /// What a location in a docker configuration stands for: a host, or a host and the path below it.
-fn key(location: &str) -> String {
+pub fn key(location: &str) -> String {
     let bare = location.strip_prefix("https://").or_else(|| location.strip_prefix("http://"));
     let bare = bare.unwrap_or(location);
     let (host, path) = bare.find('/').map_or((bare, ""), |at| bare.split_at(at));
@@ -95,7 +101,7 @@ fn key(location: &str) -> String {
 }
 
 /// An image's full name without tag and digest.
-fn repository(image: &str) -> String {
+pub fn repository(image: &str) -> String {
     let name = image.split('@').next().unwrap_or(image);
     let name = match name.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => name,
@@ -112,7 +118,7 @@ fn repository(image: &str) -> String {
 
 /// Whether an account for `key` is good for `repository`: the ports are the same, each label of the host fits, in which
 /// `*` and `?` stand for anything, and the path begins alike.
-fn matches(key: &str, repository: &str) -> bool {
+pub fn matches(key: &str, repository: &str) -> bool {
     let split = |name: &str| {
         let (host, path) = name.find('/').map_or((name, ""), |at| name.split_at(at));
         let (host, port) = host.rsplit_once(':').unwrap_or((host, ""));

@@ -29,6 +29,7 @@ mod observed;
 mod plan;
 mod pods;
 mod probes;
+mod providers;
 mod resize;
 mod resources;
 mod run;
@@ -45,8 +46,9 @@ mod stop;
 mod volumes;
 mod worker;
 
-pub use config::Config;
+pub use config::{Config, Enforce, LogPolicy, ShutdownPeriod};
 pub use configuration::{Configuration, ConfigurationError, StaticPods};
 pub use eviction::EvictionConfig;
 pub use garbage::ImagePolicy;
+pub use providers::{ProviderError, Providers};
 pub use run::{Error, run};

@@ -189,6 +189,12 @@ impl Workers {
 
     fn begin(&mut self, shared: &SharedRef, uid: String, desired: Desired) {
         let handle = Arc::new(Handle { desired: Mutex::new(desired), signal: Arc::new(Signal::default()) });
+        {
+            let pod = &handle.desired.lock().pod;
+            if static_pods::is_static(pod) {
+                shared.statics.lock().insert(uid.clone(), Arc::clone(pod));
+            }
+        }
         let worker = Worker::new(Arc::clone(shared), Arc::clone(&handle));
         let id = self.tasks.spawn(worker.run()).id();
         self.uids.insert(id, uid.clone());
@@ -199,6 +205,7 @@ impl Workers {
     fn ended(&mut self, shared: &SharedRef, id: Id, panicked: bool) {
         let Some(uid) = self.uids.remove(&id) else { return };
         let Some(handle) = self.handles.remove(&uid) else { return };
+        shared.statics.lock().remove(&uid);
         if panicked && !shared.shutdown.is_cancelled() {
             tracing::error!(uid, "a pod's worker panicked; another one takes over");
             let desired = handle.desired.lock().clone();

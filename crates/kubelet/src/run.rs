@@ -5,9 +5,11 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use krate_client::{CancellationToken, Client, EventRecorder, Informer};
+use krate_api::Quantity;
+use krate_client::{CancellationToken, Client, EventRecorder, EventType, Informer};
 use kube::Api;
 use kube::runtime::watcher;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -18,9 +20,10 @@ use crate::eviction::{self, Evictions};
 use crate::features::Features;
 use crate::garbage::{self, ImageGarbage};
 use crate::images::Images;
-use crate::node::{self, Machine};
+use crate::node::{self, Machine, processes};
 use crate::objects::Objects;
 use crate::probes::Counts;
+use crate::resources::PodResources;
 use crate::shared::{Shared, SharedRef};
 use crate::{logs, naming, pods, server};
 
@@ -48,7 +51,7 @@ pub async fn run(
         std::fs::create_dir_all(directory)
             .map_err(|error| Error::File { what: format!("making {}", directory.display()), error })?;
     }
-    let cri = Cri::new(&config.cri_socket);
+    let cri = Cri::new(&config.cri_socket, config.image_socket.as_deref(), config.runtime_patience);
     let Some(version) = runtime_version(&cri, &shutdown).await else { return Ok(()) };
     let (network, watched) = watch::channel(Err("the runtime has not been asked yet".to_owned()));
     let (able, features) = watch::channel(Features::default());
@@ -63,6 +66,7 @@ pub async fn run(
     let shared: SharedRef = Arc::new(Shared {
         objects: Objects::new(&client),
         pods: own_pods.clone(),
+        statics: Mutex::default(),
         evictions: Evictions::default(),
         services: Informer::<Service>::start(
             Api::all(client.clone()),
@@ -70,7 +74,7 @@ pub async fn run(
             shutdown.clone(),
         ),
         cgroups: Cgroups::new(&config.cgroup_root),
-        images: Images::new(cri.clone(), events.clone()),
+        images: Images::new(cri.clone(), client.clone(), events.clone(), &config),
         runtime_version: format!("{}://{}", version.runtime_name, version.runtime_version),
         runtime_name: version.runtime_name,
         network: watched,
@@ -88,13 +92,7 @@ pub async fn run(
         config,
     });
 
-    let (config, machine) = (&shared.config, &shared.machine);
-    let kept = |resource: &str| config.reserved(resource);
-    let (cpu, memory) =
-        (machine.cpu_milli() - kept("cpu").milli_value(), machine.memory - kept("memory").value());
-    if let Err(error) = shared.cgroups.bound(cpu, memory) {
-        tracing::warn!(%error, "what all pods may use together cannot be bounded");
-    }
+    enforce(&shared)?;
     let changed = Arc::new(Notify::new());
     let node_watch = watch_node(&shared, &changed);
     let (is_ready, mut readiness) = watch::channel(false);
@@ -135,6 +133,45 @@ pub async fn run(
     let _ = running_pods.await;
     let _ = tokio::join!(serving.join_all(), rotating, collecting, evicting);
     drop(node_watch);
+    Ok(())
+}
+
+/// Bounds what pods may use together, and what the system and Kubernetes' own processes may, as far as that is asked.
+fn enforce(shared: &SharedRef) -> Result<(), Error> {
+    let (config, machine) = (&shared.config, &shared.machine);
+    if config.enforce.pods {
+        let most = processes().1;
+        let left = PodResources {
+            cpu_request: machine.cpu_milli() - config.reserved("cpu").milli_value(),
+            memory_limit: Some(machine.memory - config.reserved("memory").value()),
+            pids_limit: Some(config.reserved("pid").value()).filter(|kept| *kept > 0).map(|kept| most - kept),
+            ..PodResources::default()
+        };
+        if let Err(error) = shared.cgroups.bound(&left) {
+            tracing::warn!(%error, "what all pods may use together cannot be bounded");
+        }
+    }
+    for (what, group, reserved) in [
+        ("System", &config.enforce.system, &config.system_reserved),
+        ("Kube", &config.enforce.kube, &config.kube_reserved),
+    ] {
+        let Some((group, compressible)) = group else { continue };
+        let of = |name: &str| reserved.get(name).and_then(|q| Quantity::parse(q).ok());
+        let limit = |name: &str| of(name).map(|q| q.value()).filter(|_| !compressible);
+        let bounds = PodResources {
+            cpu_request: of("cpu").map_or(0, |q| q.milli_value()),
+            memory_limit: limit("memory"),
+            pids_limit: limit("pid"),
+            ..PodResources::default()
+        };
+        if let Err(error) = shared.cgroups.bound_other(group, &bounds) {
+            let what = format!("Failed to enforce {what} Reserved Cgroup Limits on {group:?}");
+            let said = format!("{what}: {error}");
+            let node = shared.node_reference();
+            shared.events.event(&node, EventType::Warning, "FailedNodeAllocatableEnforcement", said);
+            return Err(Error::File { what, error });
+        }
+    }
     Ok(())
 }
 

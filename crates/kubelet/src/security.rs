@@ -50,9 +50,15 @@ fn namespaces(spec: &PodSpec) -> NamespaceOption {
 }
 
 /// Profiles of the node's lie in `seccomp` below the kubelet's own directory, and the runtime is told the whole path.
-fn seccomp(profile: Option<&SeccompProfile>, privileged: bool, root: &Path) -> SecurityProfile {
+fn seccomp(
+    profile: Option<&SeccompProfile>,
+    privileged: bool,
+    root: &Path,
+    is_default: bool,
+) -> SecurityProfile {
     let (kind, localhost_ref) = match profile {
         _ if privileged => (ProfileType::Unconfined, String::new()),
+        None if is_default => (ProfileType::RuntimeDefault, String::new()),
         Some(p) if p.type_ == "RuntimeDefault" => (ProfileType::RuntimeDefault, String::new()),
         Some(p) if p.type_ == "Localhost" => {
             let path = root.join("seccomp").join(p.localhost_profile.as_deref().unwrap_or_default());
@@ -115,12 +121,13 @@ pub fn sandbox(pod: &Pod) -> LinuxSandboxSecurityContext {
 }
 
 /// What a container runs as: its own context, over its pod's, over its image's user.
-/// `root` is the kubelet's own directory.
+/// `root` is the kubelet's own directory; with `seccomp_default`, who says nothing of it has the runtime's own filter.
 pub fn container(
     pod: &Pod,
     container: &Container,
     image: &Image,
     root: &Path,
+    seccomp_default: bool,
 ) -> LinuxContainerSecurityContext {
     let default = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default);
@@ -154,6 +161,7 @@ pub fn container(
             own.seccomp_profile.as_ref().or(of_pod.seccomp_profile.as_ref()),
             privileged,
             root,
+            seccomp_default,
         )),
         apparmor: apparmor_profile.map(apparmor),
         ..Default::default()
@@ -230,7 +238,7 @@ mod tests {
             json!({"runAsUser": 1, "fsGroup": 9, "supplementalGroups": [8], "seccompProfile": {"type": "RuntimeDefault"}}),
             json!({"runAsUser": 2, "allowPrivilegeEscalation": false, "capabilities": {"add": ["NET_ADMIN"]}}),
         );
-        let told = super::container(&pod, &container, &image(Some(0), ""), Path::new("/k"));
+        let told = super::container(&pod, &container, &image(Some(0), ""), Path::new("/k"), false);
         assert_eq!(told.run_as_user.unwrap().value, 2);
         assert_eq!(told.supplemental_groups, [9, 8]);
         assert!(told.no_new_privs && !told.privileged && !told.masked_paths.is_empty());
@@ -240,7 +248,13 @@ mod tests {
             json!({}),
             json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p/audit.json"}}),
         );
-        let told = super::container(&pod, &container, &image(None, ""), Path::new("/k")).seccomp.unwrap();
+        let told =
+            super::container(&pod, &container, &image(None, ""), Path::new("/k"), false).seccomp.unwrap();
         assert_eq!(told.localhost_ref, "/k/seccomp/p/audit.json");
+        let (pod, container) = self::pod(json!({}), json!({}));
+        for (is_default, kind) in [(false, ProfileType::Unconfined), (true, ProfileType::RuntimeDefault)] {
+            let told = super::container(&pod, &container, &image(None, ""), Path::new("/k"), is_default);
+            assert_eq!(told.seccomp.unwrap().profile_type(), kind);
+        }
     }
 }

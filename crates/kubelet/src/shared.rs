@@ -1,5 +1,6 @@
 //! What all pod workers share: the doors to the API and to the runtime, and what is known of the machine.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -7,6 +8,7 @@ use std::time::Instant;
 use k8s_cri::v1::DnsConfig;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use krate_client::{Client, EventRecorder, EventType, Informer, reference};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +25,7 @@ use crate::objects::Objects;
 use crate::observed::Observed;
 use crate::probes::Counts;
 use crate::spec::{self, Kind};
+use crate::static_pods::mirrored;
 
 pub struct Shared {
     pub config: Config,
@@ -33,6 +36,8 @@ pub struct Shared {
     pub services: Informer<Service>,
     /// The pods of this node, as the API tells.
     pub pods: Informer<Pod>,
+    /// Static pods that are run here, by UID, with what was told of them last.
+    pub statics: Mutex<HashMap<String, Arc<Pod>>>,
     pub evictions: Evictions,
     pub cgroups: Cgroups,
     pub images: Images,
@@ -58,6 +63,14 @@ pub struct Shared {
 const PATIENCE: u64 = 5 * 60;
 
 impl Shared {
+    /// The pods that are run here or are to be: those of the API, with static pods themselves in the place of their images.
+    pub fn all_pods(&self) -> Vec<Arc<Pod>> {
+        let mut all = self.pods.list();
+        all.retain(|pod| mirrored(pod).is_none());
+        all.extend(self.statics.lock().values().cloned());
+        all
+    }
+
     /// Notes that the pods' loop has come round.
     pub fn loops(&self) {
         self.looped.store(self.started.elapsed().as_secs(), Ordering::Relaxed);

@@ -75,7 +75,7 @@ impl Job {
             let is_over = pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_over);
             if is_over || resources::qos(pod) != Qos::Burstable { 0 } else { resources::pod(pod).cpu_request }
         };
-        let milli = self.shared.pods.list().iter().map(asked).sum();
+        let milli = self.shared.all_pods().iter().map(asked).sum();
         if let Err(error) = self.shared.cgroups.weigh_burstable(milli) {
             tracing::debug!(%error, "the weight of a class of pods could not be set");
         }

@@ -43,6 +43,7 @@ fn configured(args: &Kubelet) -> Result<Config> {
     configuration.set(flags(args)?);
     let mut config = Config::new(name, ip, &args.root_dir);
     configuration.apply(&mut config)?;
+    config.providers = args.providers.load()?;
     for label in args.node_labels.iter().flatten() {
         let (key, value) = label.split_once('=').unwrap_or((label, ""));
         let reserved =

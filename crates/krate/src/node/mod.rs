@@ -13,11 +13,14 @@ use k8s_openapi::api::core::v1::Node;
 use krate_apiserver::rbac::DNS;
 use krate_client::{Client, Informer, Informers};
 use krate_dns::{KubeDns, Upstream};
+use krate_kubelet::{Configuration, Providers};
 use kube::runtime::watcher;
+use serde_json::json;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::address;
+use crate::cli::Up;
 use crate::datadir::{DataDir, Settings};
 use crate::up::{ControlPlane, Parts, Progress};
 use network::Late;
@@ -37,10 +40,35 @@ pub fn dns_address(services: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(services.network()) + DNS_HOST)
 }
 
+/// What this node's kubelet is configured with.
+#[derive(Clone, Debug)]
+pub struct Kubelet {
+    configuration: Configuration,
+    providers: Providers,
+}
+
+impl Kubelet {
+    /// Upstream's defaults, but for what suits a machine that is not the node's alone: no image goes by itself, and as
+    /// many are pulled at a time as are needed. Over them what the command line names.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is no sound configuration.
+    pub fn configured(args: &Up) -> Result<Self> {
+        let mut configuration = Configuration::default();
+        configuration.set(json!({"imageGCHighThresholdPercent": 100, "serializeImagePulls": false}));
+        let configuration =
+            configuration.over(args.kubelet_config.as_deref(), args.kubelet_config_dir.as_deref())?;
+        // What is wrong is said before anything starts.
+        configuration.clone().apply(&mut krate_kubelet::Config::new("", Ipv4Addr::LOCALHOST.into(), ""))?;
+        Ok(Kubelet { configuration, providers: args.providers.load()? })
+    }
+}
+
 /// Starts all that a node is, and returns when the node is Ready.
 pub async fn start(
     dir: &DataDir,
     settings: &Settings,
+    configured: Kubelet,
     plane: &ControlPlane,
     progress: &Progress,
     shutdown: &CancellationToken,
@@ -60,7 +88,7 @@ pub async fn start(
         shutdown.clone(),
     );
     let port = kubelet_port();
-    kubelet(dir, settings, plane, &name, port, node_client.clone(), shutdown, parts)?;
+    kubelet(dir, settings, configured, plane, &name, port, node_client.clone(), shutdown, parts)?;
 
     let range = pod_range(&nodes).await?;
     let network = krate_network::PodNetwork::new(network_config(dir, settings, range))
@@ -120,6 +148,7 @@ fn dns(
 fn kubelet(
     dir: &DataDir,
     settings: &Settings,
+    configured: Kubelet,
     plane: &ControlPlane,
     name: &str,
     port: u16,
@@ -129,8 +158,19 @@ fn kubelet(
 ) -> Result<()> {
     let hosts = [name.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned(), plane.address.to_string()];
     let serving = plane.authority.serving(&format!("system:node:{name}"), &["system:nodes"], &hosts)?;
+    let mut config = krate_kubelet::Config {
+        eviction: krate_kubelet::EvictionConfig::of_a_shared_machine(),
+        ..krate_kubelet::Config::new(name, plane.address, dir.kubelet())
+    };
+    let (bind, log_dir) = (config.bind, config.log_dir.clone());
+    configured.configuration.apply(&mut config)?;
     let config = krate_kubelet::Config {
+        bind,
+        log_dir,
+        healthz: None,
         cri_socket: cri_socket(dir, settings),
+        image_socket: None,
+        providers: configured.providers,
         cgroup_root: cgroup(dir),
         port,
         tls_cert: serving.certificate,
@@ -138,9 +178,7 @@ fn kubelet(
         client_ca: plane.authority.certificate().to_owned(),
         cluster_dns: vec![IpAddr::V4(dns_address(settings.service_cidr))],
         cluster_domain: DOMAIN.to_owned(),
-        eviction: krate_kubelet::EvictionConfig::of_a_shared_machine(),
-        image_gc: krate_kubelet::ImagePolicy::keep_all(),
-        ..krate_kubelet::Config::new(name, plane.address, dir.kubelet())
+        ..config
     };
     let stop = shutdown.clone();
     parts.spawn("kubelet", async move { krate_kubelet::run(client, config, None, stop).await });

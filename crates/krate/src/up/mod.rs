@@ -37,6 +37,7 @@ pub async fn run(dir: &DataDir, args: &Up, node_threads: &Handle) -> Result<()> 
     let progress = Progress::start(dir);
     let wanted = settings::of(dir, args)?;
     let options = settings::flags(&args.kube_apiserver_arg)?;
+    let kubelet = node::Kubelet::configured(args)?;
     preflight::check(dir, &wanted)?;
     let _claim = dir.claim()?;
     crate::log::to_file(&dir.log())?;
@@ -61,8 +62,9 @@ pub async fn run(dir: &DataDir, args: &Up, node_threads: &Handle) -> Result<()> 
     if wanted.node {
         let (dir, wanted, plane) = (dir.clone(), wanted.clone(), Arc::clone(&plane));
         let (progress, shutdown, parts) = (progress.clone(), shutdown.clone(), parts.clone());
-        let node = node_threads
-            .spawn(async move { node::start(&dir, &wanted, &plane, &progress, &shutdown, &parts).await });
+        let node = node_threads.spawn(async move {
+            node::start(&dir, &wanted, kubelet, &plane, &progress, &shutdown, &parts).await
+        });
         tokio::select! {
             started = node => started??,
             Some(fault) = faults.recv() => return Err(fault),

@@ -21,8 +21,8 @@ pub fn write(busybox: &Path, reference: &str, label: &str, out: &Path) {
     write_running(busybox, reference, label, &["/bin/sh"], out);
 }
 
-/// The same, of an image that runs `command` when nothing else is said.
-pub fn write_running(busybox: &Path, reference: &str, label: &str, command: &[&str], out: &Path) {
+/// The layer of an image with busybox, and the configuration of one that runs `command` when nothing else is said.
+pub fn parts(busybox: &Path, label: &str, command: &[&str]) -> (Vec<u8>, Vec<u8>) {
     let program = std::fs::read(busybox).expect("busybox is read");
     let mut layer = tar::Builder::new(Vec::new());
     for dir in ["bin", "etc", "tmp", "root"] {
@@ -57,12 +57,18 @@ pub fn write_running(busybox: &Path, reference: &str, label: &str, command: &[&s
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer))]},
     })
     .to_string();
-    let config_name = format!("{}.json", sha256(config.as_bytes()));
+    (layer, config.into_bytes())
+}
+
+/// The same as [`write`], of an image that runs `command` when nothing else is said.
+pub fn write_running(busybox: &Path, reference: &str, label: &str, command: &[&str], out: &Path) {
+    let (layer, config) = parts(busybox, label, command);
+    let config_name = format!("{}.json", sha256(&config));
     let manifest =
         json!([{"Config": config_name, "RepoTags": [reference], "Layers": ["layer.tar"]}]).to_string();
     let mut archive = tar::Builder::new(File::create(out).expect("archive"));
     for (name, bytes) in [
-        (config_name.as_str(), config.as_bytes()),
+        (config_name.as_str(), config.as_slice()),
         ("layer.tar", &layer),
         ("manifest.json", manifest.as_bytes()),
     ] {
@@ -81,6 +87,6 @@ fn head(size: u64, mode: u32, kind: tar::EntryType) -> tar::Header {
     head
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }

@@ -23,7 +23,7 @@ use crate::names;
 use crate::shared::SharedRef;
 use crate::status::{is_over, seconds};
 
-pub use rank::is_critical;
+pub use rank::{CRITICAL, is_critical};
 pub use threshold::{EvictionConfig, Signal};
 use threshold::{Observations, Threshold};
 use usage::PodUsage;
@@ -242,7 +242,7 @@ impl Manager {
 
     /// The pods that may be running.
     fn active(&self) -> Vec<Arc<Pod>> {
-        let mut pods = self.shared.pods.list();
+        let mut pods = self.shared.all_pods();
         pods.retain(|pod| {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
             !phase.is_some_and(is_over) && self.shared.evictions.of(&names::uid(pod)).is_none()

@@ -15,7 +15,7 @@ use super::usage::PodUsage;
 use crate::{names, resources};
 
 /// From here on a pod is critical (`system-cluster-critical`).
-const CRITICAL: i32 = 2_000_000_000;
+pub const CRITICAL: i32 = 2_000_000_000;
 
 /// Whether the node must not do without a pod.
 pub fn is_critical(pod: &Pod) -> bool {

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_cri::v1::{ContainerFilter, ContainerState, ContainerStateValue, ReopenContainerLogRequest};
@@ -12,35 +11,32 @@ use super::read::files;
 use crate::cri::Cri;
 use crate::shared::SharedRef;
 
-/// Bytes of a file (upstream's `containerLogMaxSize`), files of a container, and how often they are looked at.
-const LARGEST: u64 = 10 << 20;
-const FILES: usize = 5;
-const LOOK: Duration = Duration::from_secs(10);
-
 /// Looks after the logs of all containers until the kubelet ends.
 pub async fn run(shared: SharedRef) {
-    let mut ticks = tokio::time::interval(LOOK);
+    let policy = shared.config.log_policy;
+    let Some(largest) = policy.max_size else { return };
+    let mut ticks = tokio::time::interval(policy.interval);
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        if let Err(status) = look(&shared.cri).await {
+        if let Err(status) = look(&shared.cri, largest, policy.max_files).await {
             tracing::debug!(%status, "logs could not be looked at");
         }
     }
 }
 
-async fn look(cri: &Cri) -> Result<(), tonic::Status> {
+async fn look(cri: &Cri, largest: u64, keep: usize) -> Result<(), tonic::Status> {
     let running = ContainerStateValue { state: ContainerState::ContainerRunning as i32 };
     let filter = ContainerFilter { state: Some(running), ..Default::default() };
     for container in cri.containers(Some(filter)).await? {
         let Ok(status) = cri.container_status(&container.id).await else { continue };
         let path = Path::new(&status.log_path);
-        if !fs::metadata(path).is_ok_and(|m| m.len() >= LARGEST) {
+        if !fs::metadata(path).is_ok_and(|m| m.len() > largest) {
             continue;
         }
-        let Ok(aside) = put_aside(path, FILES) else { continue };
+        let Ok(aside) = put_aside(path, keep) else { continue };
         let request = ReopenContainerLogRequest { container_id: container.id.clone() };
         if let Err(status) = cri.runtime().reopen_container_log(request).await {
             // It is written to still: back with it, and another try later.

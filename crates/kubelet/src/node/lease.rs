@@ -1,4 +1,4 @@
-//! The lease by which a node is known to live: one small write every ten seconds.
+//! The lease by which a node is known to live: one small write every ten seconds, unless it is configured otherwise.
 
 use std::time::Duration;
 
@@ -12,23 +12,23 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
 const NAMESPACE: &str = "kube-node-lease";
-const RENEW: Duration = Duration::from_secs(10);
 /// How long it may take, and is waited after a failure.
 const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(200);
-/// Seconds after which a node that has not renewed is taken for dead.
-const LASTS: i32 = 40;
+/// It is renewed after this part of the time that it lasts.
+const RENEWED_AFTER: u32 = 4;
 
-/// Renews the lease of a node, for ever.
-pub async fn run(client: Client, node: String) {
+/// Renews the lease of a node, for ever. It lasts so many seconds.
+pub async fn run(client: Client, node: String, lasts: i32) {
+    let after = Duration::from_secs(u64::from(lasts.unsigned_abs())) / RENEWED_AFTER;
     let api: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
     let mut pause = AGAIN;
     loop {
-        let renewing = tokio::time::timeout(PATIENCE, renew(&client, &api, &node)).await;
+        let renewing = tokio::time::timeout(PATIENCE, renew(&client, &api, &node, lasts)).await;
         let wait = match renewing {
             Ok(Ok(())) => {
                 pause = AGAIN;
-                RENEW
+                after
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "the node's lease could not be renewed");
@@ -41,10 +41,10 @@ pub async fn run(client: Client, node: String) {
     }
 }
 
-async fn renew(client: &Client, api: &Api<Lease>, node: &str) -> kube::Result<()> {
+async fn renew(client: &Client, api: &Api<Lease>, node: &str, lasts: i32) -> kube::Result<()> {
     let now = MicroTime(Timestamp::now());
     let patch = Patch::Merge(json!({"spec": {
-        "holderIdentity": node, "leaseDurationSeconds": LASTS, "renewTime": now}}));
+        "holderIdentity": node, "leaseDurationSeconds": lasts, "renewTime": now}}));
     match api.patch(node, &PatchParams::default(), &patch).await {
         Err(error) if is_not_found(&error) => {}
         other => return other.map(drop),
@@ -67,7 +67,7 @@ async fn renew(client: &Client, api: &Api<Lease>, node: &str) -> kube::Result<()
         },
         spec: Some(LeaseSpec {
             holder_identity: Some(node.to_owned()),
-            lease_duration_seconds: Some(LASTS),
+            lease_duration_seconds: Some(lasts),
             renew_time: Some(now),
             ..Default::default()
         }),

@@ -23,9 +23,6 @@ use crate::worker::difference;
 
 pub use machine::{Machine, processes};
 
-/// How often the status is looked at, and how often it is told without having changed.
-const LOOK: Duration = Duration::from_secs(10);
-const TELL: Duration = Duration::from_mins(5);
 /// How often the runtime is asked while it is not ready.
 const SOON: Duration = Duration::from_millis(50);
 
@@ -75,7 +72,11 @@ pub async fn run(
     changed: Arc<Notify>,
     ready: watch::Sender<bool>,
 ) {
-    let lease = tokio::spawn(lease::run(shared.client.clone(), shared.config.node_name.clone()));
+    let lease = tokio::spawn(lease::run(
+        shared.client.clone(),
+        shared.config.node_name.clone(),
+        shared.config.lease_seconds,
+    ));
     let mut told: Option<(Node, Instant)> = None;
     let mut pause = SOON;
     loop {
@@ -90,7 +91,11 @@ pub async fn run(
                 if is_ready {
                     ready.send_replace(true);
                 }
-                pause = if is_ready { LOOK } else { SOON.max(pause.min(Duration::from_millis(500))) };
+                pause = if is_ready {
+                    shared.config.status_look
+                } else {
+                    SOON.max(pause.min(Duration::from_millis(500)))
+                };
             }
             Err(error) => {
                 tracing::debug!(%error, "the node's status could not be told");
@@ -131,7 +136,7 @@ async fn tell(
     let images = shared.cri.images().list_images(k8s_cri::v1::ListImagesRequest { filter: None }).await;
     let images = images.map(|answer| answer.into_inner().images).unwrap_or_default();
     let status = status::make(shared, port, found, &images, known.status.as_ref());
-    let is_due = told.as_ref().is_none_or(|(_, at)| at.elapsed() >= TELL);
+    let is_due = told.as_ref().is_none_or(|(_, at)| at.elapsed() >= shared.config.status_tell);
     let old = known.status.clone().unwrap_or_default();
     if !is_due && status::is_same(&old, &status) {
         return Ok(());
@@ -158,16 +163,19 @@ async fn register(shared: &SharedRef, api: &Api<Node>) -> kube::Result<Node> {
             ..Default::default()
         },
         spec: Some(NodeSpec {
+            provider_id: config.provider_id.clone(),
             taints: (!config.taints.is_empty()).then(|| config.taints.clone()),
             ..Default::default()
         }),
         ..Default::default()
     };
     match api.get(&config.node_name).await {
-        Err(error) if is_not_found(&error) => match api.create(&PostParams::default(), &wanted).await {
-            Err(error) if is_conflict(&error) => api.get(&config.node_name).await,
-            created => created,
-        },
+        Err(error) if is_not_found(&error) && config.register => {
+            match api.create(&PostParams::default(), &wanted).await {
+                Err(error) if is_conflict(&error) => api.get(&config.node_name).await,
+                created => created,
+            }
+        }
         Err(error) => Err(error),
         Ok(known) => {
             let has = known.metadata.labels.clone().unwrap_or_default();

@@ -21,8 +21,6 @@ use crate::status::seconds;
 
 /// The version of the API that is spoken.
 pub const VERSION: &str = "v1.36.2";
-/// How many images are told.
-const IMAGES: usize = 50;
 /// Names of each image that are told.
 const NAMES: usize = 5;
 
@@ -67,7 +65,7 @@ pub fn make(
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }),
         }),
-        images: Some(told_images(images)),
+        images: Some(told_images(images, config.told_images.unwrap_or(usize::MAX))),
         runtime_handlers: found.features.told_handlers(),
         features: Some(NodeFeatures {
             supplemental_groups_policy: Some(found.features.supplemental_groups_policy),
@@ -179,12 +177,12 @@ fn condition(
     }
 }
 
-fn told_images(images: &[Image]) -> Vec<ContainerImage> {
+fn told_images(images: &[Image], most: usize) -> Vec<ContainerImage> {
     let mut sorted: Vec<&Image> = images.iter().collect();
     sorted.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
     sorted
         .into_iter()
-        .take(IMAGES)
+        .take(most)
         .map(|image| {
             let names = image.repo_digests.iter().chain(&image.repo_tags).take(NAMES).cloned().collect();
             ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }

@@ -103,7 +103,7 @@ mod tests {
     }
 
     async fn checked(value: serde_json::Value) -> Outcome {
-        let cri = Cri::new(std::path::Path::new("/nowhere"));
+        let cri = Cri::new(std::path::Path::new("/nowhere"), None, std::time::Duration::from_secs(1));
         run(&cri, &probe(value), &Container::default(), "id", "127.0.0.1", Duration::from_secs(5)).await
     }
 

@@ -15,10 +15,6 @@ use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// How long an answer holds (upstream's defaults), and how many are kept.
-const ALLOWED: Duration = Duration::from_mins(5);
-const REFUSED: Duration = Duration::from_secs(30);
-const KNOWN: Duration = Duration::from_mins(2);
 const KEPT: usize = 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +42,8 @@ pub struct Authenticator {
     client: Client,
     anonymous: bool,
     tokens: bool,
+    /// How long it is remembered whose a token is.
+    ttl: Duration,
     hasher: RandomState,
     /// By the hash of the token: a token itself is not kept.
     known: Mutex<HashMap<u64, (Option<User>, Instant)>>,
@@ -57,6 +55,7 @@ impl Authenticator {
             client,
             anonymous: config.anonymous_auth,
             tokens: config.token_webhook,
+            ttl: config.token_ttl,
             hasher: RandomState::new(),
             known: Mutex::new(HashMap::new()),
         }
@@ -80,7 +79,7 @@ impl Authenticator {
     async fn review(&self, token: &str) -> Option<User> {
         let key = self.hasher.hash_one(token);
         if let Some((user, at)) = self.known.lock().get(&key)
-            && at.elapsed() < KNOWN
+            && at.elapsed() < self.ttl
         {
             return user.clone();
         }
@@ -154,13 +153,21 @@ pub struct Authorizer {
     client: Client,
     node: String,
     always: bool,
+    /// How long it is remembered what was allowed, and what was refused.
+    ttls: (Duration, Duration),
     known: Mutex<HashMap<Question, (bool, Instant)>>,
 }
 
 impl Authorizer {
     pub fn new(client: Client, config: &crate::config::Config) -> Self {
         let (node, always) = (config.node_name.clone(), config.always_allow);
-        Authorizer { client, node, always, known: Mutex::new(HashMap::new()) }
+        Authorizer {
+            client,
+            node,
+            always,
+            ttls: (config.allowed_ttl, config.refused_ttl),
+            known: Mutex::new(HashMap::new()),
+        }
     }
 
     /// Whether the user may; where upstream falls back to `nodes/proxy`, this does too.
@@ -183,7 +190,7 @@ impl Authorizer {
 
     async fn ask(&self, question: Question) -> kube::Result<bool> {
         if let Some((allowed, at)) = self.known.lock().get(&question)
-            && at.elapsed() < if *allowed { ALLOWED } else { REFUSED }
+            && at.elapsed() < if *allowed { self.ttls.0 } else { self.ttls.1 }
         {
             return Ok(*allowed);
         }

@@ -73,6 +73,9 @@ impl Worker {
         let mut pod = (*self.pod).clone();
         pod.status.clone_from(&image.status);
         self.pod = Arc::new(pod);
+        if let Some(known) = self.shared.statics.lock().get_mut(&self.uid) {
+            known.clone_from(&self.pod);
+        }
     }
 
     /// Takes over what has become of the image that is known. One of which the watch does not tell yet, or tells no more,

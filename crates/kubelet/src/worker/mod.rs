@@ -345,7 +345,8 @@ impl Worker {
         if self.faultless.contains(name) {
             return true;
         }
-        let backoff = self.backoffs.entry(name.to_owned()).or_default();
+        let new = || Backoff::up_to(self.shared.config.longest_backoff);
+        let backoff = self.backoffs.entry(name.to_owned()).or_insert_with(new);
         let Some(wait) = backoff.wait(finished, now) else { return true };
         let message = format!(
             "back-off {} restarting failed container={name} pod={}",
@@ -391,7 +392,8 @@ impl Worker {
                 continue;
             }
             if let Some(ended) = self.seen.current(name).filter(|c| c.is_exited()) {
-                self.backoffs.entry(name.clone()).or_default().next(ended.finished(), now);
+                let new = || Backoff::up_to(self.shared.config.longest_backoff);
+                self.backoffs.entry(name.clone()).or_insert_with(new).next(ended.finished(), now);
                 self.waiting.lock().remove(name);
             }
         }

@@ -49,7 +49,7 @@ impl Worker {
             return;
         }
         let generation = self.pod.metadata.generation.unwrap_or_default();
-        let used = resize::used(&self.shared.pods.list(), &self.uid);
+        let used = resize::used(&self.shared.all_pods(), &self.uid);
         match resize::fits(resources::pod(&self.pod), used, self.shared.node) {
             Ok(()) => {
                 self.resize.granted = Some(asked);

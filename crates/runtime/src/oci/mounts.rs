@@ -186,7 +186,8 @@ mod tests {
         let bound = at(&made, "/sys/fs/cgroup/cpu")[0];
         assert_eq!((&bound["type"], &bound["source"]), (&json!("bind"), &json!(views[0].1)));
         assert!(bound["options"].as_array().unwrap().contains(&json!("ro")));
-        let own = mount("/sys/fs/cgroup/", false, MountPropagation::PropagationPrivate);
+        let own =
+            Mount { container_path: format!("{CGROUPS}/"), host_path: "/h".into(), ..Default::default() };
         let made = mounts(&[own], &files(), false, false, Some(&views));
         assert_eq!((at(&made, CGROUPS).len(), at(&made, "/sys/fs/cgroup/cpu").len()), (1, 0));
     }
