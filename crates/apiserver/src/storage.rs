@@ -8,6 +8,7 @@ use krate_store::cache::{Cache, CacheError, Decode, Freshness, Head, Object as C
 use krate_store::{Backend, CompareAndSet, Error, KeyValue, Revision};
 use memchr::memmem;
 
+use crate::apiextensions::Converting;
 use crate::head;
 use crate::registry::erased::{Object, Registry};
 
@@ -16,6 +17,8 @@ pub struct Storage {
     pub registry: Arc<dyn Registry>,
     pub cache: Arc<Resource>,
     backend: Arc<dyn Backend>,
+    /// Where a webhook makes the objects of this version.
+    converting: Option<Converting>,
 }
 
 /// An object as it is in the store.
@@ -24,6 +27,8 @@ pub struct Current {
     pub revision: Revision,
     /// What the store has: JSON without a resourceVersion.
     pub value: Bytes,
+    /// The same in the version of the storage that it was read from.
+    pub json: Bytes,
 }
 
 /// How a write ended.
@@ -124,12 +129,12 @@ impl Storage {
         let kind = registry.kind();
         let decoder = Arc::new(Decoder::new(Arc::clone(&registry)));
         let cache = cache.add(kind.storage, decoder, index(kind)).await?;
-        Ok(Storage { registry, cache, backend })
+        Ok(Storage { registry, cache, backend, converting: None })
     }
 
     /// The same objects as another kind of the same storage sees them.
     pub fn shared(registry: Arc<dyn Registry>, cache: Arc<Resource>, backend: Arc<dyn Backend>) -> Self {
-        Storage { registry, cache, backend }
+        Storage { registry, cache, backend, converting: None }
     }
 
     pub fn kind(&self) -> &'static Kind {
@@ -140,21 +145,54 @@ impl Storage {
         StatusError::not_found(self.kind().group, self.kind().plural, name)
     }
 
+    /// The same storage, with a webhook that makes its objects.
+    pub fn converting(self, converting: Converting) -> Self {
+        Storage { converting: Some(converting), ..self }
+    }
+
     /// What is in the cache, in the version of this storage.
-    pub fn sent(&self, json: &Bytes) -> Bytes {
-        self.registry.as_sent(json).unwrap_or_else(|| json.clone())
+    ///
+    /// # Errors
+    /// A webhook does not convert it.
+    pub async fn sent(&self, json: &Bytes) -> Result<Bytes, StatusError> {
+        let Some(converting) = &self.converting else {
+            return Ok(self.registry.as_sent(json).unwrap_or_else(|| json.clone()));
+        };
+        let one = Box::pin(converting.from_stored(std::slice::from_ref(json))).await?;
+        one.into_iter().next().ok_or_else(|| StatusError::internal("nothing was converted"))
+    }
+
+    /// The same of many.
+    ///
+    /// # Errors
+    /// A webhook does not convert one of them.
+    pub async fn all_sent(&self, items: Vec<Bytes>) -> Result<Vec<Bytes>, StatusError> {
+        match &self.converting {
+            Some(converting) => Box::pin(converting.from_stored(&items)).await,
+            None if self.converts() => {
+                let sent = |json: Bytes| self.registry.as_sent(&json).unwrap_or(json);
+                Ok(items.into_iter().map(sent).collect())
+            }
+            None => Ok(items),
+        }
     }
 
     /// Whether what is in the cache is not what is sent.
     pub fn converts(&self) -> bool {
-        self.registry.as_sent(&Bytes::from_static(b"{}")).is_some()
+        self.converting.is_some() || self.registry.as_sent(&Bytes::from_static(b"{}")).is_some()
     }
 
     /// What is stored of an object.
-    pub fn to_value(&self, object: &mut dyn Object) -> Bytes {
+    ///
+    /// # Errors
+    /// A webhook does not convert it.
+    pub async fn to_value(&self, object: &mut dyn Object) -> Result<Bytes, StatusError> {
         object.meta_mut().resource_version = None;
         object.meta_mut().self_link = None;
-        self.registry.to_stored(object).into()
+        match &self.converting {
+            None => Ok(self.registry.to_stored(object).into()),
+            Some(converting) => Box::pin(converting.to_stored(object.to_json().into())).await,
+        }
     }
 
     /// The object as it is in the cache.
@@ -175,21 +213,34 @@ impl Storage {
             // It may have been created a moment ago.
             Err(_) => self.read(namespace, name, Freshness::Latest).await?,
         };
-        self.decode(&cached.value, cached.revision)
+        self.load(&cached.value, cached.revision).await
     }
 
     /// What a conflict brought, typed.
-    pub fn current_of(&self, name: &str, there: Option<KeyValue>) -> Result<Current, StatusError> {
+    pub async fn current_of(&self, name: &str, there: Option<KeyValue>) -> Result<Current, StatusError> {
         let there = there.ok_or_else(|| self.not_found(name))?;
-        self.decode(&there.value, there.mod_revision)
+        self.load(&there.value, there.mod_revision).await
     }
 
-    /// An object at a revision, typed, its resourceVersion set and its defaults filled.
+    /// An object of the store at a revision, in the version of this storage.
+    ///
+    /// # Errors
+    /// It cannot be read, or a webhook does not convert it.
+    pub async fn load(&self, value: &Bytes, revision: Revision) -> Result<Current, StatusError> {
+        if self.converting.is_none() {
+            return self.decode(value, revision);
+        }
+        let current = self.decode(&self.sent(value).await?, revision)?;
+        Ok(Current { value: value.clone(), ..current })
+    }
+
+    /// An object at a revision, typed, its resourceVersion set and its defaults filled. No webhook is asked.
     pub fn decode(&self, value: &Bytes, revision: Revision) -> Result<Current, StatusError> {
         let mut object = self.registry.decode(value).map_err(StatusError::internal)?;
         self.registry.default(&mut *object);
         object.meta_mut().resource_version = Some(revision.to_string());
-        Ok(Current { object, revision, value: value.clone() })
+        let json = self.registry.as_sent(value).unwrap_or_else(|| value.clone());
+        Ok(Current { object, revision, value: value.clone(), json })
     }
 
     fn key(&self, object: &dyn Object) -> String {
@@ -205,19 +256,19 @@ impl Storage {
 
     /// Creates an object.
     pub async fn create(&self, object: &mut dyn Object) -> Result<Outcome, StatusError> {
-        let value = self.to_value(object);
+        let value = self.to_value(object).await?;
         self.commit(CompareAndSet::create(self.key(object), value.clone()), value).await
     }
 
     /// Writes an object over what is at a revision.
     pub async fn replace(&self, object: &mut dyn Object, at: Revision) -> Result<Outcome, StatusError> {
-        let value = self.to_value(object);
+        let value = self.to_value(object).await?;
         self.commit(CompareAndSet::update(self.key(object), at, value.clone()), value).await
     }
 
     /// Deletes what is at a revision; the answer's bytes are the last state.
     pub async fn delete(&self, object: &mut dyn Object, at: Revision) -> Result<Outcome, StatusError> {
-        let value = self.to_value(object);
+        let value = self.to_value(object).await?;
         self.commit(CompareAndSet::delete(self.key(object), at), value).await
     }
 

@@ -20,7 +20,7 @@ mod review;
 mod runtime_class;
 mod service_account;
 mod storage_class;
-mod webhook;
+pub(crate) mod webhook;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

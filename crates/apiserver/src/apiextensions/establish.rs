@@ -13,7 +13,8 @@ use krate_store::cache::{CacheEvent, Freshness, Head, Kind as Change, ListQuery,
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::registry::Version;
+use super::conversion::{Converting, Webhook};
+use super::registry::{Version, schemas};
 use super::{CLEANUP, names};
 use crate::registry::erased::{Object, Registry};
 use crate::server::{AsItself, Server, path};
@@ -172,16 +173,25 @@ impl Establisher {
         }
         let Some(stored) = definition.spec.versions.iter().find(|v| v.storage) else { return Ok(()) };
         let backend = Arc::clone(&self.server.backend);
-        let registry: Arc<dyn Registry> = Arc::new(Version::new(definition, stored));
-        let first = Storage::open(registry, &self.server.cache, Arc::clone(&backend));
-        let first = Arc::new(first.await.map_err(StatusError::internal)?);
+        let (schemas, webhook) = (schemas(definition), Webhook::of(definition, &self.server.kinds));
+        let webhook = webhook.map(Arc::new);
+        let registry =
+            |version| -> Arc<dyn Registry> { Arc::new(Version::new(definition, version, &schemas)) };
+        let converting = |storage: Storage| {
+            let Some(webhook) = &webhook else { return Arc::new(storage) };
+            let (registry, to) =
+                (Arc::clone(&storage.registry), format!("{}/{}", definition.spec.group, stored.name));
+            Arc::new(storage.converting(Converting::new(Arc::clone(webhook), registry, to)))
+        };
+        let first = Storage::open(registry(stored), &self.server.cache, Arc::clone(&backend));
+        let first = converting(first.await.map_err(StatusError::internal)?);
         let mut served = Vec::new();
         for version in definition.spec.versions.iter().filter(|v| v.served) {
             served.push(if version.storage {
                 Arc::clone(&first)
             } else {
-                let registry: Arc<dyn Registry> = Arc::new(Version::new(definition, version));
-                Arc::new(Storage::shared(registry, Arc::clone(&first.cache), Arc::clone(&backend)))
+                let cache = Arc::clone(&first.cache);
+                converting(Storage::shared(registry(version), cache, Arc::clone(&backend)))
             });
         }
         let names_at = (definition.spec.group.clone(), first.kind().plural.to_owned());

@@ -4,6 +4,7 @@
 //!
 //! [`Registry`]: crate::registry::erased::Registry
 
+mod conversion;
 mod definition;
 mod establish;
 mod jsonpath;
@@ -16,6 +17,7 @@ mod rules;
 mod structural;
 mod values;
 
+pub use conversion::Converting;
 pub use definition::check as check_schemas;
 pub use establish::Establisher;
 pub use jsonpath::{plain, set_plain};

@@ -1,5 +1,8 @@
 //! One version of a custom kind, as the generic path sees it.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
@@ -32,7 +35,11 @@ pub struct Version {
     api_version: String,
     /// The version in which objects are stored, where that is another.
     stored_as: Option<String>,
+    /// Whether a webhook converts: what is of another version is left as it is, and not taken for this one's.
+    by_webhook: bool,
     open_api: Value,
+    /// The schemas of all versions, by `group/version`.
+    schemas: Arc<BTreeMap<String, Value>>,
     types: Types,
     rules: Rules,
     columns: Vec<Column>,
@@ -42,16 +49,23 @@ pub struct Version {
 }
 
 impl Version {
-    pub fn new(definition: &CustomResourceDefinition, version: &CustomResourceDefinitionVersion) -> Self {
+    pub fn new(
+        definition: &CustomResourceDefinition,
+        version: &CustomResourceDefinitionVersion,
+        schemas: &Arc<BTreeMap<String, Value>>,
+    ) -> Self {
         let kind = row::of(definition, version);
+        let by_webhook = definition.spec.conversion.as_ref().is_some_and(|c| c.strategy == "Webhook");
         let stored = definition.spec.versions.iter().find(|v| v.storage && v.name != version.name);
-        let open_api = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
-        let open_api = open_api.map_or_else(|| json!({}), |schema| part_to_value(schema, kind.group));
+        let stored = stored.filter(|_| !by_webhook);
+        let open_api = schemas.get(&kind.api_version()).cloned().unwrap_or_default();
         let subresources = version.subresources.clone().unwrap_or_default();
         Version {
             kind,
             api_version: kind.api_version(),
             stored_as: stored.map(|v| format!("{}/{}", definition.spec.group, v.name)),
+            by_webhook,
+            schemas: Arc::clone(schemas),
             types: Types::new(&open_api),
             rules: Rules::new(&open_api),
             open_api,
@@ -71,6 +85,14 @@ impl Version {
             }),
             has_status: subresources.status.is_some(),
         }
+    }
+
+    /// The schema of a version.
+    fn schema_of(&self, api_version: &str) -> &Value {
+        if api_version == self.api_version {
+            return &self.open_api;
+        }
+        self.schemas.get(api_version).unwrap_or(&Value::Null)
     }
 
     /// Rules are for what its schema allows.
@@ -118,6 +140,27 @@ impl Version {
             }
         }
     }
+}
+
+/// The schemas of a definition's versions, by `group/version`.
+pub fn schemas(definition: &CustomResourceDefinition) -> Arc<BTreeMap<String, Value>> {
+    let group = definition.spec.group.as_str();
+    let of = |version: &CustomResourceDefinitionVersion| {
+        let schema = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
+        let schema = schema.map_or_else(|| json!({}), |schema| part_to_value(schema, group));
+        (format!("{group}/{}", version.name), schema)
+    };
+    Arc::new(definition.spec.versions.iter().map(of).collect())
+}
+
+/// The version that an object says to be in.
+fn version_of(json: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Said {
+        api_version: Option<String>,
+    }
+    serde_json::from_slice::<Said>(json).ok()?.api_version.filter(|version| !version.is_empty())
 }
 
 fn columns(version: &CustomResourceDefinitionVersion) -> Vec<Column> {
@@ -188,12 +231,20 @@ impl Registry for Version {
 
     fn decode(&self, json: &[u8]) -> Result<Box<dyn Object>, DecodeError> {
         let mut object = Custom::read(json, &self.api_version, self.kind.kind)?;
-        prune::prune(&mut object.fields, &self.open_api, true);
+        if self.by_webhook
+            && let Some(other) = version_of(json).filter(|other| *other != self.api_version)
+        {
+            object.api_version = other;
+        }
+        let schema = self.schema_of(&object.api_version);
+        prune::prune(&mut object.fields, schema, true);
         Ok(Box::new(object))
     }
 
     fn default(&self, object: &mut dyn Object) {
-        prune::default(&mut custom_mut(object).fields, &self.open_api);
+        let object = custom_mut(object);
+        let schema = self.schema_of(&object.api_version);
+        prune::default(&mut object.fields, schema);
     }
 
     fn prepare_for_create(&self, object: &mut dyn Object, _: &Context) {

@@ -283,8 +283,8 @@ impl Call {
     }
 
     /// Answers with an object as it was written.
-    pub fn written(&self, code: StatusCode, written: &Written) -> Result<Reply, StatusError> {
-        self.object(code, &self.storage.sent(&written.bytes))
+    pub async fn written(&self, code: StatusCode, written: &Written) -> Result<Reply, StatusError> {
+        self.object(code, &self.storage.sent(&written.bytes).await?)
     }
 
     /// Answers with an object, in the shape that is wanted.

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::call::Call;
 use super::options::ListOptions;
 use super::read;
+use super::select::selection;
 use super::write::{newest, now};
 use crate::admission::{Attributes, Operation};
 use crate::http::{self as wire, Reply};
@@ -120,7 +121,7 @@ pub async fn delete(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let name = call.info.name.clone();
     let (written, gone) = delete_object(&mut call, &name, &options).await?;
     if !gone || answers_with_object(call.kind()) {
-        return call.written(StatusCode::OK, &written);
+        return call.written(StatusCode::OK, &written).await;
     }
     let object = call.storage.decode(&written.bytes, written.revision)?.object;
     let mut details = json!({"name": name, "kind": call.kind().plural, "uid": object.meta().uid});
@@ -137,11 +138,14 @@ pub async fn delete(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
 pub async fn delete_collection(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let options = options(&mut call, body)?;
     ListOptions::read(&call.query, false)?;
-    let selector = read::selector(&call)?;
+    let selection = selection(&call)?;
     let scope = read::scope(&call.info);
-    let query = ListQuery { selector, ..ListQuery::new(scope, Freshness::Latest) };
+    let query =
+        ListQuery { selector: selection.selector.clone(), ..ListQuery::new(scope, Freshness::Latest) };
     let list = call.storage.cache.list(&query).await.map_err(refused)?;
-    for object in &list.items {
+    let revision = list.revision;
+    let (objects, items, _) = selection.page(&call.storage, list, 0).await?;
+    for object in &objects {
         object.head.namespace.as_ref().clone_into(&mut call.info.namespace);
         object.head.name.as_ref().clone_into(&mut call.info.name);
         match delete_object(&mut call, &object.head.name, &options).await {
@@ -150,8 +154,7 @@ pub async fn delete_collection(mut call: Call, body: Bytes) -> Result<Reply, Sta
             Err(error) => return Err(error),
         }
     }
-    let items: Vec<Bytes> = list.items.iter().map(|o| call.storage.sent(&o.bytes)).collect();
-    read::list_reply(&call, &items, list.revision, None, None)
+    read::list_reply(&call, &items, revision, None, None)
 }
 
 /// Deletes one object, or begins to. Tells what it was last, and whether it is gone.
@@ -183,13 +186,13 @@ pub async fn delete_object(
             object = current.object.boxed_clone();
         }
         if call.dry_run {
-            let bytes = with_revision(&call.storage.to_value(&mut *object), current.revision);
+            let bytes = with_revision(&call.storage.to_value(&mut *object).await?, current.revision);
             return Ok((Written { revision: current.revision, bytes }, gone));
         }
         let outcome = if gone {
             call.storage.delete(&mut *object, current.revision).await?
         } else {
-            let value = call.storage.to_value(&mut *object);
+            let value = call.storage.to_value(&mut *object).await?;
             if value == current.value {
                 let bytes = with_revision(&value, current.revision);
                 return Ok((Written { revision: current.revision, bytes }, false));
@@ -205,7 +208,9 @@ pub async fn delete_object(
                 }
                 return Ok((written, false));
             }
-            Outcome::Conflict(there) => current = call.storage.current_of(name, there)?,
+            Outcome::Conflict(there) => {
+                current = call.storage.current_of(name, there).await?;
+            }
         }
     }
     Err(call.stale(name))

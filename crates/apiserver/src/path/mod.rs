@@ -6,6 +6,7 @@ mod options;
 mod ownership;
 mod patch;
 mod read;
+mod select;
 mod shape;
 mod subresource;
 mod write;
@@ -13,7 +14,7 @@ mod write;
 use bytes::Bytes;
 use krate_api::{StatusError, Verbs};
 
-pub use call::{Call, manager, method_not_allowed, no_such_resource};
+pub use call::{Call, manager, method_not_allowed, no_such_resource, unclassified};
 pub use ownership::of_answer;
 pub use subresource::bind_pod;
 pub use write::now;

@@ -68,7 +68,7 @@ pub fn track(call: &Call, object: &mut dyn Object, live: Option<&Current>) -> Re
     let (manager, api_version) = (call.manager(), call.kind().api_version());
     let request = request(call, &manager, &api_version, schema);
     let there = live.and_then(|live| live.object.meta().managed_fields.as_ref());
-    let live = live.map(|live| &live.value[..]);
+    let live = live.map(|live| &live.json[..]);
     let managed = managed::on_write(live, there, &new, given, request).map_err(StatusError::internal)?;
     object.meta_mut().managed_fields = managed;
     Ok(())
@@ -119,7 +119,7 @@ pub async fn apply(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
             // What is not there yet has no version to be held against.
             object.meta_mut().resource_version = None;
             let written = create_object(&mut call, object, Ownership::Settled).await?;
-            return call.written(StatusCode::CREATED, &written);
+            return call.written(StatusCode::CREATED, &written).await;
         }
         Err(error) => return Err(error),
     };
@@ -131,7 +131,7 @@ pub async fn apply(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         merged(call, Some(current), &applied, force).map_err(Some)
     })
     .await?;
-    call.written(StatusCode::OK, &written)
+    call.written(StatusCode::OK, &written).await
 }
 
 fn check_applied(call: &Call, applied: &Value) -> Result<(), StatusError> {
@@ -154,7 +154,7 @@ fn merged(
     let registry = Arc::clone(&call.storage.registry);
     let schema = registry.schema().ok_or_else(no_such_resource)?;
     let (manager, api_version) = (call.manager(), call.kind().api_version());
-    let live = current.map(|current| value_of(&current.value, current.revision)).transpose()?;
+    let live = current.map(|current| value_of(&current.json, current.revision)).transpose()?;
     let request = request(call, &manager, &api_version, schema);
     let out = managed::apply(live.as_ref(), applied, request, force).map_err(|error| error.status())?;
     let bytes = serde_json::to_vec(&out).map_err(StatusError::internal)?;

@@ -59,7 +59,7 @@ pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let patch = Patch::read(&call.headers, &body)?;
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
     let written = change(&mut call, current, true, Ownership::Changes, |call, current| {
-        let json = value_of(&current.value, current.revision).map_err(Some)?;
+        let json = value_of(&current.json, current.revision).map_err(Some)?;
         let asked = json.pointer("/metadata/resourceVersion").cloned();
         let patched = apply_to(json, &patch, call.kind().gvk()).map_err(Some)?;
         let names = patched.pointer("/metadata/resourceVersion");
@@ -72,7 +72,7 @@ pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         Ok(object)
     })
     .await?;
-    call.written(StatusCode::OK, &written)
+    call.written(StatusCode::OK, &written).await
 }
 
 /// What is answered to a patch that makes of an object what the kind does not have. Upstream shows the whole object, and

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::StatusCode;
-use krate_api::{FieldSelector, Kind, LabelSelector, StatusError, protobuf, schema};
+use krate_api::{StatusError, protobuf, schema};
 use krate_store::Revision;
 use krate_store::cache::{
-    CacheError, CacheEvent, Freshness, Head, ListQuery, Scope, Selector, Start, WatchQuery,
+    CacheError, CacheEvent, Freshness, Kind as Change, ListQuery, Scope, Start, WatchQuery,
 };
 use serde_json::{Value, json};
 
 use super::call::Call;
 use super::options::{Continue, ListOptions, Match, revision};
+use super::select::{Selection, selection};
 use super::shape;
 use crate::http::{self as wire, Form, Reply, Shape};
 use crate::request::RequestInfo;
@@ -27,7 +28,7 @@ pub async fn get(call: Call) -> Result<Reply, StatusError> {
         Some(at) => Freshness::NotOlderThan(at),
     };
     let cached = call.storage.read(&call.info.namespace, &call.info.name, freshness).await?;
-    call.object(StatusCode::OK, &call.storage.sent(&cached.bytes))
+    call.object(StatusCode::OK, &call.storage.sent(&cached.bytes).await?)
 }
 
 /// Which objects a request is about, its selectors aside.
@@ -39,70 +40,10 @@ pub fn scope(info: &RequestInfo) -> Scope {
     }
 }
 
-/// The selectors of a request.
-pub fn selector(call: &Call) -> Result<Selector, StatusError> {
-    let mut selector = Selector::everything();
-    if let Some(text) = call.query.get("fieldSelector") {
-        let mut fields =
-            FieldSelector::parse(text).map_err(|error| StatusError::bad_request(error.to_string()))?;
-        if (call.kind().group, call.kind().plural) == ("events.k8s.io", "events") {
-            fields = fields
-                .try_rename(event_field)
-                .map_err(|field| StatusError::bad_request(unknown_field(call.kind(), &field)))?;
-        }
-        let known = call.storage.registry.selectable_names();
-        for field in fields.fields() {
-            if !known.contains(&field) {
-                return Err(StatusError::bad_request(unknown_field(call.kind(), field)));
-            }
-        }
-        // One value of one field finds its watchers without asking each.
-        let exact = fields.terms().iter().find(|t| t.equal && !t.field.starts_with("metadata."));
-        selector.field = exact.map(|t| (t.field.clone(), t.value.clone()));
-        selector = selector.and(move |head: &Head| fields.matches_with(|field| head.field(field)));
-    }
-    if let Some(text) = call.query.get("labelSelector") {
-        let labels =
-            LabelSelector::parse(text).map_err(|error| StatusError::bad_request(error.to_string()))?;
-        if !labels.is_everything() {
-            selector = selector.and(move |head: &Head| labels.matches_with(|key| head.label(key)));
-        }
-    }
-    Ok(selector)
-}
-
-/// A field of `events.k8s.io` as the stored event names it; none, when that version does not know it.
-fn event_field(field: &str) -> Option<String> {
-    match field {
-        "reason" | "type" | "metadata.name" | "metadata.namespace" => Some(field.to_owned()),
-        "reportingController" => Some("reportingComponent".to_owned()),
-        _ => field.strip_prefix("regarding.").map(|field| format!("involvedObject.{field}")),
-    }
-}
-
-/// What is said of a field that a kind cannot be selected by: upstream's kinds do not all say the same.
-fn unknown_field(kind: &Kind, field: &str) -> String {
-    match (kind.group, kind.plural) {
-        ("batch", "jobs") => format!("field label {field:?} not supported for Job"),
-        (
-            "",
-            "pods" | "nodes" | "replicationcontrollers" | "events" | "namespaces" | "secrets" | "services",
-        )
-        | ("events.k8s.io", "events")
-        | ("certificates.k8s.io", "certificatesigningrequests") => {
-            format!("field label not supported: {field}")
-        }
-        _ if kind.custom => format!("field label not supported: {field}"),
-        _ => {
-            format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
-        }
-    }
-}
-
 /// `GET` of a collection.
 pub async fn list(call: Call) -> Result<Reply, StatusError> {
     let options = ListOptions::read(&call.query, false)?;
-    let selector = selector(&call)?;
+    let selection = selection(&call)?;
     let next = Continue::read(&call.query)?;
     let asked = revision(&call.query, true)?;
     let freshness = match (&next, asked) {
@@ -114,8 +55,10 @@ pub async fn list(call: Call) -> Result<Reply, StatusError> {
     };
     let mut query = ListQuery::new(scope(&call.info), freshness);
     // Who takes whatever is at hand gets all of it.
-    query.limit = if asked == Some(Revision::ZERO) && next.is_none() { 0 } else { options.limit };
-    query.selector = selector;
+    let limit = if asked == Some(Revision::ZERO) && next.is_none() { 0 } else { options.limit };
+    // Which objects are on the page can be told once they have been converted.
+    query.limit = if selection.is_settled() { limit } else { 0 };
+    query.selector = selection.selector.clone();
     query.after = next.as_ref().map(|next| next.after.clone().into());
     let list = match (call.storage.cache.list(&query).await, next) {
         (Ok(list), _) => list,
@@ -125,12 +68,12 @@ pub async fn list(call: Call) -> Result<Reply, StatusError> {
         }
         (Err(error), _) => return Err(refused(error)),
     };
+    let (revision, remaining) = (list.revision, list.remaining);
+    let (page, items, more) = selection.page(&call.storage, list, limit).await?;
+    let last = more.then(|| page.last()).flatten();
     let next =
-        list.more.then(|| list.items.last()).flatten().map(|last| {
-            Continue::new(list.revision, String::from_utf8_lossy(&last.key).into_owned()).token()
-        });
-    let items: Vec<Bytes> = list.items.iter().map(|object| call.storage.sent(&object.bytes)).collect();
-    list_reply(&call, &items, list.revision, next, list.remaining)
+        last.map(|last| Continue::new(revision, String::from_utf8_lossy(&last.key).into_owned()).token());
+    list_reply(&call, &items, revision, next, remaining)
 }
 
 /// A list, in the shape that is wanted.
@@ -195,7 +138,7 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
         call.wanted.form = Form::Json;
     }
     let options = ListOptions::read(&call.query, true)?;
-    let selector = selector(&call)?;
+    let selection = selection(&call)?;
     let asked = revision(&call.query, false)?;
     let initial = options.send_initial_events == Some(true);
     let bookmarks = call.query.flag("allowWatchBookmarks");
@@ -216,7 +159,7 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
     } else if !call.info.name.is_empty() && !call.kind().is_namespaced() {
         query.scope = Scope::name("", &call.info.name);
     }
-    query.selector = selector;
+    query.selector = selection.selector.clone();
     query.bookmarks = bookmarks;
     query.initial_events_end = initial && bookmarks;
     let watcher = match call.storage.cache.watch(query).await {
@@ -237,18 +180,25 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
     let end = tokio::time::Instant::now() + seconds;
     let shutdown = call.server.draining.clone();
     let stream_type = stream_type(&call);
-    let call = Arc::new(call);
-    let events = futures::stream::unfold((watcher, true, call), move |(mut watcher, first, call)| {
+    let call = Arc::new((call, selection));
+    let events = futures::stream::unfold((Some(watcher), true, call), move |(watcher, first, call)| {
         let _until_the_stream_is_gone = &counted;
         let shutdown = shutdown.clone();
         async move {
-            let event = tokio::select! {
-                event = watcher.next() => event?,
-                () = tokio::time::sleep_until(end) => return None,
-                () = shutdown.cancelled() => return None,
-            };
-            let framed = framed(&call, &event, first);
-            Some((framed, (watcher, false, call)))
+            let mut watcher = watcher?;
+            loop {
+                let event = tokio::select! {
+                    event = watcher.next() => event?,
+                    () = tokio::time::sleep_until(end) => return None,
+                    () = shutdown.cancelled() => return None,
+                };
+                match framed(&call.0, &call.1, &event, first).await {
+                    Ok(Some(framed)) => return Some((framed, (Some(watcher), false, call))),
+                    Ok(None) => {}
+                    // Who misses an event cannot go on as if there had been none.
+                    Err(error) => return Some((error_event(&call.0, &error), (None, false, call))),
+                }
+            }
         }
     });
     let mut reply = http::Response::new(wire::stream(events));
@@ -264,22 +214,55 @@ fn stream_type(call: &Call) -> &'static str {
     }
 }
 
-fn framed(call: &Call, event: &CacheEvent, first: bool) -> Bytes {
-    let CacheEvent::Bookmark { revision, initial_events_end } = event else {
-        let shape = call.wanted.shape;
-        if shape == Shape::Object && call.wanted.form != Form::Protobuf && !call.storage.converts() {
-            // One line serves all watchers.
-            return event.line().unwrap_or_default();
-        }
-        let name = event.kind().map_or("MODIFIED", krate_store::cache::Kind::name);
-        let object = call.storage.sent(&event.object().unwrap_or_default());
-        let shaped = shape::event(&call.storage, shape, &object, event.revision(), first, &call.query);
-        return match shaped {
-            Ok(object) => frame(call, name, &object),
-            Err(error) => error_event(call, &error),
-        };
+/// An event as it is sent; `None` if it does not concern who watches.
+async fn framed(
+    call: &Call,
+    selection: &Selection,
+    event: &CacheEvent,
+    first: bool,
+) -> Result<Option<Bytes>, StatusError> {
+    if let CacheEvent::Bookmark { revision, initial_events_end } = event {
+        let bookmark = bookmark(call, *revision, *initial_events_end);
+        return Ok(Some(frame(call, "BOOKMARK", bookmark.to_string().as_bytes())));
+    }
+    let shape = call.wanted.shape;
+    if shape == Shape::Object && call.wanted.form != Form::Protobuf && !call.storage.converts() {
+        // One line serves all watchers.
+        return Ok(event.line());
+    }
+    let Some((kind, object)) = seen(call, selection, event).await? else { return Ok(None) };
+    let object = shape::event(&call.storage, shape, &object, event.revision(), first, &call.query)?;
+    Ok(Some(frame(call, kind.name(), &object)))
+}
+
+/// What an event is for who watches, and the object in the version that is watched.
+async fn seen(
+    call: &Call,
+    selection: &Selection,
+    event: &CacheEvent,
+) -> Result<Option<(Change, Bytes)>, StatusError> {
+    let storage = &call.storage;
+    let Some(kind) = event.kind() else { return Ok(None) };
+    let object = storage.sent(&event.object().unwrap_or_default()).await?;
+    if selection.is_settled() {
+        return Ok(Some((kind, object)));
+    }
+    let CacheEvent::Change(_, change) = event else {
+        return Ok(selection.selects(storage, &object)?.then_some((kind, object)));
     };
-    frame(call, "BOOKMARK", bookmark(call, *revision, *initial_events_end).to_string().as_bytes())
+    let was = match &change.prev {
+        Some(prev) if kind != Change::Added => {
+            selection.selects(storage, &storage.sent(&prev.bytes).await?)?
+        }
+        _ => false,
+    };
+    let is = kind != Change::Deleted && selection.selects(storage, &object)?;
+    Ok(match (was, is) {
+        (false, true) => Some((Change::Added, object)),
+        (true, true) => Some((Change::Modified, object)),
+        (true, false) => Some((Change::Deleted, storage.sent(&change.object(Change::Deleted)).await?)),
+        (false, false) => None,
+    })
 }
 
 fn bookmark(call: &Call, revision: Revision, initial_events_end: bool) -> Value {

@@ -82,7 +82,7 @@ async fn finalize(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         Ok(object)
     })
     .await?;
-    call.written(StatusCode::OK, &written)
+    call.written(StatusCode::OK, &written).await
 }
 
 /// A Scale of an object that has replicas.
@@ -123,7 +123,7 @@ fn scale_of(object: &Value, registry: &dyn Registry) -> Value {
 
 async fn scale_now(call: &Call) -> Result<Value, StatusError> {
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
-    let bytes = crate::storage::with_revision(&current.value, current.revision);
+    let bytes = crate::storage::with_revision(&current.json, current.revision);
     let object = serde_json::from_slice(&bytes).map_err(StatusError::internal)?;
     Ok(scale_of(&object, &*call.storage.registry))
 }
@@ -174,14 +174,15 @@ async fn set_scale(mut call: Call, scale: &Value) -> Result<Reply, StatusError> 
             return Err(None);
         }
         let internal = |error: serde_json::Error| Some(StatusError::internal(error));
-        let mut object: Value = serde_json::from_slice(&current.value).map_err(internal)?;
+        let mut object: Value = serde_json::from_slice(&current.json).map_err(internal)?;
         let at = call.storage.registry.scale_paths().map_or(".spec.replicas", |paths| &paths.spec);
         set_plain(&mut object, at, replicas.into());
         let bytes = serde_json::to_vec(&object).map_err(internal)?;
         call.storage.registry.decode(&bytes).map_err(|error| Some(StatusError::internal(error)))
     })
     .await?;
-    let object = serde_json::from_slice(&written.bytes).map_err(StatusError::internal)?;
+    let sent = call.storage.sent(&written.bytes).await?;
+    let object = serde_json::from_slice(&sent).map_err(StatusError::internal)?;
     let scale = scale_of(&object, &*call.storage.registry);
     Ok(wire::json(StatusCode::OK, call.wanted, scale.to_string().into()))
 }

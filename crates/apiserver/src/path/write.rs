@@ -29,7 +29,7 @@ pub async fn create(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let mut object = call.decode(body)?;
     call.place(&mut *object)?;
     let written = create_object(&mut call, object, Ownership::Changes).await?;
-    call.written(StatusCode::CREATED, &written)
+    call.written(StatusCode::CREATED, &written).await
 }
 
 /// Creates an object that is decoded and in its place.
@@ -78,7 +78,8 @@ pub async fn create_object(
         };
         if call.dry_run {
             taken(false).await;
-            return Ok(Written { revision: Revision::ZERO, bytes: call.storage.to_value(&mut *trial) });
+            let bytes = call.storage.to_value(&mut *trial).await?;
+            return Ok(Written { revision: Revision::ZERO, bytes });
         }
         let outcome = call.storage.create(&mut *trial).await;
         taken(matches!(outcome, Ok(Outcome::Done(_)))).await;
@@ -146,7 +147,7 @@ pub async fn update(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         Err(error) if error.is(Reason::NotFound) && call.storage.registry.allows_create_on_update() => {
             object.meta_mut().resource_version = None;
             let written = create_object(&mut call, object, Ownership::Changes).await?;
-            return call.written(StatusCode::CREATED, &written);
+            return call.written(StatusCode::CREATED, &written).await;
         }
         Err(error) => return Err(error),
     };
@@ -165,7 +166,7 @@ pub async fn update(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         Ok(object.boxed_clone())
     })
     .await?;
-    call.written(StatusCode::OK, &written)
+    call.written(StatusCode::OK, &written).await
 }
 
 /// Changes an object: `make` gives the new one from what is there, or `Err(None)` if the caller has not seen that.
@@ -196,7 +197,7 @@ pub async fn change(
         finish_update(call, &mut object, &current, ownership).await?;
         let old = &*current.object;
         let ends = old.meta().deletion_timestamp.is_some() && is_finished(&*object);
-        let value = call.storage.to_value(&mut *object);
+        let value = call.storage.to_value(&mut *object).await?;
         if value == current.value && !ends && !call.storage.is_stale(&*object).await? {
             // Nothing changes, so nothing is written, and the resourceVersion stays.
             return Ok(Written {
@@ -235,7 +236,7 @@ pub async fn change(
                     return Err(call.stale(&name));
                 }
                 from_cache = false;
-                current = call.storage.current_of(&name, there)?;
+                current = call.storage.current_of(&name, there).await?;
             }
         }
     }
@@ -245,7 +246,7 @@ pub async fn change(
 pub async fn newest(call: &Call, name: &str) -> Result<Current, StatusError> {
     use krate_store::cache::Freshness;
     let cached = call.storage.read(&call.info.namespace, name, Freshness::Latest).await?;
-    call.storage.decode(&cached.value, cached.revision)
+    call.storage.load(&cached.value, cached.revision).await
 }
 
 /// Through which door an object is changed: each lets another part of it through.

@@ -1,37 +1,16 @@
 //! Webhooks are asked over TLS about what they say they want to be asked about, and their word counts.
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use base64::Engine as _;
+use serde_json::{Value, json};
 
 use crate::asking::{Cluster, config_map};
-use base64::Engine as _;
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
-
-/// A webhook on loopback, with a certificate of its own.
-struct Webhook {
-    address: SocketAddr,
-    ca: String,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Webhook {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
+use crate::hook::Webhook;
 
 /// What is answered to a review, by the path that was asked.
-fn answer(path: &str, review: &Value) -> Value {
+fn answer(path: &str, review: &Value) -> Option<Value> {
+    if path == "/hang" {
+        return None;
+    }
     let request = &review["request"];
     let patch = |operations: Value| base64::engine::general_purpose::STANDARD.encode(operations.to_string());
     let label = |key: &str| request["object"]["metadata"]["labels"][key].as_str().map(str::to_owned);
@@ -61,63 +40,20 @@ fn answer(path: &str, review: &Value) -> Value {
         "/judge" => response["warnings"] = json!(["it is not very good"]),
         _ => {}
     }
-    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+    Some(json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}))
 }
 
-async fn serve(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let path = request.uri().path().to_owned();
-    let body =
-        request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    if path == "/hang" {
-        std::future::pending::<()>().await;
+fn hook(webhook: &Webhook, name: &str, path: &str, more: Value) -> Value {
+    let mut hook = json!({
+        "name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None",
+        "clientConfig": {"url": format!("https://{}{path}", webhook.address), "caBundle": webhook.ca},
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["*"], "resources": ["configmaps"]}],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "a"}},
+    });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        hook[key] = value.clone();
     }
-    let review = serde_json::from_slice(&body).unwrap_or_default();
-    Ok(Response::new(Full::new(answer(&path, &review).to_string().into())))
-}
-
-impl Webhook {
-    async fn start() -> Webhook {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("names");
-        let certificate = params.self_signed(&key).expect("a certificate");
-        let chain = vec![CertificateDer::from(certificate.der().to_vec())];
-        let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(chain, private)
-            .expect("a certificate and its key");
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let acceptor = acceptor.clone();
-                tokio::spawn(async move {
-                    let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let http = hyper::server::conn::http1::Builder::new();
-                    let _ = http.serve_connection(TokioIo::new(stream), service_fn(serve)).await;
-                });
-            }
-        });
-        let ca = base64::engine::general_purpose::STANDARD.encode(certificate.pem());
-        Webhook { address, ca, task }
-    }
-
-    fn hook(&self, name: &str, path: &str, more: Value) -> Value {
-        let mut hook = json!({
-            "name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None",
-            "clientConfig": {"url": format!("https://{}{path}", self.address), "caBundle": self.ca},
-            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["*"], "resources": ["configmaps"]}],
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "a"}},
-        });
-        for (key, value) in more.as_object().into_iter().flatten() {
-            hook[key] = value.clone();
-        }
-        hook
-    }
+    hook
 }
 
 const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1";
@@ -131,16 +67,17 @@ async fn configure(cluster: &Cluster, kind: &str, name: &str, hooks: Value) {
 async fn cluster() -> (Cluster, Webhook) {
     let cluster = Cluster::start().await;
     cluster.namespace("a", json!({})).await;
-    (cluster, Webhook::start().await)
+    (cluster, Webhook::start(answer).await)
 }
 
 #[tokio::test]
 async fn a_webhook_changes_what_is_written_and_is_asked_again_when_others_do() {
     let (cluster, webhook) = cluster().await;
     let hooks = json!([
-        webhook.hook("one.example.com", "/label", json!({"reinvocationPolicy": "IfNeeded"})),
-        webhook.hook("two.example.com", "/once", json!({})),
-        webhook.hook(
+        hook(&webhook, "one.example.com", "/label", json!({"reinvocationPolicy": "IfNeeded"})),
+        hook(&webhook, "two.example.com", "/once", json!({})),
+        hook(
+            &webhook,
             "three.example.com",
             "/label",
             json!({
@@ -157,7 +94,7 @@ async fn a_webhook_changes_what_is_written_and_is_asked_again_when_others_do() {
 #[tokio::test]
 async fn a_webhook_refuses_and_warns() {
     let (cluster, webhook) = cluster().await;
-    let hooks = json!([webhook.hook("judge.example.com", "/judge", json!({}))]);
+    let hooks = json!([hook(&webhook, "judge.example.com", "/judge", json!({}))]);
     configure(&cluster, "validatingwebhookconfigurations", "v", hooks).await;
     let good = cluster.post(MAPS, config_map("good", json!({}))).await;
     assert_eq!(good.code, 201, "{}", good.body);
@@ -178,10 +115,10 @@ async fn a_webhook_refuses_and_warns() {
 async fn a_webhook_that_fails_is_treated_by_its_policy() {
     let (cluster, webhook) = cluster().await;
     let hanging =
-        webhook.hook("hangs.example.com", "/hang", json!({"timeoutSeconds": 1, "failurePolicy": "Ignore"}));
+        hook(&webhook, "hangs.example.com", "/hang", json!({"timeoutSeconds": 1, "failurePolicy": "Ignore"}));
     configure(&cluster, "validatingwebhookconfigurations", "hangs", json!([hanging])).await;
     assert_eq!(cluster.post(MAPS, config_map("x", json!({}))).await.code, 201);
-    let hanging = webhook.hook("hangs.example.com", "/hang", json!({"timeoutSeconds": 1}));
+    let hanging = hook(&webhook, "hangs.example.com", "/hang", json!({"timeoutSeconds": 1}));
     configure(&cluster, "validatingwebhookconfigurations", "strict", json!([hanging])).await;
     let refused = cluster.post(MAPS, config_map("y", json!({}))).await;
     assert_eq!(refused.code, 500);
@@ -198,8 +135,8 @@ async fn a_webhook_that_fails_is_treated_by_its_policy() {
         );
     }
     // Somebody else's authority.
-    let mut stranger = webhook.hook("stranger.example.com", "/judge", json!({}));
-    let other = Webhook::start().await;
+    let mut stranger = hook(&webhook, "stranger.example.com", "/judge", json!({}));
+    let other = Webhook::start(answer).await;
     stranger["clientConfig"]["caBundle"] = other.ca.clone().into();
     configure(&cluster, "validatingwebhookconfigurations", "stranger", json!([stranger])).await;
     let refused = cluster.post(MAPS, config_map("z", json!({}))).await;
@@ -210,7 +147,7 @@ async fn a_webhook_that_fails_is_treated_by_its_policy() {
 async fn a_dry_run_asks_only_those_without_side_effects() {
     let (cluster, webhook) = cluster().await;
     // It answers with a review of a version that knows side effects.
-    let mut hook = webhook.hook("some.example.com", "/judge", json!({"sideEffects": "NoneOnDryRun"}));
+    let mut hook = hook(&webhook, "some.example.com", "/judge", json!({"sideEffects": "NoneOnDryRun"}));
     configure(&cluster, "validatingwebhookconfigurations", "v", json!([hook.clone()])).await;
     let dry = format!("{MAPS}?dryRun=All");
     assert_eq!(cluster.post(&dry, config_map("x", json!({}))).await.code, 201);

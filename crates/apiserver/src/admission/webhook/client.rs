@@ -17,11 +17,15 @@ use tokio_rustls::TlsConnector;
 use crate::kinds::Kinds;
 use crate::reach::{self, Trust};
 
-/// The largest answer that is read, in bytes, as upstream.
+/// The largest answer to an AdmissionReview that is read, in bytes, as upstream.
 const LARGEST: usize = 3 * 1024 * 1024;
+
+/// A webhook as it is reached.
 pub struct Client {
     config: WebhookClientConfig,
     tls: Result<TlsConnector, String>,
+    /// The largest answer that is read, in bytes.
+    largest: usize,
 }
 
 /// Where a request goes.
@@ -36,9 +40,14 @@ struct Target {
 
 impl Client {
     pub fn new(config: WebhookClientConfig) -> Self {
+        Client::reading(config, LARGEST)
+    }
+
+    /// One whose answers may be up to `largest` bytes.
+    pub fn reading(config: WebhookClientConfig, largest: usize) -> Self {
         let bundle = config.ca_bundle.as_ref().map(|bundle| bundle.0.as_slice()).unwrap_or_default();
         let tls = reach::connector(Trust::Authorities(bundle), None);
-        Client { config, tls }
+        Client { config, tls, largest }
     }
 
     /// Sends a review and reads the answer, within `timeout`.
@@ -54,7 +63,7 @@ impl Client {
             (None, None) => return Err("webhook configuration must have either service or URL".to_owned()),
         };
         let body = serde_json::to_vec(review).map_err(|error| error.to_string())?;
-        let sent = tokio::time::timeout(timeout, send(tls, &target, body.into())).await;
+        let sent = tokio::time::timeout(timeout, send(tls, &target, body.into(), self.largest)).await;
         let url = &target.url;
         match sent {
             Ok(Ok(answer)) => Ok(answer),
@@ -101,7 +110,7 @@ fn told(error: &dyn std::error::Error) -> String {
     }
 }
 
-async fn send(tls: &TlsConnector, target: &Target, body: Bytes) -> Result<Json, String> {
+async fn send(tls: &TlsConnector, target: &Target, body: Bytes, largest: usize) -> Result<Json, String> {
     let (host, port) = (target.address.0.as_str(), target.address.1);
     let stream =
         TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {host}:{port}: {e}"))?;
@@ -122,11 +131,11 @@ async fn send(tls: &TlsConnector, target: &Target, body: Bytes) -> Result<Json, 
         .map_err(|error| error.to_string())?;
     let answered = sender.send_request(request).await.map_err(|error| told(&error));
     let (parts, body) = answered?.into_parts();
-    let body = Limited::new(body, LARGEST).collect().await.map_err(|error| error.to_string())?.to_bytes();
+    let body = Limited::new(body, largest).collect().await.map_err(|error| error.to_string())?.to_bytes();
     drop(sender);
     connection.abort();
     if !parts.status.is_success() {
         return Err(format!("the server answered {}: {}", parts.status, String::from_utf8_lossy(&body)));
     }
-    serde_json::from_slice(&body).map_err(|error| format!("the answer is no AdmissionReview: {error}"))
+    serde_json::from_slice(&body).map_err(|error| format!("the answer is no JSON: {error}"))
 }

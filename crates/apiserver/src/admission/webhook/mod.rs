@@ -14,7 +14,7 @@ use krate_api::{Reason, StatusError};
 use serde_json::{Value as Json, json};
 use uuid::Uuid;
 
-use self::client::Client;
+pub use self::client::Client;
 use super::matching::{Rule, selected};
 use super::policy::{Compiled, Input, Scope, compile_conditions};
 use super::{Attributes, review};
