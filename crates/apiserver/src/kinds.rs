@@ -55,6 +55,13 @@ impl Kinds {
         served.by_resource.get(plural)?.iter().find(|storage| storage.kind().group == group).cloned()
     }
 
+    /// The storages of a resource, one a version.
+    pub fn versions(&self, group: &str, plural: &str) -> Vec<Arc<Storage>> {
+        let served = self.0.load();
+        let all = served.by_resource.get(plural).into_iter().flatten();
+        all.filter(|storage| storage.kind().group == group).cloned().collect()
+    }
+
     /// The storage of a resource in a version.
     pub fn at(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Storage>> {
         let served = self.0.load();

@@ -1,6 +1,7 @@
 //! One kind's objects: read from the watch cache as the bytes that are sent, written by one compare-and-set in the store.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use krate_api::{Kind, Reason, StatusError};
@@ -19,6 +20,8 @@ pub struct Storage {
     backend: Arc<dyn Backend>,
     /// Where a webhook makes the objects of this version.
     converting: Option<Converting>,
+    /// Whether the kind is on its way out: nothing new is made of it.
+    closing: AtomicBool,
 }
 
 /// An object as it is in the store.
@@ -129,12 +132,12 @@ impl Storage {
         let kind = registry.kind();
         let decoder = Arc::new(Decoder::new(Arc::clone(&registry)));
         let cache = cache.add(kind.storage, decoder, index(kind)).await?;
-        Ok(Storage { registry, cache, backend, converting: None })
+        Ok(Storage::shared(registry, cache, backend))
     }
 
     /// The same objects as another kind of the same storage sees them.
     pub fn shared(registry: Arc<dyn Registry>, cache: Arc<Resource>, backend: Arc<dyn Backend>) -> Self {
-        Storage { registry, cache, backend, converting: None }
+        Storage { registry, cache, backend, converting: None, closing: AtomicBool::new(false) }
     }
 
     pub fn kind(&self) -> &'static Kind {
@@ -148,6 +151,15 @@ impl Storage {
     /// The same storage, with a webhook that makes its objects.
     pub fn converting(self, converting: Converting) -> Self {
         Storage { converting: Some(converting), ..self }
+    }
+
+    /// From now on nothing new is made of the kind.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 
     /// What is in the cache, in the version of this storage.

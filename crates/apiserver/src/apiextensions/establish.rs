@@ -8,14 +8,14 @@ use http::Method;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, CustomResourceDefinitionCondition, CustomResourceDefinitionSpec,
 };
-use krate_api::{Kind, Reason, StatusError};
+use krate_api::{FieldErrors, FieldPath, Kind, Reason, StatusError};
 use krate_store::cache::{CacheEvent, Freshness, Head, Kind as Change, ListQuery, Scope, Start, WatchQuery};
 use parking_lot::Mutex;
-use serde_json::json;
 
 use super::conversion::{Converting, Webhook};
 use super::registry::{Version, schemas};
-use super::{CLEANUP, names};
+use super::{CLEANUP, approval, names};
+use crate::registry::admissionregistration::webhook::ca_bundle;
 use crate::registry::erased::{Object, Registry};
 use crate::server::{AsItself, Server, path};
 use crate::storage::{Storage, refused};
@@ -112,7 +112,14 @@ impl Establisher {
     async fn tend(&self, definition: CustomResourceDefinition) {
         let name = definition.metadata.name.clone().unwrap_or_default();
         let result = if definition.metadata.deletion_timestamp.is_some() {
-            Box::pin(self.install(&definition)).await.map(|()| self.clear_away(definition))
+            Box::pin(self.install(&definition)).await.map(|()| {
+                for storage in
+                    self.server.kinds.versions(&definition.spec.group, &definition.spec.names.plural)
+                {
+                    storage.close();
+                }
+                self.clear_away(definition);
+            })
         } else {
             Box::pin(self.establish(definition)).await
         };
@@ -139,13 +146,15 @@ impl Establisher {
             None => set(&mut definition, "NamesAccepted", true, "NoConflicts", "no conflicts found"),
         }
         if accepted && !is_true(&definition, "Established") {
-            set(
-                &mut definition,
-                "Established",
-                true,
-                "InitialNamesAccepted",
-                "the initial names have been accepted",
-            );
+            let (holds, reason, message) = if has_authorities(&definition) {
+                (true, "InitialNamesAccepted", "the initial names have been accepted")
+            } else {
+                (false, "InvalidCABundle", "The conversion webhook CABundle is invalid")
+            };
+            set(&mut definition, "Established", holds, reason, message);
+        }
+        if let Some((holds, reason, message)) = approval::condition(&definition) {
+            set(&mut definition, "KubernetesAPIApprovalPolicyConformant", holds, reason, &message);
         }
         // Served before it is said to be: who waits for the condition may ask at once.
         if is_true(&definition, "Established") {
@@ -216,17 +225,13 @@ impl Establisher {
         if !held || !self.leaving.lock().insert(uid.clone()) {
             return;
         }
-        let storage = self.server.kinds.of(&definition.spec.group, &definition.spec.names.plural);
+        let storage = is_true(&definition, "Established").then(|| self.storage(&definition)).flatten();
         let (commits, leaving) = (self.commits.clone(), Arc::clone(&self.leaving));
         let row = self.definitions.kind();
         let shutdown = self.server.shutdown.clone();
         tokio::spawn(async move {
-            let work = async {
-                if let Some(storage) = storage {
-                    empty(&storage, &commits).await?;
-                }
-                let_go(&commits, row, definition.metadata.name.as_deref().unwrap_or_default()).await
-            };
+            let name = definition.metadata.name.as_deref().unwrap_or_default();
+            let work = clear(&commits, row, name, storage.as_deref());
             tokio::select! {
                 done = work => {
                     if let Err(error) = done {
@@ -238,6 +243,58 @@ impl Establisher {
             leaving.lock().remove(&uid);
         });
     }
+
+    /// The storage of the version that is stored, if it is served: what is there needs no conversion to be deleted.
+    fn storage(&self, definition: &CustomResourceDefinition) -> Option<Arc<Storage>> {
+        let (kinds, spec) = (&self.server.kinds, &definition.spec);
+        let stored = spec.versions.iter().find(|version| version.storage);
+        stored
+            .and_then(|version| kinds.at(&spec.group, &version.name, &spec.names.plural))
+            .or_else(|| kinds.of(&spec.group, &spec.names.plural))
+    }
+}
+
+/// How the condition `Terminating` is told.
+struct Ending {
+    holds: bool,
+    reason: &'static str,
+    message: String,
+}
+
+impl Ending {
+    fn new(holds: bool, reason: &'static str, message: impl Into<String>) -> Self {
+        Ending { holds, reason, message: message.into() }
+    }
+}
+
+/// What a definition says from the moment that it is deleted.
+pub fn mark_terminating(definition: &mut CustomResourceDefinition) {
+    let message = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+    set(definition, "Terminating", true, "InstanceDeletionPending", message);
+}
+
+/// Deletes the objects of a definition, telling in it how far that is, and lets it go.
+async fn clear(
+    commits: &AsItself,
+    row: &'static Kind,
+    name: &str,
+    storage: Option<&Storage>,
+) -> Result<(), StatusError> {
+    let begun = Ending::new(true, "InstanceDeletionInProgress", "CustomResource deletion is in progress");
+    tell(commits, row, name, &begun, false).await?;
+    let ending = match storage {
+        None => Ending::new(false, "NeverEstablished", "resource was never established"),
+        Some(storage) => {
+            if let Err(error) = empty(storage, commits).await {
+                let message = format!("could not issue all deletes: {error}");
+                tell(commits, row, name, &Ending::new(true, "InstanceDeletionFailed", message), false)
+                    .await?;
+                return Err(error);
+            }
+            Ending::new(false, "InstanceDeletionCompleted", "removed all instances")
+        }
+    };
+    tell(commits, row, name, &ending, true).await
 }
 
 /// Deletes all objects of a kind and returns when none is left.
@@ -267,14 +324,40 @@ async fn empty(storage: &Storage, commits: &AsItself) -> Result<(), StatusError>
     }
 }
 
-/// Takes the finalizer away.
-async fn let_go(commits: &AsItself, row: &'static Kind, name: &str) -> Result<(), StatusError> {
+/// Tells how far the end of a definition is and, with `gone`, takes the finalizer away.
+async fn tell(
+    commits: &AsItself,
+    row: &'static Kind,
+    name: &str,
+    ending: &Ending,
+    gone: bool,
+) -> Result<(), StatusError> {
     let place = path(row, "", name);
-    let mut definition = commits.ask(Method::GET, place.clone(), None).await?;
-    if let Some(list) = definition.pointer_mut("/metadata/finalizers").and_then(|f| f.as_array_mut()) {
-        list.retain(|f| *f != json!(CLEANUP));
+    loop {
+        let there = commits.ask(Method::GET, place.clone(), None).await?;
+        let mut definition: CustomResourceDefinition =
+            serde_json::from_value(there).map_err(StatusError::internal)?;
+        set(&mut definition, "Terminating", ending.holds, ending.reason, &ending.message);
+        if gone {
+            definition.metadata.finalizers.get_or_insert_default().retain(|f| f != CLEANUP);
+        }
+        let body = serde_json::to_value(&definition).map_err(StatusError::internal)?;
+        match commits.ask(Method::PUT, format!("{place}/status"), Some(&body)).await {
+            Err(error) if error.is(Reason::Conflict) => {}
+            done => return done.map(drop),
+        }
     }
-    commits.ask(Method::PUT, place, Some(&definition)).await.map(drop)
+}
+
+/// Whether the authorities of a definition's webhook can be read.
+fn has_authorities(definition: &CustomResourceDefinition) -> bool {
+    let webhook = definition.spec.conversion.as_ref().and_then(|c| c.webhook.as_ref());
+    let bundle = webhook.and_then(|w| w.client_config.as_ref()?.ca_bundle.as_ref());
+    let mut errors = FieldErrors::new();
+    if let Some(bundle) = bundle.filter(|bundle| !bundle.0.is_empty()) {
+        ca_bundle(&bundle.0, &FieldPath::new(""), &mut errors);
+    }
+    errors.is_empty()
 }
 
 fn is_true(definition: &CustomResourceDefinition, condition: &str) -> bool {

@@ -4,8 +4,9 @@
 //!
 //! [`Registry`]: crate::registry::erased::Registry
 
+mod approval;
 mod conversion;
-mod definition;
+mod declared;
 mod establish;
 mod jsonpath;
 mod names;
@@ -15,11 +16,11 @@ mod registry;
 mod row;
 mod rules;
 mod structural;
+pub mod validation;
 mod values;
 
 pub use conversion::Converting;
-pub use definition::check as check_schemas;
-pub use establish::Establisher;
+pub use establish::{Establisher, mark_terminating};
 pub use jsonpath::{plain, set_plain};
 
 /// Keeps a definition that is being deleted until its objects are gone.

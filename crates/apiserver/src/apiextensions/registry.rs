@@ -95,17 +95,22 @@ impl Version {
         self.schemas.get(api_version).unwrap_or(&Value::Null)
     }
 
-    /// Rules are for what its schema allows.
-    fn check_rules(&self, object: &dyn Object, old: Option<&dyn Object>, errors: &mut FieldErrors) {
-        if errors.is_empty() {
-            let old = old.map(|old| custom(old).value());
-            self.rules.check(&custom(object).value(), old.as_ref(), &self.open_api, errors);
+    /// Checks an object, and against what it was: what was wrong already, and is the same, is let through.
+    fn check(&self, object: &dyn Object, old: Option<&dyn Object>, errors: &mut FieldErrors) {
+        let (value, old) = (custom(object).value(), old.map(|old| custom(old).value()));
+        values::check(&value, old.as_ref(), &self.open_api, errors);
+        self.check_scale(&value, errors);
+        values::check_all_lists(&value, old.as_ref(), &self.open_api, errors);
+        if self.rules.is_empty() {
+            return;
         }
+        if values::blocks_rules(errors) {
+            return errors.invalid(&FieldPath::new("<nil>"), Value::Null, values::UNCHECKED);
+        }
+        self.rules.check(&value, old.as_ref(), &self.open_api, errors);
     }
 
-    fn check(&self, object: &dyn Object, errors: &mut FieldErrors) {
-        let value = custom(object).value();
-        values::check(&value, &self.open_api, errors);
+    fn check_scale(&self, value: &Value, errors: &mut FieldErrors) {
         let Some(scale) = &self.scale else { return };
         for (path, name) in [(&scale.spec, "spec"), (&scale.status, "status")] {
             // What the status says is looked at where there is one.
@@ -113,7 +118,7 @@ impl Version {
                 continue;
             }
             let at = FieldPath::new(path);
-            match jsonpath::plain(&value, path) {
+            match jsonpath::plain(value, path) {
                 None => {}
                 Some(found) => match found.as_i64() {
                     Some(n) if n < 0 => errors.invalid(&at, n, "should be a non-negative integer"),
@@ -140,6 +145,23 @@ impl Version {
             }
         }
     }
+}
+
+/// What is said of a finalizer that somebody else's could be taken for.
+fn odd_finalizer(finalizer: &str) -> Vec<String> {
+    let at = "metadata.finalizers";
+    let mut told: Vec<String> = names::is_qualified_name(finalizer)
+        .into_iter()
+        .map(|why| format!("{at}: {finalizer:?}: {why}"))
+        .collect();
+    if !finalizer.contains('/') && !matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes") {
+        let path = if finalizer.contains('.') { " including a path (/)" } else { "" };
+        told.push(format!(
+            "{at}: {finalizer:?}: prefer a domain-qualified finalizer name{path} to avoid accidental conflicts with other \
+             finalizer writers"
+        ));
+    }
+    told
 }
 
 /// The schemas of a definition's versions, by `group/version`.
@@ -287,24 +309,27 @@ impl Registry for Version {
     }
 
     fn validate(&self, object: &dyn Object, errors: &mut FieldErrors) {
-        self.check(object, errors);
         // What is there already is asked together with what it was.
         if object.meta().resource_version.is_none() {
-            self.check_rules(object, None, errors);
+            self.check(object, None, errors);
         }
     }
 
     fn validate_update(&self, object: &dyn Object, old: &dyn Object, _: &str, errors: &mut FieldErrors) {
-        self.check_rules(object, Some(old), errors);
+        self.check(object, Some(old), errors);
     }
 
     fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {
-        self.check(object, errors);
-        self.check_rules(object, Some(old), errors);
+        self.check(object, Some(old), errors);
     }
 
-    fn warnings(&self, _: &dyn Object, _: Option<&dyn Object>) -> Vec<String> {
-        Vec::new()
+    fn warnings(&self, object: &dyn Object, old: Option<&dyn Object>) -> Vec<String> {
+        let before = old.and_then(|old| old.meta().finalizers.as_deref()).unwrap_or_default();
+        let now = object.meta().finalizers.as_deref().unwrap_or_default();
+        let mut added: Vec<&String> = now.iter().filter(|finalizer| !before.contains(finalizer)).collect();
+        added.sort_unstable();
+        added.dedup();
+        added.into_iter().flat_map(|finalizer| odd_finalizer(finalizer)).collect()
     }
 
     fn selectable(&self, object: &dyn Object) -> Selectable {

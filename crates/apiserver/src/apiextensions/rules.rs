@@ -5,15 +5,12 @@ use std::collections::BTreeMap;
 
 use krate_api::field::{Fault, FieldError};
 use krate_api::{FieldErrors, FieldPath};
-use serde::Serialize;
 use serde_json::Value as Json;
 
 use crate::cel::{Budget, Declared, Error, PER_POLICY, Program, Value};
 
 /// Where rules are in a schema.
 pub const RULES: &str = "x-kubernetes-validations";
-const REASONS: [&str; 4] =
-    ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
 const OUT_OF_BUDGET: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
 
@@ -34,6 +31,8 @@ struct Rule {
     is_transition: bool,
     optional_old: bool,
     message: String,
+    /// The message that the definition gives it.
+    said: Option<String>,
     message_expression: Option<Program>,
     reason: Fault,
     path: Option<String>,
@@ -60,6 +59,7 @@ impl Rule {
             } else {
                 message.to_owned()
             },
+            said: Some(message.to_owned()).filter(|message| !message.is_empty()),
             message_expression: Some(text(said, "messageExpression"))
                 .filter(|source| !source.is_empty())
                 .and_then(|source| compile(source).ok()),
@@ -73,6 +73,11 @@ impl Rule {
                 .filter(|path| !path.is_empty()),
             program,
         })
+    }
+
+    /// The rule as errors name it: by its message, if it has one.
+    fn told_as(&self) -> &str {
+        self.said.as_deref().unwrap_or_else(|| self.program.source().trim())
     }
 
     /// What is said of a value that the rule does not hold for.
@@ -103,7 +108,8 @@ impl Rules {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether there are none at all.
+    pub fn is_empty(&self) -> bool {
         self.own.is_empty()
             && self.fields.is_empty()
             && self.values.is_none()
@@ -117,7 +123,8 @@ impl Rules {
             return;
         }
         let mut check = Check { budget: Budget::new(PER_POLICY), errors, over: false };
-        check.part(self, object, old, schema, &FieldPath::new(""), false);
+        let before = Before { value: old, kept: false, fixed: false };
+        check.part(self, object, before, schema, &FieldPath::new(""));
     }
 }
 
@@ -128,45 +135,67 @@ struct Check<'a> {
     over: bool,
 }
 
+/// What a value was before.
+#[derive(Clone, Copy)]
+struct Before<'v> {
+    value: Option<&'v Json>,
+    /// It, or what it is a part of, is as it was, so a fault of it is not this write's.
+    kept: bool,
+    /// What holds for the whole of it holds for its parts: upstream does not look closer inside of alternatives.
+    fixed: bool,
+}
+
+impl<'v> Before<'v> {
+    /// What a part of it was.
+    fn part(self, value: Option<&'v Json>) -> Self {
+        Before { value, ..self }
+    }
+}
+
+/// What a fault is shown with: a plain value itself, and nothing of what has parts.
+fn plain<'v>(value: &'v Json, schema: &Json) -> Option<&'v Json> {
+    (!matches!(text(schema, "type"), "object" | "array")).then_some(value)
+}
+
 impl Check<'_> {
-    fn add(&mut self, fault: Fault, at: &FieldPath, detail: String) {
+    fn add(&mut self, fault: Fault, at: &FieldPath, value: Option<&Json>, detail: String) {
         let field = if at.as_str().is_empty() { FieldPath::new("<nil>") } else { at.clone() };
-        self.errors.push(FieldError { fault, field, value: None, detail });
+        match (fault, value) {
+            (Fault::Invalid, Some(value)) => self.errors.invalid(&field, value, detail),
+            (Fault::Duplicate, Some(value)) => self.errors.duplicate(&field, value),
+            (Fault::Duplicate, None) => {
+                self.errors.push(FieldError { fault, field, value: None, detail: String::new() });
+            }
+            _ => self.errors.push(FieldError { fault, field, value: None, detail }),
+        }
     }
 
-    /// `kept`: what it is a part of is as it was, so it is not this write's fault.
-    fn part(
-        &mut self,
-        rules: &Rules,
-        value: &Json,
-        old: Option<&Json>,
-        schema: &Json,
-        at: &FieldPath,
-        kept: bool,
-    ) {
-        let old = old.filter(|old| !old.is_null());
-        let kept = kept || old == Some(value);
+    fn part(&mut self, rules: &Rules, value: &Json, before: Before<'_>, schema: &Json, at: &FieldPath) {
         if self.over || value.is_null() {
             return;
         }
-        self.own(rules, value, old, schema, at, kept);
+        let old = before.value.filter(|old| !old.is_null());
+        let around = before.kept;
+        let kept = around || (!before.fixed && old == Some(value));
+        let before = Before { value: old, kept, ..before };
+        self.own(rules, value, before, schema, at);
         let nothing = Json::Null;
         for also in &rules.also {
-            self.part(also, value, old, schema, at, kept);
+            self.part(also, value, Before { value: old, kept: around, fixed: true }, schema, at);
         }
         match value {
             Json::Object(fields) => {
                 for (name, inner) in fields {
-                    let before = old.and_then(|old| old.get(name));
+                    let was = before.part(old.and_then(|old| old.get(name)));
                     if let Some(rules) = rules.fields.get(name) {
                         let schema =
                             schema.get("properties").and_then(|all| all.get(name)).unwrap_or(&nothing);
-                        self.part(rules, inner, before, schema, &at.child(name), kept);
+                        self.part(rules, inner, was, schema, &at.child(name));
                     } else if let Some(rules) = &rules.values
                         && schema.get("properties").and_then(|all| all.get(name)).is_none()
                     {
                         let schema = super::prune::additional(schema).unwrap_or(&nothing);
-                        self.part(rules, inner, before, schema, &at.key(name), kept);
+                        self.part(rules, inner, was, schema, &at.key(name));
                     }
                 }
             }
@@ -174,47 +203,40 @@ impl Check<'_> {
                 let Some(rules) = &rules.items else { return };
                 let inner = schema.get("items").unwrap_or(&nothing);
                 for (i, item) in items.iter().enumerate() {
-                    let before = old.and_then(|old| counterpart(item, old, schema));
-                    self.part(rules, item, before, inner, &at.index(i), kept);
+                    let was = before.part(old.and_then(|old| counterpart(item, old, schema)));
+                    self.part(rules, item, was, inner, &at.index(i));
                 }
             }
             _ => {}
         }
     }
 
-    fn own(
-        &mut self,
-        rules: &Rules,
-        value: &Json,
-        old: Option<&Json>,
-        schema: &Json,
-        at: &FieldPath,
-        kept: bool,
-    ) {
+    fn own(&mut self, rules: &Rules, value: &Json, before: Before<'_>, schema: &Json, at: &FieldPath) {
         if rules.own.is_empty() {
             return;
         }
+        let kind = Json::from(text(schema, "type"));
         if self.budget.left() == 0 {
             self.over = true;
-            return self.add(Fault::Invalid, at, OUT_OF_BUDGET.to_owned());
+            return self.add(Fault::Invalid, at, Some(&kind), OUT_OF_BUDGET.to_owned());
         }
         let this = typed(value, schema);
-        let before = old.map(|old| typed(old, schema));
+        let was = before.value.map(|old| typed(old, schema));
         for rule in &rules.own {
-            let before = match (&before, rule.optional_old) {
-                (before, true) => before.clone().map_or(Value::NONE, Value::some),
-                (Some(before), false) => before.clone(),
+            let was = match (&was, rule.optional_old) {
+                (was, true) => was.clone().map_or(Value::NONE, Value::some),
+                (Some(was), false) => was.clone(),
                 (None, false) if rule.is_transition => continue,
                 (None, false) => Value::Null,
             };
-            let variables = [("self", this.clone()), ("oldSelf", before)];
+            let variables = [("self", this.clone()), ("oldSelf", was)];
             match rule.program.evaluate(&variables[..], &mut self.budget) {
                 Ok(Value::Bool(true)) => {}
-                Ok(_) if kept && !rule.is_transition => {}
+                Ok(_) if before.kept && !rule.is_transition => {}
                 Ok(_) => {
                     let told = rule.told(&variables, &mut self.budget);
                     let at = rule.path.iter().fold(at.clone(), |at, path| at.child(path));
-                    self.add(rule.reason, &at, told);
+                    self.add(rule.reason, &at, plain(value, schema), told);
                 }
                 Err(Error::OutOfBudget) => {
                     self.over = true;
@@ -224,22 +246,22 @@ impl Check<'_> {
                         format!(
                             "'{}': no further validation rules will be run due to call cost exceeds limit for rule: {}",
                             Error::OutOfBudget,
-                            rule.program.source()
+                            rule.told_as()
                         )
                     };
-                    return self.add(Fault::Invalid, at, told);
+                    return self.add(Fault::Invalid, at, Some(&kind), told);
                 }
-                Err(Error::Failed(why)) if why.starts_with("no such overload") => self.add(
-                    Fault::Invalid,
-                    at,
-                    format!(
+                Err(Error::Failed(why)) if why.starts_with("no such overload") => {
+                    let told = format!(
                         "'{why}': call arguments did not match a supported operator, function or macro signature for \
                          rule: {}",
-                        rule.program.source()
-                    ),
-                ),
+                        rule.told_as()
+                    );
+                    self.add(Fault::Invalid, at, Some(&kind), told);
+                }
                 Err(Error::Failed(why)) => {
-                    self.add(Fault::Invalid, at, format!("{why} evaluating rule: {}", rule.program.source()));
+                    let told = format!("{why} evaluating rule: {}", rule.told_as());
+                    self.add(Fault::Invalid, at, Some(&kind), told);
                 }
             }
         }
@@ -247,7 +269,7 @@ impl Check<'_> {
 }
 
 /// The item of an older list that an item was: the one with the same keys, where items have keys.
-fn counterpart<'a>(item: &Json, old: &'a Json, schema: &Json) -> Option<&'a Json> {
+pub fn counterpart<'a>(item: &Json, old: &'a Json, schema: &Json) -> Option<&'a Json> {
     if schema.get("x-kubernetes-list-type").and_then(Json::as_str) != Some("map") {
         return None;
     }
@@ -287,68 +309,6 @@ fn typed(value: &Json, schema: &Json) -> Value {
             Value::map(set.map(|(name, value)| (name.clone(), typed(value, of(name)))))
         }
         _ => Value::from_json(value),
-    }
-}
-
-/// Checks the rules that a part of a definition's schema says.
-pub fn check_said(schema: &Json, at: &FieldPath, errors: &mut FieldErrors) {
-    let said = schema.get(RULES).and_then(Json::as_array).into_iter().flatten();
-    for (i, said) in said.enumerate() {
-        let at = at.child(RULES).index(i);
-        let source = text(said, "rule").trim();
-        if source.is_empty() {
-            errors.required(&at.child("rule"), "rule is not specified");
-            continue;
-        }
-        match compile(source) {
-            Err(why) => {
-                errors.invalid(&at.child("rule"), shown(said), format!("compilation failed: {why}"));
-            }
-            Ok(program) if program.static_type().is_some_and(|kind| kind != "bool") => {
-                errors.invalid(&at.child("rule"), shown(said), "cel expression must evaluate to a bool");
-            }
-            Ok(_) => {}
-        }
-        let message = text(said, "message");
-        if !message.is_empty() && message.trim().is_empty() {
-            errors.invalid(&at.child("message"), message, "message must be non-empty if specified");
-        } else if message.trim().contains('\n') {
-            errors.invalid(&at.child("message"), message, "message must not contain line breaks");
-        }
-        let expression = text(said, "messageExpression");
-        if !expression.is_empty()
-            && let Err(why) = compile(expression)
-        {
-            let why = format!("messageExpression compilation failed: {why}");
-            errors.invalid(&at.child("messageExpression"), shown(said), why);
-        }
-        let reason = text(said, "reason");
-        if !reason.is_empty() && !REASONS.contains(&reason) {
-            errors.not_supported(&at.child("reason"), reason, &REASONS);
-        }
-    }
-}
-
-/// A rule as upstream shows it.
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Shown<'a> {
-    rule: &'a str,
-    message: &'a str,
-    message_expression: &'a str,
-    reason: Option<&'a Json>,
-    field_path: &'a str,
-    optional_old_self: Option<&'a Json>,
-}
-
-fn shown(said: &Json) -> Shown<'_> {
-    Shown {
-        rule: text(said, "rule"),
-        message: text(said, "message"),
-        message_expression: text(said, "messageExpression"),
-        reason: said.get("reason"),
-        field_path: text(said, "fieldPath"),
-        optional_old_self: said.get("optionalOldSelf"),
     }
 }
 
@@ -414,16 +374,5 @@ mod tests {
         let faults = faults(&schema, &value, None);
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert!(faults[0].contains("call cost exceeds limit"), "{faults:?}");
-    }
-
-    #[test]
-    fn what_a_definition_says_is_checked() {
-        let schema = json!({RULES: [{"rule": ""}, {"rule": "self >"}, {"rule": "1 + 1"},
-            {"rule": "true", "reason": "Odd", "message": "a\nb"}]});
-        let mut errors = FieldErrors::new();
-        check_said(&schema, &FieldPath::new("s"), &mut errors);
-        let fields: Vec<String> = errors.iter().map(|error| error.field.as_str().to_owned()).collect();
-        let at = |i: usize, field: &str| format!("s.{RULES}[{i}].{field}");
-        assert_eq!(fields, [at(0, "rule"), at(1, "rule"), at(2, "rule"), at(3, "message"), at(3, "reason")]);
     }
 }

@@ -8,34 +8,45 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::prune::says;
+use super::rules::counterpart;
 
 /// What upstream says of rules that it did not come to, beside other faults.
-const UNCHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+pub const UNCHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
 
-/// Checks an object.
-pub fn check(value: &Value, schema: &Value, errors: &mut FieldErrors) {
-    let mut found = FieldErrors::new();
-    check_at(value, schema, &FieldPath::new(""), &mut found);
-    if !found.is_empty() && has_rules(schema) {
-        found.invalid(&FieldPath::new("<nil>"), Value::Null, UNCHECKED);
-    }
-    check_lists(value, schema, &FieldPath::new(""), &mut found);
-    errors.extend(found);
+/// Whether faults leave rules in CEL nothing to go by: the object may not be what its schema says.
+pub fn blocks_rules(errors: &FieldErrors) -> bool {
+    let blocking = [Fault::NotSupported, Fault::Required, Fault::TooLong, Fault::TooMany, Fault::TypeInvalid];
+    errors.iter().any(|error| blocking.contains(&error.fault))
 }
 
-/// Whether any part of a schema has rules in CEL.
-pub fn has_rules(schema: &Value) -> bool {
-    match schema {
-        Value::Object(fields) => {
-            fields.contains_key("x-kubernetes-validations") || fields.values().any(has_rules)
-        }
-        Value::Array(items) => items.iter().any(has_rules),
-        _ => false,
+/// Checks an object. What was wrong in `old` already, and is the same, is let through (KEP-4008).
+pub fn check(value: &Value, old: Option<&Value>, schema: &Value, errors: &mut FieldErrors) {
+    check_at(value, old, schema, &FieldPath::new(""), errors);
+}
+
+/// Checks that lists which are sets or maps have no item twice, unless one had already.
+pub fn check_all_lists(value: &Value, old: Option<&Value>, schema: &Value, errors: &mut FieldErrors) {
+    let faults = |value: &Value| {
+        let mut found = FieldErrors::new();
+        check_lists(value, schema, &FieldPath::new(""), &mut found);
+        found
+    };
+    if old.is_none_or(|old| faults(old).is_empty()) {
+        errors.extend(faults(value));
     }
 }
 
-/// Checks one value, wherever it stands.
-pub fn check_at(value: &Value, schema: &Value, at: &FieldPath, errors: &mut FieldErrors) {
+/// Checks one value, wherever it stands, unless it is what it was.
+pub fn check_at(
+    value: &Value,
+    old: Option<&Value>,
+    schema: &Value,
+    at: &FieldPath,
+    errors: &mut FieldErrors,
+) {
+    if old == Some(value) {
+        return;
+    }
     if value.is_null() && says(schema, "nullable") {
         return;
     }
@@ -50,11 +61,12 @@ pub fn check_at(value: &Value, schema: &Value, at: &FieldPath, errors: &mut Fiel
             array(items, schema, at, errors);
             if let Some(inner) = schema.get("items") {
                 for (i, item) in items.iter().enumerate() {
-                    check_at(item, inner, &at.index(i), errors);
+                    let before = old.and_then(|old| counterpart(item, old, schema));
+                    check_at(item, before, inner, &at.index(i), errors);
                 }
             }
         }
-        Value::Object(_) => object(value, schema, at, errors),
+        Value::Object(_) => object(value, old, schema, at, errors),
         Value::Bool(_) | Value::Null => {}
     }
     if let Some(allowed) = schema.get("enum").and_then(Value::as_array)
@@ -66,7 +78,7 @@ pub fn check_at(value: &Value, schema: &Value, at: &FieldPath, errors: &mut Fiel
     }
     let passes = |schema: &Value| {
         let mut inner = FieldErrors::new();
-        check_at(value, schema, at, &mut inner);
+        check_at(value, None, schema, at, &mut inner);
         inner.is_empty()
     };
     let named = if at.as_str().is_empty() { "<nil>" } else { at.as_str() };
@@ -93,7 +105,7 @@ pub fn check_at(value: &Value, schema: &Value, at: &FieldPath, errors: &mut Fiel
     }
     if let Some(all) = alternatives("allOf") {
         for inner in all {
-            check_at(value, inner, at, errors);
+            check_at(value, None, inner, at, errors);
         }
     }
     if let Some(inner) = schema.get("not")
@@ -205,7 +217,40 @@ fn string(text: &str, schema: &Value, at: &FieldPath, errors: &mut FieldErrors) 
     }
 }
 
-/// Formats that upstream knows; others are not checked.
+/// Whether upstream knows a format; others are not checked.
+pub fn is_format(format: &str) -> bool {
+    const OTHERS: [&str; 24] = [
+        "bsonobjectid",
+        "cidr",
+        "creditcard",
+        "datetime",
+        "duration",
+        "email",
+        "hexcolor",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "isbn",
+        "isbn10",
+        "isbn13",
+        "mac",
+        "password",
+        "rgbcolor",
+        "ssn",
+        "uri",
+        "uuid",
+        "uuid3",
+        "uuid4",
+        "uuid5",
+        "k8s-short-name",
+        "k8s-long-name",
+    ];
+    const NUMBERS: [&str; 9] =
+        ["byte", "date", "date-time", "double", "float", "int32", "int64", "uint32", "uint64"];
+    OTHERS.contains(&format) || NUMBERS.contains(&format)
+}
+
+/// Whether a text is of a format that is checked.
 fn has_format(text: &str, format: &str) -> bool {
     match format {
         "date-time" | "datetime" => text.contains(['T', 't']) && text.parse::<jiff::Timestamp>().is_ok(),
@@ -241,7 +286,7 @@ fn array(items: &[Value], schema: &Value, at: &FieldPath, errors: &mut FieldErro
     }
 }
 
-fn object(value: &Value, schema: &Value, at: &FieldPath, errors: &mut FieldErrors) {
+fn object(value: &Value, old: Option<&Value>, schema: &Value, at: &FieldPath, errors: &mut FieldErrors) {
     let Some(fields) = value.as_object() else { return };
     if let Some(max) = count(schema, "maxProperties").filter(|max| fields.len() > *max) {
         errors.too_many(at, fields.len(), max);
@@ -260,13 +305,14 @@ fn object(value: &Value, schema: &Value, at: &FieldPath, errors: &mut FieldError
     let additional = super::prune::additional(schema);
     for (name, value) in fields {
         if let Some(inner) = properties.and_then(|p| p.get(name)).or(additional) {
-            check_at(value, inner, &at.child(name), errors);
+            let before = old.and_then(|old| old.get(name));
+            check_at(value, before, inner, &at.child(name), errors);
         }
     }
 }
 
 /// Lists that are sets or maps have no item twice.
-fn check_lists(value: &Value, schema: &Value, at: &FieldPath, errors: &mut FieldErrors) {
+pub fn check_lists(value: &Value, schema: &Value, at: &FieldPath, errors: &mut FieldErrors) {
     match value {
         Value::Array(items) => {
             let none = Value::Null;
@@ -319,7 +365,8 @@ mod tests {
 
     fn faults(value: Value, schema: Value) -> Vec<String> {
         let mut errors = FieldErrors::new();
-        check(&value, &schema, &mut errors);
+        check(&value, None, &schema, &mut errors);
+        check_all_lists(&value, None, &schema, &mut errors);
         errors.iter().map(ToString::to_string).collect()
     }
 
@@ -382,13 +429,30 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_were_not_reached_are_told() {
-        let schema = json!({"required": ["a"], "x-kubernetes-validations": [{"rule": "true"}]});
-        let told = faults(json!({}), schema);
-        assert_eq!(told.len(), 2);
-        assert!(
-            told[1].starts_with("<nil>: Invalid value: null: some validation rules were not checked"),
-            "{told:?}"
-        );
+    fn what_was_wrong_before_and_is_the_same_is_let_through() {
+        let schema = json!({"type": "object", "properties": {
+            "n": {"type": "integer", "maximum": 5}, "s": {"type": "string"},
+            "list": {"type": "array", "items": {"type": "integer", "maximum": 5}},
+            "map": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
+                "items": {"type": "object", "properties": {"k": {"type": "string"}, "n": {"type": "integer", "maximum": 5}}}},
+        }});
+        let told = |new: Value, old: Value| -> Vec<String> {
+            let mut errors = FieldErrors::new();
+            check(&new, Some(&old), &schema, &mut errors);
+            check_all_lists(&new, Some(&old), &schema, &mut errors);
+            errors.iter().map(|e| e.field.as_str().to_owned()).collect()
+        };
+        let none = [""; 0];
+        assert_eq!(told(json!({"n": 9, "s": "b"}), json!({"n": 9, "s": "a"})), none);
+        assert_eq!(told(json!({"n": 8}), json!({"n": 9})), ["n"]);
+        // Items of a plain list are told apart by nothing.
+        assert_eq!(told(json!({"list": [9], "s": "b"}), json!({"list": [9]})), none);
+        assert_eq!(told(json!({"list": [9, 1]}), json!({"list": [9]})), ["list[0]"]);
+        let item = |k: &str, n: i64| json!({"k": k, "n": n});
+        let old = json!({"map": [item("a", 9), item("b", 1)]});
+        assert_eq!(told(json!({"map": [item("b", 2), item("a", 9)]}), old.clone()), none);
+        assert_eq!(told(json!({"map": [item("a", 8)]}), old), ["map[0].n"]);
+        let twice = json!({"map": [item("a", 1), item("a", 2)]});
+        assert_eq!(told(json!({"map": [item("a", 1), item("a", 3)]}), twice), none);
     }
 }

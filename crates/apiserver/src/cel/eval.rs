@@ -274,7 +274,7 @@ fn qualified(select: &SelectExpr) -> Option<String> {
 }
 
 /// The name of a property behind how a CEL identifier has to write it: `__dot__`, `__dash__`, `__namespace__`.
-fn unescaped(name: &str) -> String {
+pub fn unescaped(name: &str) -> String {
     if !name.contains("__") {
         return name.to_owned();
     }

@@ -7,6 +7,7 @@
 
 mod check;
 mod cost;
+pub mod estimate;
 mod eval;
 mod fold;
 mod library;
@@ -118,6 +119,32 @@ impl Program {
     /// # Errors
     /// It cannot be read, or names a variable or a function that does not exist.
     pub fn compile(source: &str, declared: &Declared<'_>) -> std::result::Result<Self, CompileError> {
+        Self::read(source, declared, |_| Vec::new())
+    }
+
+    /// Reads an expression over variables that are all declared to be the same, some of them perhaps missing, and
+    /// estimates it.
+    ///
+    /// # Errors
+    /// As [`compile`](Program::compile), or it names a field that is not declared.
+    pub fn estimated(
+        source: &str,
+        variables: &[(&str, bool)],
+        decl: &estimate::Decl,
+    ) -> std::result::Result<(Self, estimate::Estimate), CompileError> {
+        let names: Vec<&str> = variables.iter().map(|(name, _)| *name).collect();
+        let mut found = None;
+        let program = Self::read(source, &Declared::new(&names), |root| {
+            found.insert(estimate::estimate(root, variables, decl)).faults.clone()
+        })?;
+        found.map(|found| (program, found)).ok_or_else(|| CompileError("it was not estimated".to_owned()))
+    }
+
+    fn read(
+        source: &str,
+        declared: &Declared<'_>,
+        more: impl FnOnce(&IdedExpr) -> Vec<(u64, String)>,
+    ) -> std::result::Result<Self, CompileError> {
         if source.len() > LONGEST {
             return Err(CompileError(format!(
                 "expression code point size exceeds limit: size: {}, limit {LONGEST}",
@@ -133,10 +160,12 @@ impl Program {
             let at = info.offset_for(id).map_or(0, |(start, _)| start as usize);
             check::line_and_column(source, at)
         };
-        let faults: Vec<String> = check::check(&root, declared)
-            .into_iter()
-            .map(|(id, message)| shown(source, position(id), &message))
-            .collect();
+        let mut faults = check::check(&root, declared);
+        if faults.is_empty() {
+            faults = more(&root);
+        }
+        let faults: Vec<String> =
+            faults.into_iter().map(|(id, message)| shown(source, position(id), &message)).collect();
         if !faults.is_empty() {
             return Err(CompileError(faults.join("\n")));
         }

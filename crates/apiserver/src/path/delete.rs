@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::StatusCode;
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions, Time};
 use krate_api::{FieldErrors, FieldPath, Gvk, Kind, StatusError};
 use krate_store::cache::{Freshness, ListQuery};
@@ -14,6 +15,7 @@ use super::read;
 use super::select::selection;
 use super::write::{newest, now};
 use crate::admission::{Attributes, Operation};
+use crate::apiextensions::mark_terminating;
 use crate::http::{self as wire, Reply};
 use crate::registry::erased::Object;
 use crate::storage::{Current, Outcome, Written, refused, with_revision};
@@ -251,6 +253,9 @@ fn begin(call: &Call, object: &mut dyn Object, options: &DeleteOptions, began: b
             let list = meta.finalizers.get_or_insert_default();
             if !list.iter().any(|f| f == finalizer) {
                 list.push(finalizer.to_owned());
+            }
+            if let Some(definition) = object.is_mut::<CustomResourceDefinition>() {
+                mark_terminating(definition);
             }
         }
         return;

@@ -61,6 +61,10 @@ pub async fn create_object(
             trial.meta_mut().name = Some(generate_name(prefix, rand::random));
         }
         let attributes = Attributes::of(call, Operation::Create, &*trial);
+        if call.storage.is_closing() {
+            let why = "create not allowed while custom resource definition is terminating";
+            return Err(attributes.forbidden(why));
+        }
         call.server.admission.mutate(&attributes, &mut *trial, None).await?;
         call.warnings.extend(attributes.take_warnings());
         // What admission put in has defaults of its own.

@@ -153,6 +153,22 @@ async fn with_a_definition_its_objects_and_paths_go() {
     let (code, going) = api.delete(&format!("{DEFINITIONS}/widgets.example.com")).await;
     assert_eq!(code, 200);
     assert_eq!(going["metadata"]["finalizers"], json!(["customresourcecleanup.apiextensions.k8s.io"]));
+    assert!(going.to_string().contains("InstanceDeletionPending"), "{going:#}");
+    let place = format!("{DEFINITIONS}/widgets.example.com");
+    let told = api.until(&place, |_, body| body.to_string().contains("InstanceDeletionInProgress")).await;
+    let conditions = told["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    assert!(conditions.iter().any(|c| c["type"] == "Terminating" && c["status"] == "True"), "{told:#}");
+    let (code, refused) = api.post(WIDGETS, &widget("late", json!({"size": 1}))).await;
+    assert_eq!(
+        (code, &refused["message"]),
+        (
+            403,
+            &json!(
+                "widgets.example.com \"late\" is forbidden: create not allowed while custom resource definition is \
+                 terminating"
+            )
+        )
+    );
     let one_is_left = |_, body: &Value| body["items"].as_array().is_some_and(|items| items.len() == 1);
     api.until(WIDGETS, one_is_left).await;
     api.patch(&format!("{WIDGETS}/held"), &json!({"metadata": {"finalizers": null}})).await;
@@ -176,4 +192,32 @@ async fn a_name_in_use_is_not_given_twice() {
     assert_eq!(of("Established")["status"], "False");
     api.delete(&format!("{DEFINITIONS}/widgets.example.com")).await;
     api.until(&path, |_, body| body.to_string().contains("InitialNamesAccepted")).await;
+}
+
+#[tokio::test]
+async fn what_was_wrong_before_a_schema_grew_stricter_does_not_stop_other_changes() {
+    let api = defined().await;
+    let (code, _) = api.post(WIDGETS, &widget("w", json!({"size": 7}))).await;
+    assert_eq!(code, 201);
+    let mut stricter = definition()["spec"].take();
+    for version in stricter["versions"].as_array_mut().expect("versions") {
+        let spec = &mut version["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        spec["properties"]["size"]["maximum"] = 5.into();
+        spec["x-kubernetes-validations"] = json!([{"rule": "self.size < 6", "message": "too large"}]);
+    }
+    let path = format!("{DEFINITIONS}/widgets.example.com");
+    let (code, changed) = api.patch(&path, &json!({"spec": stricter})).await;
+    assert_eq!(code, 200, "{changed:#}");
+    let refused = |code, _: &Value| code == 422;
+    let again = widget("again", json!({"size": 7}));
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !refused(api.post(&format!("{WIDGETS}?dryRun=All"), &again).await.0, &again) {
+        assert!(tokio::time::Instant::now() < end, "the stricter schema is not taken in");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let object = format!("{WIDGETS}/w");
+    let (code, kept) = api.patch(&object, &json!({"metadata": {"labels": {"a": "b"}}})).await;
+    assert_eq!(code, 200, "{kept:#}");
+    let (code, refused) = api.patch(&object, &json!({"spec": {"size": 8}})).await;
+    assert_eq!((code, refused["details"]["causes"].as_array().map(Vec::len)), (422, Some(2)), "{refused:#}");
 }

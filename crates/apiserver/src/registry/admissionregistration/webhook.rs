@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::admissionregistration::v1::{MatchCondition, RuleWithOperations, WebhookClientConfig};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use krate_api::names::is_dns1123_subdomain;
 use krate_api::{FieldErrors, FieldPath};
 
 use super::matching::{Rule, conditions, rule};
-use crate::registry::rules::{dns_subdomain, label_selector, one_of, port};
+use crate::registry::rules::{dns_subdomain, label_selector, one_of};
 
 /// Fills in what both kinds of webhooks share.
 macro_rules! default_webhook {
@@ -139,54 +140,85 @@ fn one(hook: &Said<'_>, at: &FieldPath, errors: &mut FieldErrors) {
 fn client(config: &WebhookClientConfig, at: &FieldPath, errors: &mut FieldErrors) {
     match (&config.url, &config.service) {
         (None, None) | (Some(_), Some(_)) => errors.required(at, "exactly one of url or service is required"),
-        (Some(url), None) => {
-            let at = at.child("url");
-            let form = "desired format: https://host[/path]";
-            match url.split_once("://") {
-                Some(("https", rest)) => {
-                    let (host, _) = rest.split_once('/').unwrap_or((rest, ""));
-                    if host.is_empty() {
-                        errors.invalid(&at, host, format!("host must be specified; {form}"));
-                    }
-                    if host.contains('@') {
-                        errors.invalid(
-                            &at,
-                            host,
-                            format!("user information is not permitted in the URL; {form}"),
-                        );
-                    }
-                    if url.contains('#') {
-                        errors.invalid(&at, url, format!("fragments are not permitted in the URL; {form}"));
-                    }
-                    if url.contains('?') {
-                        errors.invalid(
-                            &at,
-                            url,
-                            format!("query parameters are not permitted in the URL; {form}"),
-                        );
-                    }
-                }
-                Some((scheme, _)) => {
-                    errors.invalid(&at, scheme, format!("'https' is the only allowed URL scheme; {form}"));
-                }
-                None => errors.invalid(&at, "", format!("'https' is the only allowed URL scheme; {form}")),
-            }
+        (Some(said), None) => url(said, &at.child("url"), errors),
+        (None, Some(said)) => {
+            let (path, port) = (said.path.as_deref(), said.port.unwrap_or(443));
+            service(&said.name, &said.namespace, path, port, &at.child("service"), errors);
         }
-        (None, Some(service)) => {
-            let at = at.child("service");
-            if service.name.is_empty() {
-                errors.required(&at.child("name"), "service name is required");
-            }
-            if service.namespace.is_empty() {
-                errors.required(&at.child("namespace"), "service namespace is required");
-            }
-            port(service.port.unwrap_or(443), &at.child("port"), errors);
-            if let Some(path) = service.path.as_deref()
-                && !path.is_empty()
-                && !path.starts_with('/')
-            {
-                errors.invalid(&at.child("path"), path, "must start with a '/'");
-            }
+    }
+}
+
+/// Checks the URL of a webhook.
+pub fn url(url: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    let form = "; desired format: https://host[/path]";
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    if scheme != "https" {
+        errors.invalid(at, scheme, format!("'https' is the only allowed URL scheme{form}"));
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    if host.is_empty() || scheme.is_empty() {
+        errors.invalid(at, "", format!("host must be specified{form}"));
+    }
+    if let Some((user, _)) = authority.rsplit_once('@') {
+        errors.invalid(at, user, "user information is not permitted in the URL");
+    }
+    let (before, fragment) = rest.split_once('#').unwrap_or((rest, ""));
+    if !fragment.is_empty() {
+        errors.invalid(at, fragment, "fragments are not permitted in the URL");
+    }
+    if let Some((_, query)) = before.split_once('?').filter(|(_, query)| !query.is_empty()) {
+        errors.invalid(at, query, "query parameters are not permitted in the URL");
+    }
+}
+
+/// Checks the Service that a webhook stands behind.
+pub fn service(
+    name: &str,
+    namespace: &str,
+    path: Option<&str>,
+    number: i32,
+    at: &FieldPath,
+    errors: &mut FieldErrors,
+) {
+    for (field, value) in [("name", name), ("namespace", namespace)] {
+        if value.is_empty() {
+            errors.required(&at.child(field), "");
         }
+    }
+    if !(1..=65535).contains(&number) {
+        let detail = "port is not valid: must be between 1 and 65535, inclusive";
+        errors.invalid(&at.child("port"), number, detail);
+    }
+    let at = at.child("path");
+    let Some(path) = path.filter(|path| !matches!(*path, "" | "/")) else { return };
+    if path == "//" {
+        return errors.invalid(&at, path, "segment[0] may not be empty");
+    }
+    if !path.starts_with('/') {
+        errors.invalid(&at, path, "must start with a '/'");
+    }
+    let inside = path.get(1..).unwrap_or_default();
+    for (i, step) in inside.strip_suffix('/').unwrap_or(inside).split('/').enumerate() {
+        if step.is_empty() {
+            errors.invalid(&at, path, format!("segment[{i}] may not be empty"));
+            continue;
+        }
+        for why in is_dns1123_subdomain(step) {
+            errors.invalid(&at, path, format!("segment[{i}]: {why}"));
+        }
+    }
+}
+
+/// Checks the authorities of a webhook, PEM.
+pub fn ca_bundle(bundle: &[u8], at: &FieldPath, errors: &mut FieldErrors) {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+    let found = CertificateDer::pem_slice_iter(bundle).next();
+    if !matches!(found, Some(Ok(_))) {
+        use base64::Engine as _;
+        let shown = base64::engine::general_purpose::STANDARD.encode(bundle);
+        let detail = "unable to load root certificates: unable to parse bytes as PEM block";
+        errors.invalid(at, shown, detail);
     }
 }
