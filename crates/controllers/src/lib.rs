@@ -17,6 +17,7 @@ mod pod_gc;
 mod replicaset;
 mod resource_quota;
 mod root_ca;
+mod service_cidr;
 mod serviceaccount;
 
 pub use context::{Config, Context, Error};
@@ -52,8 +53,10 @@ pub static CONTROLLERS: &[Controller] = table! {
     "replicaset-controller" => replicaset::run::<k8s_openapi::api::apps::v1::ReplicaSet>,
     "replicationcontroller-controller" => replicaset::run::<k8s_openapi::api::core::v1::ReplicationController>,
     "deployment-controller" => deployment::run,
+    "service-cidrs-controller" => service_cidr::run,
     "endpointslice-controller" => endpoints::slices::run,
     "endpoints-controller" => endpoints::legacy::run,
+    "endpointslice-mirroring-controller" => endpoints::mirror::run,
     "garbage-collector-controller" => garbage::run,
     "pod-garbage-collector-controller" => pod_gc::run,
     "resourcequota-controller" => resource_quota::run,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use krate_client::Informers;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -289,4 +290,62 @@ async fn deletions_wait_for_dependents_or_let_them_go() {
     let missing: ConfigMap = object(json!({"metadata": {"name": "missing", "uid": "no-such-uid"}}));
     make("abandoned", Some(&missing)).await;
     until(maps.clone(), "gone for want of its owner", |all| !there(all, "abandoned")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_of_services_is_ready_and_goes_when_nothing_is_in_it() {
+    let cluster = cluster().await;
+    let ranges = cluster.all::<ServiceCIDR>();
+    let range: ServiceCIDR =
+        object(json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.99.0.0/24"]}}));
+    ranges.create(&PostParams::default(), &range).await.expect("it is made");
+    let told = |range: &ServiceCIDR| {
+        let conditions = range.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        conditions.map(|c| format!("{}={} {}", c.type_, c.status, c.reason)).collect::<Vec<_>>()
+    };
+    until(ranges.clone(), "ready", |all| {
+        all.iter().any(|r| {
+            told(r) == ["Ready=True "] && r.finalizers() == ["networking.k8s.io/service-cidr-finalizer"]
+        })
+    })
+    .await;
+    let address: IPAddress = object(json!({
+        "metadata": {"name": "10.99.0.7", "labels": {
+            "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io", "ipaddress.kubernetes.io/ip-family": "IPv4"}},
+        "spec": {"parentRef": {"resource": "services", "namespace": "default", "name": "s"}}}));
+    let addresses = cluster.all::<IPAddress>();
+    addresses.create(&PostParams::default(), &address).await.expect("it is made");
+    let deleted = ranges.delete("more", &DeleteParams::default()).await.expect("it is deleted");
+    assert!(deleted.left().is_some_and(|r| r.metadata.deletion_timestamp.is_some()), "it is held");
+    until(ranges.clone(), "held by an address", |all| {
+        all.iter().any(|r| told(r) == ["Ready=False Terminating"])
+    })
+    .await;
+    addresses.delete("10.99.0.7", &DeleteParams::default()).await.expect("it is deleted");
+    until(ranges, "gone", |all| all.iter().all(|r| r.name_any() != "more")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_without_pods_are_shown_as_slices() {
+    let cluster = cluster().await;
+    let service: Service =
+        object(json!({"metadata": {"name": "outside"}, "spec": {"ports": [{"port": 80}]}}));
+    cluster.of("default").create(&PostParams::default(), &service).await.expect("it is made");
+    let endpoints: Endpoints = object(json!({
+        "metadata": {"name": "outside"},
+        "subsets": [{"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 8080}]}]}));
+    cluster.of("default").create(&PostParams::default(), &endpoints).await.expect("it is made");
+    let slices = cluster.of::<EndpointSlice>("default");
+    let of_it = |slice: &&EndpointSlice| {
+        slice.labels().get("kubernetes.io/service-name").is_some_and(|name| name == "outside")
+    };
+    until(slices.clone(), "mirrored", |all| {
+        all.iter().filter(of_it).any(|s| s.endpoints.iter().flatten().any(|e| e.addresses == ["192.0.2.1"]))
+    })
+    .await;
+    merge(cluster.of::<Service>("default"), "outside", json!({"spec": {"selector": {"app": "none"}}})).await;
+    until(slices, "the mirror is gone", |all| {
+        all.iter().filter(of_it).all(|s| s.endpoints.as_ref().is_none_or(Vec::is_empty))
+    })
+    .await;
 }

@@ -1,6 +1,8 @@
-//! Which pods stand behind a service: as EndpointSlices, and in the old form of Endpoints.
+//! Which pods stand behind a service: as EndpointSlices, and in the old form of Endpoints; and Endpoints without pods as
+//! slices.
 
 pub mod legacy;
+pub mod mirror;
 mod plan;
 pub mod slices;
 

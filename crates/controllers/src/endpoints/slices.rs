@@ -97,7 +97,7 @@ impl Reconcile for Controller {
         // Zones come from nodes: one look at each.
         debug_assert!(pods.iter().all(|p| p.metadata.namespace.as_deref() == Some(&key.namespace)));
         let plan = plan(&service, &pods, |node| self.nodes.get("", node), &existing);
-        let written = self.write(&key, plan).await;
+        let written = write(&self.client, &self.expectations, &key, plan).await;
         // A conflict says only that the informer was behind: the slices are looked at again.
         if let Err(error) = &written
             && !error.is_conflict()
@@ -116,32 +116,36 @@ impl Reconcile for Controller {
     }
 }
 
-impl Controller {
-    async fn write(&self, key: &ObjectKey, plan: Plan) -> Result<(), Error> {
-        let api = Api::<EndpointSlice>::namespaced(self.client.clone(), &key.namespace);
-        if !plan.create.is_empty() {
-            self.expectations.expect_creations(key, plan.create.len());
-        }
-        let mut left = plan.create.len();
-        for slice in &plan.create {
-            if let Err(error) = api.create(&PostParams::default(), slice).await {
-                self.expectations.creation_observed(key, left);
-                return Err(error.into());
-            }
-            left -= 1;
-        }
-        for slice in &plan.update {
-            match api.replace(name(slice), &PostParams::default(), slice).await {
-                Err(error) if !is_not_found(&error) => return Err(error.into()),
-                _ => {}
-            }
-        }
-        for name in &plan.delete {
-            match api.delete(name, &DeleteParams::default()).await {
-                Err(error) if !is_not_found(&error) => return Err(error.into()),
-                _ => {}
-            }
-        }
-        Ok(())
+/// Writes what is planned for a service.
+pub(super) async fn write(
+    client: &Client,
+    expectations: &Expectations,
+    key: &ObjectKey,
+    plan: Plan,
+) -> Result<(), Error> {
+    let api = Api::<EndpointSlice>::namespaced(client.clone(), &key.namespace);
+    if !plan.create.is_empty() {
+        expectations.expect_creations(key, plan.create.len());
     }
+    let mut left = plan.create.len();
+    for slice in &plan.create {
+        if let Err(error) = api.create(&PostParams::default(), slice).await {
+            expectations.creation_observed(key, left);
+            return Err(error.into());
+        }
+        left -= 1;
+    }
+    for slice in &plan.update {
+        match api.replace(name(slice), &PostParams::default(), slice).await {
+            Err(error) if !is_not_found(&error) => return Err(error.into()),
+            _ => {}
+        }
+    }
+    for name in &plan.delete {
+        match api.delete(name, &DeleteParams::default()).await {
+            Err(error) if !is_not_found(&error) => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
 }
