@@ -118,7 +118,7 @@ impl Service {
         self.server.authenticator.strip(&mut parts.headers);
         let user = if impersonate::is_asked(&parts.headers) {
             let user = User::clone(&user);
-            Arc::new(impersonate::effective(&self.server.authorizer, user, &parts.headers).await?)
+            Arc::new(impersonate::effective(&self.server.authorizer, user, &info, &parts.headers).await?)
         } else {
             user
         };

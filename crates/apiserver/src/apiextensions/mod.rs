@@ -22,6 +22,7 @@ mod values;
 pub use conversion::Converting;
 pub use establish::{Establisher, mark_terminating};
 pub use jsonpath::{plain, set_plain};
+pub use row::text;
 
 /// Keeps a definition that is being deleted until its objects are gone.
 pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";

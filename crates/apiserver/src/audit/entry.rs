@@ -17,7 +17,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Audit;
-use super::event::{Answered, Event, ObjectRef, Record, Who};
+use super::event::{Answered, AuthenticationMetadata, Event, ObjectRef, Record, Who};
 use super::policy::{Level, Stage, Verdict};
 use crate::auth::User;
 use crate::http::{Body, Reply};
@@ -126,9 +126,14 @@ pub fn unidentified(info: &RequestInfo) {
     entry.notes.lock().is_unidentified = true;
 }
 
-/// Who asks acts as somebody else.
-pub fn impersonates(user: &User) {
-    note(|notes| notes.event.impersonated_user = Some(Who::from(user)));
+/// Who asks acts as somebody else, by this right; empty where it is the one that needs no other.
+pub fn impersonates(user: &User, constraint: &'static str) {
+    note(|notes| {
+        notes.event.impersonated_user = Some(Who::from(user));
+        let constrained = !constraint.is_empty();
+        notes.event.authentication_metadata =
+            constrained.then_some(AuthenticationMetadata { impersonation_constraint: constraint });
+    });
 }
 
 /// Notes something under a name of its own. The first value stays.

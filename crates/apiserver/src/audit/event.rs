@@ -29,6 +29,8 @@ pub struct Event {
     pub user: Who,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub impersonated_user: Option<Who>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authentication_metadata: Option<AuthenticationMetadata>,
     #[serde(rename = "sourceIPs", skip_serializing_if = "Vec::is_empty")]
     pub source_ips: Vec<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -47,6 +49,14 @@ pub struct Event {
     pub at: MicroTime,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+}
+
+/// How it was found out as whom a request is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthenticationMetadata {
+    /// The right by which somebody acts as another.
+    pub impersonation_constraint: &'static str,
 }
 
 /// A user, as events tell of him.
@@ -125,6 +135,7 @@ impl Event {
             verb: "",
             user: Who::default(),
             impersonated_user: None,
+            authentication_metadata: None,
             source_ips: Vec::new(),
             user_agent: String::new(),
             object_ref: None,
