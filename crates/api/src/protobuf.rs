@@ -11,7 +11,7 @@ use crate::kind::Gvk;
 use crate::schema::{self, TypeRef};
 
 mod read;
-mod wire;
+pub mod wire;
 mod write;
 
 /// What clients ask for, and name what they send.

@@ -279,3 +279,36 @@ async fn a_controller_of_kube_rs_tends_objects_over_https() {
     in_time("it is gone", await_condition(widgets, "one", gone)).await.expect("watched");
     controller.abort();
 }
+
+/// kubectl checks the items of a List itself, by the OpenAPI document of version 2 in protobuf.
+#[test]
+fn kubectl_checks_a_list_before_it_creates_what_is_in_it() {
+    let Some(kubectl) = support::kubectl() else { return };
+    let plane = Plane::start();
+    let write = |name: &str, value: &Value| {
+        fs::write(plane.dir.path().join(name), value.to_string()).expect("written")
+    };
+    write("definition.json", &definition());
+    plane.says(&kubectl, "create -f definition.json");
+    plane.says(&kubectl, "wait --for=condition=Established crd/widgets.example.com --timeout=60s");
+    let list = |name: &str, data: &str, size: &str| {
+        json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, data: {"a": "b"}},
+            {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": name}, "spec": {size: 2}},
+        ]})
+    };
+    write("good.json", &list("good", "data", "size"));
+    let said = plane.says(&kubectl, "create --validate=strict -f good.json");
+    assert_eq!(said, "configmap/good created\nwidget.example.com/good created\n");
+    write("bad.json", &list("bad", "date", "sise"));
+    let refused = plane.run(&kubectl, "create --validate=strict -f bad.json");
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{why}");
+    for wanted in [
+        "unknown field \"date\" in io.k8s.api.core.v1.ConfigMap",
+        "unknown field \"sise\" in com.example.v1.Widget.spec",
+    ] {
+        assert!(why.contains(wanted), "{wanted} is not in: {why}");
+    }
+    assert!(!plane.run(&kubectl, "get configmap bad").status.success(), "nothing of it was created");
+}

@@ -1,10 +1,10 @@
-//! Protobuf's wire format: tags, varints, lengths.
+//! Protobuf's wire format: tags, varints, lengths. What is read is not trusted.
 
 use super::{ProtobufError, Result};
 
 /// What a field holds on the wire.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Wire<'a> {
+pub enum Wire<'a> {
     Varint(u64),
     Fixed64(u64),
     Bytes(&'a [u8]),
@@ -13,7 +13,11 @@ pub(super) enum Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
-    pub(super) fn bytes(self, field: u64) -> Result<&'a [u8]> {
+    /// The bytes of a string, a message, or a packed list.
+    ///
+    /// # Errors
+    /// The field is of another wire type.
+    pub fn bytes(self, field: u64) -> Result<&'a [u8]> {
         match self {
             Wire::Bytes(bytes) => Ok(bytes),
             Wire::Varint(_) => Err(ProtobufError::WireType { field, wire: 0 }),
@@ -22,7 +26,11 @@ impl<'a> Wire<'a> {
         }
     }
 
-    pub(super) fn varint(self, field: u64) -> Result<u64> {
+    /// An integer or a boolean.
+    ///
+    /// # Errors
+    /// The field is of another wire type.
+    pub fn varint(self, field: u64) -> Result<u64> {
         match self {
             Wire::Varint(n) => Ok(n),
             Wire::Bytes(_) => Err(ProtobufError::WireType { field, wire: 2 }),
@@ -33,11 +41,13 @@ impl<'a> Wire<'a> {
 }
 
 /// The fields of a message, in order. After an error there are no more.
-pub(super) fn fields(bytes: &[u8]) -> Fields<'_> {
+pub fn fields(bytes: &[u8]) -> Fields<'_> {
     Fields { rest: bytes }
 }
 
-pub(super) struct Fields<'a> {
+/// See [`fields`].
+#[derive(Debug)]
+pub struct Fields<'a> {
     rest: &'a [u8],
 }
 
@@ -94,7 +104,11 @@ impl<'a> Fields<'a> {
     }
 }
 
-pub(super) fn take_varint(bytes: &mut &[u8]) -> Result<u64> {
+/// Takes a varint off the front.
+///
+/// # Errors
+/// It is cut short, or longer than 64 bits.
+pub fn take_varint(bytes: &mut &[u8]) -> Result<u64> {
     let mut out = 0u64;
     for shift in (0..64).step_by(7) {
         let (byte, rest) = bytes.split_first().ok_or(ProtobufError::Truncated)?;
@@ -107,7 +121,8 @@ pub(super) fn take_varint(bytes: &mut &[u8]) -> Result<u64> {
     Err(ProtobufError::Malformed)
 }
 
-pub(super) fn put_raw_varint(out: &mut Vec<u8>, mut n: u64) {
+/// Puts a varint without a tag.
+pub fn put_raw_varint(out: &mut Vec<u8>, mut n: u64) {
     while n >= 0x80 {
         out.push(n as u8 | 0x80);
         n >>= 7;
@@ -119,17 +134,20 @@ fn put_tag(out: &mut Vec<u8>, field: u64, wire: u64) {
     put_raw_varint(out, field << 3 | wire);
 }
 
-pub(super) fn put_varint(out: &mut Vec<u8>, field: u64, n: u64) {
+/// Puts an integer or a boolean, zero too.
+pub fn put_varint(out: &mut Vec<u8>, field: u64, n: u64) {
     put_tag(out, field, 0);
     put_raw_varint(out, n);
 }
 
-pub(super) fn put_double(out: &mut Vec<u8>, field: u64, n: f64) {
+/// Puts a double, zero too.
+pub fn put_double(out: &mut Vec<u8>, field: u64, n: f64) {
     put_tag(out, field, 1);
     out.extend_from_slice(&n.to_le_bytes());
 }
 
-pub(super) fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+/// Puts a string or bytes, empty too.
+pub fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
     put_tag(out, field, 2);
     put_raw_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
@@ -137,7 +155,7 @@ pub(super) fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
 
 /// Puts a message that `write` writes. Its length comes before it and is known after it: most fit in the one byte that
 /// is kept free, and the others are moved.
-pub(super) fn put_message(out: &mut Vec<u8>, field: u64, write: impl FnOnce(&mut Vec<u8>)) {
+pub fn put_message(out: &mut Vec<u8>, field: u64, write: impl FnOnce(&mut Vec<u8>)) {
     put_tag(out, field, 2);
     let at = out.len();
     out.push(0);

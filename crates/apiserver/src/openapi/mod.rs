@@ -21,7 +21,9 @@ use sha2::{Digest, Sha256};
 use crate::aggregation;
 
 mod custom;
+mod messages;
 mod operations;
+mod protobuf;
 mod serve;
 mod text;
 mod types;
@@ -42,11 +44,13 @@ pub struct Document {
 
 impl Document {
     fn new(text: &str) -> Self {
-        let hash = hex::encode_upper(Sha256::digest(text.as_bytes()));
+        Self::packed(text.as_bytes(), hex::encode_upper(Sha256::digest(text.as_bytes())))
+    }
+
+    fn packed(bytes: &[u8], hash: String) -> Self {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         // Writing to memory does not fail.
-        let compressed =
-            encoder.write_all(text.as_bytes()).and_then(|()| encoder.finish()).unwrap_or_default();
+        let compressed = encoder.write_all(bytes).and_then(|()| encoder.finish()).unwrap_or_default();
         Document { compressed: compressed.into(), hash }
     }
 
@@ -56,7 +60,7 @@ impl Document {
     }
 
     /// The document as it is.
-    pub fn json(&self) -> Bytes {
+    pub fn plain(&self) -> Bytes {
         let mut out = Vec::new();
         // What was compressed here is in order.
         let _ = GzDecoder::new(&*self.compressed).read_to_end(&mut out);
@@ -101,10 +105,19 @@ impl Documents {
     }
 
     fn once(&self, key: &str, generation: u64, make: impl FnOnce() -> Option<String>) -> Option<Document> {
+        self.once_packed(key, generation, || make().map(|text| Document::new(&text)))
+    }
+
+    fn once_packed(
+        &self,
+        key: &str,
+        generation: u64,
+        make: impl FnOnce() -> Option<Document>,
+    ) -> Option<Document> {
         if let Some(document) = self.made.lock().documents.get(key) {
             return Some(document.clone());
         }
-        let document = Document::new(&make()?);
+        let document = make()?;
         let mut made = self.made.lock();
         // What was made of what is served no more is for this client alone.
         if made.generation == generation {
@@ -123,6 +136,16 @@ impl Documents {
             let mut all: Value = serde_json::from_str(&own).ok()?;
             served.others.iter().for_each(|other| aggregation::merge_openapi(&mut all, other));
             Some(all.to_string())
+        })
+    }
+
+    /// The same in protobuf. Its version is that of the text, as upstream: caches tell them apart by what was accepted.
+    pub(crate) fn v2_protobuf(&self, served: &Served) -> Option<Document> {
+        self.once_packed("v2 in protobuf", served.generation, || {
+            let text = self.v2(served)?;
+            let made = protobuf::document(&text.plain());
+            let bytes = made.inspect_err(|error| tracing::error!(%error, "the OpenAPI document is no JSON"));
+            Some(Document::packed(&bytes.ok()?, text.hash))
         })
     }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::*;
 
-fn built_in() -> Served {
+pub(super) fn built_in() -> Served {
     Served {
         generation: 0,
         rows: kinds::ALL.to_vec(),
@@ -15,8 +15,8 @@ fn built_in() -> Served {
     }
 }
 
-fn parse(document: Option<Document>) -> Value {
-    serde_json::from_slice(&document.expect("a document").json()).expect("JSON")
+pub(super) fn parse(document: Option<Document>) -> Value {
+    serde_json::from_slice(&document.expect("a document").plain()).expect("JSON")
 }
 
 /// Every reference of a document leads somewhere.
