@@ -14,6 +14,7 @@ mod compress;
 mod config_file;
 mod deadline;
 pub mod discovery;
+mod elsewhere;
 pub mod encryption;
 mod fairness;
 mod head;

@@ -30,7 +30,8 @@ pub fn serves(server: &Server, group: &str, _version: &str) -> bool {
     server.kinds.rows().iter().any(|kind| kind.group == group)
 }
 
-/// Whether requests to something are counted: to what is served as a resource, and to the checks of health.
+/// Whether requests to something are counted: to what is served as a resource or a part of one, and to the checks of
+/// health.
 pub fn is_counted(server: &Server, info: &RequestInfo) -> bool {
     if !info.is_resource {
         return matches!(info.path.as_str(), "/healthz" | "/livez" | "/readyz");
@@ -38,9 +39,15 @@ pub fn is_counted(server: &Server, info: &RequestInfo) -> bool {
     let is_it = |kind: &Kind| {
         kind.plural == info.resource && kind.group == info.group && kind.version == info.version
     };
+    let has_part = |kind: &Kind| {
+        let part = info.subresource.as_str();
+        part.is_empty() || kind.subresources.iter().any(|subresource| subresource.name == part)
+    };
     // Most are stored, and those are found by name.
-    server.kinds.at(&info.group, &info.version, &info.resource).is_some()
-        || server.kinds.rows().iter().any(|kind| is_it(kind))
+    match server.kinds.at(&info.group, &info.version, &info.resource) {
+        Some(storage) => has_part(storage.kind()),
+        None => server.kinds.rows().iter().any(|kind| is_it(kind) && has_part(kind)),
+    }
 }
 
 /// Answers a request to a path that is no resource's.
@@ -91,7 +98,7 @@ pub async fn answer(
             return Ok(health::answer(server, parts[0], check, query).await);
         }
         ["metrics"] => {
-            let mut text = server.instruments.text(&server.kinds);
+            let mut text = server.instruments.text(server);
             if let Some(fairness) = &server.fairness {
                 text.extend_from_slice(fairness.text().as_bytes());
             }

@@ -39,7 +39,7 @@ use crate::storage::Storage;
 /// How much history the store keeps for watches and further pages, as upstream.
 const HISTORY: Duration = Duration::from_mins(5);
 /// The user as whom the server itself writes.
-const SELF: &str = "system:apiserver";
+pub(crate) const SELF: &str = "system:apiserver";
 
 /// What a server is started with.
 #[derive(Clone)]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use http::{HeaderValue, Method, Request};
+use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use krate_api::{Kind, Reason, StatusError};
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,12 +19,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::auth::{Caller, User, forbidden};
 use crate::fairness::{Matched, Seat, TurnedAway};
 use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
-use crate::instruments::Asked;
+use crate::instruments::{Asked, Filter};
 use crate::metrics;
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
-use crate::server::Server;
-use crate::{aggregation, audit, compress, deadline, impersonate, routes};
+use crate::server::{SELF, Server};
+use crate::{aggregation, audit, compress, deadline, elsewhere, impersonate, routes};
 
 /// What is known of a request, whatever becomes of it.
 struct Noted {
@@ -34,6 +34,8 @@ struct Noted {
     /// What it asks for, once that is known to be served.
     asked: Option<Asked>,
     matched: Option<Matched>,
+    /// What it spent waiting for its turn.
+    waited: Duration,
 }
 
 /// The server as one caller reaches it.
@@ -58,8 +60,10 @@ impl Service {
     async fn reply(&self, request: Request<Body>, id: HeaderValue) -> Reply {
         let wanted = Wanted::of(request.headers(), false)
             .map_or(Wanted::JSON, |wanted| Wanted { shape: Shape::Object, ..wanted });
-        let mut noted = Noted { id, since: Instant::now(), asked: None, matched: None };
-        let answered = AssertUnwindSafe(self.within_time(request, &mut noted)).catch_unwind().await;
+        let mut noted =
+            Noted { id, since: Instant::now(), asked: None, matched: None, waited: Duration::ZERO };
+        let answering = AssertUnwindSafe(self.within_time(request, &mut noted)).catch_unwind();
+        let (answered, elsewhere) = elsewhere::measured(answering).await;
         let mut reply = match answered {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => wire::refusal(&error, wanted),
@@ -73,7 +77,9 @@ impl Service {
             matched.write(reply.headers_mut());
         }
         match noted.asked {
-            Some(asked) => self.server.instruments.answered(asked, noted.since, reply),
+            Some(asked) => {
+                self.server.instruments.answered(asked, noted.since, noted.waited + elsewhere, reply)
+            }
             None => reply,
         }
     }
@@ -88,10 +94,14 @@ impl Service {
         }
         let time = deadline::of(&query, self.server.limits.request_timeout)
             .inspect_err(|_| audit::unidentified(&info))?;
-        match tokio::time::timeout(time, self.handle(request, info, query, time, noted)).await {
-            Ok(answered) => answered,
-            Err(_) => Err(deadline::exceeded()),
+        if let Ok(answered) = tokio::time::timeout(time, self.handle(request, info, query, time, noted)).await
+        {
+            return answered;
         }
+        if let Some(asked) = &noted.asked {
+            self.server.instruments.terminated(asked, StatusCode::GATEWAY_TIMEOUT);
+        }
+        Err(deadline::exceeded())
     }
 
     /// Answers a request, and notes on the way what is known of it.
@@ -109,12 +119,17 @@ impl Service {
         let (mut parts, body) = request.into_parts();
         let instruments = &self.server.instruments;
         let found = self.server.authenticator.who(&parts.headers, &self.caller, &info.path).await;
-        instruments.authenticated(&found);
+        let known = Instant::now();
+        instruments.authenticated(found.as_ref().ok().map(|user| user.name.as_str()), known - noted.since);
         let Ok(user) = found else {
             audit::unidentified(&info);
             return Err(StatusError::new(Reason::Unauthorized, "Unauthorized"));
         };
         audit::identified(&user, &info).await?;
+        if let Some(lasts) = self.caller.certificate_lasts(&user) {
+            instruments.certificate(lasts);
+        }
+        let is_own = user.name == SELF;
         self.server.authenticator.strip(&mut parts.headers);
         let user = if impersonate::is_asked(&parts.headers) {
             let user = User::clone(&user);
@@ -124,18 +139,31 @@ impl Service {
         };
         let count = |noted: &mut Noted| {
             if routes::is_counted(&self.server, &info) {
-                noted.asked = Some(instruments.asked(&parts.method, &info, &query, &parts.headers));
+                let asked = instruments.asked(&parts.method, &info, &query, &parts.headers);
+                if is_own {
+                    instruments.is_own(&asked);
+                }
+                noted.asked = Some(asked);
             }
         };
-        let _place = match self.enter(&user, &info, &query, time, noted).await {
+        let before = Instant::now();
+        let place = self.enter(&user, &info, &query, time, noted).await;
+        let entered = Instant::now();
+        noted.waited = entered - before;
+        instruments.filtered(Filter::Fairness, noted.waited);
+        let _place = match place {
             Ok(place) => place,
             Err(turned_away) => {
                 count(noted);
+                if let Some(asked) = &noted.asked {
+                    instruments.terminated(asked, StatusCode::TOO_MANY_REQUESTS);
+                }
                 return Ok(turned_away.reply());
             }
         };
-        let allowed = self.server.authorizer.why(&user, &info).await;
-        instruments.authorized(&allowed);
+        let decision = self.server.authorizer.decision(&user, &info).await;
+        instruments.authorized(&decision, entered.elapsed());
+        let allowed = decision.allowed();
         audit::decided(&allowed);
         allowed.map_err(|reason| forbidden(&user, &info, &reason))?;
         count(noted);
@@ -186,9 +214,18 @@ impl Service {
             upgrade,
         };
         let body = if call.upgrade.is_some() { Bytes::new() } else { wire::read(body).await? };
+        if let Some(asked) = &noted.asked
+            && matches!(call.info.verb, "create" | "update" | "patch" | "delete")
+            && call.upgrade.is_none()
+        {
+            instruments.read(asked, call.info.verb, body.len());
+        }
         let passed_on = matches!(call.info.subresource.as_str(), "log" | "proxy");
         let gzip = !passed_on && compress::accepts_gzip(&call.headers);
         let outdated = deprecated(call.kind());
+        if outdated.is_some() {
+            instruments.deprecated(call.kind(), &call.info.subresource);
+        }
         let wanted = call.wanted;
         let mut reply = match path::answer(call, body).await {
             Err(error) if outdated.is_some() => {

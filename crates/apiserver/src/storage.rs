@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use krate_api::{Kind, Reason, StatusError};
-use krate_store::cache::{Cache, CacheError, Decode, Freshness, Head, Object as Cached, Owner, Resource};
+use krate_store::cache::{
+    Cache, CacheError, Decode, Freshness, Head, Object as Cached, Owner, Resource, Write,
+};
 use krate_store::{Backend, CompareAndSet, Error, KeyValue, Revision};
 use memchr::memmem;
 
@@ -269,23 +272,27 @@ impl Storage {
     /// Creates an object.
     pub async fn create(&self, object: &mut dyn Object) -> Result<Outcome, StatusError> {
         let value = self.to_value(object).await?;
-        self.commit(CompareAndSet::create(self.key(object), value.clone()), value).await
+        self.commit(Write::Create, CompareAndSet::create(self.key(object), value.clone()), value).await
     }
 
     /// Writes an object over what is at a revision.
     pub async fn replace(&self, object: &mut dyn Object, at: Revision) -> Result<Outcome, StatusError> {
         let value = self.to_value(object).await?;
-        self.commit(CompareAndSet::update(self.key(object), at, value.clone()), value).await
+        self.commit(Write::Update, CompareAndSet::update(self.key(object), at, value.clone()), value).await
     }
 
     /// Deletes what is at a revision; the answer's bytes are the last state.
     pub async fn delete(&self, object: &mut dyn Object, at: Revision) -> Result<Outcome, StatusError> {
         let value = self.to_value(object).await?;
-        self.commit(CompareAndSet::delete(self.key(object), at), value).await
+        self.commit(Write::Delete, CompareAndSet::delete(self.key(object), at), value).await
     }
 
-    async fn commit(&self, write: CompareAndSet, value: Bytes) -> Result<Outcome, StatusError> {
-        match self.backend.commit(write).await {
+    async fn commit(&self, sort: Write, write: CompareAndSet, value: Bytes) -> Result<Outcome, StatusError> {
+        let since = Instant::now();
+        let committed = self.backend.commit(write).await;
+        let failed = !matches!(committed, Ok(_) | Err(Error::Conflict { .. }));
+        self.cache.counts().wrote(sort, since.elapsed(), failed);
+        match committed {
             Ok(committed) => Ok(Outcome::Done(Written {
                 revision: committed.revision,
                 bytes: with_revision(&value, committed.revision),

@@ -122,6 +122,10 @@ impl Backend for Sealed {
         self.inner.revision().await
     }
 
+    fn size(&self) -> Option<u64> {
+        self.inner.size()
+    }
+
     async fn is_stale(&self, key: &[u8]) -> Result<bool> {
         let page = self.inner.range(KeyRange::single(key.to_vec()), None, Limit::NONE).await?;
         let Some(kv) = page.items.first() else { return Ok(false) };

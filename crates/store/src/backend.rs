@@ -38,6 +38,11 @@ pub trait Backend: Send + Sync + 'static {
     /// The newest revision, read as a consistent read is: not older than any write acknowledged before the call.
     async fn revision(&self) -> Result<Revision>;
 
+    /// How many bytes the store takes where it is kept, if it can tell.
+    fn size(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether what the store keeps of a key is not what it would keep of it today, so that it is worth writing the
     /// same value again. Only a store that transforms values knows any.
     async fn is_stale(&self, _key: &[u8]) -> Result<bool> {

@@ -8,11 +8,13 @@
 pub mod backend;
 pub mod cache;
 pub mod compactor;
+pub mod durations;
 pub mod embedded;
 pub mod types;
 
 pub use backend::{Backend, Progress, ProgressHandle, WatchBatch, WatchStream};
 pub use compactor::Compactor;
+pub use durations::Durations;
 pub use embedded::{Embedded, Options};
 pub use types::{
     Committed, CompareAndSet, Error, Expect, KeyRange, KeyValue, Limit, Op, Page, Result, Revision,

@@ -8,6 +8,7 @@ mod ingress_class;
 mod limit_ranger;
 pub(crate) mod lookup;
 mod matching;
+mod metrics;
 mod namespace_lifecycle;
 pub mod node_restriction;
 mod pod_defaults;
@@ -24,15 +25,19 @@ pub(crate) mod webhook;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use krate_api::{Kind, StatusError};
 use parking_lot::Mutex;
+use prometheus::proto::MetricFamily;
 
 use crate::auth::{Authorizer, User};
+use crate::instruments::Gathered;
 use crate::kinds::Kinds;
 use crate::path::Call;
 use crate::registry::erased::Object;
+use metrics::{Metrics, Phase, Took};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -237,10 +242,15 @@ struct Plugin {
     name: &'static str,
     operations: &'static [Operation],
     admit: Box<dyn Admit>,
+    /// What it took, in the phases that it has a part in.
+    took: Took,
+    phases: &'static [Phase],
 }
 
 fn plugin(name: &'static str, operations: &'static [Operation], admit: impl Admit + 'static) -> Plugin {
-    Plugin { name, operations, admit: Box::new(admit) }
+    let known = NAMES.iter().find(|(known, ..)| *known == name);
+    let phases = known.map_or(&[][..], |(_, _, phases)| phases);
+    Plugin { name, operations, admit: Box::new(admit), took: Took::default(), phases }
 }
 
 /// Which plugins are asked besides the default ones, and which of those are not.
@@ -250,36 +260,40 @@ pub struct Settings {
     pub disabled: Vec<String>,
 }
 
-/// The plugins, in the order in which they are asked, and whether they are by default.
-const NAMES: &[(&str, bool)] = &[
-    ("NamespaceLifecycle", true),
-    ("LimitRanger", true),
-    ("ServiceAccount", true),
-    ("NodeRestriction", false),
-    ("TaintNodesByCondition", true),
-    ("AlwaysPullImages", false),
-    ("PodSecurity", true),
-    ("Priority", true),
-    ("DefaultTolerationSeconds", true),
-    ("DefaultStorageClass", true),
-    ("StorageObjectInUseProtection", true),
-    ("PersistentVolumeClaimResize", true),
-    ("RuntimeClass", true),
-    ("CertificateApproval", true),
-    ("CertificateSigning", true),
-    ("CertificateSubjectRestriction", true),
-    ("DefaultIngressClass", true),
-    ("PodTopologyLabels", true),
-    ("MutatingAdmissionPolicy", true),
-    ("MutatingAdmissionWebhook", true),
-    ("ValidatingAdmissionPolicy", true),
-    ("ValidatingAdmissionWebhook", true),
-    ("ResourceQuota", true),
+const MUTATES: &[Phase] = &[Phase::Mutate];
+const VALIDATES: &[Phase] = &[Phase::Validate];
+const BOTH: &[Phase] = &[Phase::Mutate, Phase::Validate];
+
+/// The plugins, in the order in which they are asked, whether they are by default, and in which phases they have a part.
+const NAMES: &[(&str, bool, &[Phase])] = &[
+    ("NamespaceLifecycle", true, BOTH),
+    ("LimitRanger", true, BOTH),
+    ("ServiceAccount", true, MUTATES),
+    ("NodeRestriction", false, VALIDATES),
+    ("TaintNodesByCondition", true, MUTATES),
+    ("AlwaysPullImages", false, MUTATES),
+    ("PodSecurity", true, VALIDATES),
+    ("Priority", true, MUTATES),
+    ("DefaultTolerationSeconds", true, MUTATES),
+    ("DefaultStorageClass", true, MUTATES),
+    ("StorageObjectInUseProtection", true, MUTATES),
+    ("PersistentVolumeClaimResize", true, VALIDATES),
+    ("RuntimeClass", true, BOTH),
+    ("CertificateApproval", true, VALIDATES),
+    ("CertificateSigning", true, VALIDATES),
+    ("CertificateSubjectRestriction", true, VALIDATES),
+    ("DefaultIngressClass", true, MUTATES),
+    ("PodTopologyLabels", true, MUTATES),
+    ("MutatingAdmissionPolicy", true, MUTATES),
+    ("MutatingAdmissionWebhook", true, MUTATES),
+    ("ValidatingAdmissionPolicy", true, VALIDATES),
+    ("ValidatingAdmissionWebhook", true, VALIDATES),
+    ("ResourceQuota", true, VALIDATES),
 ];
 
 /// Whether there is a plugin of this name.
 pub fn is_known(plugin: &str) -> bool {
-    NAMES.iter().any(|(name, _)| *name == plugin)
+    NAMES.iter().any(|(name, ..)| *name == plugin)
 }
 
 /// Whether a plugin's work is done by the kinds' own strategies, so that it cannot be left out.
@@ -291,13 +305,18 @@ impl Settings {
     fn asks(&self, plugin: &str) -> bool {
         let has = |list: &[String]| list.iter().any(|name| name == plugin);
         // What stands in no table cannot be turned off.
-        let by_default = NAMES.iter().find(|(name, _)| *name == plugin).is_none_or(|(_, on)| *on);
+        let by_default = NAMES.iter().find(|(name, ..)| *name == plugin).is_none_or(|(_, on, _)| *on);
         has(&self.enabled) || (by_default && !has(&self.disabled))
     }
 }
 
 /// The plugins, in the order in which they are asked.
-pub struct Chain(Vec<Plugin>);
+pub struct Chain {
+    plugins: Vec<Plugin>,
+    /// What all plugins took together.
+    took: Took,
+    metrics: Arc<Metrics>,
+}
 
 impl Chain {
     /// Upstream's default plugins, and what the settings say. Must be called within a tokio runtime.
@@ -306,6 +325,8 @@ impl Chain {
     pub fn new(kinds: &Arc<Kinds>, authorizer: &Authorizer, settings: &Settings) -> Self {
         let kinds = || Arc::clone(kinds);
         let authorizer = || authorizer.clone();
+        let metrics = Arc::new(Metrics::default());
+        let counts = || Arc::clone(&metrics);
         let mut plugins = vec![
             plugin("NamespaceLifecycle", ALL, namespace_lifecycle::NamespaceLifecycle::new(kinds())),
             plugin("LimitRanger", WRITE, limit_ranger::LimitRanger::new(kinds())),
@@ -331,37 +352,45 @@ impl Chain {
             plugin(
                 "MutatingAdmissionPolicy",
                 WRITE,
-                policy::mutating::MutatingPolicies::new(kinds(), authorizer()),
+                policy::mutating::MutatingPolicies::new(kinds(), authorizer(), counts()),
             ),
             plugin(
                 "MutatingAdmissionWebhook",
                 WRITE,
-                webhook::mutating::MutatingWebhooks::new(kinds(), authorizer()),
+                webhook::mutating::MutatingWebhooks::new(kinds(), authorizer(), counts()),
             ),
             plugin(
                 "ValidatingAdmissionPolicy",
                 EVERYTHING,
-                policy::validating::ValidatingPolicies::new(kinds(), authorizer()),
+                policy::validating::ValidatingPolicies::new(kinds(), authorizer(), counts()),
             ),
             plugin(
                 "ValidatingAdmissionWebhook",
                 EVERYTHING,
-                webhook::validating::ValidatingWebhooks::new(kinds(), authorizer()),
+                webhook::validating::ValidatingWebhooks::new(kinds(), authorizer(), counts()),
             ),
             plugin("Escalation", WRITE, escalation::Escalation(authorizer())),
             plugin("ResourceQuota", WRITE, resource_quota::ResourceQuotas::new(kinds())),
         ];
         plugins.retain(|plugin| settings.asks(plugin.name));
-        Chain(plugins)
+        Chain { plugins, took: Took::default(), metrics }
+    }
+
+    /// What is counted of plugins, webhooks and policies.
+    pub(crate) fn gather(&self) -> Vec<MetricFamily> {
+        let plugins = self.plugins.iter().map(|plugin| (plugin.name, &plugin.took));
+        let mut all = self.metrics.families.0.gather();
+        all.extend(metrics::gather(plugins, &self.took).into_iter().filter_map(Gathered::family));
+        all
     }
 
     /// Whether a plugin of this name is among them.
     pub fn has(&self, plugin: &str) -> bool {
-        self.0.iter().any(|there| there.name == plugin)
+        self.plugins.iter().any(|there| there.name == plugin)
     }
 
     fn asked(&self, operation: Operation) -> impl Iterator<Item = &Plugin> {
-        self.0.iter().filter(move |plugin| plugin.operations.contains(&operation))
+        self.plugins.iter().filter(move |plugin| plugin.operations.contains(&operation))
     }
 
     /// # Errors
@@ -372,9 +401,11 @@ impl Chain {
         object: &mut dyn Object,
         old: Option<&dyn Object>,
     ) -> Result<(), StatusError> {
+        let mut watch = Watch::start(self, Phase::Mutate, attributes.operation);
         loop {
             for plugin in self.asked(attributes.operation) {
                 let answer = plugin.admit.mutate(attributes, object, old).await;
+                watch.asked(plugin, answer.is_err());
                 answer.inspect_err(|error| refused(plugin, error))?;
             }
             // What a webhook has changed, others may have something to say to.
@@ -392,11 +423,45 @@ impl Chain {
         object: Option<&dyn Object>,
         old: Option<&dyn Object>,
     ) -> Result<(), StatusError> {
+        let mut watch = Watch::start(self, Phase::Validate, attributes.operation);
         for plugin in self.asked(attributes.operation) {
             let answer = plugin.admit.validate(attributes, object, old).await;
+            watch.asked(plugin, answer.is_err());
             answer.inspect_err(|error| refused(plugin, error))?;
         }
         Ok(())
+    }
+}
+
+/// Notes what each plugin takes, and all of them when it goes. The clock is read once a plugin that has a part.
+struct Watch<'c> {
+    chain: &'c Chain,
+    phase: Phase,
+    operation: Operation,
+    began: Instant,
+    last: Instant,
+    rejected: bool,
+}
+
+impl<'c> Watch<'c> {
+    fn start(chain: &'c Chain, phase: Phase, operation: Operation) -> Self {
+        let now = Instant::now();
+        Watch { chain, phase, operation, began: now, last: now, rejected: false }
+    }
+
+    fn asked(&mut self, plugin: &Plugin, rejected: bool) {
+        self.rejected |= rejected;
+        if plugin.phases.contains(&self.phase) {
+            let now = Instant::now();
+            plugin.took.done(self.phase, self.operation, rejected, now - self.last);
+            self.last = now;
+        }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.chain.took.done(self.phase, self.operation, self.rejected, self.began.elapsed());
     }
 }
 

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use prometheus::proto::MetricFamily;
 
 pub use available::start;
 pub use openapi::merge as merge_openapi;
@@ -23,6 +24,7 @@ pub use pass::pass_on;
 pub use register::{GROUP_PRIORITY, VERSION_PRIORITY};
 pub(crate) use remote::Remote;
 
+use crate::instruments::{Alpha, Gathered};
 use crate::reach::Identity;
 
 /// The groups and versions that others serve.
@@ -62,6 +64,20 @@ impl Aggregation {
             _ => return None,
         };
         remotes.get(&format!("{version}.{group}")).cloned()
+    }
+
+    /// Whether those who serve in this server's place do so, for `/metrics`.
+    pub(crate) fn gather(&self) -> Option<MetricFamily> {
+        let mut family = Gathered::gauge(
+            Alpha,
+            "aggregator_unavailable_apiservice",
+            "APIServices whose server does not answer are 1, all others 0.",
+            &["name"],
+        );
+        for (name, remote) in self.remotes.load().iter() {
+            family.put(&[name], f64::from(u8::from(!remote.is_available())));
+        }
+        family.family()
     }
 
     fn put(&self, name: &str, remote: Option<Arc<Remote>>) {

@@ -1,9 +1,9 @@
 //! What audit counts, under upstream's names.
 
-use prometheus::core::Collector;
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, Registry};
 
 use super::event::Record;
+use crate::instruments::{Alpha, Families};
 
 /// All that audit counts; there also where nothing is audited, as upstream's are.
 pub struct Metrics {
@@ -16,35 +16,28 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let registry = Registry::new();
-        let put = |name: &str, help: &str| Opts::new(format!("apiserver_audit_{name}"), help);
+        let families = Families::default();
+        let name = |end: &str| format!("apiserver_audit_{end}");
         Metrics {
-            events: registered(
-                &registry,
-                IntCounter::with_opts(put("event_total", "Events that were told.")),
+            events: families.counter(Alpha, &name("event_total"), "Events that were told."),
+            levels: families.counters(
+                Alpha,
+                &name("level_total"),
+                "Requests by how much of them the policy wants told.",
+                &["level"],
             ),
-            levels: registered(
-                &registry,
-                IntCounterVec::new(
-                    put("level_total", "Requests by how much of them the policy wants told."),
-                    &["level"],
-                ),
+            rejected: families.counter(
+                Alpha,
+                &name("requests_rejected_total"),
+                "Requests that were refused because they could not be told of.",
             ),
-            rejected: registered(
-                &registry,
-                IntCounter::with_opts(put(
-                    "requests_rejected_total",
-                    "Requests that were refused because they could not be told of.",
-                )),
+            errors: families.counters(
+                Alpha,
+                &name("error_total"),
+                "Events that could not be told as they should, by who failed.",
+                &["plugin"],
             ),
-            errors: registered(
-                &registry,
-                IntCounterVec::new(
-                    put("error_total", "Events that could not be told as they should, by who failed."),
-                    &["plugin"],
-                ),
-            ),
-            registry,
+            registry: families.0,
         }
     }
 }
@@ -65,10 +58,4 @@ impl Metrics {
             lines.join("\n")
         );
     }
-}
-
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let collector = made.expect("the name is good");
-    registry.register(Box::new(collector.clone())).expect("the name is free");
-    collector
 }

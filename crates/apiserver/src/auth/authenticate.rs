@@ -2,6 +2,7 @@
 //! upstream. HTTP basic authentication is none of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -86,6 +87,16 @@ pub enum Caller {
     Component(Arc<User>),
     /// The other side of a connection.
     Peer(Arc<Peer>),
+}
+
+impl Caller {
+    /// How long the certificate still lasts that has proved who this user is, if one has.
+    pub fn certificate_lasts(&self, user: &User) -> Option<Duration> {
+        match self {
+            Caller::Peer(peer) => peer.lasts_for(user),
+            Caller::Component(_) => None,
+        }
+    }
 }
 
 /// Knows users by their credentials.

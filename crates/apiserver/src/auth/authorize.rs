@@ -26,6 +26,19 @@ pub enum Decision {
     NoOpinion(String),
 }
 
+impl Decision {
+    /// Why it is allowed.
+    ///
+    /// # Errors
+    /// It is not, and why.
+    pub fn allowed(self) -> Result<String, String> {
+        match self {
+            Decision::Allow(reason) => Ok(reason),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(reason),
+        }
+    }
+}
+
 /// An authorizer, as it is configured.
 #[derive(Clone, Debug)]
 pub enum Mode {
@@ -92,10 +105,12 @@ impl Authorizer {
     /// # Errors
     /// It is not, and why.
     pub async fn why(&self, user: &User, info: &RequestInfo) -> Result<String, String> {
-        match self.decide(&ask(user, info)).await {
-            Decision::Allow(reason) => Ok(reason),
-            Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(reason),
-        }
+        self.decision(user, info).await.allowed()
+    }
+
+    /// What is decided of a request.
+    pub async fn decision(&self, user: &User, info: &RequestInfo) -> Decision {
+        self.decide(&ask(user, info)).await
     }
 
     /// Whether a request is allowed.

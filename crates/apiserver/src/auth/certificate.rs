@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
@@ -89,6 +90,13 @@ pub struct Peer {
 impl Peer {
     fn lasts(&self) -> Result<(), ()> {
         if jiff::Timestamp::now().as_second() <= self.until { Ok(()) } else { Err(()) }
+    }
+
+    /// How long the certificate still lasts, if it is this user's.
+    pub fn lasts_for(&self, user: &User) -> Option<Duration> {
+        let is_his = matches!(&self.user, Some(Ok(Some(named))) if named.name == user.name);
+        let seconds = self.until - jiff::Timestamp::now().as_second();
+        is_his.then(|| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
     }
 
     /// Whom the certificate names.

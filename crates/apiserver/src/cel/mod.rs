@@ -11,11 +11,13 @@ pub mod estimate;
 mod eval;
 mod fold;
 mod library;
+pub(crate) mod metrics;
 mod operators;
 mod value;
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ::cel::IdedExpr;
 use ::cel::parser::Parser;
@@ -141,6 +143,17 @@ impl Program {
     }
 
     fn read(
+        source: &str,
+        declared: &Declared<'_>,
+        more: impl FnOnce(&IdedExpr) -> Vec<(u64, String)>,
+    ) -> std::result::Result<Self, CompileError> {
+        let since = Instant::now();
+        let compiled = Self::read_unmeasured(source, declared, more);
+        metrics::COMPILED.observe(since.elapsed());
+        compiled
+    }
+
+    fn read_unmeasured(
         source: &str,
         declared: &Declared<'_>,
         more: impl FnOnce(&IdedExpr) -> Vec<(u64, String)>,

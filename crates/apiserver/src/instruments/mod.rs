@@ -1,56 +1,139 @@
 //! What the server counts of its own work, under upstream's names and labels, for `/metrics`.
 //!
 //! Requests are counted once it is known what they ask for: who is refused at the door is counted there, and what
-//! nobody serves nowhere, so that clients cannot invent rows.
+//! nobody serves nowhere, so that clients cannot invent rows. The rows of a sort of requests are found once, by one
+//! look into a table; from then on counting is an addition.
 
-use std::time::Instant;
+mod families;
+mod resources;
 
-use http::{HeaderMap, Method};
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Method, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use prometheus::core::Collector;
+use krate_api::Kind;
+use parking_lot::RwLock;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder as _, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder,
 };
 
+pub(crate) use families::Stability::{Alpha, Beta, Stable};
+pub(crate) use families::{Families, Gathered};
+
+use crate::auth::Decision;
+use crate::cel;
 use crate::http::Reply;
-use crate::kinds::Kinds;
 use crate::request::{Query, RequestInfo};
+use crate::server::Server;
 
 pub use prometheus::TEXT_FORMAT as FORMAT;
 
 /// Upper bounds of a request's duration, in seconds.
-const SECONDS: [f64; 23] = [
+const SECONDS: &[f64] = &[
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0,
     20.0, 30.0, 45.0, 60.0,
 ];
+/// Those of what a request took of this server alone.
+const OWN_SECONDS: &[f64] = &[
+    0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
+    45.0, 60.0,
+];
+/// Those of what is done for every request before it is served.
+const FILTER_SECONDS: &[f64] =
+    &[0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 5.0, 10.0, 15.0, 30.0];
+/// Those of the beginning of a watch that is told what there is.
+const WATCH_LIST_SECONDS: &[f64] =
+    &[0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0];
 /// Upper bounds of an answer's size, in bytes.
-const BYTES: [f64; 7] = [1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
+const BYTES: &[f64] = &[1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
+/// Those of how long client certificates last, in seconds.
+const LASTS: &[f64] = &[
+    0.0,
+    1_800.0,
+    3_600.0,
+    7_200.0,
+    21_600.0,
+    43_200.0,
+    86_400.0,
+    172_800.0,
+    345_600.0,
+    604_800.0,
+    2_592_000.0,
+    7_776_000.0,
+    15_552_000.0,
+    31_104_000.0,
+];
 
-/// The labels of what is long-running; those of finished requests begin with them too.
-const PLACE: [&str; 7] = ["component", "group", "resource", "scope", "subresource", "verb", "version"];
-const TIMED: [&str; 8] =
-    ["component", "group", "resource", "scope", "subresource", "verb", "version", "dry_run"];
-const COUNTED: [&str; 9] =
-    ["component", "group", "resource", "scope", "subresource", "verb", "version", "dry_run", "code"];
+/// Where a request goes; the labels of finished requests begin with these too.
+const PLACE: &[&str] = &["component", "group", "resource", "scope", "subresource", "verb", "version"];
+const TIMED: &[&str] =
+    &["component", "group", "resource", "scope", "subresource", "verb", "version", "dry_run"];
+const COUNTED: &[&str] =
+    &["component", "group", "resource", "scope", "subresource", "verb", "version", "dry_run", "code"];
+const TERMINATED: &[&str] =
+    &["component", "group", "resource", "scope", "subresource", "verb", "version", "code"];
+
+/// A filter that every request goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    Authentication,
+    Fairness,
+    Authorization,
+}
 
 /// All that one server counts.
 pub struct Instruments {
-    registry: Registry,
     /// What parts of the server count in registries of their own.
-    others: Vec<Registry>,
+    registries: Vec<Registry>,
+    sorts: RwLock<HashMap<u64, Arc<Sort>>>,
+    hashes: RandomState,
     requests: IntCounterVec,
     durations: HistogramVec,
+    own_durations: HistogramVec,
     sizes: HistogramVec,
+    bodies: HistogramVec,
+    terminated: IntCounterVec,
+    own: IntCounterVec,
     long_running: IntGaugeVec,
     reading: IntGauge,
     mutating: IntGauge,
-    objects: IntGaugeVec,
-    authentications: IntCounterVec,
-    authorizations: IntCounterVec,
+    deprecated: IntGaugeVec,
+    filters: [Histogram; 3],
+    /// Of those who are known, and of those who are not.
+    authentications: [(IntCounter, Histogram); 2],
+    users: [(&'static str, IntCounter); 7],
+    certificates: Histogram,
+    authorizations: [(IntCounter, Histogram); 3],
     handshake_errors: IntCounter,
+    watch_events: IntCounterVec,
+    watch_sizes: HistogramVec,
+    watch_lists: HistogramVec,
+}
+
+/// Requests that differ in nothing that is told, with their rows.
+struct Sort {
+    place: [String; 7],
+    dry_run: &'static str,
+    answers: RwLock<Vec<(StatusCode, IntCounter)>>,
+    duration: Histogram,
+    /// None of dry runs, which are of no interest to who watches over latencies.
+    own_duration: Option<Histogram>,
+    size: Option<Histogram>,
+    body: OnceLock<Histogram>,
+    held: IntGauge,
+    is_long: bool,
+}
+
+impl Sort {
+    fn labels(&self) -> [&str; 7] {
+        self.place.each_ref().map(String::as_str)
+    }
 }
 
 /// Counts one up while it is there.
@@ -71,119 +154,217 @@ impl Drop for Held {
 
 /// What a request asks for, in the words of the labels.
 pub struct Asked {
-    place: [String; 7],
-    dry_run: &'static str,
-    is_long: bool,
+    sort: Arc<Sort>,
     /// Held until the request is answered, or given up.
     _held: Held,
 }
 
-impl Asked {
-    fn labels(&self) -> [&str; 7] {
-        self.place.each_ref().map(String::as_str)
-    }
+/// What one watch tells.
+#[derive(Clone)]
+pub struct Told {
+    events: IntCounter,
+    sizes: Histogram,
+}
 
-    fn verb(&self) -> &str {
-        &self.place[5]
+impl Told {
+    pub fn event(&self, bytes: usize) {
+        self.events.inc();
+        self.sizes.observe(bytes as f64);
     }
 }
 
 impl Instruments {
     pub fn new(others: impl IntoIterator<Item = Registry>) -> Self {
-        let registry = Registry::new();
-        registry.register(Box::new(ProcessCollector::for_self())).expect("the names are free");
-        let build = registered(
-            &registry,
-            IntGaugeVec::new(
-                Opts::new("kubernetes_build_info", "Which version this is; always 1."),
-                &["git_version", "major", "minor", "platform"],
-            ),
+        let families = Families::default();
+        families.0.register(Box::new(ProcessCollector::for_self())).expect("the names are free");
+        tell_version(&families);
+        let in_flight = families.gauges(
+            Stable,
+            "apiserver_current_inflight_requests",
+            "Requests under way, those apart that run for long.",
+            &["request_kind"],
         );
-        let platform = format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" });
-        build.with_label_values(&["v1.36.2", "1", "36", &platform]).set(1);
-        let in_flight = registered(
-            &registry,
-            IntGaugeVec::new(
-                Opts::new(
-                    "apiserver_current_inflight_requests",
-                    "Requests under way, those apart that run for long.",
-                ),
-                &["request_kind"],
-            ),
+        let powers = |start: f64, factor: f64, count| {
+            prometheus::exponential_buckets(start, factor, count).unwrap_or_default()
+        };
+        let filters = families.histograms(
+            Alpha,
+            "apiserver_request_filter_duration_seconds",
+            "What each filter takes of a request.",
+            &["filter"],
+            FILTER_SECONDS,
         );
+        let attempts = families.counters(
+            Beta,
+            "authentication_attempts",
+            "Requests by whether it is known who asks.",
+            &["result"],
+        );
+        let authentication = families.histograms(
+            Beta,
+            "authentication_duration_seconds",
+            "What it takes to know who asks.",
+            &["result"],
+            &powers(0.001, 2.0, 15),
+        );
+        let users = families.counters(
+            Beta,
+            "authenticated_user_requests",
+            "Requests of known users, by what they are rather than by name.",
+            &["username"],
+        );
+        let decisions = families.counters(
+            Alpha,
+            "authorization_attempts_total",
+            "Requests by whether they are allowed.",
+            &["result"],
+        );
+        let authorization = families.histograms(
+            Alpha,
+            "authorization_duration_seconds",
+            "What it takes to decide whether a request is allowed.",
+            &["result"],
+            &powers(0.001, 2.0, 15),
+        );
+        let result = |(counters, histograms): (&IntCounterVec, &HistogramVec), label: &str| {
+            (counters.with_label_values(&[label]), histograms.with_label_values(&[label]))
+        };
         Instruments {
-            requests: registered(
-                &registry,
-                IntCounterVec::new(Opts::new("apiserver_request_total", "Answered requests."), &COUNTED),
+            sorts: RwLock::default(),
+            hashes: RandomState::new(),
+            requests: families.counters(Stable, "apiserver_request_total", "Answered requests.", COUNTED),
+            durations: families.histograms(
+                Stable,
+                "apiserver_request_duration_seconds",
+                "From request to answer.",
+                TIMED,
+                SECONDS,
             ),
-            durations: registered(
-                &registry,
-                HistogramVec::new(
-                    HistogramOpts::new("apiserver_request_duration_seconds", "From request to answer.")
-                        .buckets(SECONDS.to_vec()),
-                    &TIMED,
-                ),
+            own_durations: families.histograms(
+                Alpha,
+                "apiserver_request_sli_duration_seconds",
+                "From request to answer, less what was spent waiting for a turn and for webhooks.",
+                PLACE,
+                OWN_SECONDS,
             ),
-            sizes: registered(
-                &registry,
-                HistogramVec::new(
-                    HistogramOpts::new("apiserver_response_sizes", "Bytes in the answers to reads.")
-                        .buckets(BYTES.to_vec()),
-                    &PLACE,
-                ),
+            sizes: families.histograms(
+                Stable,
+                "apiserver_response_sizes",
+                "Bytes in the answers to reads.",
+                PLACE,
+                BYTES,
             ),
-            long_running: registered(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new("apiserver_longrunning_requests", "Watches and followed logs under way."),
-                    &PLACE,
-                ),
+            bodies: families.histograms(
+                Alpha,
+                "apiserver_request_body_size_bytes",
+                "Bytes in the bodies of requests.",
+                &["group", "resource", "verb"],
+                &prometheus::linear_buckets(50_000.0, 100_000.0, 31).unwrap_or_default(),
+            ),
+            terminated: families.counters(
+                Alpha,
+                "apiserver_request_terminations_total",
+                "Requests that the server ended to protect itself.",
+                TERMINATED,
+            ),
+            own: families.counters(
+                Alpha,
+                "apiserver_selfrequest_total",
+                "Requests of the server to itself.",
+                &["verb", "group", "resource", "subresource"],
+            ),
+            long_running: families.gauges(
+                Stable,
+                "apiserver_longrunning_requests",
+                "Requests under way that run for long: watches, followed logs, connections to pods.",
+                PLACE,
             ),
             reading: in_flight.with_label_values(&["readOnly"]),
             mutating: in_flight.with_label_values(&["mutating"]),
-            objects: registered(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new("apiserver_resource_objects", "Stored objects."),
-                    &["group", "resource"],
-                ),
+            deprecated: families.gauges(
+                Stable,
+                "apiserver_requested_deprecated_apis",
+                "Deprecated kinds that somebody has asked for; always 1.",
+                &["group", "version", "resource", "subresource", "removed_release"],
             ),
-            authentications: registered(
-                &registry,
-                IntCounterVec::new(
-                    Opts::new("authentication_attempts", "Requests by whether it is known who asks."),
-                    &["result"],
-                ),
+            filters: ["authentication", "priorityandfairness", "authorization"]
+                .map(|filter| filters.with_label_values(&[filter])),
+            authentications: ["success", "error"].map(|label| result((&attempts, &authentication), label)),
+            users: USERS.map(|user| (user, users.with_label_values(&[user]))),
+            certificates: families
+                .histograms(
+                    Beta,
+                    "apiserver_client_certificate_expiration_seconds",
+                    "How long the certificates last that clients prove themselves by.",
+                    &[],
+                    LASTS,
+                )
+                .with_label_values::<&str>(&[]),
+            authorizations: ["allowed", "denied", "no-opinion"]
+                .map(|label| result((&decisions, &authorization), label)),
+            handshake_errors: families.counter(
+                Alpha,
+                "apiserver_tls_handshake_errors_total",
+                "Connections that ended before TLS stood.",
             ),
-            authorizations: registered(
-                &registry,
-                IntCounterVec::new(
-                    Opts::new("authorization_attempts_total", "Requests by whether they are allowed."),
-                    &["result"],
-                ),
+            watch_events: families.counters(
+                Alpha,
+                "apiserver_watch_events_total",
+                "Events that watches were told.",
+                &["group", "version", "resource"],
             ),
-            handshake_errors: registered(
-                &registry,
-                IntCounter::new(
-                    "apiserver_tls_handshake_errors_total",
-                    "Connections that ended before TLS stood.",
-                ),
+            watch_sizes: families.histograms(
+                Alpha,
+                "apiserver_watch_events_sizes",
+                "Bytes of the events that watches were told.",
+                &["group", "version", "resource"],
+                &powers(1024.0, 2.0, 8),
             ),
-            registry,
-            others: others.into_iter().collect(),
+            watch_lists: families.histograms(
+                Alpha,
+                "apiserver_watch_list_duration_seconds",
+                "From a watch's request until it was told all that there is.",
+                &["group", "version", "resource", "scope"],
+                WATCH_LIST_SECONDS,
+            ),
+            registries: std::iter::once(families.0).chain(others).collect(),
         }
     }
 
-    /// Counts whether it could be told who asks.
-    pub fn authenticated<T, E>(&self, found: &Result<T, E>) {
-        let result = if found.is_ok() { "success" } else { "error" };
-        self.authentications.with_label_values(&[result]).inc();
+    /// Notes what a filter took of a request.
+    pub fn filtered(&self, filter: Filter, took: Duration) {
+        self.filters[filter as usize].observe(took.as_secs_f64());
     }
 
-    /// Counts whether the request was allowed.
-    pub fn authorized<T, E>(&self, found: &Result<T, E>) {
-        let result = if found.is_ok() { "allowed" } else { "denied" };
-        self.authorizations.with_label_values(&[result]).inc();
+    /// Counts whether it could be told who asks, and what that took.
+    pub fn authenticated(&self, user: Option<&str>, took: Duration) {
+        let (attempts, durations) = &self.authentications[usize::from(user.is_none())];
+        attempts.inc();
+        durations.observe(took.as_secs_f64());
+        self.filtered(Filter::Authentication, took);
+        if let Some(name) = user {
+            let word = word_for(name);
+            if let Some((_, count)) = self.users.iter().find(|(user, _)| *user == word) {
+                count.inc();
+            }
+        }
+    }
+
+    /// Notes for how long a certificate still lasts that has proved who asks.
+    pub fn certificate(&self, lasts: Duration) {
+        self.certificates.observe(lasts.as_secs_f64());
+    }
+
+    /// Counts whether the request was allowed, and what it took to decide that.
+    pub fn authorized(&self, decision: &Decision, took: Duration) {
+        let (attempts, durations) = &self.authorizations[match decision {
+            Decision::Allow(_) => 0,
+            Decision::Deny(_) => 1,
+            Decision::NoOpinion(_) => 2,
+        }];
+        attempts.inc();
+        durations.observe(took.as_secs_f64());
+        self.filtered(Filter::Authorization, took);
     }
 
     /// Counts a connection that came to nothing.
@@ -191,11 +372,30 @@ impl Instruments {
         self.handshake_errors.inc();
     }
 
+    /// Notes that somebody asks for a kind that has a better successor.
+    pub fn deprecated(&self, kind: &Kind, subresource: &str) {
+        self.deprecated.with_label_values(&[kind.group, kind.version, kind.plural, subresource, ""]).set(1);
+    }
+
+    /// What a watch of a kind tells is counted by what this gives.
+    pub fn watched(&self, kind: &Kind) -> Told {
+        let labels = [kind.group, kind.version, kind.plural];
+        Told {
+            events: self.watch_events.with_label_values(&labels),
+            sizes: self.watch_sizes.with_label_values(&labels),
+        }
+    }
+
+    /// Notes how long a watch took to be told all that there is.
+    pub fn watch_listed(&self, kind: &Kind, info: &RequestInfo, took: Duration) {
+        let labels = [kind.group, kind.version, kind.plural, scope(info)];
+        self.watch_lists.with_label_values(&labels).observe(took.as_secs_f64());
+    }
+
     /// Begins to count a request for something that is served.
     pub fn asked(&self, method: &Method, info: &RequestInfo, query: &Query, headers: &HeaderMap) -> Asked {
         let subresource = info.subresource.as_str();
         let connects = matches!(subresource, "exec" | "attach" | "portforward" | "proxy");
-        let is_long = info.is_long_running();
         let applies = || {
             let media = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
             media.is_some_and(|media| media.starts_with("application/apply-patch"))
@@ -210,46 +410,86 @@ impl Instruments {
             "watch" => "WATCH",
             _ => method.as_str(),
         };
-        let scope = match () {
-            () if !info.is_resource => "",
-            () if !info.name.is_empty() || info.verb == "create" => "resource",
-            () if !info.namespace.is_empty() => "namespace",
-            () => "cluster",
-        };
         let component = if info.is_resource { "apiserver" } else { "" };
         // A path that is no resource's stands where subresources stand.
         let part = if info.is_resource { subresource } else { info.path.as_str() };
-        let place =
-            [component, &info.group, &info.resource, scope, part, verb, &info.version].map(str::to_owned);
-        let held = if is_long {
-            self.long_running.with_label_values(&place)
-        } else if matches!(info.verb, "get" | "list") {
-            self.reading.clone()
-        } else {
-            self.mutating.clone()
-        };
+        let place = [component, &info.group, &info.resource, scope(info), part, verb, &info.version];
         let dry_run = if query.get("dryRun").is_some_and(|run| !run.is_empty()) { "All" } else { "" };
-        Asked { place, dry_run, is_long, _held: Held::new(held) }
+        let sort = self.sort(place, dry_run, info);
+        Asked { _held: Held::new(sort.held.clone()), sort }
     }
 
-    /// Counts the answer: now, or, of what is sent for as long as it lasts, at its end.
-    pub fn answered(&self, asked: Asked, since: Instant, reply: Reply) -> Reply {
-        let place = asked.labels();
-        let timed: Vec<&str> = place.iter().copied().chain([asked.dry_run]).collect();
-        let code = reply.status();
-        let counted: Vec<&str> = timed.iter().copied().chain([code.as_str()]).collect();
-        self.requests.with_label_values(&counted).inc();
-        let duration = self.durations.with_label_values(&timed);
-        if matches!(asked.verb(), "GET" | "LIST")
+    fn sort(&self, place: [&str; 7], dry_run: &'static str, info: &RequestInfo) -> Arc<Sort> {
+        let key = self.hashes.hash_one((place, dry_run));
+        let found = self.sorts.read().get(&key).cloned();
+        if let Some(sort) = found.filter(|sort| sort.labels() == place && sort.dry_run == dry_run) {
+            return sort;
+        }
+        let is_long = info.is_long_running();
+        let timed: Vec<&str> = place.iter().copied().chain([dry_run]).collect();
+        let sort = Arc::new(Sort {
+            place: place.map(str::to_owned),
+            dry_run,
+            answers: RwLock::default(),
+            duration: self.durations.with_label_values(&timed),
+            own_duration: dry_run.is_empty().then(|| self.own_durations.with_label_values(&place)),
+            size: matches!(place[5], "GET" | "LIST").then(|| self.sizes.with_label_values(&place)),
+            body: OnceLock::new(),
+            held: match info.verb {
+                _ if is_long => self.long_running.with_label_values(&place),
+                "get" | "list" => self.reading.clone(),
+                _ => self.mutating.clone(),
+            },
+            is_long,
+        });
+        self.sorts.write().insert(key, Arc::clone(&sort));
+        sort
+    }
+
+    /// Notes the body of a request that writes.
+    pub fn read(&self, asked: &Asked, verb: &str, bytes: usize) {
+        let sort = &asked.sort;
+        let body = sort.body.get_or_init(|| {
+            let [_, group, resource, ..] = sort.labels();
+            self.bodies.with_label_values(&[group, resource, verb])
+        });
+        body.observe(bytes as f64);
+    }
+
+    /// Counts a request of the server to itself.
+    pub fn is_own(&self, asked: &Asked) {
+        let [_, group, resource, _, subresource, verb, _] = asked.sort.labels();
+        self.own.with_label_values(&[verb, group, resource, subresource]).inc();
+    }
+
+    /// Counts a request that is not served to its end, and is told so by this code.
+    pub fn terminated(&self, asked: &Asked, code: StatusCode) {
+        let labels: Vec<&str> = asked.sort.labels().into_iter().chain([code.as_str()]).collect();
+        self.terminated.with_label_values(&labels).inc();
+    }
+
+    /// Counts the answer: now, or, of what is sent for as long as it lasts, at its end. Of the time since the request
+    /// came, `elsewhere` was not spent on it here.
+    pub fn answered(&self, asked: Asked, since: Instant, elsewhere: Duration, reply: Reply) -> Reply {
+        let (sort, code) = (&asked.sort, reply.status());
+        let known =
+            sort.answers.read().iter().find(|(there, _)| *there == code).map(|(_, count)| count.clone());
+        let count = known.unwrap_or_else(|| {
+            let labels: Vec<&str> = sort.labels().into_iter().chain([sort.dry_run, code.as_str()]).collect();
+            let count = self.requests.with_label_values(&labels);
+            sort.answers.write().push((code, count.clone()));
+            count
+        });
+        count.inc();
+        if let Some(size) = &sort.size
             && let Some(bytes) = reply.body().size_hint().exact()
         {
-            self.sizes.with_label_values(&place).observe(bytes as f64);
+            size.observe(bytes as f64);
         }
-        if !asked.is_long || reply.body().is_end_stream() {
-            duration.observe(since.elapsed().as_secs_f64());
+        let end = Ended { since, elsewhere, asked };
+        if !end.asked.sort.is_long || reply.body().is_end_stream() {
             return reply;
         }
-        let end = Ended { since, duration, _asked: asked };
         reply.map(|body| {
             let watched = body.map_frame(move |frame| {
                 let _until_the_body_is_gone = &end;
@@ -260,17 +500,25 @@ impl Instruments {
     }
 
     /// Everything counted, in Prometheus' text format.
-    pub fn text(&self, kinds: &Kinds) -> Vec<u8> {
-        self.objects.reset();
-        for kind in kinds.rows().iter() {
-            if let Some(storage) = kinds.of(kind.group, kind.plural) {
-                let stored = i64::try_from(storage.cache.len()).unwrap_or(i64::MAX);
-                self.objects.with_label_values(&[kind.group, kind.plural]).set(stored);
-            }
+    pub fn text(&self, server: &Server) -> Vec<u8> {
+        let mut gathered = resources::gather(&server.kinds);
+        gathered.extend(server.admission.gather());
+        gathered.extend(cel::metrics::gather());
+        if let Some(bytes) = server.backend.size() {
+            let mut size = Gathered::gauge(
+                Stable,
+                "apiserver_storage_size_bytes",
+                "Bytes of the store's file.",
+                &["storage_cluster_id"],
+            );
+            size.put(&["embedded-0"], bytes as f64);
+            gathered.extend(size.family());
         }
+        gathered.extend(server.aggregation.gather());
         let mut text = Vec::new();
-        for registry in std::iter::once(&self.registry).chain(&self.others) {
-            if let Err(error) = TextEncoder::new().encode(&registry.gather(), &mut text) {
+        let of_parts = self.registries.iter().map(Registry::gather);
+        for families in of_parts.chain([gathered]) {
+            if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
                 tracing::warn!(%error, "some metrics cannot be written");
             }
         }
@@ -278,24 +526,74 @@ impl Instruments {
     }
 }
 
-/// Notes how long a streamed answer took once its body is gone.
+fn scope(info: &RequestInfo) -> &'static str {
+    match () {
+        () if !info.is_resource => "",
+        () if !info.name.is_empty() || info.verb == "create" => "resource",
+        () if !info.namespace.is_empty() => "namespace",
+        () => "cluster",
+    }
+}
+
+fn tell_version(families: &Families) {
+    let platform = format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" });
+    let labels = [
+        ("build_date", "1970-01-01T00:00:00Z"),
+        ("compiler", "rustc"),
+        ("git_commit", ""),
+        ("git_tree_state", "clean"),
+        ("git_version", "v1.36.2"),
+        ("go_version", ""),
+        ("major", "1"),
+        ("minor", "36"),
+        ("platform", platform.as_str()),
+    ];
+    let names = labels.map(|(name, _)| name);
+    let build = families.gauges(Alpha, "kubernetes_build_info", "Which version this is; always 1.", &names);
+    build.with_label_values(&labels.map(|(_, value)| value)).set(1);
+    let version = families.gauges(
+        Alpha,
+        "version_info",
+        "Which version this is, and which it behaves as; always 1.",
+        &["binary", "component", "emulation", "min_compat"],
+    );
+    version.with_label_values(&["1.36", "kube", "1.36", "1.35"]).set(1);
+}
+
+/// The users that are told by name, and what all others are called.
+const USERS: [&str; 7] = [
+    "admin",
+    "client",
+    "kube_proxy",
+    "kubelet",
+    "system:serviceaccount:kube-system:default",
+    "email_id",
+    "other",
+];
+
+fn word_for(user: &str) -> &'static str {
+    match USERS[..5].iter().find(|known| **known == user) {
+        Some(known) => known,
+        None if user.contains('@') => "email_id",
+        None => "other",
+    }
+}
+
+/// Notes how long an answer took once it is made, or once its body is gone.
 struct Ended {
     since: Instant,
-    duration: prometheus::Histogram,
-    _asked: Asked,
+    elsewhere: Duration,
+    asked: Asked,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.duration.observe(self.since.elapsed().as_secs_f64());
+        let took = self.since.elapsed();
+        self.asked.sort.duration.observe(took.as_secs_f64());
+        if let Some(own) = &self.asked.sort.own_duration {
+            own.observe(took.saturating_sub(self.elsewhere).as_secs_f64());
+        }
     }
-}
-
-/// Puts a collector into a registry. Names are this file's, so that a wrong one is found by the first test.
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let collector = made.expect("the name is good");
-    registry.register(Box::new(collector.clone())).expect("the name is free");
-    collector
 }
 
 #[cfg(test)]
@@ -312,7 +610,7 @@ mod tests {
 
     fn gathered(instruments: &Instruments) -> String {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&instruments.registry.gather(), &mut text).expect("text");
+        TextEncoder::new().encode(&instruments.registries[0].gather(), &mut text).expect("text");
         String::from_utf8(text).expect("text")
     }
 
@@ -324,7 +622,7 @@ mod tests {
             |n: u8| format!("apiserver_current_inflight_requests{{request_kind=\"mutating\"}} {n}\n");
         assert!(gathered(&instruments).contains(&in_flight(1)));
         let reply = wire::reply(StatusCode::CREATED, "application/json", "{}");
-        drop(instruments.answered(create, Instant::now(), reply));
+        drop(instruments.answered(create, Instant::now(), Duration::ZERO, reply));
         let text = gathered(&instruments);
         assert!(text.contains(&in_flight(0)), "{text}");
         let row = "apiserver_request_total{code=\"201\",component=\"apiserver\",dry_run=\"All\",group=\"\",\
@@ -337,7 +635,7 @@ mod tests {
         let instruments = Instruments::new(None);
         let watch = asked(&instruments, &Method::GET, "/apis/apps/v1/deployments", "watch=1");
         let body = wire::stream(futures::stream::pending());
-        let reply = instruments.answered(watch, Instant::now(), http::Response::new(body));
+        let reply = instruments.answered(watch, Instant::now(), Duration::ZERO, http::Response::new(body));
         let labels = "component=\"apiserver\",group=\"apps\",resource=\"deployments\",scope=\"cluster\",\
                       subresource=\"\",verb=\"WATCH\",version=\"v1\"";
         let running = |n: u8| format!("apiserver_longrunning_requests{{{labels}}} {n}\n");

@@ -1,7 +1,7 @@
 //! Get, list and watch: bytes from the cache.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::StatusCode;
@@ -162,6 +162,7 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
     query.selector = selection.selector.clone();
     query.bookmarks = bookmarks;
     query.initial_events_end = initial && bookmarks;
+    let since = Instant::now();
     let watcher = match call.storage.cache.watch(query).await {
         Ok(watcher) => watcher,
         // A watch that began is told so by an event, as upstream does.
@@ -180,10 +181,11 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
     let end = tokio::time::Instant::now() + seconds;
     let shutdown = call.server.draining.clone();
     let stream_type = stream_type(&call);
+    let told = call.server.instruments.watched(call.kind());
     let call = Arc::new((call, selection));
     let events = futures::stream::unfold((Some(watcher), true, call), move |(watcher, first, call)| {
         let _until_the_stream_is_gone = &counted;
-        let shutdown = shutdown.clone();
+        let (shutdown, told) = (shutdown.clone(), told.clone());
         async move {
             let mut watcher = watcher?;
             loop {
@@ -193,7 +195,14 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
                     () = shutdown.cancelled() => return None,
                 };
                 match framed(&call.0, &call.1, &event, first).await {
-                    Ok(Some(framed)) => return Some((framed, (Some(watcher), false, call))),
+                    Ok(Some(framed)) => {
+                        told.event(framed.len());
+                        if matches!(event, CacheEvent::Bookmark { initial_events_end: true, .. }) {
+                            let call = &call.0;
+                            call.server.instruments.watch_listed(call.kind(), &call.info, since.elapsed());
+                        }
+                        return Some((framed, (Some(watcher), false, call)));
+                    }
                     Ok(None) => {}
                     // Who misses an event cannot go on as if there had been none.
                     Err(error) => return Some((error_event(&call.0, &error), (None, false, call))),

@@ -11,6 +11,7 @@ mod encryption;
 mod fairness;
 mod hook;
 mod limits;
+mod observed;
 mod others;
 mod reads;
 mod recorded;

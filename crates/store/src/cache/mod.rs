@@ -3,11 +3,13 @@
 //! A list joins bytes, a watch event is framed once for all watchers, and a watcher costs nothing for events that do
 //! not concern it. What the bytes mean is told by each resource's [`Decode`].
 
+mod counts;
 mod object;
 mod query;
 mod resource;
 mod watcher;
 
+pub use counts::{Count, Counts, Lists, Write};
 pub use object::{Decode, Event, Head, Kind, Object, Owner, frame};
 pub use query::{CacheError, Freshness, List, ListQuery, Matches, Scope, Selector, Start, WatchQuery};
 pub use resource::Resource;

@@ -1,6 +1,7 @@
 //! The objects of one resource, in memory.
 
 use super::{
+    counts::{Counts, Lists},
     object::{Decode, Event, Object},
     query::{CacheError, Freshness, List, ListQuery, Scope, Start, WatchQuery},
     watcher::{CacheEvent, Watcher, Watchers, next_bookmark},
@@ -57,6 +58,7 @@ pub struct Resource {
     state: RwLock<State>,
     /// Always taken before `state`, so that a watch begins between two events and not within one.
     watchers: Mutex<Watchers>,
+    counts: Counts,
 }
 
 impl Resource {
@@ -80,7 +82,18 @@ impl Resource {
             decode,
             state: RwLock::new(state),
             watchers: Mutex::new(Watchers::new(index)),
+            counts: Counts::default(),
         }
+    }
+
+    /// What has been counted of this resource.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// How far the cache is.
+    pub fn revision(&self) -> Revision {
+        *self.common.fresh.borrow()
     }
 
     pub(super) fn range(&self) -> KeyRange {
@@ -101,6 +114,7 @@ impl Resource {
         let objects: OrdMap<Bytes, Arc<Object>> =
             items.iter().filter_map(|kv| Some((kv.key.clone(), self.object(kv)?))).collect();
         let bytes = objects.values().map(|object| object.bytes.len()).sum();
+        self.counts.initializations.add(1);
         let mut watchers = self.watchers.lock();
         watchers.clear();
         let mut state = self.state.write();
@@ -144,7 +158,8 @@ impl Resource {
             state.remember(event.clone());
             event
         };
-        watchers.tell(&event);
+        self.counts.events.add(1);
+        self.counts.terminated.add(watchers.tell(&event));
     }
 
     /// How many watchers there are.
@@ -184,16 +199,23 @@ impl Resource {
     }
 
     async fn wait(&self, freshness: Freshness) -> Result<(), CacheError> {
-        match freshness {
-            Freshness::Any => Ok(()),
-            Freshness::Latest => {
-                let newest = self.common.backend.revision().await?;
-                self.wait_until_fresh(newest).await
-            }
-            Freshness::NotOlderThan(revision) | Freshness::Exact(revision) => {
-                self.wait_until_fresh(revision).await
-            }
+        let revision = match freshness {
+            Freshness::Any => return Ok(()),
+            Freshness::Latest => self.common.backend.revision().await?,
+            Freshness::NotOlderThan(revision) | Freshness::Exact(revision) => revision,
+        };
+        // Most wait for nothing, and are spared the clock.
+        let (waited, took) = if *self.common.fresh.borrow() >= revision {
+            (Ok(()), Duration::ZERO)
+        } else {
+            let since = Instant::now();
+            (self.wait_until_fresh(revision).await, since.elapsed())
+        };
+        self.counts.waited.observe(took);
+        if freshness == Freshness::Latest {
+            self.counts.consistent[usize::from(waited.is_err())].add(1);
         }
+        waited
     }
 
     /// One object.
@@ -224,12 +246,18 @@ impl Resource {
             }
         };
         match objects {
-            Some(objects) => Ok(self.page(query, &objects, revision)),
+            Some(objects) => Ok(self.page(query, &objects, revision, &self.counts.lists)),
             None => self.page_of_store(query, revision).await,
         }
     }
 
-    fn page(&self, query: &ListQuery, objects: &OrdMap<Bytes, Arc<Object>>, revision: Revision) -> List {
+    fn page(
+        &self,
+        query: &ListQuery,
+        objects: &OrdMap<Bytes, Arc<Object>>,
+        revision: Revision,
+        counts: &Lists,
+    ) -> List {
         let mut list = List { revision, ..List::default() };
         let KeyRange { start, end } = self.scope_range(&query.scope);
         let start = match &query.after {
@@ -239,7 +267,9 @@ impl Resource {
         let end = end.map_or(Bound::Unbounded, Bound::Excluded);
         let everything = query.selector.is_everything();
         let mut rest = objects.range::<_, Bytes>((start, end)).map(|(_, object)| object);
+        let mut fetched = 0;
         for object in rest.by_ref() {
+            fetched += 1;
             if !everything && !query.selector.selects(&object.head) {
                 continue;
             }
@@ -252,6 +282,9 @@ impl Resource {
         if list.more && everything {
             list.remaining = Some(1 + rest.count());
         }
+        counts.asked.add(1);
+        counts.fetched.add(fetched);
+        counts.returned.add(list.items.len());
         list
     }
 
@@ -272,7 +305,7 @@ impl Resource {
             .iter()
             .filter_map(|kv| Some((kv.key.clone(), self.object(kv)?)))
             .collect::<OrdMap<_, _>>();
-        Ok(self.page(query, &objects, revision))
+        Ok(self.page(query, &objects, revision, &self.counts.lists_of_store))
     }
 
     /// Begins a watch.
@@ -310,9 +343,11 @@ impl Resource {
             }
             First::Objects(objects) => {
                 let query = ListQuery { selector, ..ListQuery::new(scope, Freshness::Any) };
-                self.page(&query, &objects, now).items.into_iter().map(CacheEvent::Initial).collect()
+                let page = self.page(&query, &objects, now, &Lists::default());
+                page.items.into_iter().map(CacheEvent::Initial).collect()
             }
         };
+        self.counts.initial.add(backlog.len());
         if initial_events_end {
             backlog.push_back(CacheEvent::Bookmark { revision: now.max(after), initial_events_end: true });
         }

@@ -155,15 +155,16 @@ impl Watchers {
         self.count = 0;
     }
 
-    pub fn tell(&mut self, event: &Arc<Event>) {
+    /// Tells those whom an event concerns, and says how many were given up because they were too slow.
+    pub fn tell(&mut self, event: &Arc<Event>) -> usize {
         if self.count == 0 {
-            return;
+            return 0;
         }
-        let Some(object) = event.current.as_ref().or(event.prev.as_ref()) else { return };
-        self.offer(&Heading::All, event);
-        self.offer(&Heading::Name(object.key.clone()), event);
+        let Some(object) = event.current.as_ref().or(event.prev.as_ref()) else { return 0 };
+        let mut slow = self.offer(&Heading::All, event);
+        slow += self.offer(&Heading::Name(object.key.clone()), event);
         if !object.head.namespace.is_empty() {
-            self.offer(&Heading::Namespace(object.head.namespace.clone()), event);
+            slow += self.offer(&Heading::Namespace(object.head.namespace.clone()), event);
         }
         if let Some(index) = self.index {
             let value = |object: &Option<Arc<Object>>| {
@@ -173,22 +174,29 @@ impl Watchers {
             if was != is
                 && let Some(was) = was
             {
-                self.offer(&Heading::Field(was), event);
+                slow += self.offer(&Heading::Field(was), event);
             }
             if let Some(is) = is {
-                self.offer(&Heading::Field(is), event);
+                slow += self.offer(&Heading::Field(is), event);
             }
         }
+        slow
     }
 
-    fn offer(&mut self, heading: &Heading, event: &Arc<Event>) {
-        let Some(sinks) = self.by_heading.get_mut(heading) else { return };
+    fn offer(&mut self, heading: &Heading, event: &Arc<Event>) -> usize {
+        let Some(sinks) = self.by_heading.get_mut(heading) else { return 0 };
         let before = sinks.len();
-        sinks.retain(|sink| sink.offer(event));
+        let mut slow = 0;
+        sinks.retain(|sink| {
+            let stays = sink.offer(event);
+            slow += usize::from(!stays && !sink.queue.is_closed());
+            stays
+        });
         self.count -= before - sinks.len();
         if sinks.is_empty() {
             self.by_heading.remove(heading);
         }
+        slow
     }
 }
 

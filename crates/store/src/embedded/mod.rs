@@ -23,7 +23,7 @@ use futures::stream;
 use parking_lot::RwLock;
 use state::{Loader, State};
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread::JoinHandle,
 };
@@ -71,6 +71,8 @@ pub struct Embedded {
     shared: Arc<Shared>,
     requests: mpsc::Sender<Request>,
     writer: Option<JoinHandle<()>>,
+    /// Where it is kept, if in a file of its own.
+    file: Option<PathBuf>,
     _lock: Option<directory::Lock>,
 }
 
@@ -85,7 +87,9 @@ impl Embedded {
     /// The same, with options.
     pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Self> {
         let (lock, file) = directory::prepare(path.as_ref())?;
-        Self::start(Box::new(storage::InFile(file)), Some(lock), options)
+        let mut store = Self::start(Box::new(storage::InFile(file.clone())), Some(lock), options)?;
+        store.file = Some(file);
+        Ok(store)
     }
 
     /// Opens a store on a storage of the caller's making, such as one in memory or one that fails on purpose.
@@ -116,7 +120,7 @@ impl Embedded {
             .name("store".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(|e| Error::Io(e.to_string()))?;
-        Ok(Embedded { shared, requests, writer: Some(writer), _lock: lock })
+        Ok(Embedded { shared, requests, writer: Some(writer), file: None, _lock: lock })
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request) -> Result<T> {
@@ -162,6 +166,10 @@ impl Backend for Embedded {
 
     async fn compact(&self, to: Revision) -> Result<()> {
         self.ask(|answer| Request::Compact(to, answer)).await
+    }
+
+    fn size(&self) -> Option<u64> {
+        self.file.as_ref().and_then(|file| file.metadata().ok()).map(|data| data.len())
     }
 
     async fn revision(&self) -> Result<Revision> {

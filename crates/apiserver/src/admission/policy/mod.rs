@@ -7,6 +7,7 @@ pub mod validating;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use k8s_openapi::api::admissionregistration::v1::{MatchCondition, ParamKind, ParamRef, Variable};
 use krate_api::{LabelSelector, StatusError};
@@ -15,7 +16,7 @@ use krate_store::cache::{Freshness, ListQuery, Scope as Reach};
 use super::{Attributes, review};
 use crate::auth::{Authorizer, MASTERS};
 use crate::cel::{
-    Authz, Budget, Check, Declared, Error, PER_MATCH_CONDITIONS, Program, Question, Value, Variables,
+    self, Authz, Budget, Check, Declared, Error, PER_MATCH_CONDITIONS, Program, Question, Value, Variables,
 };
 use crate::kinds::Kinds;
 use crate::rbac::{Ask, Target};
@@ -173,7 +174,10 @@ impl<'a> Scope<'a> {
     /// It has none.
     pub fn evaluate(&self, program: &Compiled, budget: &mut Budget) -> Result<Value, String> {
         let program = program.as_ref().map_err(Clone::clone)?;
-        program.evaluate(self, budget).map_err(|error| match error {
+        let since = Instant::now();
+        let value = program.evaluate(self, budget);
+        cel::metrics::EVALUATED.observe(since.elapsed());
+        value.map_err(|error| match error {
             Error::OutOfBudget if budget.left() == 0 => {
                 "validation failed due to running out of cost budget, no further validation rules will be run"
                     .to_owned()

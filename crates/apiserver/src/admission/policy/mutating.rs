@@ -1,6 +1,7 @@
 //! MutatingAdmissionPolicy.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use k8s_openapi::api::admissionregistration::v1::{
@@ -10,9 +11,11 @@ use krate_api::patch::{JsonPatch, merge};
 use krate_api::{StatusError, schema};
 use serde_json::{Value as Json, json};
 
+use super::validating::error_type;
 use super::{Compiled, Input, Scope, compile, compile_conditions, compile_variables, declared, params};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::{constrained, is_exempt};
+use crate::admission::metrics::Metrics;
 use crate::admission::{Admit, Attributes, put, review};
 use crate::auth::Authorizer;
 use crate::cel::{Budget, PER_POLICY, Value};
@@ -28,6 +31,7 @@ pub struct MutatingPolicies {
     authorizer: Authorizer,
     policies: Prepared<Policy>,
     bindings: Prepared<MutatingAdmissionPolicyBinding>,
+    metrics: Arc<Metrics>,
 }
 
 struct Policy {
@@ -65,8 +69,9 @@ impl Policy {
 }
 
 impl MutatingPolicies {
-    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer) -> Self {
-        MutatingPolicies { kinds, authorizer, policies: Prepared::default(), bindings: Prepared::default() }
+    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer, metrics: Arc<Metrics>) -> Self {
+        let (policies, bindings) = (Prepared::default(), Prepared::default());
+        MutatingPolicies { kinds, authorizer, policies, bindings, metrics }
     }
 
     /// Applies one policy by one binding. Whether it was asked at all.
@@ -169,7 +174,14 @@ impl Admit for MutatingPolicies {
                     if of != Some(policy.name.as_str()) || (round > 0 && !again) {
                         continue;
                     }
-                    match self.apply(attributes, (policy, binding), object, old).await {
+                    let since = Instant::now();
+                    let applied = self.apply(attributes, (policy, binding), object, old).await;
+                    let name = binding.metadata.name.as_deref().unwrap_or_default();
+                    let error = applied.as_ref().map_or_else(|why| error_type(why), |_| "no_error");
+                    if applied != Ok(false) {
+                        self.metrics.mutated(&policy.name, name, error, since.elapsed());
+                    }
+                    match applied {
                         Ok(false) => {}
                         Ok(true) => {
                             let left = object.to_json();
@@ -179,10 +191,7 @@ impl Admit for MutatingPolicies {
                             }
                         }
                         Err(_) if !policy.fails() => {}
-                        Err(why) => {
-                            let name = binding.metadata.name.as_deref().unwrap_or_default();
-                            return Err(refusal(attributes, &policy.name, name, &why));
-                        }
+                        Err(why) => return Err(refusal(attributes, &policy.name, name, &why)),
                     }
                 }
             }

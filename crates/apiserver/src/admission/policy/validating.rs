@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use k8s_openapi::api::admissionregistration::v1::{
@@ -14,6 +15,7 @@ use serde_json::json;
 use super::{Compiled, Input, Scope, compile, compile_conditions, compile_variables, declared, params};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::{constrained, is_exempt};
+use crate::admission::metrics::Metrics;
 use crate::admission::{Admit, Attributes};
 use crate::auth::Authorizer;
 use crate::cel::{Budget, PER_POLICY, Value};
@@ -32,6 +34,7 @@ pub struct ValidatingPolicies {
     authorizer: Authorizer,
     policies: Prepared<Policy>,
     bindings: Prepared<ValidatingAdmissionPolicyBinding>,
+    metrics: Arc<Metrics>,
 }
 
 /// A policy with its expressions compiled.
@@ -80,12 +83,24 @@ struct Denial {
     /// `Invalid` where the policy says nothing.
     reason: Option<String>,
     validation: usize,
+    /// What sort of error it is, if it is one, and what it took to find that out: as both are counted.
+    error: &'static str,
+    took: Duration,
+}
+
+impl Denial {
+    /// Of a policy as a whole, which could not be asked.
+    fn of_policy(message: String) -> Self {
+        Denial { message, reason: None, validation: 0, error: "invalid_error", took: Duration::ZERO }
+    }
 }
 
 /// What a policy says of a request.
 #[derive(Default)]
 struct Verdict {
     denials: Vec<Denial>,
+    /// What each expression that holds took.
+    passed: Vec<Duration>,
     /// Keys and values for the audit log.
     annotations: Vec<(String, String)>,
     /// Audit annotations that have no value, which refuse whatever the binding's actions are.
@@ -95,22 +110,28 @@ struct Verdict {
 fn judge(policy: &Policy, input: &Input, params: &Value) -> Verdict {
     let scope = Scope::new(input, params, &policy.variables);
     let mut verdict = Verdict::default();
-    let failed = |message: String, validation: usize| {
-        policy.fails().then_some(Denial { message, reason: None, validation })
+    let mut began = Instant::now();
+    let failed = |message: String, validation: usize, took: Duration| {
+        let error = error_type(&message);
+        policy.fails().then_some(Denial { message, reason: None, validation, error, took })
     };
     match scope.conditions(&policy.conditions) {
         Ok(true) => {}
         Ok(false) => return verdict,
         Err(error) => {
-            verdict.denials.extend(failed(error, 0));
+            verdict.denials.extend(failed(error, 0, began.elapsed()));
             return verdict;
         }
     }
     let mut budget = Budget::new(PER_POLICY);
     let validations = policy.spec.validations.as_deref().unwrap_or_default();
     for (i, ((program, message), validation)) in policy.validations.iter().zip(validations).enumerate() {
-        match scope.evaluate(program, &mut budget) {
-            Ok(Value::Bool(true)) => {}
+        let value = scope.evaluate(program, &mut budget);
+        let now = Instant::now();
+        let took = now - began;
+        began = now;
+        match value {
+            Ok(Value::Bool(true)) => verdict.passed.push(took),
             Ok(_) => {
                 let said = message.as_ref().and_then(|m| scope.evaluate(m, &mut budget).ok());
                 let said = said.as_ref().and_then(Value::as_str).map(str::trim).map(str::to_owned);
@@ -119,9 +140,10 @@ fn judge(policy: &Policy, input: &Input, params: &Value) -> Verdict {
                 let message = said
                     .or_else(|| own.map(str::to_owned))
                     .unwrap_or_else(|| format!("failed expression: {}", validation.expression.trim()));
-                verdict.denials.push(Denial { message, reason: validation.reason.clone(), validation: i });
+                let reason = validation.reason.clone();
+                verdict.denials.push(Denial { message, reason, validation: i, error: "no_error", took });
             }
-            Err(error) => verdict.denials.extend(failed(error, i)),
+            Err(error) => verdict.denials.extend(failed(error, i, took)),
         }
     }
     let mut budget = Budget::new(PER_POLICY);
@@ -148,9 +170,19 @@ fn judge(policy: &Policy, input: &Input, params: &Value) -> Verdict {
     verdict
 }
 
+/// What sort of error it is that an expression has no value.
+pub(super) fn error_type(message: &str) -> &'static str {
+    match message {
+        _ if message.contains("compilation") => "compile_error",
+        _ if message.contains("out of cost budget") || message.contains("budget exceeded") => "out_of_budget",
+        _ => "invalid_error",
+    }
+}
+
 impl ValidatingPolicies {
-    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer) -> Self {
-        ValidatingPolicies { kinds, authorizer, policies: Prepared::default(), bindings: Prepared::default() }
+    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer, metrics: Arc<Metrics>) -> Self {
+        let (policies, bindings) = (Prepared::default(), Prepared::default());
+        ValidatingPolicies { kinds, authorizer, policies, bindings, metrics }
     }
 }
 
@@ -216,7 +248,7 @@ impl Admit for ValidatingPolicies {
                         Err(_) if !policy.fails() => continue,
                         Err(why) => {
                             let message = format!("failed to configure binding: {why}");
-                            let denial = Denial { message, reason: None, validation: 0 };
+                            let denial = Denial::of_policy(message);
                             refused.get_or_insert_with(|| {
                                 refusal(attributes, &policy.name, Some(name), &denial)
                             });
@@ -229,8 +261,13 @@ impl Admit for ValidatingPolicies {
                 let Some(input) = &input else { continue };
                 for given in &all {
                     let verdict = judge(policy, input, given);
+                    for took in verdict.passed {
+                        self.metrics.validated(&policy.name, name, "no_error", "allow", took);
+                    }
                     for denial in verdict.denials {
                         for action in &spec.validation_actions {
+                            let told = action.to_ascii_lowercase();
+                            self.metrics.validated(&policy.name, name, denial.error, &told, denial.took);
                             match action.as_str() {
                                 "Deny" => {
                                     refused.get_or_insert_with(|| {
@@ -251,7 +288,7 @@ impl Admit for ValidatingPolicies {
                         }
                     }
                     for message in verdict.errors {
-                        let denial = Denial { message, reason: None, validation: 0 };
+                        let denial = Denial::of_policy(message);
                         refused.get_or_insert_with(|| refusal(attributes, &policy.name, Some(name), &denial));
                     }
                     for (key, value) in verdict.annotations {

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 pub use self::client::Client;
 use super::matching::{Rule, selected};
+use super::metrics::Said as Told;
 use super::policy::{Compiled, Input, Scope, compile_conditions};
 use super::{Attributes, review};
 use crate::auth::Authorizer;
@@ -102,6 +103,14 @@ impl Refusal {
                 StatusError::internal(format!("failed calling webhook {:?}: {why}", hook.name))
             }
             Refusal::Rejected(status) => status,
+        }
+    }
+
+    /// As it is counted.
+    fn said(&self, hook: &Hook) -> Told {
+        match self {
+            Refusal::Calling(_) => Told::Failed { refuses: hook.fails },
+            Refusal::Rejected(status) => Told::No(status.code().into()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! MutatingAdmissionWebhook: one after another, in the order of their configurations' names.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -11,8 +12,10 @@ use serde_json::json;
 use super::{GROUP, Hook, Refusal, Said, ask, is_asked};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::is_exempt;
+use crate::admission::metrics::{Metrics, Phase, Said as Told};
 use crate::admission::{Admit, Attributes, put, review};
 use crate::auth::Authorizer;
+use crate::elsewhere;
 use crate::kinds::Kinds;
 use crate::registry::erased::Object;
 
@@ -20,6 +23,7 @@ pub struct MutatingWebhooks {
     kinds: Arc<Kinds>,
     authorizer: Authorizer,
     hooks: Prepared<Vec<Hook>>,
+    metrics: Arc<Metrics>,
 }
 
 fn prepare(configuration: MutatingWebhookConfiguration) -> Vec<Hook> {
@@ -46,8 +50,8 @@ fn prepare(configuration: MutatingWebhookConfiguration) -> Vec<Hook> {
 }
 
 impl MutatingWebhooks {
-    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer) -> Self {
-        MutatingWebhooks { kinds, authorizer, hooks: Prepared::default() }
+    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer, metrics: Arc<Metrics>) -> Self {
+        MutatingWebhooks { kinds, authorizer, hooks: Prepared::default(), metrics }
     }
 
     /// Asks a webhook and does as it says. Whether the object is another now.
@@ -97,7 +101,10 @@ impl Admit for MutatingWebhooks {
                 continue;
             }
             let place = format!("round_{round}_index_{i}");
-            let answer = self.apply(hook, attributes, object, old).await;
+            let since = Instant::now();
+            let answer = elsewhere::spent(self.apply(hook, attributes, object, old)).await;
+            let said = answer.as_ref().map_or_else(|refusal| refusal.said(hook), |_| Told::Yes);
+            self.metrics.webhook(&hook.name, Phase::Mutate, attributes.operation, said, since.elapsed());
             let changed = matches!(answer, Ok(true));
             attributes.annotate(
                 &format!("mutation.webhook.admission.k8s.io/{place}"),

@@ -1,6 +1,7 @@
 //! ValidatingAdmissionWebhook: all at once.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -10,8 +11,10 @@ use krate_api::StatusError;
 use super::{GROUP, Hook, Refusal, Said, ask, is_asked};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::is_exempt;
+use crate::admission::metrics::{Metrics, Phase, Said as Told};
 use crate::admission::{Admit, Attributes};
 use crate::auth::Authorizer;
+use crate::elsewhere;
 use crate::kinds::Kinds;
 use crate::registry::erased::Object;
 
@@ -19,6 +22,7 @@ pub struct ValidatingWebhooks {
     kinds: Arc<Kinds>,
     authorizer: Authorizer,
     hooks: Prepared<Vec<Hook>>,
+    metrics: Arc<Metrics>,
 }
 
 fn prepare(configuration: ValidatingWebhookConfiguration) -> Vec<Hook> {
@@ -45,8 +49,8 @@ fn prepare(configuration: ValidatingWebhookConfiguration) -> Vec<Hook> {
 }
 
 impl ValidatingWebhooks {
-    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer) -> Self {
-        ValidatingWebhooks { kinds, authorizer, hooks: Prepared::default() }
+    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer, metrics: Arc<Metrics>) -> Self {
+        ValidatingWebhooks { kinds, authorizer, hooks: Prepared::default(), metrics }
     }
 }
 
@@ -68,8 +72,14 @@ impl Admit for ValidatingWebhooks {
                 asked.push(hook);
             }
         }
-        let answers =
-            join_all(asked.iter().map(|hook| ask(hook, &self.kinds, attributes, object, old, false))).await;
+        let asking = asked.iter().map(|hook| async {
+            let since = Instant::now();
+            let answer = ask(hook, &self.kinds, attributes, object, old, false).await;
+            let said = answer.as_ref().map_or_else(|refusal| refusal.said(hook), |_| Told::Yes);
+            self.metrics.webhook(&hook.name, Phase::Validate, attributes.operation, said, since.elapsed());
+            answer
+        });
+        let answers = elsewhere::spent(join_all(asking)).await;
         let mut refused = None;
         for (i, (hook, answer)) in asked.iter().zip(answers).enumerate() {
             match answer {
