@@ -13,6 +13,7 @@ pub mod cel;
 mod compress;
 mod config_file;
 mod deadline;
+mod debugging;
 pub mod discovery;
 mod elsewhere;
 pub mod encryption;
@@ -44,6 +45,7 @@ mod storage;
 mod yaml;
 
 pub use auth::User;
+pub use debugging::Debugging;
 pub use encryption::EncryptionFile;
 pub use limits::Limits;
 pub use reach::Identity;

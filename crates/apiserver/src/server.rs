@@ -22,6 +22,7 @@ use crate::apiextensions::Establisher;
 use crate::audit::{self, Audit};
 use crate::auth::{self, Authenticator, Authorizer, Caller, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
+use crate::debugging::Debugging;
 use crate::encryption::EncryptionFile;
 use crate::fairness::{self, Fairness, InFlight};
 use crate::instruments::Instruments;
@@ -72,6 +73,8 @@ pub struct Config {
     pub limits: Limits,
     /// By what servers behind this one know whom it speaks for; None where none are to be asked.
     pub front_proxy: Option<FrontProxy>,
+    /// What may be seen of it while it runs.
+    pub debugging: Debugging,
 }
 
 /// How servers that stand behind this one know that it is this one that asks them.
@@ -101,6 +104,7 @@ impl Default for Config {
             front_proxy: None,
             limits: Limits::default(),
             audit: audit::Options::default(),
+            debugging: Debugging::default(),
         }
     }
 }
@@ -123,6 +127,7 @@ pub struct Server {
     pub(crate) aggregation: Aggregation,
     pub(crate) instruments: Instruments,
     pub(crate) limits: Limits,
+    pub(crate) debugging: Debugging,
     /// Where requests wait for their seats; without it they are turned away when there are too many.
     pub(crate) fairness: Option<Arc<Fairness>>,
     pub(crate) in_flight: InFlight,
@@ -210,6 +215,7 @@ impl Server {
             aggregation: Aggregation::new(config.front_proxy.as_ref().map(|proxy| proxy.identity.clone())),
             fairness: fairness.clone(),
             in_flight: InFlight::new(limits.reading, limits.mutating),
+            debugging: config.debugging,
             draining: CancellationToken::new(),
             limits,
             cache,

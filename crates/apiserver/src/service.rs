@@ -24,7 +24,7 @@ use crate::metrics;
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::{SELF, Server};
-use crate::{aggregation, audit, compress, deadline, elsewhere, impersonate, routes};
+use crate::{aggregation, audit, compress, deadline, debugging, elsewhere, impersonate, routes};
 
 /// What is known of a request, whatever becomes of it.
 struct Noted {
@@ -173,6 +173,10 @@ impl Service {
         }
         if parts.method == Method::OPTIONS {
             return Err(path::method_not_allowed());
+        }
+        if debugging::is_at(&info.path) {
+            let (what, body) = (self.server.debugging, wire::read(body));
+            return debugging::answer(what, &parts.method, &info.path, &query, body).await;
         }
         if !info.is_resource {
             return routes::answer(&self.server, &parts.method, &info, &query, &parts.headers, &user).await;

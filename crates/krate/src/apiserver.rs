@@ -83,6 +83,7 @@ pub async fn start(
         }),
         ..Config::default()
     };
+    config.debugging.set_verbosity = Some(crate::log::set_verbosity);
     options.apply(&mut config)?;
     let advertise = config.advertise;
     let proxies = config.authentication.request_header.as_ref().map_or("", |proxy| proxy.ca.as_str());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
-use krate_apiserver::options::Options;
+use krate_apiserver::options::{Logs, Options};
 use krate_kubelet::{ProviderError, Providers};
 
 use crate::datadir;
@@ -100,6 +100,9 @@ pub struct Kubelet {
     /// How the API server is reached, and as whom
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: PathBuf,
+
+    #[command(flatten)]
+    pub logs: Logs,
 
     /// The initial configuration: a KubeletConfiguration
     #[arg(long, value_name = "FILE")]

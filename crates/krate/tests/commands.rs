@@ -4,11 +4,14 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::chown;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
-use krate_testkit::Host;
+use krate_testkit::{Child, Host};
 use serde_json::Value;
 
 const KRATE: &str = env!("CARGO_BIN_EXE_krate");
@@ -147,4 +150,59 @@ fn two_clusters_live_on_one_machine_each_with_its_context() {
     assert!(!config.contains("krate-red") && !config.contains("krate-blue"), "{config}");
     let links = text(&place.run("ip", &["-o", "link"]).stdout);
     assert_eq!(links.lines().count(), 1, "only the loopback is left: {links}");
+}
+
+/// Upstream's flags, in upstream's form; and how much is told changes while it runs.
+#[tokio::test]
+async fn an_api_server_logs_in_upstreams_json_as_much_as_it_is_told_to() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut command = Command::new(KRATE);
+    command.args([
+        "apiserver",
+        "--bind-address=127.0.0.1",
+        "--secure-port=0",
+        "--logging-format=json",
+        "-v=4",
+    ]);
+    command.arg("--data-dir").arg(dir.path().join("state")).env_remove("KRATE_LOG").stderr(Stdio::piped());
+    let mut process = Child::spawn(&mut command).expect("krate starts");
+    let stderr = BufReader::new(process.stderr.take().expect("piped"));
+    let (send, lines) = mpsc::channel();
+    std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+    let next = || -> Value {
+        let line = lines.recv_timeout(Duration::from_secs(90)).expect("it goes on");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    };
+    loop {
+        let line = next();
+        for key in ["ts", "caller", "msg"] {
+            assert!(!line[key].is_null(), "{key} is not in {line}");
+        }
+        if line["msg"] == "the API server is ready" {
+            assert_eq!(line["v"], 0);
+            assert!(line["url"].as_str().is_some_and(|url| url.starts_with("https://")), "{line}");
+            assert!(
+                line["caller"].as_str().is_some_and(|c| c.starts_with("commands/apiserver.rs:")),
+                "{line}"
+            );
+            break;
+        }
+    }
+    let kubeconfig = dir.path().join("state/admin.kubeconfig");
+    let client = krate_client::from_kubeconfig(&kubeconfig).await.expect("a client");
+    let put = http::Request::put("/debug/flags/v").body(b"7".to_vec()).expect("a request");
+    let told = client.request_text(put).await.expect("it may");
+    assert_eq!(told, "successfully set klog.logging.verbosity to 7");
+    let wrong = http::Request::put("/debug/flags/v").body(b"much".to_vec()).expect("a request");
+    let why = client.request_text(wrong).await.expect_err("no level").to_string();
+    assert!(why.contains("failed set klog.logging.verbosity much"), "{why}");
+}
+
+#[test]
+fn flags_of_the_log_are_checked() {
+    for (flag, why) in [("--logging-format=xml", "xml"), ("--vmodule=a", "filename=N"), ("-v=x", "invalid")] {
+        let out = Command::new(KRATE).args(["apiserver", flag]).output().expect("it starts");
+        let said = refused(&out);
+        assert!(said.contains(why), "{flag}: {said}");
+    }
 }

@@ -8,8 +8,10 @@ mod aggregation;
 mod audit;
 mod authentication;
 mod authorization;
+mod debugging;
 mod encryption;
 mod flow;
+pub mod logs;
 mod serving;
 
 use std::path::Path;
@@ -18,6 +20,8 @@ use std::time::Duration;
 use clap::{Args, FromArgMatches as _};
 
 use crate::server::Config;
+
+pub use logs::Logs;
 
 /// A flag that asks for what cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,8 @@ topics! {
     flow: Flow, "Load and shutdown";
     encryption: Encryption, "Encryption at rest";
     audit: Audit, "Audit";
+    debugging: Debugging, "Debugging";
+    logs: Logs, "Logs";
 }
 
 impl Options {

@@ -7,6 +7,7 @@ mod audit;
 mod authentication;
 mod conversion;
 mod custom;
+mod debugging;
 mod encryption;
 mod fairness;
 mod hook;

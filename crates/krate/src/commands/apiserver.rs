@@ -30,7 +30,7 @@ pub async fn run(dir: &DataDir, options: &Options) -> Result<()> {
         },
     )?;
     let _claim = dir.claim()?;
-    crate::log::to_stderr();
+    crate::log::to_stderr(&options.logs);
     let listener = preflight::listen(&wanted)?;
     dir.save_settings(&wanted)?;
 

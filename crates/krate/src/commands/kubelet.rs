@@ -21,7 +21,7 @@ const OWN_LABELS: [&str; 2] = ["kubelet.kubernetes.io/", "node.kubernetes.io/"];
 /// # Errors
 /// It is configured in a way that cannot be, or cannot start.
 pub async fn run(args: &Kubelet) -> Result<()> {
-    crate::log::to_stderr();
+    crate::log::to_stderr(&args.logs);
     let config = configured(args)?;
     let client = krate_client::from_kubeconfig(&args.kubeconfig)
         .await

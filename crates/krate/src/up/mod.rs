@@ -40,7 +40,7 @@ pub async fn run(dir: &DataDir, args: &Up, node_threads: &Handle) -> Result<()> 
     let kubelet = node::Kubelet::configured(args)?;
     preflight::check(dir, &wanted)?;
     let _claim = dir.claim()?;
-    crate::log::to_file(&dir.log())?;
+    crate::log::to_file(&dir.log(), &options.logs)?;
     let listener = preflight::listen(&wanted)?;
     dir.save_settings(&wanted)?;
 
