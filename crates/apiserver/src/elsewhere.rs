@@ -26,7 +26,7 @@ pub async fn spent<F: Future>(part: F) -> F::Output {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_is_spent_elsewhere_is_told_apart() {
         let request = async {
             let first = spent(async { std::thread::sleep(Duration::from_millis(5)) });

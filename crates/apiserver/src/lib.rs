@@ -41,6 +41,7 @@ pub mod reviews;
 mod routes;
 pub mod server;
 mod service;
+mod spans;
 mod storage;
 mod yaml;
 
@@ -51,3 +52,4 @@ pub use limits::Limits;
 pub use reach::Identity;
 pub use server::{Config, FrontProxy, Server, StartError};
 pub use service::Service;
+pub use spans::Tracing;

@@ -35,6 +35,7 @@ use crate::registry::core::service::Allocator;
 use crate::registry::erased::Object;
 use crate::registry::lifecycle::Lifecycles;
 use crate::service::Service;
+use crate::spans::{Tracer, Tracing};
 use crate::storage::Storage;
 
 /// How much history the store keeps for watches and further pages, as upstream.
@@ -75,6 +76,8 @@ pub struct Config {
     pub front_proxy: Option<FrontProxy>,
     /// What may be seen of it while it runs.
     pub debugging: Debugging,
+    /// Where traces go, if any are made.
+    pub tracing: Option<Tracing>,
 }
 
 /// How servers that stand behind this one know that it is this one that asks them.
@@ -105,6 +108,7 @@ impl Default for Config {
             limits: Limits::default(),
             audit: audit::Options::default(),
             debugging: Debugging::default(),
+            tracing: None,
         }
     }
 }
@@ -128,6 +132,7 @@ pub struct Server {
     pub(crate) instruments: Instruments,
     pub(crate) limits: Limits,
     pub(crate) debugging: Debugging,
+    pub(crate) tracer: Option<Arc<Tracer>>,
     /// Where requests wait for their seats; without it they are turned away when there are too many.
     pub(crate) fairness: Option<Arc<Fairness>>,
     pub(crate) in_flight: InFlight,
@@ -143,6 +148,8 @@ pub enum StartError {
     Audit(String),
     #[error("encryption at rest: {0}")]
     Encryption(String),
+    #[error("tracing: {0}")]
+    Tracing(String),
     #[error("the store cannot be read: {0}")]
     Store(#[from] krate_store::Error),
     #[error("the key of ServiceAccount tokens: {0}")]
@@ -195,6 +202,11 @@ impl Server {
             .map_err(|error| StartError::Certificates(error.to_string()))?;
         let limits = config.limits;
         let fairness = limits.fairness.then(|| Arc::new(Fairness::new(limits.reading + limits.mutating)));
+        let draining = CancellationToken::new();
+        let tracer = match &config.tracing {
+            Some(tracing) => Some(Tracer::start(tracing, draining.clone()).map_err(StartError::Tracing)?),
+            None => None,
+        };
         let server = Arc::new(Server {
             admission: Chain::new(&kinds, &authorizer, &config.admission),
             authenticator: Authenticator::open(&config.authentication, &config.ca, &signer, &kinds).await?,
@@ -216,7 +228,8 @@ impl Server {
             fairness: fairness.clone(),
             in_flight: InFlight::new(limits.reading, limits.mutating),
             debugging: config.debugging,
-            draining: CancellationToken::new(),
+            tracer,
+            draining,
             limits,
             cache,
         });

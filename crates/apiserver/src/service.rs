@@ -24,6 +24,7 @@ use crate::metrics;
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::{SELF, Server};
+use crate::spans::{self, Root};
 use crate::{aggregation, audit, compress, deadline, debugging, elsewhere, impersonate, routes};
 
 /// What is known of a request, whatever becomes of it.
@@ -36,6 +37,20 @@ struct Noted {
     matched: Option<Matched>,
     /// What it spent waiting for its turn.
     waited: Duration,
+}
+
+/// A request, and who asks.
+struct Known {
+    parts: http::request::Parts,
+    body: Body,
+    info: RequestInfo,
+    query: Query,
+    /// What it may take.
+    time: Duration,
+    user: Arc<User>,
+    /// Whether the server asks itself.
+    is_own: bool,
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
 }
 
 /// The server as one caller reaches it.
@@ -137,6 +152,22 @@ impl Service {
         } else {
             user
         };
+        let root = Root::of(self.server.tracer.as_ref(), &user, &info, &parts);
+        let known = Known { parts, body, info, query, time, user, is_own, upgrade };
+        let Some(root) = root else { return self.serve(known, noted).await };
+        // Boxed, so that requests take no more room where nothing is traced.
+        let answered = Box::pin(root.scope(self.serve(known, noted))).await;
+        root.end(match &answered {
+            Ok(reply) => reply.status(),
+            Err(error) => StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+        });
+        answered
+    }
+
+    /// Serves a request of someone who is known.
+    async fn serve(&self, known: Known, noted: &mut Noted) -> Result<Reply, StatusError> {
+        let Known { mut parts, body, info, query, time, user, is_own, upgrade } = known;
+        let instruments = &self.server.instruments;
         let count = |noted: &mut Noted| {
             if routes::is_counted(&self.server, &info) {
                 let asked = instruments.asked(&parts.method, &info, &query, &parts.headers);
@@ -231,7 +262,10 @@ impl Service {
             instruments.deprecated(call.kind(), &call.info.subresource);
         }
         let wanted = call.wanted;
-        let mut reply = match path::answer(call, body).await {
+        let named = spans::of_verb(call.info.verb);
+        let described = spans::describe(&call.info, self.server.tracer.is_some());
+        let answered = spans::within(named, || described, path::answer(call, body)).await;
+        let mut reply = match answered {
             Err(error) if outdated.is_some() => {
                 wire::refusal(&error, Wanted { shape: Shape::Object, ..wanted })
             }

@@ -15,6 +15,7 @@ use memchr::memmem;
 use crate::apiextensions::Converting;
 use crate::head;
 use crate::registry::erased::{Object, Registry};
+use crate::spans;
 
 /// A kind, its objects in memory and its place in the store.
 pub struct Storage {
@@ -289,7 +290,9 @@ impl Storage {
 
     async fn commit(&self, sort: Write, write: CompareAndSet, value: Bytes) -> Result<Outcome, StatusError> {
         let since = Instant::now();
-        let committed = self.backend.commit(write).await;
+        let (name, key) = (span_of(sort), write.key.clone());
+        let described = || vec![("key", String::from_utf8_lossy(&key).as_ref().into())];
+        let committed = spans::within(name, described, self.backend.commit(write)).await;
         let failed = !matches!(committed, Ok(_) | Err(Error::Conflict { .. }));
         self.cache.counts().wrote(sort, since.elapsed(), failed);
         match committed {
@@ -300,6 +303,15 @@ impl Storage {
             Err(Error::Conflict { current }) => Ok(Outcome::Conflict(current)),
             Err(error) => Err(unwritten(&error)),
         }
+    }
+}
+
+/// What a write to the store is called in traces.
+fn span_of(write: Write) -> &'static str {
+    match write {
+        Write::Create => "Create etcd3",
+        Write::Update => "GuaranteedUpdate etcd3",
+        Write::Delete => "Delete etcd3",
     }
 }
 

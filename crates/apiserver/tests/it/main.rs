@@ -18,4 +18,5 @@ mod reads;
 mod recorded;
 mod services;
 mod support;
+mod traces;
 mod webhooks;

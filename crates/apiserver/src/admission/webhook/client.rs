@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::kinds::Kinds;
 use crate::reach::{self, Trust};
+use crate::spans;
 
 /// The largest answer to an AdmissionReview that is read, in bytes, as upstream.
 const LARGEST: usize = 3 * 1024 * 1024;
@@ -120,7 +121,7 @@ async fn send(tls: &TlsConnector, target: &Target, body: Bytes, largest: usize) 
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| told(&error))?;
     let connection = tokio::spawn(connection);
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(Method::POST)
         .uri(&target.path)
         .header(HOST, format!("{}:{port}", target.name))
@@ -129,6 +130,9 @@ async fn send(tls: &TlsConnector, target: &Target, body: Bytes, largest: usize) 
         .header(ACCEPT, "application/json")
         .body(Full::new(body))
         .map_err(|error| error.to_string())?;
+    if let Some((name, value)) = spans::propagated() {
+        request.headers_mut().insert(name, value);
+    }
     let answered = sender.send_request(request).await.map_err(|error| told(&error));
     let (parts, body) = answered?.into_parts();
     let body = Limited::new(body, largest).collect().await.map_err(|error| error.to_string())?.to_bytes();

@@ -23,6 +23,7 @@ use crate::auth::Authorizer;
 use crate::cel::Value;
 use crate::kinds::Kinds;
 use crate::registry::erased::Object;
+use crate::spans;
 
 const GROUP: &str = "admissionregistration.k8s.io";
 const TIMEOUT: i32 = 10;
@@ -167,7 +168,18 @@ async fn ask(
     request["object"] = review::subject(attributes, object);
     request["oldObject"] = review::object_json(old);
     let review = json!({"kind": "AdmissionReview", "apiVersion": api_version, "request": request});
-    let called = hook.client.call(kinds, &review, hook.timeout).await;
+    let described = || {
+        vec![
+            ("configuration", hook.configuration.as_str().into()),
+            ("webhook", hook.name.as_str().into()),
+            ("resource", attributes.kind.qualified_resource().as_str().into()),
+            ("subresource", attributes.subresource.as_str().into()),
+            ("operation", attributes.operation.name().into()),
+            ("UID", uid.as_str().into()),
+        ]
+    };
+    let named = if mutates { "Call mutating webhook" } else { "Call validating webhook" };
+    let called = spans::within(named, described, hook.client.call(kinds, &review, hook.timeout)).await;
     let answer = called.map_err(|why| Refusal::Calling(format!("failed to call webhook: {why}")))?;
     let invalid = |why: String| Refusal::Calling(format!("received invalid webhook response: {why}"));
     let response = answer.get("response").filter(|r| r.is_object());
