@@ -145,8 +145,8 @@ impl Collector {
             return Ok(Standing::Absent);
         }
         let reach = Reach {
-            api_version: owner.api_version.clone(),
-            kind: owner.kind.clone(),
+            api_version: owner.api_version.as_str().into(),
+            kind: owner.kind.as_str().into(),
             namespace: namespace.to_owned(),
             name: owner.name.clone(),
         };

@@ -18,8 +18,9 @@ pub type Uid = Arc<str>;
 /// How an object is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reach {
-    pub api_version: String,
-    pub kind: String,
+    /// Many objects share it, as they share their kind.
+    pub api_version: Arc<str>,
+    pub kind: Arc<str>,
     pub namespace: String,
     pub name: String,
 }
@@ -47,15 +48,15 @@ pub struct Object {
 }
 
 impl Object {
-    pub fn new(api_version: &str, kind: &str, meta: &ObjectMeta) -> Object {
+    pub fn new(api_version: &Arc<str>, kind: &Arc<str>, meta: &ObjectMeta) -> Object {
         let namespace = meta.namespace.clone().unwrap_or_default();
         let has = |finalizer: &str| meta.finalizers.iter().flatten().any(|f| f == finalizer);
         let deleting = meta.deletion_timestamp.is_some();
         let owners = meta.owner_references.iter().flatten().map(|o| Owner {
             uid: o.uid.as_str().into(),
             reach: Reach {
-                api_version: o.api_version.clone(),
-                kind: o.kind.clone(),
+                api_version: o.api_version.as_str().into(),
+                kind: o.kind.as_str().into(),
                 namespace: namespace.clone(),
                 name: o.name.clone(),
             },
@@ -65,8 +66,8 @@ impl Object {
             uid: meta.uid.as_deref().unwrap_or_default().into(),
             owners: owners.collect(),
             reach: Reach {
-                api_version: api_version.to_owned(),
-                kind: kind.to_owned(),
+                api_version: Arc::clone(api_version),
+                kind: Arc::clone(kind),
                 namespace,
                 name: meta.name.clone().unwrap_or_default(),
             },
@@ -121,17 +122,19 @@ impl Graph {
         let uid = Arc::clone(&object.uid);
         let mut work = Vec::new();
         let known = self.nodes.get_mut(&uid);
-        let before = known.as_ref().filter(|n| !n.hearsay).map(|n| n.object.clone());
-        if before.as_ref() == Some(&object) {
-            return work;
-        }
-        if let Some(node) = known {
-            node.object = object.clone();
-            node.hearsay = false;
-        } else {
-            let node = Node { object: object.clone(), hearsay: false, dependents: HashSet::new() };
-            self.nodes.insert(Arc::clone(&uid), node);
-        }
+        let before = match known {
+            // Most writes change nothing of this.
+            Some(node) if !node.hearsay && node.object == object => return work,
+            Some(node) => {
+                let before = std::mem::replace(&mut node.object, object.clone());
+                (!std::mem::take(&mut node.hearsay)).then_some(before)
+            }
+            None => {
+                let node = Node { object: object.clone(), hearsay: false, dependents: HashSet::new() };
+                self.nodes.insert(Arc::clone(&uid), node);
+                None
+            }
+        };
         let had: Vec<Owner> = before.as_ref().map(|b| b.owners.clone()).unwrap_or_default();
         for owner in &had {
             if !object.owners.iter().any(|o| o.uid == owner.uid) {
@@ -218,8 +221,8 @@ impl Graph {
         let is_missing = |n: &&Node| {
             let reach = &n.object.reach;
             !n.hearsay
-                && reach.kind == kind
-                && reach.api_version == api_version
+                && *reach.kind == *kind
+                && *reach.api_version == *api_version
                 && !listed.contains(&n.object.uid)
         };
         let gone: Vec<Uid> =
@@ -243,7 +246,7 @@ mod tests {
         if let (Some(meta), Some(more)) = (meta.as_object_mut(), more.as_object()) {
             meta.extend(more.clone());
         }
-        Object::new("v1", "Thing", &serde_json::from_value(meta).expect("metadata"))
+        Object::new(&"v1".into(), &"Thing".into(), &serde_json::from_value(meta).expect("metadata"))
     }
 
     fn deleting(finalizer: &str) -> Value {

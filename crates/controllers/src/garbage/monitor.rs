@@ -111,7 +111,8 @@ async fn until(stop: CancellationToken, following: impl Future<Output = ()>) {
 async fn follow(shared: Shared, served: Served, synced: watch::Sender<bool>, changed: Option<Arc<Notify>>) {
     let api = Api::<Metadata>::all_with(shared.client.clone(), &served.resource);
     let mut stream = watcher(api, watcher::Config::default()).default_backoff().boxed();
-    let (version, kind) = (served.resource.api_version.as_str(), served.resource.kind.as_str());
+    let version: Arc<str> = served.resource.api_version.as_str().into();
+    let kind: Arc<str> = served.resource.kind.as_str().into();
     let mut listed = HashSet::new();
     while let Some(event) = stream.next().await {
         let work = match event {
@@ -120,16 +121,16 @@ async fn follow(shared: Shared, served: Served, synced: watch::Sender<bool>, cha
                 continue;
             }
             Ok(watcher::Event::InitApply(object)) => {
-                let object = Object::new(version, kind, &object.0);
+                let object = Object::new(&version, &kind, &object.0);
                 listed.insert(Uid::clone(&object.uid));
                 shared.graph.lock().observe(object)
             }
             Ok(watcher::Event::InitDone) => {
                 synced.send_replace(true);
-                shared.graph.lock().retain(version, kind, &std::mem::take(&mut listed))
+                shared.graph.lock().retain(&version, &kind, &std::mem::take(&mut listed))
             }
             Ok(watcher::Event::Apply(object)) => {
-                shared.graph.lock().observe(Object::new(version, kind, &object.0))
+                shared.graph.lock().observe(Object::new(&version, &kind, &object.0))
             }
             Ok(watcher::Event::Delete(object)) => {
                 shared.graph.lock().remove(object.0.uid.as_deref().unwrap_or_default())
