@@ -14,6 +14,7 @@ use crate::status::{Reason, StatusError};
 
 mod entries;
 mod set;
+mod sorted;
 mod typed;
 mod update;
 mod view;

@@ -3,14 +3,15 @@
 //! An element is `f:NAME` for a field or a key of a map, `k:{…}` for an item of a list by its keys, `v:VALUE` for an
 //! item by itself, `i:N` for an item by its place. A node is a member, or leads to members, or both.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
+use super::sorted::Sorted;
+
 /// A set of fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FieldSet(pub(super) BTreeMap<String, Node>);
+pub struct FieldSet(pub(super) Sorted<String, Node>);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Node {
@@ -73,9 +74,9 @@ impl FieldSet {
         let Some((last, before)) = path.split_last() else { return };
         let mut at = self;
         for element in before {
-            at = &mut at.0.entry(element.clone()).or_default().below;
+            at = &mut at.0.entry(element.as_str()).below;
         }
-        at.0.entry(last.clone()).or_default().member = true;
+        at.0.entry(last.as_str()).member = true;
     }
 
     #[must_use]
@@ -86,8 +87,8 @@ impl FieldSet {
     }
 
     pub fn extend(&mut self, other: &FieldSet) {
-        for (element, node) in &other.0 {
-            let mine = self.0.entry(element.clone()).or_default();
+        for (element, node) in other.0.iter() {
+            let mine = self.0.entry(element.as_str());
             mine.member |= node.member;
             mine.below.extend(&node.below);
         }
@@ -137,7 +138,7 @@ impl FieldSet {
     /// Takes away the members of the other. Whether there were any.
     pub fn subtract(&mut self, other: &FieldSet) -> bool {
         let mut any = false;
-        for (element, theirs) in &other.0 {
+        for (element, theirs) in other.0.iter() {
             let Some(mine) = self.0.get_mut(element) else { continue };
             any |= mine.member && theirs.member;
             mine.member &= !theirs.member;
@@ -193,7 +194,7 @@ impl FieldSet {
         for (element, _) in self.0.iter().filter(|(_, n)| n.member) {
             out.push(format!("{before}{}", shown(element)));
         }
-        for (element, node) in &self.0 {
+        for (element, node) in self.0.iter() {
             node.below.paths_below(&format!("{before}{}", shown(element)), out);
         }
     }
