@@ -223,6 +223,14 @@ pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes
     reply
 }
 
+/// JSON that is made while it is sent.
+pub fn made(code: StatusCode, body: Body) -> Reply {
+    let mut reply = Response::new(body);
+    *reply.status_mut() = code;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+    reply
+}
+
 /// JSON as the client wants to see it. What has no encoding in protobuf, such as a custom resource, is sent as JSON.
 pub fn json(code: StatusCode, wanted: Wanted, json: Bytes) -> Reply {
     audit::responded(&json);

@@ -200,20 +200,22 @@ impl Service {
         count(noted);
         if let Some(remote) = self.server.aggregation.serving(&info.path) {
             parts.headers.insert(audit::ID, noted.id.clone());
-            return Ok(aggregation::pass_on(&self.server, &remote, parts, body, upgrade, &user).await);
+            let passed = aggregation::pass_on(&self.server, &remote, parts, body, upgrade, &user);
+            return Ok(Box::pin(passed).await);
         }
         if parts.method == Method::OPTIONS {
             return Err(path::method_not_allowed());
         }
         if debugging::is_at(&info.path) {
             let (what, body) = (self.server.debugging, wire::read(body));
-            return debugging::answer(what, &parts.method, &info.path, &query, body).await;
+            return Box::pin(debugging::answer(what, &parts.method, &info.path, &query, body)).await;
         }
         if !info.is_resource {
-            return routes::answer(&self.server, &parts.method, &info, &query, &parts.headers, &user).await;
+            let answer = routes::answer(&self.server, &parts.method, &info, &query, &parts.headers, &user);
+            return Box::pin(answer).await;
         }
         if info.group == metrics::GROUP && metrics::is_served(&self.server).await {
-            return metrics::answer(&self.server, &info, &query, &parts.headers).await;
+            return Box::pin(metrics::answer(&self.server, &info, &query, &parts.headers)).await;
         }
         if !routes::serves(&self.server, &info.group, &info.version) {
             return Ok(routes::not_found());
@@ -221,7 +223,8 @@ impl Service {
         let wanted = Wanted::of(&parts.headers, query.flag("pretty"));
         let Some(storage) = self.server.kinds.at(&info.group, &info.version, &info.resource) else {
             let body = wire::read(body).await?;
-            return routes::unstored(&self.server, &info, &query, &parts.headers, &user, body).await;
+            let answer = routes::unstored(&self.server, &info, &query, &parts.headers, &user, body);
+            return Box::pin(answer).await;
         };
         // What is passed on to a node is in the form that the node gives it.
         let wanted = if upgrade.is_some() || matches!(info.subresource.as_str(), "log" | "proxy") {
@@ -272,7 +275,7 @@ impl Service {
             answered => answered?,
         };
         wire::warn(&mut reply, outdated.as_slice());
-        Ok(if gzip { compress::gzip(reply).await } else { reply })
+        Ok(if gzip { Box::pin(compress::gzip(reply)).await } else { reply })
     }
 }
 

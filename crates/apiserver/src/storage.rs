@@ -276,15 +276,23 @@ impl Storage {
         self.commit(Write::Create, CompareAndSet::create(self.key(object), value.clone()), value).await
     }
 
-    /// Writes an object over what is at a revision.
-    pub async fn replace(&self, object: &mut dyn Object, at: Revision) -> Result<Outcome, StatusError> {
-        let value = self.to_value(object).await?;
+    /// Writes an object, of which `value` is stored, over what is at a revision.
+    pub async fn replace(
+        &self,
+        object: &dyn Object,
+        value: Bytes,
+        at: Revision,
+    ) -> Result<Outcome, StatusError> {
         self.commit(Write::Update, CompareAndSet::update(self.key(object), at, value.clone()), value).await
     }
 
-    /// Deletes what is at a revision; the answer's bytes are the last state.
-    pub async fn delete(&self, object: &mut dyn Object, at: Revision) -> Result<Outcome, StatusError> {
-        let value = self.to_value(object).await?;
+    /// Deletes what is at a revision; the answer's bytes are the last state, `value`.
+    pub async fn delete(
+        &self,
+        object: &dyn Object,
+        value: Bytes,
+        at: Revision,
+    ) -> Result<Outcome, StatusError> {
         self.commit(Write::Delete, CompareAndSet::delete(self.key(object), at), value).await
     }
 

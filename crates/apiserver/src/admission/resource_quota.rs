@@ -206,7 +206,8 @@ async fn write(kinds: &Kinds, account: &Account) -> Result<bool, StatusError> {
     let used = account.used.iter().map(|(name, amount)| (name.clone(), amount.into())).collect();
     quota.status.get_or_insert_default().used = Some(used);
     own_usage(&account.quota, &mut quota)?;
-    Ok(matches!(storage.replace(&mut quota, account.revision).await?, Outcome::Done(_)))
+    let value = storage.to_value(&mut quota).await?;
+    Ok(matches!(storage.replace(&quota, value, account.revision).await?, Outcome::Done(_)))
 }
 
 /// Says in the managed fields that this server wrote what is used.

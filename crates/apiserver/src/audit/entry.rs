@@ -188,6 +188,11 @@ pub fn responded(json: &Bytes) {
     note(|notes| notes.response = Some(json.clone()));
 }
 
+/// Whether this request is audited, so that its answer has to be at hand as a whole.
+pub fn is_told() -> bool {
+    ENTRY.try_with(|_| ()).is_ok()
+}
+
 fn note(noted: impl FnOnce(&mut Notes)) {
     // Most requests are not audited, and those pay for nothing but this.
     let _ = ENTRY.try_with(|entry| {

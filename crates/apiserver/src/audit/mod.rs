@@ -15,8 +15,8 @@ mod sink;
 mod webhook;
 
 pub use entry::{
-    Peer, annotate, around, decided, identified, impersonates, panicked, patched, requested, responded,
-    unidentified,
+    Peer, annotate, around, decided, identified, impersonates, is_told, panicked, patched, requested,
+    responded, unidentified,
 };
 pub use options::{Batch, LogOptions, Mode, Options, Truncate, WebhookOptions};
 pub use policy::Policy;

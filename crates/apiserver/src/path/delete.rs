@@ -16,6 +16,7 @@ use super::select::selection;
 use super::write::{newest, now};
 use crate::admission::{Attributes, Operation};
 use crate::apiextensions::mark_terminating;
+use crate::head;
 use crate::http::{self as wire, Reply};
 use crate::registry::erased::Object;
 use crate::storage::{Current, Outcome, Written, refused, with_revision};
@@ -125,8 +126,8 @@ pub async fn delete(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     if !gone || answers_with_object(call.kind()) {
         return call.written(StatusCode::OK, &written).await;
     }
-    let object = call.storage.decode(&written.bytes, written.revision)?.object;
-    let mut details = json!({"name": name, "kind": call.kind().plural, "uid": object.meta().uid});
+    let uid = head::read(&written.bytes).map_err(StatusError::internal)?.uid;
+    let mut details = json!({"name": name, "kind": call.kind().plural, "uid": uid});
     if !call.kind().group.is_empty() {
         details["group"] = call.kind().group.into();
     }
@@ -156,7 +157,7 @@ pub async fn delete_collection(mut call: Call, body: Bytes) -> Result<Reply, Sta
             Err(error) => return Err(error),
         }
     }
-    read::list_reply(&call, &items, revision, None, None)
+    read::list_reply(&call, items, revision, None, None)
 }
 
 /// Deletes one object, or begins to. Tells what it was last, and whether it is gone.
@@ -183,28 +184,27 @@ pub async fn delete_object(
         let began = object.meta().deletion_timestamp.is_some();
         begin(call, &mut *object, options, began);
         let gone = is_finished(&*object);
-        if gone && !began && call.storage.registry.grace_period(&*object, None).is_none() {
+        let at_once = gone && !began && call.storage.registry.grace_period(&*object, None).is_none();
+        let value = if at_once {
             // What goes at once was never on its way: nobody is shown marks of that.
-            object = current.object.boxed_clone();
-        }
-        if call.dry_run {
-            let bytes = with_revision(&call.storage.to_value(&mut *object).await?, current.revision);
+            current.value.clone()
+        } else {
+            call.storage.to_value(&mut *object).await?
+        };
+        if call.dry_run || (!gone && value == current.value) {
+            let bytes = with_revision(&value, current.revision);
             return Ok((Written { revision: current.revision, bytes }, gone));
         }
+        let object = if at_once { &*current.object } else { &*object };
         let outcome = if gone {
-            call.storage.delete(&mut *object, current.revision).await?
+            call.storage.delete(object, value, current.revision).await?
         } else {
-            let value = call.storage.to_value(&mut *object).await?;
-            if value == current.value {
-                let bytes = with_revision(&value, current.revision);
-                return Ok((Written { revision: current.revision, bytes }, false));
-            }
-            call.storage.replace(&mut *object, current.revision).await?
+            call.storage.replace(object, value, current.revision).await?
         };
         match outcome {
             Outcome::Done(written) => {
                 if gone {
-                    release(call, &*object).await;
+                    release(call, object).await;
                     // What is told is the state before, at its own revision.
                     return Ok((written, true));
                 }

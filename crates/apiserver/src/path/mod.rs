@@ -2,6 +2,7 @@
 
 mod call;
 mod delete;
+mod joined;
 mod options;
 mod ownership;
 mod patch;
@@ -12,6 +13,7 @@ mod subresource;
 mod write;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use krate_api::{StatusError, Verbs};
 
 pub use call::{Call, manager, method_not_allowed, no_such_resource, unclassified};
@@ -21,38 +23,46 @@ pub use write::now;
 
 use crate::http::Reply;
 
-/// Answers a request to a stored resource, or to one of its subresources.
-pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
+/// The answer to a request to a resource, when it is there.
+type Answer = BoxFuture<'static, Result<Reply, StatusError>>;
+
+fn refused(error: StatusError) -> Answer {
+    Box::pin(std::future::ready(Err(error)))
+}
+
+/// Answers a request to a stored resource, or to one of its subresources. Each verb is boxed, so that a request takes the
+/// room of what it asks for and not of the largest, and is not moved about.
+pub fn answer(call: Call, body: Bytes) -> Answer {
     let kind = call.kind();
     let info = &call.info;
     if !info.subresource.is_empty() {
-        let Some(sub) = kind.subresource(&info.subresource) else { return Err(no_such_resource()) };
+        let Some(sub) = kind.subresource(&info.subresource) else { return refused(no_such_resource()) };
         if !info.rest.is_empty() && info.subresource != "proxy" {
-            return Err(no_such_resource());
+            return refused(no_such_resource());
         }
         if !verb(info.verb).is_some_and(|v| sub.verbs.contains(v)) {
-            return Err(method_not_allowed());
+            return refused(method_not_allowed());
         }
-        return subresource::answer(call, body).await;
+        return subresource::answer(call, body);
     }
     let Some(wanted) = verb(info.verb).filter(|v| kind.verbs.contains(*v)) else {
-        return Err(method_not_allowed());
+        return refused(method_not_allowed());
     };
     let all_namespaces = kind.is_namespaced() && info.namespace.is_empty();
     if all_namespaces && !matches!(info.verb, "list" | "watch") {
-        return Err(method_not_allowed());
+        return refused(method_not_allowed());
     }
     let has_name = info.has_name_in_path();
     match wanted {
-        Verbs::CREATE if !has_name => write::create(call, body).await,
-        Verbs::GET if has_name => read::get(call).await,
-        Verbs::LIST => read::list(call).await,
-        Verbs::WATCH => read::watch(call).await,
-        Verbs::UPDATE if has_name => write::update(call, body).await,
-        Verbs::PATCH if has_name => patch::patch(call, body).await,
-        Verbs::DELETE if has_name => delete::delete(call, body).await,
-        Verbs::DELETE_COLLECTION => delete::delete_collection(call, body).await,
-        _ => Err(method_not_allowed()),
+        Verbs::CREATE if !has_name => Box::pin(write::create(call, body)),
+        Verbs::GET if has_name => Box::pin(read::get(call)),
+        Verbs::LIST => Box::pin(read::list(call)),
+        Verbs::WATCH => Box::pin(read::watch(call)),
+        Verbs::UPDATE if has_name => Box::pin(write::update(call, body)),
+        Verbs::PATCH if has_name => Box::pin(patch::patch(call, body)),
+        Verbs::DELETE if has_name => Box::pin(delete::delete(call, body)),
+        Verbs::DELETE_COLLECTION => Box::pin(delete::delete_collection(call, body)),
+        _ => refused(method_not_allowed()),
     }
 }
 

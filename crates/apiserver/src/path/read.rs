@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::StatusCode;
+use http_body_util::BodyExt as _;
 use krate_api::{StatusError, protobuf, schema};
 use krate_store::Revision;
 use krate_store::cache::{
@@ -13,10 +14,12 @@ use krate_store::cache::{
 use serde_json::{Value, json};
 
 use super::call::Call;
+use super::joined::Joined;
 use super::options::{Continue, ListOptions, Match, revision};
 use super::select::{Selection, selection};
 use super::shape;
-use crate::http::{self as wire, Form, Reply, Shape};
+use crate::audit;
+use crate::http::{self as wire, Form, Reply, Shape, Wanted};
 use crate::request::RequestInfo;
 use crate::storage::refused;
 
@@ -73,13 +76,13 @@ pub async fn list(call: Call) -> Result<Reply, StatusError> {
     let last = more.then(|| page.last()).flatten();
     let next =
         last.map(|last| Continue::new(revision, String::from_utf8_lossy(&last.key).into_owned()).token());
-    list_reply(&call, &items, revision, next, remaining)
+    list_reply(&call, items, revision, next, remaining)
 }
 
 /// A list, in the shape that is wanted.
 pub fn list_reply(
     call: &Call,
-    items: &[Bytes],
+    items: Vec<Bytes>,
     revision: Revision,
     next: Option<String>,
     remaining: Option<usize>,
@@ -91,44 +94,28 @@ pub fn list_reply(
             meta["remainingItemCount"] = remaining.into();
         }
     }
-    let body = match call.wanted.shape {
-        Shape::Object => join(call, items, &meta),
-        other => shape::many(&call.storage, other, items, meta, &call.query)?,
+    let mut reply = match call.wanted.shape {
+        Shape::Object if call.wanted == Wanted::JSON && !audit::is_told() => {
+            wire::made(StatusCode::OK, join(call, items, &meta).boxed_unsync())
+        }
+        Shape::Object => wire::json(StatusCode::OK, call.wanted, join(call, items, &meta).whole()),
+        other => {
+            let body = shape::many(&call.storage, other, &items, meta, &call.query)?;
+            wire::json(StatusCode::OK, call.wanted, body)
+        }
     };
-    let mut reply = wire::json(StatusCode::OK, call.wanted, body);
     wire::warn(&mut reply, &call.warnings);
     Ok(reply)
 }
 
-fn join(call: &Call, items: &[Bytes], meta: &Value) -> Bytes {
-    let kind = call.kind();
-    // What is in a list of a built-in kind does not say again of which kind it is.
-    let type_meta = format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", kind.api_version(), kind.kind);
-    let size: usize = items.iter().map(|item| item.len() + 1).sum();
-    let mut out = BytesMut::with_capacity(size + 256);
-    out.put_slice(
-        format!(
-            "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
-            kind.kind,
-            kind.api_version()
-        )
-        .as_bytes(),
-    );
-    // The list says what its items are; only those of custom kinds repeat it.
-    for (i, item) in items.iter().enumerate() {
-        if i > 0 {
-            out.put_u8(b',');
-        }
-        match item.strip_prefix(type_meta.as_bytes()).filter(|_| !kind.custom) {
-            Some(rest) => {
-                out.put_u8(b'{');
-                out.put_slice(rest);
-            }
-            None => out.put_slice(item),
-        }
-    }
-    out.put_slice(b"]}");
-    out.freeze()
+/// A list of objects as they are. Only those of custom kinds say again of which kind they are.
+fn join(call: &Call, items: Vec<Bytes>, meta: &Value) -> Joined {
+    let (kind, api_version) = (call.kind().kind, call.kind().api_version());
+    let type_meta =
+        (!call.kind().custom).then(|| format!("{{\"apiVersion\":\"{api_version}\",\"kind\":\"{kind}\","));
+    let head =
+        format!("{{\"kind\":\"{kind}List\",\"apiVersion\":\"{api_version}\",\"metadata\":{meta},\"items\":[");
+    Joined::new(head.into(), items, type_meta)
 }
 
 /// A watch of a collection, or of one object of it.

@@ -16,7 +16,7 @@ use super::call::{Call, no_such_resource, unclassified};
 use super::delete::delete_object;
 use super::ownership::{self, Ownership};
 use super::write::{change, now};
-use super::{patch, read, write};
+use super::{Answer, patch, read, refused, write};
 use crate::admission::{node_restriction, pod_topology};
 use crate::apiextensions::{plain, set_plain};
 use crate::auth::Bound;
@@ -26,22 +26,24 @@ use crate::http::{self as wire, Reply};
 use crate::proxy;
 use crate::registry::erased::Registry;
 
-pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
+pub fn answer(call: Call, body: Bytes) -> Answer {
     match (call.info.subresource.as_str(), call.info.verb) {
-        ("status" | "ephemeralcontainers" | "resize" | "approval", "get") => read::get(call).await,
+        ("status" | "ephemeralcontainers" | "resize" | "approval", "get") => Box::pin(read::get(call)),
         ("status" | "ephemeralcontainers" | "resize" | "approval", "update") => {
-            write::update(call, body).await
+            Box::pin(write::update(call, body))
         }
-        ("status" | "ephemeralcontainers" | "resize" | "approval", "patch") => patch::patch(call, body).await,
-        ("finalize", "update") => finalize(call, body).await,
-        ("scale", "get") => get_scale(call).await,
-        ("scale", "update") => update_scale(call, body).await,
-        ("scale", "patch") => patch_scale(call, body).await,
-        ("binding", "create") => bind(call, body).await,
-        ("eviction", "create") => evict(call, body).await,
-        ("token", "create") => token(call, body).await,
-        ("log" | "exec" | "attach" | "portforward" | "proxy", _) => proxy::answer(call, body).await,
-        _ => Err(no_such_resource()),
+        ("status" | "ephemeralcontainers" | "resize" | "approval", "patch") => {
+            Box::pin(patch::patch(call, body))
+        }
+        ("finalize", "update") => Box::pin(finalize(call, body)),
+        ("scale", "get") => Box::pin(get_scale(call)),
+        ("scale", "update") => Box::pin(update_scale(call, body)),
+        ("scale", "patch") => Box::pin(patch_scale(call, body)),
+        ("binding", "create") => Box::pin(bind(call, body)),
+        ("eviction", "create") => Box::pin(evict(call, body)),
+        ("token", "create") => Box::pin(token(call, body)),
+        ("log" | "exec" | "attach" | "portforward" | "proxy", _) => Box::pin(proxy::answer(call, body)),
+        _ => refused(no_such_resource()),
     }
 }
 

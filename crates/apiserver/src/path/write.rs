@@ -163,11 +163,14 @@ pub async fn update(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         errors.invalid(&at, 0, "must be specified for an update");
         return Err(call.invalid(&name, &errors));
     }
+    let mut object = Some(object);
     let written = change(&mut call, current, unconditional, Ownership::Changes, |_, current| {
-        if asked.as_ref().is_some_and(|asked| *asked != current.revision.to_string()) {
-            return Err(None);
+        match &asked {
+            // The one state that it is meant for does not come again.
+            Some(asked) if *asked == current.revision.to_string() => object.take().ok_or(None),
+            Some(_) => Err(None),
+            None => object.as_ref().map(|object| object.boxed_clone()).ok_or(None),
         }
-        Ok(object.boxed_clone())
     })
     .await?;
     call.written(StatusCode::OK, &written).await
@@ -201,7 +204,7 @@ pub async fn change(
         finish_update(call, &mut object, &current, ownership).await?;
         let old = &*current.object;
         let ends = old.meta().deletion_timestamp.is_some() && is_finished(&*object);
-        let value = call.storage.to_value(&mut *object).await?;
+        let mut value = call.storage.to_value(&mut *object).await?;
         if value == current.value && !ends && !call.storage.is_stale(&*object).await? {
             // Nothing changes, so nothing is written, and the resourceVersion stays.
             return Ok(Written {
@@ -217,14 +220,16 @@ pub async fn change(
         }
         let taken = match call.server.lifecycles.of(call.kind()) {
             Some(hooks) if call.info.subresource.is_empty() => {
-                hooks.before_update(object.as_any_mut(), old.as_any(), &call.context()).await?
+                let taken = hooks.before_update(object.as_any_mut(), old.as_any(), &call.context()).await?;
+                value = call.storage.to_value(&mut *object).await?;
+                taken
             }
             _ => no_matter(),
         };
         let outcome = if ends {
-            call.storage.delete(&mut *object, current.revision).await
+            call.storage.delete(&*object, value, current.revision).await
         } else {
-            call.storage.replace(&mut *object, current.revision).await
+            call.storage.replace(&*object, value, current.revision).await
         };
         taken(matches!(outcome, Ok(Outcome::Done(_)))).await;
         match outcome? {
