@@ -10,6 +10,7 @@ mod custom;
 mod debugging;
 mod encryption;
 mod fairness;
+mod faults;
 mod hook;
 mod limits;
 mod observed;

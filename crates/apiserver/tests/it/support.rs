@@ -103,6 +103,10 @@ impl Served {
         Said(stream)
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Waits until the server has ended.
     pub async fn ended(self) {
         self.task.await.expect("it does not panic").expect("the socket is well");
@@ -124,6 +128,11 @@ impl Api {
     pub async fn start_with(change: impl FnOnce(&mut krate_apiserver::Config)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         Self::on(dir, change).await.expect("it starts")
+    }
+
+    /// A server whose store is in this directory.
+    pub async fn start_in(dir: tempfile::TempDir) -> Self {
+        Self::on(dir, |_| {}).await.expect("it starts")
     }
 
     /// A server on the store in this directory.
