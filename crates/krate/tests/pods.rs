@@ -222,6 +222,18 @@ fn cases() -> Vec<Case> {
             },
         },
         Case {
+            name: "file-variables",
+            spec: json!({"restartPolicy": "Never", "volumes": volumes,
+                "initContainers": [with(sh("first", "echo \"A='from a file'\" > /scratch/env"), scratch.clone())],
+                "containers": [with(sh("main", "echo $A > /dev/termination-log; [ ! -e /scratch ]"), json!({"env": [
+                    {"name": "A", "valueFrom": {"fileKeyRef": {"volumeName": "scratch", "path": "env", "key": "A"}}},
+                    {"name": "B", "valueFrom": {"fileKeyRef":
+                        {"volumeName": "scratch", "path": "env", "key": "B", "optional": true}}}]}))]}),
+            is_done: |pod| {
+                is(pod, "Succeeded") && own(pod)["state"]["terminated"]["message"] == "from a file\n"
+            },
+        },
+        Case {
             name: "filtered",
             spec: json!({"restartPolicy": "Never", "containers": [sh("main", "grep Seccomp: /proc/self/status > /dev/termination-log")]}),
             is_done: |pod| own(pod)["state"]["terminated"]["message"] == "Seccomp:\t2\n",
@@ -415,7 +427,18 @@ fn each_pod_comes_to_what_it_must() {
     let node = cluster.kubectl("get nodes -o name");
     let node = node.trim().trim_start_matches("node/").to_owned();
     configured(&cluster, &node);
+    // The runtime cannot write a container's state down, and says so.
+    let mut command = cluster.kubectl_command(&format!(
+        "create --raw /api/v1/nodes/{node}/proxy/checkpoint/pods/probed/main -f /dev/null"
+    ));
+    let out = command.output().expect("kubectl runs");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        said.contains("checkpointing of pods/probed/main failed") && said.contains("not supported"),
+        "{said}"
+    );
     for (path, wanted) in [
+        ("logs/", "<pre>"),
         ("configz", "\"kubeletconfig\""),
         ("healthz/syncloop", "ok"),
         ("pods", "\"probed\""),

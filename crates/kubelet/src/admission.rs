@@ -1,6 +1,8 @@
 //! Whether this node takes a pod that it has not run yet. The scheduler has asked most of it already; but not every pod
 //! comes from the scheduler, and the node knows better what it can do.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::eviction::is_critical;
@@ -14,10 +16,19 @@ use crate::status::is_over;
 pub struct Refusal {
     pub reason: &'static str,
     pub message: String,
+    /// What there is too little of, if that is all.
+    pub short: Vec<Short>,
+}
+
+/// So much of a resource is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Short {
+    pub resource: &'static str,
+    pub amount: i64,
 }
 
 fn refuse(reason: &'static str, message: impl Into<String>) -> Result<(), Refusal> {
-    Err(Refusal { reason, message: message.into() })
+    Err(Refusal { reason, message: message.into(), short: Vec::new() })
 }
 
 /// Whether the node takes a pod.
@@ -36,7 +47,7 @@ pub fn admit(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
             "SupplementalGroupsPolicy=Strict is not supported in this node",
         );
     }
-    let others: Vec<_> = shared.all_pods().into_iter().filter(|other| is_beside(pod, other)).collect();
+    let others = beside(shared, pod);
     let used = others.iter().fold(Amounts::default(), |sum, other| sum.and(Amounts::of(other)));
     let whole = Amounts {
         pods: i64::from(shared.config.max_pods),
@@ -45,6 +56,11 @@ pub fn admit(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
         storage: shared.node.ephemeral_storage,
     };
     fits(Amounts::of(pod), used, whole)
+}
+
+/// The pods that take room on the node beside this one.
+pub fn beside(shared: &Shared, pod: &Pod) -> Vec<Arc<Pod>> {
+    shared.all_pods().into_iter().filter(|other| is_beside(pod, other)).collect()
 }
 
 /// Whether another pod takes room on the node beside this one.
@@ -135,7 +151,7 @@ fn sysctls(spec: &PodSpec, allowed: &[String]) -> Result<(), Refusal> {
 
 /// Thousandths of processors, and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Amounts {
+pub struct Amounts {
     pods: i64,
     cpu: i64,
     memory: i64,
@@ -143,10 +159,21 @@ struct Amounts {
 }
 
 impl Amounts {
-    fn of(pod: &Pod) -> Self {
+    pub fn of(pod: &Pod) -> Self {
         let all = resources::pod(pod);
         let storage = resources::ephemeral_storage_request(pod);
         Amounts { pods: 1, cpu: all.cpu_request, memory: all.memory_request, storage }
+    }
+
+    /// Of one resource.
+    pub fn get(self, resource: &str) -> i64 {
+        match resource {
+            "pods" => self.pods,
+            "cpu" => self.cpu,
+            "memory" => self.memory,
+            "ephemeral-storage" => self.storage,
+            _ => 0,
+        }
     }
 
     fn and(self, more: Amounts) -> Self {
@@ -160,22 +187,27 @@ impl Amounts {
 }
 
 fn fits(wanted: Amounts, used: Amounts, whole: Amounts) -> Result<(), Refusal> {
-    for (reason, name, wanted, used, whole) in [
-        ("OutOfpods", "pods", wanted.pods, used.pods, whole.pods),
-        ("OutOfcpu", "cpu", wanted.cpu, used.cpu, whole.cpu),
-        ("OutOfmemory", "memory", wanted.memory, used.memory, whole.memory),
-        ("OutOfephemeral-storage", "ephemeral-storage", wanted.storage, used.storage, whole.storage),
+    let mut refusal: Option<Refusal> = None;
+    for (reason, resource) in [
+        ("OutOfpods", "pods"),
+        ("OutOfcpu", "cpu"),
+        ("OutOfmemory", "memory"),
+        ("OutOfephemeral-storage", "ephemeral-storage"),
     ] {
+        let (wanted, used, whole) = (wanted.get(resource), used.get(resource), whole.get(resource));
         if wanted > 0 && wanted > whole - used {
-            return refuse(
+            // The first of them is the reason that is told.
+            let refusal = refusal.get_or_insert_with(|| Refusal {
                 reason,
-                format!(
-                    "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {whole}"
+                message: format!(
+                    "Node didn't have enough resource: {resource}, requested: {wanted}, used: {used}, capacity: {whole}"
                 ),
-            );
+                short: Vec::new(),
+            });
+            refusal.short.push(Short { resource, amount: wanted - (whole - used) });
         }
     }
-    Ok(())
+    refusal.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
@@ -246,7 +278,7 @@ mod tests {
         let whole = amounts(2, 4000);
         assert_eq!(fits(amounts(1, 3500), amounts(1, 500), whole), Ok(()));
         let refusal = fits(amounts(1, 3501), amounts(1, 500), whole).unwrap_err();
-        assert_eq!(refusal.reason, "OutOfcpu");
+        assert_eq!((refusal.reason, refusal.short[0].amount), ("OutOfcpu", 1));
         assert_eq!(
             refusal.message,
             "Node didn't have enough resource: cpu, requested: 3501, used: 500, capacity: 4000"

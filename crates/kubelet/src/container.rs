@@ -171,12 +171,14 @@ impl Start<'_> {
         if namespace != "default" {
             services.extend(self.shared.services.get("default", "kubernetes"));
         }
+        let pod_dir = self.shared.config.pod_dir(&names::uid(pod));
         let variables = env::make(&env::Inputs {
             pod,
             container,
             addresses: self.addresses,
             node: self.shared.node,
             referents: self.referents,
+            pod_dir: &pod_dir,
             services: &services,
         })?;
         let known: HashMap<&str, &str> = variables.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
@@ -184,7 +186,6 @@ impl Start<'_> {
         let expand = |all: &Option<Vec<String>>| -> Vec<String> {
             all.iter().flatten().map(|text| env::expand(text, &value)).collect()
         };
-        let pod_dir = self.shared.config.pod_dir(&names::uid(pod));
         let inputs = mounts::Inputs {
             container,
             volumes: self.volumes,

@@ -1,13 +1,14 @@
 //! The environment of a container: expansion of `$(VAR)`, values from elsewhere, and variables of Services.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Service};
 use kube::ResourceExt as _;
 
 use crate::fieldpath::{self, Addresses, Allocatable};
-use crate::names;
+use crate::{env_file, names};
 
 /// ConfigMaps and Secrets that a pod refers to, read before its environment is made.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,8 @@ pub struct Inputs<'a> {
     pub addresses: &'a Addresses,
     pub node: Allocatable,
     pub referents: &'a Referents,
+    /// Where the pod's volumes are.
+    pub pod_dir: &'a Path,
     /// Services of the pod's namespace, and the `kubernetes` Service of the default one.
     pub services: &'a [Arc<Service>],
 }
@@ -173,6 +176,9 @@ fn from_elsewhere(
             }
         };
     }
+    if let Some(reference) = &source.file_key_ref {
+        return env_file::value(inputs.pod_dir, reference);
+    }
     Err("the source of the variable is not known here".to_owned())
 }
 
@@ -274,6 +280,7 @@ mod tests {
             addresses: &Addresses::default(),
             node: Allocatable::default(),
             referents: &referents,
+            pod_dir: Path::new("/nowhere"),
             services: &[service("default", "kubernetes"), service("n", "my-db"), service("other", "no")],
         })
     }

@@ -293,6 +293,46 @@ async fn resources_change_while_a_pod_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_go_for_a_pod_that_the_node_must_not_do_without() {
+    const CRITICAL: &str = "/api/v1/namespaces/n/pods/critical";
+    if !available() {
+        return;
+    }
+    let mut node = Node::start_with(|config| config.max_pods = 1);
+    node.api.create(POD, pod(&json!({"containers": [{"name": "c", "image": "there:1"}]})));
+    node.api.until("the pod runs", POD, is_ready).await;
+    let mut critical =
+        pod(&json!({"priority": 2_000_000_000, "containers": [{"name": "d", "image": "there:1"}]}));
+    critical["metadata"]["name"] = json!("critical");
+    critical["metadata"]["uid"] = json!("critical-uid");
+    node.api.create(CRITICAL, critical.clone());
+    node.api.until("the critical one runs", CRITICAL, is_ready).await;
+    let gone = node.api.until("the other one has failed", POD, phase("Failed")).await;
+    let status = &gone["status"];
+    assert_eq!(
+        (&status["reason"], &status["message"]),
+        (&json!("Preempting"), &json!("Preempted in order to admit critical pod"))
+    );
+    let conditions = status["conditions"].as_array().unwrap();
+    let disrupted = conditions.iter().find(|c| c["type"] == "DisruptionTarget").unwrap();
+    assert_eq!(disrupted["reason"], "TerminationByKubelet");
+
+    // Of two critical ones, none goes for the other.
+    critical["metadata"]["name"] = json!("second");
+    critical["metadata"]["uid"] = json!("second-uid");
+    let second = "/api/v1/namespaces/n/pods/second";
+    node.api.create(second, critical);
+    let refused = node.api.until("the second one is refused", second, phase("Failed")).await;
+    assert_eq!(refused["status"]["reason"], "UnexpectedAdmissionError");
+    let message = refused["status"]["message"].as_str().unwrap();
+    assert!(
+        message.ends_with("no set of running pods found to reclaim resources: [(res: pods, q: 1), ]"),
+        "{message}"
+    );
+    node.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_describes_a_pod_and_the_api_shows_its_image() {
     const IMAGE: &str = "/api/v1/namespaces/default/pods/web-node";
     if !available() {

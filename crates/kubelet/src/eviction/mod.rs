@@ -38,12 +38,16 @@ const AT_ONCE: i64 = 1;
 /// An eviction that was decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Eviction {
+    /// The reason that the pod's status tells.
+    pub reason: &'static str,
     pub message: String,
     /// Seconds that the pod has to end.
     pub grace: i64,
-    /// Whether the node's own shortage is the reason.
-    pub by_pressure: bool,
+    /// What its condition `DisruptionTarget` says, if it is not the pod's own doing.
+    pub disruption: Option<String>,
 }
+
+const EVICTED: &str = "Evicted";
 
 /// What is decided here and done by the pods' workers.
 #[derive(Debug)]
@@ -72,7 +76,7 @@ impl Evictions {
         self.decided.lock().get(uid).cloned()
     }
 
-    /// Waits until another pod is to be evicted.
+    /// Waits until another pod is to be evicted, or one is gone.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -81,6 +85,8 @@ impl Evictions {
     pub fn over(&self, uid: &str) {
         if self.decided.lock().remove(uid).is_some() {
             self.over.notify_one();
+            // A pod may be waiting for its room.
+            self.changed.notify_one();
         }
     }
 
@@ -89,7 +95,8 @@ impl Evictions {
         self.pressure.borrow().clone()
     }
 
-    fn decide(&self, uid: String, eviction: Eviction) {
+    /// Has a pod evicted.
+    pub fn decide(&self, uid: String, eviction: Eviction) {
         self.decided.lock().insert(uid, eviction);
         self.changed.notify_one();
     }
@@ -237,7 +244,8 @@ impl Manager {
         let own = usage.get(&names::uid(pod));
         let message = rank::message(pod, threshold.signal, &met, &seen, own);
         let grace = threshold.grace.map_or(AT_ONCE, |_| self.shared.config.eviction.max_pod_grace_period);
-        Some(self.evict(pod, Eviction { message, grace, by_pressure: true }))
+        let disruption = Some(message.clone());
+        Some(self.evict(pod, Eviction { reason: EVICTED, message, grace, disruption }))
     }
 
     /// The pods that may be running.
@@ -255,7 +263,8 @@ impl Manager {
         let with_rootfs = !self.has_image_disk();
         pods.iter().filter(|pod| !is_critical(pod)).find_map(|pod| {
             let message = rank::over_its_limits(pod, usage.get(&names::uid(pod))?, with_rootfs)?;
-            Some(self.evict(pod, Eviction { message, grace: AT_ONCE, by_pressure: false }))
+            let eviction = Eviction { reason: EVICTED, message, grace: AT_ONCE, disruption: None };
+            Some(self.evict(pod, eviction))
         })
     }
 
@@ -268,7 +277,7 @@ impl Manager {
     }
 
     fn evict(&self, pod: &Arc<Pod>, eviction: Eviction) -> String {
-        self.shared.pod_event(pod, EventType::Warning, "Evicted", eviction.message.clone());
+        self.shared.pod_event(pod, EventType::Warning, EVICTED, eviction.message.clone());
         let uid = names::uid(pod);
         self.shared.evictions.decide(uid.clone(), eviction);
         uid

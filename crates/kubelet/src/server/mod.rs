@@ -3,7 +3,9 @@
 
 mod auth;
 mod cadvisor;
+mod checkpoint;
 mod figures;
+mod files;
 pub mod health;
 mod logs;
 mod rates;

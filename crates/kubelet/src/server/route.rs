@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::auth::{self, User};
-use super::{Answer, Server, cadvisor, health, json, logs, stats, stream, text};
+use super::{Answer, Server, cadvisor, checkpoint, files, health, json, logs, stats, stream, text};
 use crate::names;
 use crate::observed::{ContainerSeen, Observed};
 use crate::static_pods::mirrored;
@@ -64,7 +64,8 @@ fn decoded(text: &str) -> String {
 }
 
 /// What is not there when debugging handlers are disabled.
-const DEBUGGING: [&str; 6] = ["containerLogs", "exec", "attach", "portForward", "run", "runningpods"];
+const DEBUGGING: [&str; 8] =
+    ["checkpoint", "logs", "containerLogs", "exec", "attach", "portForward", "run", "runningpods"];
 
 pub async fn answer(server: &Arc<Server>, user: Option<&User>, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
@@ -117,6 +118,10 @@ pub async fn answer(server: &Arc<Server>, user: Option<&User>, request: Request<
         {
             stream::run(server, namespace, pod, container, &query).await
         }
+        ["checkpoint", namespace, pod, container] if *request.method() == Method::POST => {
+            checkpoint::make(server, namespace, pod, container, &query).await
+        }
+        ["logs", path @ ..] if is_read && server.shared.config.system_logs => files::answer(path).await,
         ["stats", "summary"] if is_read => stats::summary(server).await,
         ["metrics"] if is_read => stats::own(server).await,
         ["metrics", "resource"] if is_read => stats::resource(server).await,

@@ -16,7 +16,7 @@ use crate::status::is_over;
 use crate::{names, sandbox, stop, volumes};
 
 /// Seconds that a pod has to end, when it does not say.
-const GRACE: i64 = 30;
+pub(super) const GRACE: i64 = 30;
 
 impl Worker {
     /// The grace period that the pod asks for.
@@ -38,8 +38,8 @@ impl Worker {
             return Some(self.own_grace());
         }
         if let Some(eviction) = self.shared.evictions.of(&self.uid) {
-            self.failed = Some(("Evicted".to_owned(), eviction.message.clone()));
-            self.disrupted = eviction.by_pressure.then_some(eviction.message);
+            self.failed = Some((eviction.reason.to_owned(), eviction.message));
+            self.disrupted = eviction.disruption;
             return Some(eviction.grace);
         }
         let deadline = self.pod.spec.as_ref().and_then(|s| s.active_deadline_seconds)?;

@@ -1,6 +1,7 @@
 //! The one owner of a pod on this node. It is woken, looks at what is asked and what there is, starts what has to be
 //! started and stops what has to be stopped, and tells the API. It may be woken at any time, and as often as one likes.
 
+mod admitting;
 mod ending;
 mod mirror;
 mod publish;
@@ -30,7 +31,8 @@ use crate::spec;
 use crate::static_pods::is_static;
 use crate::status::{self, Verdict, Waiting};
 use crate::volumes::{self, MountedVolumes};
-use crate::{admission, eviction, last_words, names, start};
+use crate::{eviction, last_words, names, start};
+use admitting::Admission;
 
 /// How long to wait before the runtime or the API is asked again after it refused.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -84,6 +86,8 @@ pub struct Worker {
     /// What the node was short of when it ended the pod.
     disrupted: Option<String>,
     is_admitted: bool,
+    /// The pods that go so that this one finds room.
+    preempted: Vec<String>,
     stage: Stage,
     wake_at: Option<Instant>,
     /// After a failure, when starting is tried again.
@@ -117,6 +121,7 @@ impl Worker {
             faultless: HashSet::new(),
             disrupted: None,
             is_admitted: false,
+            preempted: Vec::new(),
             stage: Stage::Active,
             wake_at: None,
             quiet_until: None,
@@ -291,9 +296,13 @@ impl Worker {
         if self.stage != Stage::Active {
             return;
         }
-        if !self.admit() {
-            self.end(self.own_grace());
-            return;
+        match self.admit() {
+            Admission::Taken => {}
+            Admission::Waits => return,
+            Admission::Refused => {
+                self.end(self.own_grace());
+                return;
+            }
         }
         self.refresh_volumes();
         self.grant();
@@ -362,26 +371,6 @@ impl Worker {
         }
         self.wake_after(wait);
         false
-    }
-
-    /// Whether the node takes the pod. One that it runs already was taken before.
-    fn admit(&mut self) -> bool {
-        if self.is_admitted || !self.seen.containers.is_empty() || !self.seen.sandboxes.is_empty() {
-            self.is_admitted = true;
-            return true;
-        }
-        match admission::admit(&self.shared, &self.pod) {
-            Ok(()) => {
-                self.is_admitted = true;
-                true
-            }
-            Err(refusal) => {
-                let admission::Refusal { reason, message } = refusal;
-                self.shared.pod_event(&self.pod, EventType::Warning, reason, message.clone());
-                self.failed = Some((reason.to_owned(), format!("Pod was rejected: {message}")));
-                false
-            }
-        }
     }
 
     fn note_starts(&mut self, starting: &[String]) {

@@ -1,5 +1,7 @@
 //! What a kubelet needs around it: a runtime and an API server, each a small one in this process.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 pub mod api;
 pub mod runtime;
 
@@ -18,15 +20,21 @@ pub struct Node {
     pub runtime: runtime::Runtime,
     pub base: tempfile::TempDir,
     kubelet: Option<(CancellationToken, JoinHandle<()>)>,
+    /// Changes the kubelet's configuration.
+    with: fn(&mut Config),
 }
 
 impl Node {
     pub fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    pub fn start_with(with: fn(&mut Config)) -> Self {
         let base = tempfile::tempdir().unwrap();
         std::fs::create_dir(base.path().join("manifests")).unwrap();
         let runtime = runtime::Runtime::default();
         runtime.clone().serve(base.path().join("cri.sock"));
-        let mut node = Node { api: api::Api::default(), runtime, base, kubelet: None };
+        let mut node = Node { api: api::Api::default(), runtime, base, kubelet: None, with };
         node.up();
         node
     }
@@ -35,7 +43,8 @@ impl Node {
     pub fn up(&mut self) {
         let stop = CancellationToken::new();
         let client = self.api.client();
-        let (config, token) = (self.config(), stop.clone());
+        let (mut config, token) = (self.config(), stop.clone());
+        (self.with)(&mut config);
         let task = tokio::spawn(async move {
             krate_kubelet::run(client, config, None, token).await.unwrap();
         });

@@ -153,6 +153,7 @@ impl Store {
         std::fs::write(&partial, serde_json::to_vec(&index)?)?;
         File::open(&partial)?.sync_all()?;
         std::fs::rename(&partial, self.root.join("images.json"))?;
+        File::open(&self.root)?.sync_all()?;
         Ok(outcome)
     }
 
@@ -295,6 +296,8 @@ impl Store {
         }
         let place = self.layer(diff_id);
         std::fs::write(place.with_extension("size"), size.to_string())?;
+        // A layer at its place is taken for whole, also after a crash of the machine: all of it must be on disk before.
+        nix::unistd::syncfs(File::open(partial)?).map_err(io::Error::from)?;
         match std::fs::rename(partial, &place) {
             // Somebody else was faster.
             Err(_) if place.is_dir() => Ok(std::fs::remove_dir_all(partial)?),
@@ -311,6 +314,7 @@ impl Store {
         let place = self.root.join("blobs/sha256").join(&digest[7..]);
         let partial = place.with_extension(format!("{:016x}", rand::random::<u64>()));
         std::fs::write(&partial, bytes)?;
+        File::open(&partial)?.sync_all()?;
         Ok(std::fs::rename(partial, place)?)
     }
 

@@ -340,7 +340,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::CheckpointContainerRequest>,
     ) -> Answer<cri::CheckpointContainerResponse> {
-        Err(Status::unimplemented("method CheckpointContainer not implemented"))
+        Err(Status::unimplemented("checkpointing of containers is not supported by this runtime"))
     }
 
     type GetContainerEventsStream =
