@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use krate_client::EventType;
 
 use crate::cri::{image_spec, rpc_error};
+use crate::devices::api::ContainerAllocateResponse;
 use crate::env::{self, Referents};
 use crate::fieldpath::Addresses;
 use crate::keyring::Keyring;
@@ -77,8 +78,10 @@ impl Start<'_> {
                 },
             )?;
         let images = self.image_volumes(&regarding).await?;
+        let granted = self.shared.devices.grant(self.pod, self.container).await;
+        let granted = granted.map_err(|m| self.failed(error("CreateContainerConfigError", m)))?;
         let config = self
-            .config(&image, &images)
+            .config(&image, &images, granted)
             .map_err(|message| self.failed(error("CreateContainerConfigError", message)))?;
         let logs = sandbox::log_directory(&self.shared.config, self.pod).join(&self.container.name);
         fs::create_dir_all(&logs).map_err(|e| {
@@ -163,6 +166,7 @@ impl Start<'_> {
         &self,
         image: &cri::Image,
         images: &HashMap<String, String>,
+        granted: Vec<ContainerAllocateResponse>,
     ) -> Result<ContainerConfig, String> {
         let (pod, container) = (self.pod, self.container);
         security::verify_not_root(pod, container, image)?;
@@ -217,7 +221,7 @@ impl Start<'_> {
         }
         let mut spec = image_spec(&image.id);
         spec.user_specified_image = name;
-        Ok(ContainerConfig {
+        let mut config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: self.restarts }),
             image: Some(spec),
             command: expand(&container.command),
@@ -243,7 +247,11 @@ impl Start<'_> {
                 security_context: Some(security),
             }),
             ..Default::default()
-        })
+        };
+        for answer in granted {
+            give(&mut config, answer);
+        }
+        Ok(config)
     }
 
     fn labels(&self) -> HashMap<String, String> {
@@ -286,6 +294,42 @@ impl Start<'_> {
         fs::set_permissions(&words, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
         Ok(vec![("/etc/hosts".to_owned(), hosts), (termination_path(self.container).to_owned(), words)])
     }
+}
+
+/// Adds what a plugin gives a container for its devices; what the pod itself says goes before it.
+fn give(config: &mut ContainerConfig, answer: ContainerAllocateResponse) {
+    let mut envs: Vec<_> = answer.envs.into_iter().collect();
+    envs.sort();
+    for (key, value) in envs {
+        if !config.envs.iter().any(|known| known.key == key) {
+            config.envs.push(KeyValue { key, value });
+        }
+    }
+    for mount in answer.mounts {
+        if !config.mounts.iter().any(|known| known.container_path == mount.container_path) {
+            config.mounts.push(cri::Mount {
+                container_path: mount.container_path,
+                host_path: mount.host_path,
+                readonly: mount.read_only,
+                ..Default::default()
+            });
+        }
+    }
+    for device in answer.devices {
+        if !config.devices.iter().any(|known| known.container_path == device.container_path) {
+            config.devices.push(cri::Device {
+                container_path: device.container_path,
+                host_path: device.host_path,
+                permissions: device.permissions,
+            });
+        }
+    }
+    for (key, value) in answer.annotations {
+        config.annotations.entry(key).or_insert(value);
+    }
+    config
+        .cdi_devices
+        .extend(answer.cdi_devices.into_iter().map(|device| cri::CdiDevice { name: device.name }));
 }
 
 /// Where a container leaves its last words.

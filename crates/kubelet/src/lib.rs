@@ -9,6 +9,7 @@ mod config;
 mod configuration;
 mod container;
 mod cri;
+mod devices;
 mod env;
 mod env_file;
 mod eviction;
@@ -50,6 +51,7 @@ mod worker;
 
 pub use config::{Config, Enforce, LogPolicy, ShutdownPeriod};
 pub use configuration::{Configuration, ConfigurationError, StaticPods};
+pub use devices::api as device_plugin;
 pub use eviction::EvictionConfig;
 pub use garbage::ImagePolicy;
 pub use providers::{ProviderError, Providers};

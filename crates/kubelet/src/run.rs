@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cri::Cri;
+use crate::devices::{self, Devices};
 use crate::eviction::{self, Evictions};
 use crate::features::Features;
 use crate::garbage::{self, ImageGarbage};
@@ -63,7 +64,10 @@ pub async fn run(
         watcher::Config::default().fields(&fields),
         shutdown.clone(),
     );
+    let changed = Arc::new(Notify::new());
+    let devices = Arc::new(Devices::new(&config.root_dir, Arc::clone(&changed)));
     let shared: SharedRef = Arc::new(Shared {
+        devices: Arc::clone(&devices),
         objects: Objects::new(&client),
         pods: own_pods.clone(),
         statics: Mutex::default(),
@@ -93,7 +97,7 @@ pub async fn run(
     });
 
     enforce(&shared)?;
-    let changed = Arc::new(Notify::new());
+    let registering = tokio::spawn(devices::run(devices, shutdown.clone()));
     let node_watch = watch_node(&shared, &changed);
     let (is_ready, mut readiness) = watch::channel(false);
     let running_pods = tokio::spawn(pods::run(Arc::clone(&shared), own_pods.clone()));
@@ -131,7 +135,7 @@ pub async fn run(
     telling.abort();
     let _ = running_node.await;
     let _ = running_pods.await;
-    let _ = tokio::join!(serving.join_all(), rotating, collecting, evicting);
+    let _ = tokio::join!(serving.join_all(), rotating, collecting, evicting, registering);
     drop(node_watch);
     Ok(())
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cri::Cri;
+use crate::devices::Devices;
 use crate::eviction::Evictions;
 use crate::features::Features;
 use crate::fieldpath::{Addresses, Allocatable};
@@ -40,6 +41,7 @@ pub struct Shared {
     pub statics: Mutex<HashMap<String, Arc<Pod>>>,
     pub evictions: Evictions,
     pub cgroups: Cgroups,
+    pub devices: Arc<Devices>,
     pub images: Images,
     /// The first part of container ids in statuses.
     pub runtime_name: String,

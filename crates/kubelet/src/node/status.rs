@@ -15,6 +15,7 @@ use krate_api::quantity::Format;
 use super::Conditions;
 use super::machine::{self, Machine};
 use crate::config::Config;
+use crate::devices::is_extended;
 use crate::fieldpath::Allocatable;
 use crate::shared::Shared;
 use crate::status::seconds;
@@ -51,7 +52,9 @@ pub fn make(
 ) -> NodeStatus {
     let config = &shared.config;
     let machine = &shared.machine;
-    let amounts = amounts(machine, config);
+    let mut amounts = amounts(machine, config);
+    let mut allocatable = allocatable(shared.node, amounts.clone());
+    extended(&shared.devices.amounts(), old, &mut amounts, &mut allocatable);
     let conditions = conditions(&shared.evictions.pressure(), found, old);
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     NodeStatus {
@@ -59,7 +62,7 @@ pub fn make(
             address("InternalIP", config.node_ip.to_string()),
             address("Hostname", config.node_name.clone()),
         ]),
-        allocatable: Some(allocatable(shared.node, amounts.clone())),
+        allocatable: Some(allocatable),
         capacity: Some(amounts),
         conditions: Some(conditions),
         daemon_endpoints: Some(NodeDaemonEndpoints {
@@ -110,6 +113,24 @@ fn allocatable(node: Allocatable, mut amounts: BTreeMap<String, Quantity>) -> BT
     amounts.insert("memory".to_owned(), Quantity(format!("{}Ki", node.memory / 1024)));
     amounts.insert("ephemeral-storage".to_owned(), told(node.ephemeral_storage, Format::DecimalSi));
     amounts
+}
+
+/// Adds resources of others: those of device plugins, and those that somebody has written into the status.
+fn extended(
+    devices: &[(String, usize, usize)],
+    old: Option<&NodeStatus>,
+    capacity: &mut BTreeMap<String, Quantity>,
+    allocatable: &mut BTreeMap<String, Quantity>,
+) {
+    let written = old.and_then(|status| status.capacity.as_ref()).into_iter().flatten();
+    for (name, amount) in written.filter(|(name, _)| is_extended(name)) {
+        capacity.insert(name.clone(), amount.clone());
+        allocatable.insert(name.clone(), amount.clone());
+    }
+    for (name, all, healthy) in devices {
+        capacity.insert(name.clone(), Quantity(all.to_string()));
+        allocatable.insert(name.clone(), Quantity(healthy.to_string()));
+    }
 }
 
 fn conditions(short: &[&'static str], found: &Conditions, old: Option<&NodeStatus>) -> Vec<NodeCondition> {

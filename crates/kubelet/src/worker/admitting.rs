@@ -5,6 +5,7 @@ use krate_client::EventType;
 use super::Worker;
 use crate::admission::{self, Refusal};
 use crate::eviction::{Eviction, is_critical};
+use crate::status::is_over;
 use crate::{names, preemption};
 
 /// Whether the node takes a pod.
@@ -31,6 +32,11 @@ impl Worker {
             return Admission::Taken;
         }
         let Err(refusal) = admission::admit(&self.shared, &self.pod) else {
+            self.free_what_is_over();
+            if let Err(message) = self.shared.devices.promise(&self.pod) {
+                self.refuse("UnexpectedAdmissionError", &message);
+                return Admission::Refused;
+            }
             self.is_admitted = true;
             return Admission::Taken;
         };
@@ -39,6 +45,16 @@ impl Worker {
         }
         self.refuse(refusal.reason, &refusal.message);
         Admission::Refused
+    }
+
+    /// What pods had that have ended is there for others as soon as that is told, though it is not cleared away yet.
+    fn free_what_is_over(&self) {
+        for pod in self.shared.all_pods() {
+            if pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_over) {
+                let uid = names::uid(&pod);
+                self.shared.devices.release(&uid);
+            }
+        }
     }
 
     fn refuse(&mut self, reason: &str, message: &str) {

@@ -1,0 +1,199 @@
+//! Which pod holds which devices: functions over what is known, and the file in which it outlives the kubelet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use krate_api::Quantity;
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+
+use super::api::ContainerAllocateResponse;
+use crate::plan::is_sidecar;
+
+/// The devices of one resource that a container has, and what its plugin answered for them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Grant {
+    pub ids: BTreeSet<String>,
+    pub answer: ContainerAllocateResponse,
+}
+
+/// What one pod holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Held {
+    /// By container and resource.
+    pub grants: BTreeMap<String, BTreeMap<String, Grant>>,
+    /// How many devices the pod was admitted with, by resource; it may not have taken them all yet.
+    pub promised: BTreeMap<String, usize>,
+}
+
+impl Held {
+    /// All devices of a resource that the pod has taken.
+    pub fn ids(&self, resource: &str) -> BTreeSet<&String> {
+        self.grants.values().filter_map(|of| of.get(resource)).flat_map(|grant| &grant.ids).collect()
+    }
+
+    /// How many devices of a resource are not for others.
+    pub fn count(&self, resource: &str) -> usize {
+        self.ids(resource).len().max(self.promised.get(resource).copied().unwrap_or(0))
+    }
+
+    /// Devices that init containers of the pod have had, and that nobody has taken over yet.
+    pub fn reusable(&self, pod: &Pod, resource: &str) -> BTreeSet<String> {
+        let spec = pod.spec.as_ref();
+        let is_init = |name: &str| {
+            let inits = spec.and_then(|s| s.init_containers.as_deref()).unwrap_or_default();
+            inits.iter().any(|init| init.name == name && !is_sidecar(init))
+        };
+        let of = |init: bool| -> BTreeSet<&String> {
+            let all = self.grants.iter().filter(|(name, _)| is_init(name) == init);
+            all.filter_map(|(_, of)| of.get(resource)).flat_map(|grant| &grant.ids).collect()
+        };
+        let kept = of(false);
+        of(true).into_iter().filter(|id| !kept.contains(*id)).cloned().collect()
+    }
+}
+
+/// How much of a resource a container asks for.
+pub fn asked(container: &Container, resource: &str) -> usize {
+    let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
+    let amount = limits.and_then(|l| l.get(resource)).and_then(|q| Quantity::parse(&q.0).ok());
+    amount.and_then(|q| usize::try_from(q.value()).ok()).unwrap_or(0)
+}
+
+/// How much a pod asks for: what runs together, or the most that runs alone before it.
+pub fn asked_by(pod: &Pod, resource: &str) -> usize {
+    let Some(spec) = &pod.spec else { return 0 };
+    let (mut sidecars, mut largest) = (0, 0);
+    for init in spec.init_containers.iter().flatten() {
+        if is_sidecar(init) {
+            sidecars += asked(init, resource);
+            largest = largest.max(sidecars);
+        } else {
+            largest = largest.max(sidecars + asked(init, resource));
+        }
+    }
+    let together: usize = spec.containers.iter().map(|c| asked(c, resource)).sum::<usize>() + sidecars;
+    together.max(largest)
+}
+
+/// The file, as far as upstream's is of use to others: which container has which devices.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct File {
+    data: Data,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Data {
+    pod_device_entries: Vec<Entry>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Entry {
+    #[serde(rename = "PodUID")]
+    pod_uid: String,
+    container_name: String,
+    resource_name: String,
+    /// By NUMA node; -1 where there is none.
+    #[serde(rename = "DeviceIDs")]
+    device_ids: BTreeMap<String, Vec<String>>,
+    alloc_resp: String,
+}
+
+/// Written whole or not at all.
+pub fn save(path: &Path, held: &BTreeMap<String, Held>) -> io::Result<()> {
+    let mut file = File::default();
+    for (uid, of_pod) in held {
+        for (container, grants) in &of_pod.grants {
+            for (resource, grant) in grants {
+                file.data.pod_device_entries.push(Entry {
+                    pod_uid: uid.clone(),
+                    container_name: container.clone(),
+                    resource_name: resource.clone(),
+                    device_ids: BTreeMap::from([("-1".to_owned(), grant.ids.iter().cloned().collect())]),
+                    alloc_resp: STANDARD.encode(grant.answer.encode_to_vec()),
+                });
+            }
+        }
+    }
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, serde_json::to_vec(&file)?)?;
+    std::fs::File::open(&partial)?.sync_all()?;
+    std::fs::rename(partial, path)
+}
+
+/// What was held when the file was written; nothing, when there is none that can be read.
+pub fn load(path: &Path) -> BTreeMap<String, Held> {
+    let file: File =
+        std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let mut held: BTreeMap<String, Held> = BTreeMap::new();
+    for entry in file.data.pod_device_entries {
+        let answer = STANDARD.decode(&entry.alloc_resp).unwrap_or_default();
+        let grant = Grant {
+            ids: entry.device_ids.into_values().flatten().collect(),
+            answer: ContainerAllocateResponse::decode(answer.as_slice()).unwrap_or_default(),
+        };
+        let of_pod = held.entry(entry.pod_uid).or_default();
+        of_pod.grants.entry(entry.container_name).or_default().insert(entry.resource_name, grant);
+    }
+    held
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const GPU: &str = "example.com/gpu";
+
+    fn pod() -> Pod {
+        let with = |name: &str, count: i64, more: serde_json::Value| {
+            let mut container = json!({"name": name, "resources": {"limits": {GPU: count.to_string()}}});
+            container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            container
+        };
+        serde_json::from_value(json!({"spec": {
+            "initContainers": [with("first", 3, json!({})), with("beside", 1, json!({"restartPolicy": "Always"}))],
+            "containers": [with("a", 1, json!({})), with("b", 0, json!({}))]}}))
+        .unwrap()
+    }
+
+    fn grant(ids: &[&str]) -> BTreeMap<String, Grant> {
+        let envs = [("IDS".to_owned(), ids.join(","))].into();
+        let answer = ContainerAllocateResponse { envs, ..Default::default() };
+        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+        BTreeMap::from([(GPU.to_owned(), Grant { ids, answer })])
+    }
+
+    #[test]
+    fn what_init_containers_had_is_used_again() {
+        let pod = pod();
+        assert_eq!((asked_by(&pod, GPU), asked_by(&pod, "example.com/none")), (3, 0));
+        let mut held = Held { promised: [(GPU.to_owned(), 3)].into(), ..Held::default() };
+        assert_eq!((held.count(GPU), held.reusable(&pod, GPU).len()), (3, 0));
+        held.grants.insert("first".to_owned(), grant(&["0", "1", "2"]));
+        held.grants.insert("beside".to_owned(), grant(&["1"]));
+        let left: Vec<String> = held.reusable(&pod, GPU).into_iter().collect();
+        assert_eq!((held.count(GPU), left), (3, vec!["0".to_owned(), "2".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_held_outlives_the_kubelet() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kubelet_internal_checkpoint");
+        assert!(load(&path).is_empty());
+        let grants = BTreeMap::from([("a".to_owned(), grant(&["0", "7"]))]);
+        let held = BTreeMap::from([("uid".to_owned(), Held { grants, promised: BTreeMap::new() })]);
+        save(&path, &held).unwrap();
+        assert_eq!(load(&path), held);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("\"PodDeviceEntries\"") && text.contains("\"DeviceIDs\""), "{text}");
+    }
+}

@@ -1,0 +1,97 @@
+//! The kubelet's side of the talk with one plugin.
+
+use std::path::Path;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use hyper_util::rt::TokioIo;
+use prost::Message;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use super::api::{
+    AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerAllocateResponse,
+    ContainerPreferredAllocationRequest, DevicePluginOptions, Empty, ListAndWatchResponse,
+    PreStartContainerRequest, PreferredAllocationRequest, PreferredAllocationResponse,
+};
+
+/// How long a plugin may take before a container starts (upstream's).
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug)]
+pub struct Plugin {
+    channel: Channel,
+    pub options: DevicePluginOptions,
+}
+
+impl Plugin {
+    /// The plugin that listens at `endpoint` in `directory`.
+    pub fn new(directory: &Path, endpoint: &str, options: DevicePluginOptions) -> Self {
+        let socket = directory.join(endpoint);
+        let connect = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { super::connect(&socket).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static("http://plugin").connect_with_connector_lazy(connect);
+        Plugin { channel, options }
+    }
+
+    async fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A, Status>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let ask = async {
+            let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+            grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+            let path = PathAndQuery::from_static(method);
+            grpc.unary(Request::new(request), path, ProstCodec::<Q, A>::default()).await
+        };
+        let answer = tokio::time::timeout(PATIENCE, ask).await;
+        let late = |_| Err(Status::deadline_exceeded("the plugin did not answer in time"));
+        answer.unwrap_or_else(late).map(tonic::Response::into_inner)
+    }
+
+    /// What it has, and each change of that.
+    pub async fn list_and_watch(&self) -> Result<Streaming<ListAndWatchResponse>, Status> {
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        let path = PathAndQuery::from_static("/v1beta1.DevicePlugin/ListAndWatch");
+        let codec = ProstCodec::<Empty, ListAndWatchResponse>::default();
+        grpc.server_streaming(Request::new(Empty {}), path, codec).await.map(tonic::Response::into_inner)
+    }
+
+    /// Which of the available devices it would have taken; whatever else it says is not heeded.
+    pub async fn preferred(&self, available: &[String], must: &[String], size: usize) -> Vec<String> {
+        let one = ContainerPreferredAllocationRequest {
+            available_device_ids: available.to_vec(),
+            must_include_device_ids: must.to_vec(),
+            allocation_size: i32::try_from(size).unwrap_or(i32::MAX),
+        };
+        let request = PreferredAllocationRequest { container_requests: vec![one] };
+        let answer: Result<PreferredAllocationResponse, Status> =
+            self.call("/v1beta1.DevicePlugin/GetPreferredAllocation", request).await;
+        let chosen = match answer {
+            Ok(answer) => answer.container_responses.into_iter().next().map(|r| r.device_ids),
+            Err(status) => {
+                tracing::debug!(%status, "a device plugin does not say which devices it prefers");
+                None
+            }
+        };
+        chosen.unwrap_or_default().into_iter().filter(|id| available.contains(id)).collect()
+    }
+
+    pub async fn allocate(&self, ids: &[String]) -> Result<ContainerAllocateResponse, Status> {
+        let one = ContainerAllocateRequest { devices_ids: ids.to_vec() };
+        let request = AllocateRequest { container_requests: vec![one] };
+        let answer: AllocateResponse = self.call("/v1beta1.DevicePlugin/Allocate", request).await?;
+        let missing = || Status::internal("no containers return in allocation response");
+        answer.container_responses.into_iter().next().ok_or_else(missing)
+    }
+
+    pub async fn before_start(&self, ids: &[String]) -> Result<(), Status> {
+        let request = PreStartContainerRequest { devices_ids: ids.to_vec() };
+        self.call::<_, Empty>("/v1beta1.DevicePlugin/PreStartContainer", request).await.map(drop)
+    }
+}

@@ -1,0 +1,107 @@
+//! Devices that a plugin knows, from its announcement to the containers that have them.
+
+mod support;
+
+use krate_kubelet::device_plugin::RegisterRequest;
+use serde_json::{Value, json};
+use support::plugin::{Plugin, RESOURCE, register};
+use support::{Node, available};
+
+const NODE: &str = "/api/v1/nodes/node";
+
+fn path(name: &str) -> String {
+    format!("/api/v1/namespaces/n/pods/{name}")
+}
+
+fn pod(name: &str, count: i64) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "n", "uid": format!("{name}-uid"), "generation": 1},
+        "spec": {"nodeName": "node", "restartPolicy": "Never", "containers": [
+            {"name": name, "image": "there:1", "resources": {"limits": {RESOURCE: count.to_string()}}}]},
+        "status": {"phase": "Pending", "qosClass": "BestEffort"}})
+}
+
+fn phase(wanted: &'static str) -> impl Fn(&Value) -> Option<Value> {
+    move |pod| (pod["status"]["phase"] == wanted).then(|| pod.clone())
+}
+
+/// The node tells of so many, and that so many of them can be used.
+fn has(all: &'static str, usable: &'static str) -> impl Fn(&Value) -> Option<()> {
+    move |node| {
+        let status = &node["status"];
+        (status["capacity"][RESOURCE] == all && status["allocatable"][RESOURCE] == usable).then_some(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_are_counted_given_and_given_back() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    let directory = node.root().join("device-plugins");
+    node.api
+        .until("the node is there", NODE, |node| node["status"]["capacity"].is_object().then_some(()))
+        .await;
+    for (version, resource, said) in [
+        ("v1alpha", RESOURCE, "requested API version \"v1alpha\" is not supported by kubelet"),
+        ("v1beta1", "thing", "the ResourceName \"thing\" is invalid"),
+    ] {
+        let request = RegisterRequest {
+            version: version.to_owned(),
+            endpoint: "x.sock".to_owned(),
+            resource_name: resource.to_owned(),
+            options: None,
+        };
+        let refused = register(&directory, request).await.unwrap_err();
+        assert!(refused.message().contains(said), "{refused}");
+    }
+    let plugin = Plugin::new(&[("a", true), ("b", true), ("c", false)]);
+    let running = plugin.start(&directory).await;
+    node.api.until("the node tells of them", NODE, has("3", "2")).await;
+
+    // Those that the plugin prefers are taken.
+    node.api.create(&path("one"), pod("one", 1));
+    node.api.until("it runs", &path("one"), phase("Running")).await;
+    let (_, config) = node.runtime.container("one").unwrap();
+    assert_eq!((config.devices[0].container_path.as_str(), config.devices.len()), ("/dev/thing-b", 1));
+    assert!(config.envs.iter().any(|e| e.key == "THINGS" && e.value == "b"));
+    assert_eq!(plugin.calls(), ["allocate b", "start b"]);
+
+    // There is one left, and it is not enough for two.
+    node.api.create(&path("two"), pod("two", 2));
+    let refused = node.api.until("it is refused", &path("two"), phase("Failed")).await;
+    let status = &refused["status"];
+    assert_eq!(status["reason"], "UnexpectedAdmissionError");
+    let message = status["message"].as_str().unwrap();
+    assert!(message.contains("Requested: 2, Available: 1, which is unexpected"), "{message}");
+
+    // What a pod has outlives the kubelet; the plugin announces itself to the new one.
+    node.down().await;
+    running.abort();
+    node.up();
+    node.api.until("they are gone with the plugin", NODE, has("0", "0")).await;
+    plugin.has(&[("a", true), ("b", true)]);
+    let running = plugin.start(&directory).await;
+    node.api.until("the node tells of them again", NODE, has("2", "2")).await;
+    node.api.create(&path("three"), pod("three", 1));
+    node.api.until("it runs", &path("three"), phase("Running")).await;
+    assert_eq!(plugin.calls()[2..], ["allocate a", "start a"]);
+
+    // A pod that has ended gives back what it had.
+    node.runtime.end(&node.runtime.container("one").unwrap().0, 0);
+    node.api.until("it is done", &path("one"), phase("Succeeded")).await;
+    let given_back = || node.root().join("device-plugins/kubelet_internal_checkpoint");
+    let deadline = tokio::time::Instant::now() + support::SOON;
+    while std::fs::read_to_string(given_back()).unwrap().contains("one-uid") {
+        assert!(tokio::time::Instant::now() < deadline, "it was not given back");
+        tokio::task::yield_now().await;
+    }
+    node.api.create(&path("four"), pod("four", 1));
+    node.api.until("it runs", &path("four"), phase("Running")).await;
+    assert_eq!(plugin.calls()[4..], ["allocate b", "start b"]);
+    plugin.end();
+    running.abort();
+    node.api.until("none can be used any more", NODE, has("2", "0")).await;
+    node.down().await;
+}
