@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Taint;
 use krate_api::Quantity;
 
 use crate::configuration::{Configuration, StaticPods};
+use crate::cpus::CpuPolicy;
 use crate::eviction::EvictionConfig;
 use crate::garbage::ImagePolicy;
 use crate::providers::Providers;
@@ -125,6 +126,7 @@ pub struct Config {
     pub system_reserved: BTreeMap<String, String>,
     pub kube_reserved: BTreeMap<String, String>,
     pub enforce: Enforce,
+    pub cpus: CpuPolicy,
     pub eviction: EvictionConfig,
     pub image_gc: ImagePolicy,
     /// Sysctls, or groups of them that end in `*`, that pods may set beside the safe ones.
@@ -192,6 +194,7 @@ impl Config {
             system_reserved: BTreeMap::new(),
             kube_reserved: BTreeMap::new(),
             enforce: Enforce { pods: true, system: None, kube: None },
+            cpus: CpuPolicy::default(),
             eviction: EvictionConfig::default(),
             image_gc: ImagePolicy::default(),
             allowed_unsafe_sysctls: Vec::new(),

@@ -8,6 +8,7 @@ mod cgroups;
 mod config;
 mod configuration;
 mod container;
+mod cpus;
 mod cri;
 mod devices;
 mod env;
@@ -51,6 +52,7 @@ mod worker;
 
 pub use config::{Config, Enforce, LogPolicy, ShutdownPeriod};
 pub use configuration::{Configuration, ConfigurationError, StaticPods};
+pub use cpus::{CpuPolicy, CpuSet};
 pub use devices::api as device_plugin;
 pub use eviction::EvictionConfig;
 pub use garbage::ImagePolicy;

@@ -221,6 +221,7 @@ impl Workers {
         }
         let known: HashSet<String> = self.handles.keys().cloned().collect();
         shared.devices.keep(&known);
+        shared.cpus.keep(&known);
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
             if let Err(status) = remove_orphans(&shared, &known).await {

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::cgroups::Cgroups;
 use crate::config::Config;
+use crate::cpus::{self, Cpus};
 use crate::cri::Cri;
 use crate::devices::{self, Devices};
 use crate::eviction::{self, Evictions};
@@ -35,6 +36,8 @@ pub enum Error {
     File { what: String, error: std::io::Error },
     #[error("the kubelet's certificates: {0}")]
     Tls(String),
+    #[error("{0}")]
+    Processors(String),
 }
 
 /// Runs the node's pods until `shutdown`; what runs then goes on running. `ready` is told once the API knows the node
@@ -66,7 +69,9 @@ pub async fn run(
     );
     let changed = Arc::new(Notify::new());
     let devices = Arc::new(Devices::new(&config.root_dir, Arc::clone(&changed)));
+    let cpus = Cpus::new(&config.root_dir, &config.cpus, config.reserved("cpu").milli_value());
     let shared: SharedRef = Arc::new(Shared {
+        cpus: cpus.map_err(Error::Processors)?,
         devices: Arc::clone(&devices),
         objects: Objects::new(&client),
         pods: own_pods.clone(),
@@ -97,6 +102,7 @@ pub async fn run(
     });
 
     enforce(&shared)?;
+    let placing = tokio::spawn(cpus::run(Arc::clone(&shared)));
     let registering = tokio::spawn(devices::run(devices, shutdown.clone()));
     let node_watch = watch_node(&shared, &changed);
     let (is_ready, mut readiness) = watch::channel(false);
@@ -135,7 +141,7 @@ pub async fn run(
     telling.abort();
     let _ = running_node.await;
     let _ = running_pods.await;
-    let _ = tokio::join!(serving.join_all(), rotating, collecting, evicting, registering);
+    let _ = tokio::join!(serving.join_all(), rotating, collecting, evicting, registering, placing);
     drop(node_watch);
     Ok(())
 }

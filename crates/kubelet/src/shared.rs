@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cgroups::Cgroups;
 use crate::config::Config;
+use crate::cpus::Cpus;
 use crate::cri::Cri;
 use crate::devices::Devices;
 use crate::eviction::Evictions;
@@ -42,6 +43,7 @@ pub struct Shared {
     pub evictions: Evictions,
     pub cgroups: Cgroups,
     pub devices: Arc<Devices>,
+    pub cpus: Cpus,
     pub images: Images,
     /// The first part of container ids in statuses.
     pub runtime_name: String,

@@ -4,6 +4,7 @@ use jiff::SignedDuration;
 use krate_api::Quantity;
 
 use super::heeded::Heeded;
+use crate::cpus::CpuSet;
 
 /// What may be reserved.
 const RESERVABLE: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pid"];
@@ -29,6 +30,7 @@ pub fn problems(heeded: &Heeded) -> Vec<String> {
     shutdown(heeded, &mut found);
     enforcement(heeded, &mut found);
     logs(heeded, &mut found);
+    processors(heeded, &mut found);
     for reserved in [&heeded.system_reserved, &heeded.kube_reserved] {
         found.extend(reserved.iter().filter_map(|(name, amount)| reservation(name, amount)));
     }
@@ -165,6 +167,27 @@ fn enforcement(heeded: &Heeded, found: &mut Vec<String>) {
                 "both {base:?} and {compressible:?} cannot be specified together in {FIELD}"
             )));
         }
+    }
+}
+
+fn processors(heeded: &Heeded, found: &mut Vec<String>) {
+    for name in heeded.cpu_manager_policy_options.keys() {
+        found.push(format!("unsupported cpumanager option: {name:?}"));
+    }
+    let set = &heeded.reserved_system_cpus;
+    if set.is_empty() {
+        return;
+    }
+    if !(heeded.system_reserved_cgroup.is_empty() && heeded.kube_reserved_cgroup.is_empty()) {
+        found.push(wrong(
+            "can't use reservedSystemCPUs (--reserved-cpus) with systemReservedCgroup (--system-reserved-cgroup) or \
+             kubeReservedCgroup (--kube-reserved-cgroup)",
+        ));
+    }
+    if let Err(error) = set.parse::<CpuSet>() {
+        found.push(wrong(format!(
+            "unable to parse reservedSystemCPUs (--reserved-cpus) {set}, error: {error}"
+        )));
     }
 }
 

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::{Configuration, ConfigurationError, check};
 use crate::backoff::go_duration;
 use crate::config::{Config, Enforce, LogPolicy, ShutdownPeriod};
+use crate::cpus::{CpuPolicy, CpuSet};
 use crate::eviction::EvictionConfig;
 use crate::garbage::ImagePolicy;
 
@@ -114,6 +115,13 @@ pub struct Heeded {
     #[serde(default)]
     pub kube_reserved_cgroup: String,
     pub enforce_node_allocatable: Vec<String>,
+
+    cpu_manager_policy: String,
+    #[serde(default)]
+    pub cpu_manager_policy_options: BTreeMap<String, String>,
+    cpu_manager_reconcile_period: GoDuration,
+    #[serde(default, rename = "reservedSystemCPUs")]
+    pub reserved_system_cpus: String,
 
     pub container_runtime_endpoint: String,
     #[serde(default)]
@@ -219,7 +227,7 @@ impl Configuration {
         }
         heeded.access(config)?;
         heeded.node(config);
-        heeded.resources(config);
+        heeded.resources(config)?;
         heeded.runtime(config);
         heeded.pods(config);
         config.configuration = self;
@@ -284,7 +292,7 @@ impl Heeded {
         config.status_tell = self.node_status_report_frequency.get();
     }
 
-    fn resources(&self, config: &mut Config) {
+    fn resources(&self, config: &mut Config) -> Result<(), ConfigurationError> {
         let of_cores = std::thread::available_parallelism()
             .map_or(1, |n| i32::try_from(n.get()).unwrap_or(1))
             * self.pods_per_core;
@@ -312,6 +320,22 @@ impl Heeded {
             minimum_age: self.image_minimum_gc_age.get(),
             maximum_age: self.image_maximum_gc_age.get(),
         };
+        let is_static = match self.cpu_manager_policy.as_str() {
+            "none" | "" => false,
+            "static" => true,
+            other => {
+                return Err(ConfigurationError::Values(vec![format!("unknown policy: {other:?}")]));
+            }
+        };
+        let named = Some(&self.reserved_system_cpus).filter(|set| !set.is_empty());
+        let reserved: Option<CpuSet> = named.and_then(|set| set.parse().ok());
+        if let Some(reserved) = &reserved {
+            // Which they are says how many they are.
+            config.system_reserved.insert("cpu".to_owned(), reserved.len().to_string());
+            config.kube_reserved.remove("cpu");
+        }
+        config.cpus = CpuPolicy { is_static, reserved, look: self.cpu_manager_reconcile_period.get() };
+        Ok(())
     }
 
     fn eviction(&self, before: &EvictionConfig) -> EvictionConfig {

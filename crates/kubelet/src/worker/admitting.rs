@@ -33,7 +33,10 @@ impl Worker {
         }
         let Err(refusal) = admission::admit(&self.shared, &self.pod) else {
             self.free_what_is_over();
-            if let Err(message) = self.shared.devices.promise(&self.pod) {
+            let promised =
+                self.shared.devices.promise(&self.pod).and_then(|()| self.shared.cpus.promise(&self.pod));
+            if let Err(message) = promised {
+                self.shared.devices.release(&self.uid);
                 self.refuse("UnexpectedAdmissionError", &message);
                 return Admission::Refused;
             }
@@ -53,6 +56,7 @@ impl Worker {
             if pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_over) {
                 let uid = names::uid(&pod);
                 self.shared.devices.release(&uid);
+                self.shared.cpus.release(&uid);
             }
         }
     }
