@@ -246,8 +246,12 @@ impl Storage {
         if self.converting.is_none() {
             return self.decode(value, revision);
         }
-        let current = self.decode(&self.sent(value).await?, revision)?;
-        Ok(Current { value: value.clone(), ..current })
+        let mut current = self.decode(&self.sent(value).await?, revision)?;
+        // What the webhook leaves out and the version has a default for is there already: no writer comes to own it.
+        let version = current.object.meta_mut().resource_version.take();
+        let json = current.object.to_json().into();
+        current.object.meta_mut().resource_version = version;
+        Ok(Current { value: value.clone(), json, ..current })
     }
 
     /// An object at a revision, typed, its resourceVersion set and its defaults filled. No webhook is asked.
