@@ -84,7 +84,8 @@ fn value_into(
                         if let Some(item) = inner.item() {
                             list(wire.bytes(2)?, item, depth + 1, &mut items)?;
                         }
-                        value = Value::Array(items);
+                        // As upstream reads it: a list without items is none.
+                        value = if items.is_empty() { Value::Null } else { Value::Array(items) };
                     }
                     (2, wire) => value = single(wire, 2, inner, depth + 1)?,
                     _ => {}
