@@ -7,6 +7,7 @@
 
 mod check;
 mod cost;
+mod depth;
 pub mod estimate;
 mod eval;
 mod fold;
@@ -35,6 +36,11 @@ pub const PER_MATCH_CONDITIONS: u64 = 2_500_000;
 
 /// The longest expression that is read, in bytes; far above what any cost limit lets through.
 const LONGEST: usize = 256 * 1024;
+
+/// Up to this depth an expression is read and evaluated on any thread's stack.
+const SHALLOW: usize = 24;
+/// What each level of a deeper one may take of the stack, in bytes; without optimization it is most.
+const ROOM: usize = 128 * 1024;
 
 /// Why an expression has no value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,11 +114,19 @@ impl Budget {
     }
 }
 
+/// Runs what goes down an expression as deep as this one with room enough on the stack: those that people write find it
+/// on every thread, the few that are deeper get a stack of their own.
+fn with_room<T>(depth: usize, work: impl FnOnce() -> T) -> T {
+    if depth <= SHALLOW { work() } else { stacker::grow(ROOM * depth, work) }
+}
+
 /// An expression that has been read and checked.
 #[derive(Clone, Debug)]
 pub struct Program {
     source: Arc<str>,
     root: Arc<IdedExpr>,
+    /// How deep it is nested.
+    depth: usize,
 }
 
 impl Program {
@@ -164,6 +178,19 @@ impl Program {
                 source.len()
             )));
         }
+        let depth = depth::of(source).ok_or_else(|| {
+            let why = format!("expression recursion limit exceeded: {}", depth::DEEPEST);
+            CompileError(shown(source, (-1, 0), &why))
+        })?;
+        with_room(depth, || Self::read_bounded(source, declared, more, depth))
+    }
+
+    fn read_bounded(
+        source: &str,
+        declared: &Declared<'_>,
+        more: impl FnOnce(&IdedExpr) -> Vec<(u64, String)>,
+        depth: usize,
+    ) -> std::result::Result<Self, CompileError> {
         let parser = Parser::new().enable_optional_syntax(true).enable_ident_escape_syntax(true);
         let (root, info) = parser.parse_with_source_info(source).map_err(|errors| {
             let all: Vec<String> = errors.errors.iter().map(|e| shown(source, e.pos, &e.msg)).collect();
@@ -182,7 +209,7 @@ impl Program {
         if !faults.is_empty() {
             return Err(CompileError(faults.join("\n")));
         }
-        Ok(Program { source: source.into(), root: Arc::new(root) })
+        Ok(Program { source: source.into(), root: Arc::new(root), depth })
     }
 
     pub fn source(&self) -> &str {
@@ -210,7 +237,8 @@ impl Program {
     pub fn evaluate(&self, variables: &(impl Variables + ?Sized), budget: &mut Budget) -> Result<Value> {
         let mut own = Budget::new(PER_CALL.min(budget.left()));
         let before = own.left();
-        let result = eval::Evaluation::new(&Erased(variables), &mut own).value(&self.root);
+        let result =
+            with_room(self.depth, || eval::Evaluation::new(&Erased(variables), &mut own).value(&self.root));
         budget.spend(before - own.left())?;
         result
     }
