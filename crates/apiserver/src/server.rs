@@ -202,6 +202,7 @@ impl Server {
             .map_err(|error| StartError::Certificates(error.to_string()))?;
         let limits = config.limits;
         let fairness = limits.fairness.then(|| Arc::new(Fairness::new(limits.reading + limits.mutating)));
+        let decisions = authorizer.metrics();
         let draining = CancellationToken::new();
         let tracer = match &config.tracing {
             Some(tracing) => Some(Tracer::start(tracing, draining.clone()).map_err(StartError::Tracing)?),
@@ -218,7 +219,11 @@ impl Server {
             shutdown: shutdown.clone(),
             backend: Arc::clone(&backend),
             instruments: Instruments::new(
-                encryption.as_deref().map(Encryption::metrics).into_iter().chain([audit_metrics.collector()]),
+                encryption
+                    .as_deref()
+                    .map(Encryption::metrics)
+                    .into_iter()
+                    .chain([audit_metrics.collector(), decisions]),
             ),
             encryption,
             audit,

@@ -8,10 +8,12 @@ use futures::FutureExt as _;
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
 use krate_api::{Reason, StatusError};
+use prometheus::{IntCounter, Registry};
 
 use super::abac::Abac;
 use super::authorizer_webhook::{self, Webhook};
 use super::{MASTERS, User};
+use crate::instruments::{Alpha, Families};
 use crate::node_authorizer::NodeAuthorizer;
 use crate::rbac::{Ask, Rbac, Target};
 use crate::request::RequestInfo;
@@ -67,19 +69,63 @@ pub struct Authorizer {
     pub nodes: Arc<NodeAuthorizer>,
     pub rbac: Arc<Rbac>,
     sources: Arc<[Source]>,
+    decided: Arc<Decided>,
 }
 
-impl Default for Authorizer {
-    fn default() -> Self {
-        Authorizer {
-            nodes: Arc::default(),
-            rbac: Arc::default(),
-            sources: Arc::new([Source::Node, Source::Rbac]),
+/// How often each authorizer said yes, and how often no.
+struct Decided {
+    families: Families,
+    of_sources: Vec<[IntCounter; 2]>,
+}
+
+impl Decided {
+    fn by(sources: &[Source]) -> Self {
+        let families = Families::default();
+        let decisions = families.counters(
+            Alpha,
+            "apiserver_authorization_decisions_total",
+            "Decisions of each authorizer.",
+            &["type", "name", "decision"],
+        );
+        let of_source = |source: &Source| {
+            let (kind, name) = source.named();
+            ["allowed", "denied"].map(|decision| decisions.with_label_values(&[kind, name, decision]))
+        };
+        Decided { of_sources: sources.iter().map(of_source).collect(), families }
+    }
+}
+
+impl Source {
+    /// Its type, and the name by which it is told apart from others of its type.
+    fn named(&self) -> (&'static str, &str) {
+        match self {
+            Source::AlwaysAllow => ("AlwaysAllow", "alwaysallow"),
+            Source::AlwaysDeny => ("AlwaysDeny", "alwaysdeny"),
+            Source::Node => ("Node", "node"),
+            Source::Rbac => ("RBAC", "rbac"),
+            Source::Abac(_) => ("ABAC", "abac"),
+            Source::Webhook(webhook) => ("Webhook", webhook.name()),
         }
     }
 }
 
+impl Default for Authorizer {
+    fn default() -> Self {
+        Authorizer::of(Arc::new([Source::Node, Source::Rbac]))
+    }
+}
+
 impl Authorizer {
+    fn of(sources: Arc<[Source]>) -> Self {
+        let decided = Arc::new(Decided::by(&sources));
+        Authorizer { nodes: Arc::default(), rbac: Arc::default(), sources, decided }
+    }
+
+    /// What is counted of the decisions.
+    pub fn metrics(&self) -> Registry {
+        self.decided.families.0.clone()
+    }
+
     /// The authorizers of these modes; Node and RBAC where there are none.
     ///
     /// # Errors
@@ -96,8 +142,7 @@ impl Authorizer {
                 Mode::Webhook(settings) => Source::Webhook(Arc::new(Webhook::open(settings.clone()).await?)),
             });
         }
-        let all = Authorizer::default();
-        Ok(if sources.is_empty() { all } else { Authorizer { sources: sources.into(), ..all } })
+        Ok(if sources.is_empty() { Authorizer::default() } else { Authorizer::of(sources.into()) })
     }
 
     /// Why a request is allowed.
@@ -173,7 +218,7 @@ impl Judge for Authorizer {
         let mut reasons = Vec::new();
         let yes = || Decision::Allow(String::new());
         let unsure = |why: &str| Decision::NoOpinion(why.to_owned());
-        for source in self.sources.iter() {
+        for (source, counts) in self.sources.iter().zip(&self.decided.of_sources) {
             let decision = match source {
                 Source::AlwaysAllow => yes(),
                 Source::AlwaysDeny => unsure("Everything is forbidden."),
@@ -187,7 +232,10 @@ impl Judge for Authorizer {
             match decision {
                 Decision::NoOpinion(reason) if reason.is_empty() => {}
                 Decision::NoOpinion(reason) => reasons.push(reason),
-                decided => return decided,
+                decided => {
+                    counts[usize::from(!matches!(decided, Decision::Allow(_)))].inc();
+                    return decided;
+                }
             }
         }
         Decision::NoOpinion(reasons.join("\n"))

@@ -51,6 +51,10 @@ impl Webhook {
         Ok(Webhook { settings, remote, answers: Cache::default() })
     }
 
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
     pub async fn decide(&self, ask: &Ask<'_>) -> Decision {
         let spec = spec(ask);
         match matches(&self.settings.conditions, &spec) {

@@ -28,6 +28,7 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("apiserver_admission_step_admission_duration_seconds", "histogram", "operation,rejected,type", "STABLE"),
     ("apiserver_audit_event_total", "counter", "", "ALPHA"),
     ("apiserver_audit_requests_rejected_total", "counter", "", "ALPHA"),
+    ("apiserver_authorization_decisions_total", "counter", "decision,name,type", "ALPHA"),
     ("apiserver_cache_list_fetched_objects_total", "counter", "group,index,resource", "ALPHA"),
     ("apiserver_cache_list_returned_objects_total", "counter", "group,resource", "ALPHA"),
     ("apiserver_cache_list_total", "counter", "group,index,resource", "ALPHA"),
