@@ -19,6 +19,8 @@ mod elsewhere;
 pub mod encryption;
 mod fairness;
 mod head;
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod http;
 mod impersonate;

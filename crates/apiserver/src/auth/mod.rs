@@ -21,7 +21,7 @@ mod tokens;
 pub use authenticate::{Anonymous, Authenticator, Caller, OpenError, Settings, Unauthorized};
 pub use authorize::{Authorizer, Decision, Mode, forbidden};
 pub use authorizer_webhook::Settings as WebhookAuthorizer;
-pub use certificate::AnyBearer;
+pub use certificate::{AnyBearer, Authorities};
 pub use keys::KeyError;
 pub use request_header::RequestHeader;
 pub use token::{Binding as TokenBinding, Bound, Signer};

@@ -17,6 +17,7 @@ use futures::future::BoxFuture;
 use krate_api::{StatusError, Verbs};
 
 pub use call::{Call, manager, method_not_allowed, no_such_resource, unclassified};
+pub(crate) use options::Continue;
 pub use ownership::of_answer;
 pub use subresource::bind_pod;
 pub use write::now;

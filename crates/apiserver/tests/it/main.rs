@@ -12,6 +12,7 @@ mod encryption;
 mod fairness;
 mod faults;
 mod hook;
+mod fuzzing;
 mod limits;
 mod observed;
 mod others;

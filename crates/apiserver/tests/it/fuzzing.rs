@@ -1,0 +1,175 @@
+//! What fuzzing has found stays found: every target is given its corpus, the published samples, and changes of both.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use krate_apiserver::fuzzing::{TARGETS, Target};
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+
+/// One fully filled object of each kind, in JSON, YAML and protobuf.
+const SAMPLES: &str = "/work/shared/kubernetes-v1.36/testdata";
+/// What any input may take, on a machine that is busy, without optimization.
+const LONGEST: Duration = Duration::from_secs(20);
+/// The largest input, in bytes.
+const LARGEST: usize = 64 * 1024;
+/// How long inputs are changed, for each target; `KRATE_FUZZ_SECONDS` names another.
+const CHANGING: Duration = Duration::from_millis(300);
+
+fn files(directory: &Path, of: impl Fn(&str) -> bool) -> Vec<Vec<u8>> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.path()).collect();
+    names.sort();
+    let wanted = names.iter().filter(|path| path.file_name().is_some_and(|name| of(&name.to_string_lossy())));
+    wanted.map(|path| std::fs::read(path).expect("it can be read")).collect()
+}
+
+/// The corpus of a target, and the samples that are of its form.
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
+    let mut all = files(&corpus, |_| true);
+    assert!(!all.is_empty(), "{} is empty", corpus.display());
+    let ends: &[&str] = match target {
+        "json" => &[".json"],
+        "yaml" => &[".yaml"],
+        "protobuf" => &[".pb"],
+        "merge_patch" | "strategic_patch" => &["apps.v1.Deployment.json"],
+        "apply" => &["apps.v1.Deployment.yaml"],
+        _ => &[],
+    };
+    if Path::new(SAMPLES).is_dir() {
+        all.extend(files(Path::new(SAMPLES), |name| ends.iter().any(|end| name.ends_with(end))));
+    } else if !ends.is_empty() {
+        eprintln!("SKIPPED in part: {SAMPLES} is not there");
+    }
+    all
+}
+
+/// Gives an input to a target; what is wrong is told with the input.
+fn run((name, target): Target, input: &[u8]) -> Result<(), String> {
+    let since = Instant::now();
+    let done = catch_unwind(AssertUnwindSafe(|| target(input)));
+    let took = since.elapsed();
+    if done.is_err() || took > LONGEST {
+        let file = std::env::temp_dir().join(format!("krate-fuzz-{name}-{}", std::process::id()));
+        std::fs::write(&file, input).expect("written");
+        let what = if done.is_err() { "panics" } else { "takes long" };
+        let input = String::from_utf8_lossy(input);
+        return Err(format!("{name} {what} ({took:?}): {} has {input:?}", file.display()));
+    }
+    Ok(())
+}
+
+/// Gives a target its seeds, and changes of them for a while. How many changes there were.
+fn tried(
+    target: Target,
+    seeds: &[Vec<u8>],
+    changing: Duration,
+    random: &mut SmallRng,
+) -> Result<usize, String> {
+    for seed in seeds {
+        run(target, seed)?;
+    }
+    let (until, mut count) = (Instant::now() + changing, 0);
+    while Instant::now() < until {
+        run(target, &changed(seeds, random))?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// An input that differs from a seed a little, or is made of two.
+fn changed(seeds: &[Vec<u8>], random: &mut SmallRng) -> Vec<u8> {
+    const TOKENS: &[&str] = &[
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "\"",
+        "'",
+        "null",
+        "true",
+        "-1",
+        "9223372036854775808",
+        "1e999",
+        "\\u0000",
+        "\\ud800",
+        "$patch",
+        "$setElementOrder/containers",
+        "&a",
+        "*a",
+        "- ",
+        "\n",
+        "\t",
+        "(",
+        ")",
+        ".",
+        "..",
+        "!",
+        "in",
+        "notin",
+        "=",
+        "==",
+        "!=",
+        "%",
+        "\u{0}",
+        "\u{fffd}",
+        "Ki",
+        "E",
+        "~1",
+        "/-",
+        "/0",
+    ];
+    let mut out = seeds.choose(random).cloned().unwrap_or_default();
+    for _ in 0..random.random_range(1..6) {
+        let at = random.random_range(0..=out.len());
+        match random.random_range(0..7) {
+            0 if at < out.len() => out[at] ^= 1 << random.random_range(0..8),
+            1 if at < out.len() => out[at] = random.random(),
+            2 => out.truncate(at),
+            3 => {
+                let token = TOKENS.choose(random).copied().unwrap_or_default();
+                out.splice(at..at, token.bytes());
+            }
+            4 => {
+                let end = (at + random.random_range(0..64)).min(out.len());
+                out.drain(at..end);
+            }
+            5 => {
+                let other = seeds.choose(random).map(Vec::as_slice).unwrap_or_default();
+                let from = random.random_range(0..=other.len());
+                let end = (from + random.random_range(0..256)).min(other.len());
+                out.splice(at..at, other[from..end].iter().copied());
+            }
+            _ => {
+                let end = (at + random.random_range(0..64)).min(out.len());
+                let part = out[at..end].to_vec();
+                for _ in 0..random.random_range(1..20) {
+                    out.splice(at..at, part.iter().copied());
+                }
+            }
+        }
+        out.truncate(LARGEST);
+    }
+    out
+}
+
+#[test]
+fn nothing_that_is_sent_does_harm() {
+    let named = std::env::var("KRATE_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
+    let changing = named.map_or(CHANGING, Duration::from_secs);
+    let only = std::env::var("KRATE_FUZZ_TARGET").ok();
+    let seed = if named.is_some() { rand::random() } else { 7 };
+    let mut found = Vec::new();
+    for target in TARGETS.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| only == name)) {
+        let seeds = seeds(target.0);
+        match tried(*target, &seeds, changing, &mut SmallRng::seed_from_u64(seed)) {
+            Ok(count) => eprintln!("{}: {} seeds, {count} changes", target.0, seeds.len()),
+            Err(why) => found.push(why),
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
