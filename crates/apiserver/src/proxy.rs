@@ -77,7 +77,8 @@ fn unreachable(error: impl std::fmt::Display) -> StatusError {
 pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     // To read a log is no connection.
     if let Some(options) = connection(&call) {
-        let attributes = Attributes::of_connection(&call, options);
+        let mut attributes = Attributes::of_connection(&call, options);
+        call.server.admission.consult(&mut attributes, None).await?;
         call.server.admission.validate(&attributes, None, None).await?;
     }
     let target = match (call.kind().plural, call.info.subresource.as_str()) {
@@ -119,7 +120,23 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         }
         _ => return Err(no_such_resource()),
     };
+    if let Some(reply) = to_slash(&call) {
+        return Ok(reply);
+    }
     pass_on(call, target, body).await
+}
+
+/// Who asks for what is behind a proxy without saying where is sent to its root, against which links are read.
+fn to_slash(call: &Call) -> Option<Reply> {
+    let asks = matches!(call.method, Method::GET | Method::HEAD) && !call.headers.contains_key(UPGRADE);
+    if !asks || !call.info.rest.is_empty() || call.info.path.ends_with('/') {
+        return None;
+    }
+    let place = with_query(format!("{}/", call.info.path), &call.raw_query);
+    let mut reply = Response::new(wire::full(Bytes::new()));
+    *reply.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    reply.headers_mut().insert(http::header::LOCATION, place.parse().ok()?);
+    Some(reply)
 }
 
 /// What a connection is asked to be, as its kind of options says it. None for what is none.

@@ -219,6 +219,16 @@ pub trait Admit: Send + Sync {
         Ok(())
     }
 
+    /// What is asked before a deletion or a connection: there is no object that could be changed, but the options of a
+    /// connection could.
+    async fn consult(
+        &self,
+        _attributes: &mut Attributes,
+        _old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        Ok(())
+    }
+
     /// `object` is absent for a deletion, `old` for a creation.
     async fn validate(
         &self,
@@ -413,6 +423,22 @@ impl Chain {
                 return Ok(());
             }
         }
+    }
+
+    /// Asks about a deletion or a connection those who would change an object.
+    ///
+    /// # Errors
+    /// A plugin refuses.
+    pub async fn consult(
+        &self,
+        attributes: &mut Attributes,
+        old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        for plugin in &self.0 {
+            let answer = plugin.admit.consult(attributes, old).await;
+            answer.inspect_err(|error| refused(plugin, error))?;
+        }
+        Ok(())
     }
 
     /// # Errors

@@ -177,7 +177,8 @@ pub async fn delete_object(
             current = newest(call, name).await?;
             continue;
         }
-        let attributes = Attributes::of(call, Operation::Delete, &*current.object);
+        let mut attributes = Attributes::of(call, Operation::Delete, &*current.object);
+        call.server.admission.consult(&mut attributes, Some(&*current.object)).await?;
         call.server.admission.validate(&attributes, None, Some(&*current.object)).await?;
         call.warnings.extend(attributes.take_warnings());
         let mut object = current.object.boxed_clone();

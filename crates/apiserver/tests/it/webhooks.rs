@@ -37,6 +37,10 @@ fn answer(path: &str, review: &Value) -> Option<Value> {
             response["allowed"] = false.into();
             response["status"] = json!({"code": 403, "message": "it is bad", "reason": "Forbidden"});
         }
+        "/never" => {
+            response["allowed"] = false.into();
+            response["status"] = json!({"code": 403, "message": "never"});
+        }
         "/judge" => response["warnings"] = json!(["it is not very good"]),
         _ => {}
     }
@@ -161,4 +165,23 @@ async fn a_dry_run_asks_only_those_without_side_effects() {
         )
         .await;
     assert_eq!(refused.code, 422, "v1 lets no webhook have side effects in a dry run");
+}
+
+#[tokio::test]
+async fn who_would_change_an_object_is_asked_about_deletions_and_connections_too() {
+    let (cluster, webhook) = cluster().await;
+    cluster.post(MAPS, config_map("x", json!({}))).await.created();
+    cluster.post("/api/v1/namespaces/a/pods", crate::asking::pod("p", json!({}))).await.created();
+    let rules = json!([
+        {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["DELETE"], "resources": ["configmaps"]},
+        {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["pods/exec"]},
+    ]);
+    let hooks = json!([hook(&webhook, "never.example.com", "/never", json!({"rules": rules}))]);
+    configure(&cluster, "mutatingwebhookconfigurations", "m", hooks).await;
+    let denied = "admission webhook \"never.example.com\" denied the request: never";
+    let refused = cluster.ask("DELETE", &format!("{MAPS}/x"), Value::Null).await;
+    assert_eq!((refused.code, refused.message()), (403, denied));
+    let refused =
+        cluster.ask("GET", "/api/v1/namespaces/a/pods/p/exec?command=ls&container=c", Value::Null).await;
+    assert_eq!((refused.code, refused.message()), (403, denied));
 }

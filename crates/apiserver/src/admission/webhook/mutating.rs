@@ -76,8 +76,70 @@ impl MutatingWebhooks {
     }
 }
 
+/// Does with the options of a connection as a webhook says. Whether they are others now.
+fn change_options(hook: &Hook, attributes: &mut Attributes, patch: Option<&[u8]>) -> Result<bool, Refusal> {
+    let Some(patch) = patch else { return Ok(false) };
+    let patch = JsonPatch::decode(patch).map_err(|error| {
+        Refusal::Calling(format!("received undecodable patch in webhook response: {error}"))
+    })?;
+    let internal = |error: String| Refusal::Rejected(StatusError::internal(error));
+    let Some(options) = attributes.options.as_mut() else {
+        let why = format!(
+            "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
+            hook.name
+        );
+        return Err(internal(why));
+    };
+    let before = options.clone();
+    patch.apply(options).map_err(|error| internal(error.to_string()))?;
+    Ok(*options != before)
+}
+
+/// Notes that a webhook was asked, for the audit log.
+fn note(attributes: &Attributes, hook: &Hook, place: &str, changed: bool) {
+    let told = json!({"configuration": hook.configuration, "webhook": hook.name, "mutated": changed});
+    attributes.annotate(&format!("mutation.webhook.admission.k8s.io/{place}"), told.to_string());
+}
+
+/// What a webhook's refusal means: the write goes on where its failure is to be ignored.
+fn pass_over(attributes: &Attributes, hook: &Hook, place: &str, refusal: Refusal) -> Result<(), StatusError> {
+    match refusal {
+        Refusal::Calling(why) if !hook.fails => {
+            tracing::warn!(webhook = hook.name, why, "a webhook failed; the write goes on without it");
+            let key = format!("failed-open.mutation.webhook.admission.k8s.io/{place}");
+            attributes.annotate(&key, hook.name.clone());
+            Ok(())
+        }
+        refusal => Err(refusal.status(hook)),
+    }
+}
+
 #[async_trait]
 impl Admit for MutatingWebhooks {
+    async fn consult(
+        &self,
+        attributes: &mut Attributes,
+        old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if is_exempt(attributes) {
+            return Ok(());
+        }
+        let all = self.hooks.all(&self.kinds, GROUP, "mutatingwebhookconfigurations", prepare).await?;
+        for (i, hook) in all.iter().flat_map(|hooks| hooks.iter()).enumerate() {
+            if !is_asked(hook, &self.kinds, &self.authorizer, attributes, None, old).await? {
+                continue;
+            }
+            let place = format!("round_0_index_{i}");
+            let answer = ask(hook, &self.kinds, attributes, None, old, true).await;
+            let answer = answer.and_then(|answer| change_options(hook, attributes, answer.patch.as_deref()));
+            note(attributes, hook, &place, matches!(answer, Ok(true)));
+            if let Err(refusal) = answer {
+                pass_over(attributes, hook, &place, refusal)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn mutate(
         &self,
         attributes: &Attributes,
@@ -106,24 +168,10 @@ impl Admit for MutatingWebhooks {
             let said = answer.as_ref().map_or_else(|refusal| refusal.said(hook), |_| Told::Yes);
             self.metrics.webhook(&hook.name, Phase::Mutate, attributes.operation, said, since.elapsed());
             let changed = matches!(answer, Ok(true));
-            attributes.annotate(
-                &format!("mutation.webhook.admission.k8s.io/{place}"),
-                json!({"configuration": hook.configuration, "webhook": hook.name, "mutated": changed})
-                    .to_string(),
-            );
+            note(attributes, hook, &place, changed);
             attributes.webhook_was_asked(&hook.id(), changed, hook.again);
-            match answer {
-                Ok(_) => {}
-                Err(Refusal::Calling(why)) if !hook.fails => {
-                    tracing::warn!(
-                        webhook = hook.name,
-                        why,
-                        "a webhook failed; the write goes on without it"
-                    );
-                    let key = format!("failed-open.mutation.webhook.admission.k8s.io/{place}");
-                    attributes.annotate(&key, hook.name.clone());
-                }
-                Err(refusal) => return Err(refusal.status(hook)),
+            if let Err(refusal) = answer {
+                pass_over(attributes, hook, &place, refusal)?;
             }
         }
         attributes.webhooks_end(object.to_json());
