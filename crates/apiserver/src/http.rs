@@ -181,6 +181,11 @@ pub fn media_type(headers: &HeaderMap) -> &str {
     header.split(';').next().unwrap_or_default().trim()
 }
 
+/// Whether a body is said to be YAML.
+pub fn is_yaml(headers: &HeaderMap) -> bool {
+    matches!(media_type(headers), YAML | "application/x-yaml" | "text/yaml")
+}
+
 /// Reads YAML, of which JSON is a part. The error is as upstream words it.
 pub fn json_of_yaml(body: &[u8]) -> Result<Value, String> {
     yaml::to_json(body)
@@ -199,7 +204,7 @@ pub fn to_json(headers: &HeaderMap, body: Bytes) -> Result<Bytes, StatusError> {
 fn converted(headers: &HeaderMap, body: Bytes) -> Result<Bytes, StatusError> {
     match media_type(headers) {
         "" | JSON => Ok(body),
-        YAML | "application/x-yaml" | "text/yaml" => {
+        _ if is_yaml(headers) => {
             let value = json_of_yaml(&body).map_err(StatusError::bad_request)?;
             Ok(serde_json::to_vec(&value).map_err(StatusError::internal)?.into())
         }

@@ -15,6 +15,7 @@ use crate::registry::erased::Object;
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
 use crate::storage::{Storage, Written};
+use crate::yaml::repeated_keys;
 
 /// What is said of fields that a kind does not have, or that come twice (KEP-2885).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +124,7 @@ impl Call {
     pub fn complain(&mut self, error: String) -> Result<(), String> {
         match self.field_validation() {
             FieldValidation::Strict => return Err(error),
-            FieldValidation::Warn => self.warnings.push(error),
+            FieldValidation::Warn => self.warnings.extend(warned(&error)),
             FieldValidation::Ignore => {}
         }
         Ok(())
@@ -137,7 +138,7 @@ impl Call {
         let json = wire::to_json(&self.headers, body.clone()).map_err(|error| {
             if error.code() == 400 { self.unrecognized(&error.to_string(), &body) } else { error }
         })?;
-        let checked = self.check(&json);
+        let mut checked = self.check(&json);
         if checked.is_none()
             && let Some(error) = krate_api::json::syntax_error(&json)
         {
@@ -151,6 +152,12 @@ impl Call {
                     self.check_type(&said.api_version, &said.kind)?;
                 }
             }
+        }
+        // What a YAML document says twice is not seen in what became of it.
+        if let Some(checked) = checked.as_mut().filter(|_| wire::is_yaml(&self.headers)) {
+            let twice = repeated_keys(&body);
+            let twice = twice.map(|told| told.trim_start_matches("error converting YAML to JSON: ").to_owned());
+            checked.strict.splice(0..0, twice);
         }
         self.typed(&json, checked).map_err(|why| self.unhandled(&why))
     }
@@ -222,7 +229,9 @@ impl Call {
                         return Err(error);
                     }
                 }
-                FieldValidation::Warn => self.warnings.extend(checked.strict),
+                FieldValidation::Warn => {
+                    self.warnings.extend(checked.strict.iter().flat_map(|told| warned(told)));
+                }
             }
         }
         self.storage.registry.decode(json).map_err(|error| error.to_string())
@@ -296,6 +305,15 @@ impl Call {
         let mut reply = wire::json(code, self.wanted, json);
         wire::warn(&mut reply, &self.warnings);
         Ok(reply)
+    }
+}
+
+/// The warnings that an error is told as: what a YAML document says twice is one each.
+fn warned(error: &str) -> Vec<String> {
+    let plain = error.strip_prefix("error converting YAML to JSON: ").unwrap_or(error);
+    match plain.strip_prefix("yaml: unmarshal errors:\n") {
+        Some(each) => each.split('\n').map(|line| line.trim().to_owned()).collect(),
+        None => vec![error.to_owned()],
     }
 }
 

@@ -5,6 +5,7 @@ mod aggregation;
 mod asking;
 mod audit;
 mod authentication;
+mod bodies;
 mod conversion;
 mod custom;
 mod debugging;

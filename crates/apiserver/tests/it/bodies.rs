@@ -1,0 +1,55 @@
+//! What is said of a body, and where a path leads that is not quite one.
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::asking::pod;
+use crate::support::Api;
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+async fn started() -> Api {
+    let api = Api::start().await;
+    api.post("/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;
+    api.post("/api/v1/namespaces/default/serviceaccounts", &json!({"metadata": {"name": "default"}})).await;
+    api
+}
+
+#[tokio::test]
+async fn a_key_that_a_yaml_document_says_twice_is_told() {
+    let api = started().await;
+    let body = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: twice\ndata:\n  a: b\n  a: c\nodd: 1\n";
+    let headers = [("content-type", "application/yaml")];
+    let twice = "yaml: unmarshal errors:\n  line 7: key \"a\" already set in map";
+    let (head, bytes) = api.raw(Method::POST, format!("{MAPS}?fieldValidation=Strict"), &headers, body).await;
+    let refused: Value = serde_json::from_slice(&bytes).expect("a status");
+    let told = format!(
+        "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: {twice}, unknown field \"odd\""
+    );
+    assert_eq!((head.status, &refused["message"]), (StatusCode::BAD_REQUEST, &json!(told)));
+    let (head, _) = api.raw(Method::POST, format!("{MAPS}?fieldValidation=Warn"), &headers, body).await;
+    assert_eq!(head.status, StatusCode::CREATED);
+    let warnings: Vec<&str> =
+        head.headers.get_all("warning").iter().filter_map(|w| w.to_str().ok()).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert_eq!(warnings[0], r#"299 - "line 7: key \"a\" already set in map""#);
+}
+
+#[tokio::test]
+async fn a_proxy_without_a_path_leads_to_its_root() {
+    let api = started().await;
+    let (code, made) = api.post("/api/v1/namespaces/default/pods", &pod("p", json!({}))).await;
+    assert_eq!(code, 201, "{made:#}");
+    let place = "/api/v1/namespaces/default/pods/p";
+    let status =
+        json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}});
+    let (code, told) = api.patch(&format!("{place}/status"), &status).await;
+    assert_eq!(code, 200, "{told:#}");
+    // What is passed on goes by what the server has seen.
+    api.get(place).await;
+    let (head, _) = api.raw(Method::GET, format!("{place}/proxy?a=b"), &[], "").await;
+    assert_eq!(head.status, StatusCode::MOVED_PERMANENTLY);
+    assert_eq!(head.headers["location"], "/api/v1/namespaces/default/pods/p/proxy/?a=b");
+    let (head, _) = api.raw(Method::POST, format!("{place}/proxy"), &[], "").await;
+    assert_ne!(head.status, StatusCode::MOVED_PERMANENTLY, "only who reads is sent elsewhere");
+}
