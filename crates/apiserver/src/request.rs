@@ -18,6 +18,8 @@ pub struct RequestInfo {
     pub resource: String,
     pub subresource: String,
     pub name: String,
+    /// The field selector of a list, a watch or the deletion of a collection.
+    pub field_selector: String,
     /// What follows the subresource: the path that a proxy is to ask.
     pub rest: String,
 }
@@ -79,11 +81,14 @@ impl RequestInfo {
                 "delete" => info.verb = "deletecollection",
                 _ => {}
             }
-            // A selector of one name is, to authorization, about that object.
-            if matches!(info.verb, "list" | "watch")
-                && let Some(name) = query.get("fieldSelector").and_then(named)
-            {
-                info.name = name;
+            if let Some(selector) = query.get("fieldSelector") {
+                selector.clone_into(&mut info.field_selector);
+                // A selector of one name is, to authorization, about that object.
+                if matches!(info.verb, "list" | "watch")
+                    && let Some(name) = named(selector)
+                {
+                    info.name = name;
+                }
             }
         }
         info

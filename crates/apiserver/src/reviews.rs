@@ -239,6 +239,7 @@ async fn decide(spec: &SubjectAccessReviewSpec, judge: &dyn Judge) -> SubjectAcc
         verb,
         target,
         version: spec.resource_attributes.as_ref().map(|r| text(r.version.as_ref())).unwrap_or_default(),
+        fields: "",
         uid: text(spec.uid.as_ref()),
         extra: spec.extra.as_ref(),
     };

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::api::resource::v1::ResourceSlice;
+use k8s_openapi::api::storage::v1::VolumeAttachment;
 use krate_api::{Kind, StatusError};
 use krate_encryption::{Encryption, Sealed};
 use krate_store::cache::{
@@ -332,7 +334,18 @@ impl Server {
             Some(pod) => nodes.set_pod(pod),
             None => nodes.forget_pod(&head.namespace, &head.name),
         })
-        .await
+        .await?;
+        let nodes = || Arc::clone(&self.authorizer.nodes);
+        let n = nodes();
+        self.follow::<PersistentVolume>("", "persistentvolumes", move |head, v| n.set_volume(&head.name, v))
+            .await?;
+        let (n, group) = (nodes(), "storage.k8s.io");
+        self.follow::<VolumeAttachment>(group, "volumeattachments", move |head, a| {
+            n.set_attachment(&head.name, a)
+        })
+        .await?;
+        let (n, group) = (nodes(), "resource.k8s.io");
+        self.follow::<ResourceSlice>(group, "resourceslices", move |head, s| n.set_slice(&head.name, s)).await
     }
 
     /// Brings what was just written to RBAC, so that the first components to ask are not refused.

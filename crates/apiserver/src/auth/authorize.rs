@@ -222,8 +222,7 @@ impl Judge for Authorizer {
             let decision = match source {
                 Source::AlwaysAllow => yes(),
                 Source::AlwaysDeny => unsure("Everything is forbidden."),
-                Source::Node if self.nodes.allows(ask) => yes(),
-                Source::Node => unsure(""),
+                Source::Node => self.nodes.decide(ask).map_or_else(Decision::NoOpinion, |()| yes()),
                 Source::Rbac => self.rbac.allows(ask).map_or_else(|| unsure(""), Decision::Allow),
                 Source::Abac(policies) if policies.allows(ask) => yes(),
                 Source::Abac(_) => unsure("No policy matched."),
@@ -270,6 +269,7 @@ fn ask<'a>(user: &'a User, info: &'a RequestInfo) -> Ask<'a> {
         verb: info.verb,
         target,
         version: &info.version,
+        fields: &info.field_selector,
         uid: &user.uid,
         extra: Some(&user.extra),
     }

@@ -1,43 +1,28 @@
 //! The Node authorizer: a kubelet may read what the pods of its node refer to, and write what is its own.
 //!
-//! It is told of pods by whoever watches them. Everything that is not about a single node's objects is as the role
-//! `system:node` says.
+//! It is told of pods, volumes, attachments and slices by whoever watches them. Everything that is not about a single
+//! node's objects is as the role `system:node` says.
 
-use std::collections::{HashMap, HashSet};
+mod graph;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use k8s_openapi::api::rbac::v1::PolicyRule;
+use k8s_openapi::api::resource::v1::ResourceSlice;
+use k8s_openapi::api::storage::v1::VolumeAttachment;
+use krate_api::FieldSelector;
 use parking_lot::RwLock;
 
+use self::graph::Graph;
+pub use self::graph::{Reference, Referent, references};
 use crate::rbac::{self, Ask, Target, matches};
 
 const USER_PREFIX: &str = "system:node:";
 const GROUP: &str = "system:nodes";
 const LEASES: &str = "kube-node-lease";
 
-/// What a pod may refer to by name in its namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Referent {
-    ConfigMap,
-    Secret,
-    Claim,
-    ServiceAccount,
-}
-
-type Key = (String, String);
-pub type Reference = (Referent, String);
-
 /// The name of the node that a user is, if he is one; it may be empty.
 pub fn node_of<'a>(user: &'a str, groups: &[String]) -> Option<&'a str> {
     user.strip_prefix(USER_PREFIX).filter(|_| groups.iter().any(|group| group == GROUP))
-}
-
-#[derive(Default)]
-struct Graph {
-    /// The node of a bound pod, and what the pod refers to.
-    pods: HashMap<Key, (String, HashSet<Reference>)>,
-    /// How many pods of each node refer to an object.
-    uses: HashMap<(Referent, Key), HashMap<String, usize>>,
 }
 
 /// The authorizer.
@@ -52,6 +37,43 @@ impl Default for NodeAuthorizer {
     }
 }
 
+/// One question about a resource.
+struct Question<'a> {
+    node: &'a str,
+    verb: &'a str,
+    subresource: &'a str,
+    namespace: &'a str,
+    name: &'a str,
+    /// The field selector of a list or a watch.
+    fields: &'a str,
+}
+
+impl Question<'_> {
+    fn is(&self, verbs: &[&str]) -> bool {
+        verbs.contains(&self.verb)
+    }
+
+    /// Whether only what is of the node is asked for, by this field.
+    fn selects_own(&self, field: &str) -> bool {
+        let selector = FieldSelector::parse(self.fields);
+        selector.is_ok_and(|s| s.exact(field).is_some_and(|value| value == self.node))
+    }
+
+    fn unrelated(&self) -> String {
+        if self.name.is_empty() {
+            return "No Object name found".to_owned();
+        }
+        format!("no relationship found between node '{}' and this object", self.node)
+    }
+}
+
+/// Allowed, or why not; the reason may be empty.
+type Verdict = Result<(), String>;
+
+fn only(holds: bool, why: &str) -> Verdict {
+    if holds { Ok(()) } else { Err(why.to_owned()) }
+}
+
 impl NodeAuthorizer {
     pub fn new() -> Self {
         let role = rbac::bootstrap()
@@ -62,172 +84,299 @@ impl NodeAuthorizer {
     }
 
     pub fn set_pod(&self, pod: &Pod) {
-        let key = (
-            pod.metadata.namespace.clone().unwrap_or_default(),
-            pod.metadata.name.clone().unwrap_or_default(),
-        );
-        let mut graph = self.graph.write();
-        graph.forget(&key);
-        let Some(spec) = &pod.spec else { return };
-        let Some(node) = spec.node_name.clone().filter(|n| !n.is_empty()) else { return };
-        graph.remember(key, node, references(spec));
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let key = (text(&pod.metadata.namespace), text(&pod.metadata.name));
+        self.graph.write().set_pod(key, pod);
     }
 
     pub fn forget_pod(&self, namespace: &str, name: &str) {
-        self.graph.write().forget(&(namespace.to_owned(), name.to_owned()));
+        self.graph.write().forget_pod(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// Whether it is allowed. Nobody but a node is allowed anything.
-    pub fn allows(&self, ask: &Ask<'_>) -> bool {
-        let Some(node) = node_of(ask.user, ask.groups).filter(|node| !node.is_empty()) else {
-            return false;
+    /// Of a volume as it is, or that it is gone.
+    pub fn set_volume(&self, name: &str, volume: Option<&PersistentVolume>) {
+        let mut graph = self.graph.write();
+        match volume {
+            Some(volume) => graph.set_volume(name, volume),
+            None => graph.forget_volume(name),
+        }
+    }
+
+    pub fn set_attachment(&self, name: &str, attachment: Option<&VolumeAttachment>) {
+        let mut graph = self.graph.write();
+        match attachment {
+            Some(attachment) => graph.attachments.insert(name.to_owned(), attachment.spec.node_name.clone()),
+            None => graph.attachments.remove(name),
         };
-        let by_role = || self.rules.iter().any(|rule| matches(rule, ask));
+    }
+
+    pub fn set_slice(&self, name: &str, slice: Option<&ResourceSlice>) {
+        let mut graph = self.graph.write();
+        match slice.and_then(|slice| slice.spec.node_name.clone()) {
+            Some(node) => graph.slices.insert(name.to_owned(), node),
+            None => graph.slices.remove(name),
+        };
+    }
+
+    /// Whether it is allowed, and why not. Nobody but a node is allowed anything.
+    ///
+    /// # Errors
+    /// It is not: what is said of that, which may be nothing.
+    pub fn decide(&self, ask: &Ask<'_>) -> Verdict {
+        let Some(node) = node_of(ask.user, ask.groups) else { return Err(String::new()) };
+        if node.is_empty() {
+            return Err(format!("unknown node for user {:?}", ask.user));
+        }
+        let by_role = || only(self.rules.iter().any(|rule| matches(rule, ask)), "");
         let Target::Resource { group, resource, subresource, namespace, name } = ask.target else {
             return by_role();
         };
-        let reads = matches!(ask.verb, "get" | "list" | "watch");
-        let refers = |what| self.refers(node, what, namespace, name);
-        match (group, resource, subresource) {
-            ("", "configmaps", "") => reads && refers(Referent::ConfigMap),
-            ("", "secrets", "") => reads && refers(Referent::Secret),
-            ("", "persistentvolumeclaims", "") => ask.verb == "get" && refers(Referent::Claim),
-            ("", "persistentvolumeclaims", "status") => by_role() && refers(Referent::Claim),
-            ("", "serviceaccounts", "token") => ask.verb == "create" && refers(Referent::ServiceAccount),
-            ("", "serviceaccounts", "") => ask.verb == "get" && refers(Referent::ServiceAccount),
-            ("", "pods", "") if ask.verb == "get" => self.has_pod(node, namespace, name),
-            ("", "nodes", "" | "status") if !name.is_empty() => by_role() && name == node,
-            ("coordination.k8s.io", "leases", "") => {
-                by_role()
-                    && namespace == LEASES
-                    && (name == node || (ask.verb == "create" && name.is_empty()))
+        let q = Question { node, verb: ask.verb, subresource, namespace, name, fields: ask.fields };
+        match (group, resource) {
+            ("", "secrets") => self.read(&q, Referent::Secret),
+            ("", "configmaps") => self.read(&q, Referent::ConfigMap),
+            ("", "persistentvolumeclaims") if subresource == "status" => {
+                only(q.is(&["update", "patch"]), "can only get/update/patch this type")?;
+                self.refers(&q, Referent::Claim)
             }
-            ("storage.k8s.io", "csinodes", "") => {
-                by_role() && (name == node || (ask.verb == "create" && name.is_empty()))
+            ("", "persistentvolumeclaims") => self.get(&q, |q| self.refers(q, Referent::Claim)),
+            ("", "persistentvolumes") => {
+                self.get(&q, |q| only(self.graph.read().has_volume(node, q.name), &q.unrelated()))
             }
+            ("resource.k8s.io", "resourceclaims") => {
+                self.get(&q, |q| self.refers(q, Referent::ResourceClaim))
+            }
+            ("storage.k8s.io", "volumeattachments") => self.get(&q, |q| {
+                let of = self.graph.read().attachments.get(q.name).is_some_and(|of| of == node);
+                only(of, &q.unrelated())
+            }),
+            ("", "serviceaccounts") if q.verb == "get" && subresource.is_empty() => {
+                self.refers(&q, Referent::ServiceAccount)
+            }
+            ("", "serviceaccounts") => {
+                let why = "can only create tokens for individual service accounts";
+                only(q.verb == "create" && !name.is_empty(), why)?;
+                only(subresource == "token", "can only create token subresource of serviceaccount")?;
+                self.refers(&q, Referent::ServiceAccount)
+            }
+            ("coordination.k8s.io", "leases") => lease(&q),
+            ("storage.k8s.io", "csinodes") => csi_node(&q),
+            ("resource.k8s.io", "resourceslices") => self.slice(&q),
+            ("", "nodes") => own_node(&q),
+            ("", "pods") => self.pod(&q),
             _ => by_role(),
         }
     }
 
-    fn refers(&self, node: &str, what: Referent, namespace: &str, name: &str) -> bool {
-        let key = (what, (namespace.to_owned(), name.to_owned()));
-        self.graph.read().uses.get(&key).is_some_and(|nodes| nodes.contains_key(node))
+    fn refers(&self, q: &Question<'_>, what: Referent) -> Verdict {
+        let refers = self.graph.read().refers(q.node, what, q.namespace, q.name);
+        only(refers && !q.name.is_empty(), &q.unrelated())
     }
 
-    fn has_pod(&self, node: &str, namespace: &str, name: &str) -> bool {
-        let graph = self.graph.read();
-        graph.pods.get(&(namespace.to_owned(), name.to_owned())).is_none_or(|(on, _)| on == node)
+    fn read(&self, q: &Question<'_>, what: Referent) -> Verdict {
+        only(q.is(&["get", "list", "watch"]), "can only read resources of this type")?;
+        only(q.subresource.is_empty(), "cannot read subresource")?;
+        only(!q.namespace.is_empty(), "can only read namespaced object of this type")?;
+        self.refers(q, what)
+    }
+
+    fn get(&self, q: &Question<'_>, related: impl Fn(&Question<'_>) -> Verdict) -> Verdict {
+        only(q.verb == "get", "can only get individual resources of this type")?;
+        only(q.subresource.is_empty(), "cannot get subresource")?;
+        related(q)
+    }
+
+    fn slice(&self, q: &Question<'_>) -> Verdict {
+        only(q.subresource.is_empty(), "cannot authorize ResourceSlice subresources")?;
+        match q.verb {
+            // What it says of its node is looked at by admission.
+            "create" => Ok(()),
+            "get" | "update" | "patch" | "delete" => {
+                let of = self.graph.read().slices.get(q.name).is_some_and(|of| of == q.node);
+                only(of, &q.unrelated())
+            }
+            "watch" | "list" | "deletecollection" => {
+                let why = "can only list/watch/deletecollection resourceslices with nodeName field selector";
+                only(q.selects_own("spec.nodeName") || q.selects_own("nodeName"), why)
+            }
+            _ => Err("only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, \
+                      patch, delete, deletecollection"
+                .to_owned()),
+        }
+    }
+
+    fn pod(&self, q: &Question<'_>) -> Verdict {
+        match (q.subresource, q.verb) {
+            // What is not there is answered so.
+            ("", "get") => {
+                let graph = self.graph.read();
+                let of = graph.node_of(q.namespace, q.name).is_none_or(|of| of == q.node);
+                only(of, &q.unrelated())
+            }
+            ("", "list" | "watch") if q.selects_own("spec.nodeName") => Ok(()),
+            ("", "list" | "watch") if !q.name.is_empty() => {
+                let graph = self.graph.read();
+                only(graph.node_of(q.namespace, q.name) == Some(q.node), &q.unrelated())
+            }
+            ("", "list" | "watch") => {
+                Err("can only list/watch pods with spec.nodeName field selector".to_owned())
+            }
+            ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => Ok(()),
+            _ => Err(String::new()),
+        }
     }
 }
 
-impl Graph {
-    fn remember(&mut self, pod: Key, node: String, references: HashSet<Reference>) {
-        for (what, name) in &references {
-            let key = (*what, (pod.0.clone(), name.clone()));
-            *self.uses.entry(key).or_default().entry(node.clone()).or_default() += 1;
-        }
-        self.pods.insert(pod, (node, references));
-    }
-
-    fn forget(&mut self, pod: &Key) {
-        let Some((node, references)) = self.pods.remove(pod) else { return };
-        for (what, name) in references {
-            let key = (what, (pod.0.clone(), name));
-            let Some(nodes) = self.uses.get_mut(&key) else { continue };
-            if let Some(count) = nodes.get_mut(&node) {
-                *count -= 1;
-                if *count == 0 {
-                    nodes.remove(&node);
-                }
-            }
-            if nodes.is_empty() {
-                self.uses.remove(&key);
-            }
-        }
-    }
+fn lease(q: &Question<'_>) -> Verdict {
+    let verbs = ["get", "create", "update", "patch", "delete"];
+    only(q.is(&verbs), "can only get, create, update, patch, or delete a node lease")?;
+    only(q.namespace == LEASES, "can only access leases in the \"kube-node-lease\" system namespace")?;
+    let why = "can only access node lease with the same name as the requesting node";
+    only(q.verb == "create" || q.name == q.node, why)
 }
 
-/// What a pod refers to by name.
-pub fn references(spec: &PodSpec) -> HashSet<Reference> {
-    let mut out = HashSet::new();
-    let mut add = |what, name: Option<&String>| {
-        if let Some(name) = name.filter(|n| !n.is_empty()) {
-            out.insert((what, name.clone()));
+fn csi_node(q: &Question<'_>) -> Verdict {
+    let verbs = ["get", "create", "update", "patch", "delete"];
+    only(q.is(&verbs), "can only get, create, update, patch, or delete a CSINode")?;
+    only(q.subresource.is_empty(), "cannot authorize CSINode subresources")?;
+    let why = "can only access CSINode with the same name as the requesting node";
+    only(q.verb == "create" || q.name == q.node, why)
+}
+
+/// A node reads itself alone; what it may write of itself and of others is admission's to say.
+fn own_node(q: &Question<'_>) -> Verdict {
+    match (q.subresource, q.verb) {
+        ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Ok(()),
+        ("", "get" | "list" | "watch") if q.name == q.node => Ok(()),
+        ("", "get" | "list" | "watch") if q.name.is_empty() => {
+            Err(format!("node '{}' cannot read all nodes, only its own Node object", q.node))
         }
-    };
-    add(Referent::ServiceAccount, spec.service_account_name.as_ref());
-    for secret in spec.image_pull_secrets.iter().flatten() {
-        add(Referent::Secret, Some(&secret.name));
+        ("", "get" | "list" | "watch") => {
+            Err(format!("node '{}' cannot read '{}', only its own Node object", q.node, q.name))
+        }
+        _ => Err(String::new()),
     }
-    for volume in spec.volumes.iter().flatten() {
-        add(Referent::ConfigMap, volume.config_map.as_ref().map(|v| &v.name));
-        add(Referent::Secret, volume.secret.as_ref().and_then(|v| v.secret_name.as_ref()));
-        add(Referent::Claim, volume.persistent_volume_claim.as_ref().map(|v| &v.claim_name));
-        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
-            add(Referent::ConfigMap, source.config_map.as_ref().map(|s| &s.name));
-            add(Referent::Secret, source.secret.as_ref().map(|s| &s.name));
-        }
-    }
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    for (env, env_from) in containers.map(|c| (&c.env, &c.env_from)) {
-        for source in env_from.iter().flatten() {
-            add(Referent::ConfigMap, source.config_map_ref.as_ref().map(|r| &r.name));
-            add(Referent::Secret, source.secret_ref.as_ref().map(|r| &r.name));
-        }
-        for source in env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
-            add(Referent::ConfigMap, source.config_map_key_ref.as_ref().map(|r| &r.name));
-            add(Referent::Secret, source.secret_key_ref.as_ref().map(|r| &r.name));
-        }
-    }
-    out
 }
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{ConfigMapVolumeSource, Volume};
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+    use serde_json::{Value, json};
 
     use super::*;
 
+    fn object<T: serde::de::DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).expect("an object")
+    }
+
     fn pod(node: &str) -> Pod {
-        Pod {
-            metadata: ObjectMeta {
-                namespace: Some("ns".into()),
-                name: Some("p".into()),
-                ..ObjectMeta::default()
+        object(json!({
+            "metadata": {"namespace": "ns", "name": "p"},
+            "spec": {
+                "nodeName": node, "serviceAccountName": "default", "containers": [],
+                "volumes": [
+                    {"name": "v", "configMap": {"name": "page"}},
+                    {"name": "data", "persistentVolumeClaim": {"claimName": "claim"}},
+                    {"name": "own", "ephemeral": {}},
+                ],
+                "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "t"}],
             },
-            spec: Some(PodSpec {
-                node_name: Some(node.into()),
-                service_account_name: Some("default".into()),
-                volumes: Some(vec![Volume {
-                    name: "v".into(),
-                    config_map: Some(ConfigMapVolumeSource { name: "page".into(), ..Default::default() }),
-                    ..Volume::default()
-                }]),
-                ..PodSpec::default()
-            }),
-            status: None,
+            "status": {"resourceClaimStatuses": [{"name": "gpu", "resourceClaimName": "p-gpu"}]},
+        }))
+    }
+
+    struct Nodes(NodeAuthorizer);
+
+    impl Nodes {
+        fn told(&self, user: &str, verb: &str, place: &str, fields: &str) -> Verdict {
+            let mut parts = place.split(' ');
+            let mut next = || parts.next().unwrap_or_default();
+            let (group, resource, subresource, namespace, name) = (next(), next(), next(), next(), next());
+            let target = Target::Resource { group, resource, subresource, namespace, name };
+            let groups = [GROUP.to_owned(), "system:authenticated".to_owned()];
+            self.0.decide(&Ask { user, groups: &groups, verb, target, fields, ..Ask::default() })
+        }
+
+        fn may(&self, node: &str, verb: &str, place: &str) -> bool {
+            self.told(&format!("system:node:{node}"), verb, place, "").is_ok()
         }
     }
 
     #[test]
     fn a_node_reads_what_its_pods_refer_to_and_only_while_they_are_there() {
-        let nodes = NodeAuthorizer::new();
-        let groups = [GROUP.to_owned(), "system:authenticated".to_owned()];
-        let may = |user: &str, verb: &str, resource: &str, subresource: &str, name: &str| {
-            let target = Target::Resource { group: "", resource, subresource, namespace: "ns", name };
-            nodes.allows(&Ask { user, groups: &groups, verb, target, ..Ask::default() })
-        };
-        assert!(!may("system:node:a", "get", "configmaps", "", "page"));
-        nodes.set_pod(&pod("a"));
-        assert!(may("system:node:a", "get", "configmaps", "", "page"));
-        assert!(may("system:node:a", "create", "serviceaccounts", "token", "default"));
-        assert!(!may("system:node:a", "get", "configmaps", "", "other"));
-        assert!(!may("system:node:b", "get", "configmaps", "", "page"));
-        assert!(!may("jane", "get", "configmaps", "", "page"));
-        assert!(may("system:node:a", "patch", "nodes", "status", "a"));
-        assert!(!may("system:node:a", "patch", "nodes", "status", "b"));
-        nodes.forget_pod("ns", "p");
-        assert!(!may("system:node:a", "get", "configmaps", "", "page"));
+        let nodes = Nodes(NodeAuthorizer::new());
+        assert!(!nodes.may("a", "get", " configmaps  ns page"));
+        nodes.0.set_pod(&pod("a"));
+        assert!(nodes.may("a", "get", " configmaps  ns page"));
+        assert!(nodes.may("a", "create", " serviceaccounts token ns default"));
+        assert!(
+            nodes.may("a", "get", " persistentvolumeclaims  ns p-own"),
+            "the claim of an ephemeral volume"
+        );
+        assert!(nodes.may("a", "get", "resource.k8s.io resourceclaims  ns p-gpu"));
+        assert!(!nodes.may("a", "list", "resource.k8s.io resourceclaims  ns p-gpu"));
+        assert!(!nodes.may("a", "get", " configmaps  ns other"));
+        assert!(!nodes.may("b", "get", " configmaps  ns page"));
+        assert!(nodes.told("jane", "get", " configmaps  ns page", "").is_err());
+        nodes.0.forget_pod("ns", "p");
+        assert!(!nodes.may("a", "get", " configmaps  ns page"));
+    }
+
+    #[test]
+    fn a_node_reads_the_volumes_of_its_pods_and_what_opens_them() {
+        let nodes = Nodes(NodeAuthorizer::new());
+        let volume: PersistentVolume = object(json!({
+            "metadata": {"name": "pv"},
+            "spec": {
+                "claimRef": {"namespace": "ns", "name": "claim"},
+                "csi": {"driver": "d", "volumeHandle": "h", "nodeStageSecretRef": {"namespace": "keys", "name": "stage"},
+                    "controllerPublishSecretRef": {"namespace": "keys", "name": "controller"}},
+            },
+        }));
+        nodes.0.set_volume("pv", Some(&volume));
+        assert!(!nodes.may("a", "get", " persistentvolumes   pv"));
+        nodes.0.set_pod(&pod("a"));
+        assert!(nodes.may("a", "get", " persistentvolumes   pv"));
+        assert!(nodes.may("a", "get", " secrets  keys stage"));
+        assert!(!nodes.may("a", "get", " secrets  keys controller"), "that is the controllers'");
+        assert!(!nodes.may("b", "get", " persistentvolumes   pv"));
+        nodes.0.set_volume("pv", None);
+        assert!(!nodes.may("a", "get", " secrets  keys stage"));
+        let attachment: VolumeAttachment = object(json!({
+            "metadata": {"name": "va"}, "spec": {"attacher": "d", "nodeName": "a", "source": {}}}));
+        nodes.0.set_attachment("va", Some(&attachment));
+        assert!(nodes.may("a", "get", "storage.k8s.io volumeattachments   va"));
+        assert!(!nodes.may("b", "get", "storage.k8s.io volumeattachments   va"));
+    }
+
+    #[test]
+    fn a_node_sees_its_own_pods_slices_and_itself() {
+        let nodes = Nodes(NodeAuthorizer::new());
+        nodes.0.set_pod(&pod("a"));
+        let told = |verb: &str, place: &str, fields: &str| nodes.told("system:node:a", verb, place, fields);
+        assert!(told("list", " pods", "spec.nodeName=a").is_ok());
+        assert_eq!(
+            told("list", " pods", "spec.nodeName=b"),
+            Err("can only list/watch pods with spec.nodeName field selector".to_owned())
+        );
+        assert!(told("watch", " pods  ns p", "metadata.name=p").is_ok());
+        assert!(told("get", " pods  ns p", "").is_ok());
+        assert!(!nodes.may("b", "get", " pods  ns p"));
+        assert!(told("get", " nodes   a", "").is_ok());
+        assert_eq!(
+            told("list", " nodes", ""),
+            Err("node 'a' cannot read all nodes, only its own Node object".to_owned())
+        );
+        assert!(nodes.may("a", "patch", " nodes status  a"));
+        let slice: ResourceSlice = object(json!({
+            "metadata": {"name": "s"},
+            "spec": {"driver": "d", "nodeName": "a", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1}}}));
+        nodes.0.set_slice("s", Some(&slice));
+        let slices = "resource.k8s.io resourceslices";
+        assert!(told("get", &format!("{slices}   s"), "").is_ok());
+        assert!(!nodes.may("b", "delete", &format!("{slices}   s")));
+        assert!(told("list", slices, "spec.nodeName=a").is_ok());
+        assert!(told("list", slices, "").is_err());
+        assert!(nodes.may("a", "update", "coordination.k8s.io leases  kube-node-lease a"));
+        assert!(!nodes.may("a", "update", "coordination.k8s.io leases  kube-node-lease b"));
     }
 }
