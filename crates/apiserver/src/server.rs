@@ -1,6 +1,7 @@
 //! The server as a whole: what all requests share, and how it is started.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct Config {
     pub authentication: auth::Settings,
     /// The authorizers, in the order in which they are asked; Node and RBAC where there are none.
     pub authorization: Vec<auth::Mode>,
+    /// The file that names them, if there is one, and that of the policies of ABAC.
+    pub authorization_file: Option<(auth::Followed, Option<PathBuf>)>,
     /// Which admission plugins are asked.
     pub admission: admission::Settings,
     /// The authority of client certificates, PEM.
@@ -100,6 +103,7 @@ impl Default for Config {
             service_cidr: "10.96.0.0/16".to_owned(),
             authentication: auth::Settings::default(),
             authorization: Vec::new(),
+            authorization_file: None,
             admission: admission::Settings::default(),
             ca: String::new(),
             node_ca: String::new(),
@@ -189,6 +193,7 @@ impl Server {
             Some(encryption) => Arc::new(Sealed::new(backend, Arc::clone(encryption))),
             None => backend,
         };
+        let reload_metrics = Arc::new(auth::reload::Metrics::new(&config.advertise.to_string()));
         let audit_metrics = Arc::new(audit::Metrics::default());
         let audit = Audit::open(&config.audit, &audit_metrics).await.map_err(StartError::Audit)?;
         let cache = Cache::start(Arc::clone(&backend), "/registry/").await?;
@@ -225,7 +230,7 @@ impl Server {
                     .as_deref()
                     .map(Encryption::metrics)
                     .into_iter()
-                    .chain([audit_metrics.collector(), decisions]),
+                    .chain([audit_metrics.collector(), decisions, reload_metrics.collector()]),
             ),
             encryption,
             audit,
@@ -240,6 +245,13 @@ impl Server {
             limits,
             cache,
         });
+        if let Some((file, policies)) = config.authorization_file {
+            server.follow_authorizers(file, policies, config.authorization, &reload_metrics);
+        }
+        if let Some(file) = config.authentication.file.clone() {
+            let own = &config.authentication.service_accounts.issuers;
+            server.follow_issuers(file, own.clone(), &reload_metrics);
+        }
         server.follow_policy().await?;
         if let Some(fairness) = &fairness {
             fairness::follow(&server, fairness).await?;
@@ -346,6 +358,42 @@ impl Server {
         .await?;
         let (n, group) = (nodes(), "resource.k8s.io");
         self.follow::<ResourceSlice>(group, "resourceslices", move |head, s| n.set_slice(&head.name, s)).await
+    }
+
+    /// Reads what says which authorizers are asked again whenever it changes.
+    fn follow_authorizers(
+        &self,
+        file: auth::Followed,
+        policies: Option<PathBuf>,
+        before: Vec<auth::Mode>,
+        metrics: &Arc<auth::reload::Metrics>,
+    ) {
+        let authorizer = self.authorizer.clone();
+        file.follow("authorization", metrics, self.shutdown.clone(), move |text| {
+            let (authorizer, before, policies) = (authorizer.clone(), before.clone(), policies.clone());
+            async move {
+                let modes = auth::authorization_config::parse(&text, policies.as_deref())?;
+                auth::authorization_config::keeps(&before, &modes)?;
+                authorizer.replace(&modes).await
+            }
+        });
+    }
+
+    /// The same of the issuers whose tokens are taken. `own`: as whom this server signs.
+    fn follow_issuers(
+        &self,
+        file: auth::Followed,
+        mut own: Vec<String>,
+        metrics: &Arc<auth::reload::Metrics>,
+    ) {
+        if own.is_empty() {
+            own.push(auth::token::ISSUER.to_owned());
+        }
+        let issuers = self.authenticator.issuers();
+        file.follow("authentication", metrics, self.shutdown.clone(), move |text| {
+            let taken = auth::jwt::config::parse(&text, &own).and_then(|read| issuers.replace(&read.jwt));
+            async move { taken }
+        });
     }
 
     /// Brings what was just written to RBAC, so that the first components to ask are not refused.

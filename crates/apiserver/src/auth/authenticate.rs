@@ -12,7 +12,8 @@ use rustls::pki_types::CertificateDer;
 
 use super::bootstrap_token::BootstrapTokens;
 use super::certificate::{Authorities, AuthorityError, Peer};
-use super::jwt::{self, Jwt};
+use super::jwt::{self, Issuers};
+use super::reload::Followed;
 use super::request_header::RequestHeader;
 use super::service_accounts::ServiceAccounts;
 use super::token_file::TokenFile;
@@ -68,6 +69,8 @@ pub struct Settings {
     pub token_webhook: Option<token_webhook::Settings>,
     /// Others whose tokens are taken.
     pub jwt: Vec<jwt::Settings>,
+    /// The file that names them, if there is one.
+    pub file: Option<Followed>,
 }
 
 impl Settings {
@@ -104,6 +107,7 @@ pub struct Authenticator {
     authorities: Authorities,
     request_header: Option<RequestHeader>,
     tokens: Union,
+    issuers: Arc<Issuers>,
     anonymous: Anonymous,
     /// The audiences that this server is one of.
     audiences: Vec<String>,
@@ -129,9 +133,8 @@ impl Authenticator {
             sources.push(Box::new(BootstrapTokens::new(Arc::clone(kinds))));
         }
         // After those of this cluster: these may have their issuers asked.
-        for issuer in &settings.jwt {
-            sources.push(Box::new(Jwt::new(issuer.clone()).map_err(OpenError::Issuer)?));
-        }
+        let issuers = Arc::new(Issuers::new(&settings.jwt).map_err(OpenError::Issuer)?);
+        sources.push(Box::new(Arc::clone(&issuers)));
         if let Some(webhook) = &settings.token_webhook {
             let opened = TokenWebhook::open(webhook.clone()).await;
             sources.push(Box::new(opened.map_err(OpenError::Webhook)?));
@@ -140,9 +143,15 @@ impl Authenticator {
             authorities: Authorities::new(client_ca, proxies)?,
             request_header: settings.request_header.clone(),
             tokens: Union::new(sources, signer.audiences.clone()),
+            issuers,
             anonymous: settings.anonymous.clone(),
             audiences: signer.audiences.clone(),
         })
+    }
+
+    /// The issuers whose tokens are taken.
+    pub fn issuers(&self) -> Arc<Issuers> {
+        Arc::clone(&self.issuers)
     }
 
     /// What a connection's certificates prove.

@@ -71,6 +71,20 @@ struct Condition {
     expression: String,
 }
 
+/// Checks that a configuration which takes another's place asks all who were asked besides webhooks: those alone may go
+/// while the server runs.
+///
+/// # Errors
+/// One is missing.
+pub fn keeps(before: &[Mode], now: &[Mode]) -> Result<(), String> {
+    let missing: Vec<&str> = before
+        .iter()
+        .map(Mode::name)
+        .filter(|name| *name != "Webhook" && !now.iter().any(|mode| mode.name() == *name))
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(format!("missing required types: [{}]", missing.join(" "))) }
+}
+
 /// Reads a file's text. `abac` is the file of policies of the mode ABAC, where there is one.
 ///
 /// # Errors

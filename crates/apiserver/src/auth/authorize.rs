@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
 use krate_api::{Reason, StatusError};
-use prometheus::{IntCounter, Registry};
+use prometheus::{IntCounter, IntCounterVec, Registry};
 
 use super::abac::Abac;
 use super::authorizer_webhook::{self, Webhook};
@@ -52,6 +53,20 @@ pub enum Mode {
     Webhook(authorizer_webhook::Settings),
 }
 
+impl Mode {
+    /// As configurations name it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Mode::AlwaysAllow => "AlwaysAllow",
+            Mode::AlwaysDeny => "AlwaysDeny",
+            Mode::Node => "Node",
+            Mode::Rbac => "RBAC",
+            Mode::Abac(_) => "ABAC",
+            Mode::Webhook(_) => "Webhook",
+        }
+    }
+}
+
 #[derive(Clone)]
 enum Source {
     AlwaysAllow,
@@ -68,18 +83,25 @@ enum Source {
 pub struct Authorizer {
     pub nodes: Arc<NodeAuthorizer>,
     pub rbac: Arc<Rbac>,
-    sources: Arc<[Source]>,
+    /// Others may take their place while the server runs.
+    sources: Arc<ArcSwap<Vec<Counted>>>,
     decided: Arc<Decided>,
 }
 
-/// How often each authorizer said yes, and how often no.
-struct Decided {
-    families: Families,
-    of_sources: Vec<[IntCounter; 2]>,
+/// An authorizer, with how often it said yes and how often no.
+struct Counted {
+    source: Source,
+    counts: [IntCounter; 2],
 }
 
-impl Decided {
-    fn by(sources: &[Source]) -> Self {
+/// How often each authorizer decided.
+struct Decided {
+    families: Families,
+    decisions: IntCounterVec,
+}
+
+impl Default for Decided {
+    fn default() -> Self {
         let families = Families::default();
         let decisions = families.counters(
             Alpha,
@@ -87,11 +109,16 @@ impl Decided {
             "Decisions of each authorizer.",
             &["type", "name", "decision"],
         );
-        let of_source = |source: &Source| {
-            let (kind, name) = source.named();
-            ["allowed", "denied"].map(|decision| decisions.with_label_values(&[kind, name, decision]))
-        };
-        Decided { of_sources: sources.iter().map(of_source).collect(), families }
+        Decided { families, decisions }
+    }
+}
+
+impl Decided {
+    fn counted(&self, source: Source) -> Counted {
+        let (kind, name) = source.named();
+        let counts =
+            ["allowed", "denied"].map(|decision| self.decisions.with_label_values(&[kind, name, decision]));
+        Counted { counts, source }
     }
 }
 
@@ -111,14 +138,22 @@ impl Source {
 
 impl Default for Authorizer {
     fn default() -> Self {
-        Authorizer::of(Arc::new([Source::Node, Source::Rbac]))
+        let all = Authorizer {
+            nodes: Arc::default(),
+            rbac: Arc::default(),
+            sources: Arc::default(),
+            decided: Arc::default(),
+        };
+        all.ask([Source::Node, Source::Rbac]);
+        all
     }
 }
 
 impl Authorizer {
-    fn of(sources: Arc<[Source]>) -> Self {
-        let decided = Arc::new(Decided::by(&sources));
-        Authorizer { nodes: Arc::default(), rbac: Arc::default(), sources, decided }
+    /// Asks these from now on.
+    fn ask(&self, sources: impl IntoIterator<Item = Source>) {
+        let counted = sources.into_iter().map(|source| self.decided.counted(source));
+        self.sources.store(Arc::new(counted.collect()));
     }
 
     /// What is counted of the decisions.
@@ -131,6 +166,18 @@ impl Authorizer {
     /// # Errors
     /// A webhook's kubeconfig cannot be used.
     pub async fn open(modes: &[Mode]) -> Result<Self, String> {
+        let all = Authorizer::default();
+        if !modes.is_empty() {
+            all.replace(modes).await?;
+        }
+        Ok(all)
+    }
+
+    /// Asks the authorizers of these modes from now on, and no others.
+    ///
+    /// # Errors
+    /// A webhook's kubeconfig cannot be used; then all stays as it is.
+    pub async fn replace(&self, modes: &[Mode]) -> Result<(), String> {
         let mut sources = Vec::new();
         for mode in modes {
             sources.push(match mode {
@@ -142,7 +189,12 @@ impl Authorizer {
                 Mode::Webhook(settings) => Source::Webhook(Arc::new(Webhook::open(settings.clone()).await?)),
             });
         }
-        Ok(if sources.is_empty() { Authorizer::default() } else { Authorizer::of(sources.into()) })
+        self.ask(sources);
+        Ok(())
+    }
+
+    fn has_webhook(&self) -> bool {
+        self.sources.load().iter().any(|counted| matches!(counted.source, Source::Webhook(_)))
     }
 
     /// Why a request is allowed.
@@ -170,7 +222,7 @@ impl Authorizer {
     /// waits for its answer, and others do its work meanwhile: the runtime must have several.
     pub fn allows(&self, ask: &Ask<'_>) -> Option<String> {
         let deciding = || self.decide(ask);
-        let decision = if self.sources.iter().any(|source| matches!(source, Source::Webhook(_))) {
+        let decision = if self.has_webhook() {
             tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(deciding()))
         } else {
             // Those that are here answer at once.
@@ -186,8 +238,8 @@ impl Authorizer {
     pub fn rules_of(&self, user: &str, groups: &[String], namespace: &str) -> Vec<PolicyRule> {
         let mut rules = Vec::new();
         let mut everything = groups.iter().any(|group| group == MASTERS);
-        for source in self.sources.iter() {
-            match source {
+        for counted in self.sources.load().iter() {
+            match &counted.source {
                 Source::Rbac => rules.extend(self.rbac.rules_of(user, groups, namespace)),
                 Source::Abac(policies) => rules.extend(policies.rules_of(user, groups, namespace)),
                 Source::AlwaysAllow => everything = true,
@@ -218,7 +270,8 @@ impl Judge for Authorizer {
         let mut reasons = Vec::new();
         let yes = || Decision::Allow(String::new());
         let unsure = |why: &str| Decision::NoOpinion(why.to_owned());
-        for (source, counts) in self.sources.iter().zip(&self.decided.of_sources) {
+        let sources = self.sources.load_full();
+        for Counted { source, counts } in sources.iter() {
             let decision = match source {
                 Source::AlwaysAllow => yes(),
                 Source::AlwaysDeny => unsure("Everything is forbidden."),
@@ -245,8 +298,7 @@ impl Judge for Authorizer {
     }
 
     fn untold(&self) -> Option<&'static str> {
-        let remote = self.sources.iter().any(|source| matches!(source, Source::Webhook(_)));
-        remote.then_some("webhook authorizer does not support user rule resolution")
+        self.has_webhook().then_some("webhook authorizer does not support user rule resolution")
     }
 }
 

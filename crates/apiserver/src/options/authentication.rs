@@ -10,7 +10,7 @@ use jsonwebtoken::Algorithm;
 use super::{OptionError, Topic, duration, read};
 use crate::auth::jwt;
 use crate::auth::token::ISSUER;
-use crate::auth::{Anonymous, RequestHeader, TokenFile, TokenWebhookSettings};
+use crate::auth::{Anonymous, Followed, RequestHeader, TokenFile, TokenWebhookSettings};
 use crate::server::Config;
 
 #[derive(Args, Clone, Debug, Default)]
@@ -218,7 +218,9 @@ impl Authentication {
                     "authentication-config file and oidc-* flags are mutually exclusive",
                 ));
             }
-            let parsed = jwt::config::parse(&read(FLAG, file)?, &own);
+            let text = read(FLAG, file)?;
+            authentication.file = Some(Followed::new(file, text.clone()));
+            let parsed = jwt::config::parse(&text, &own);
             let parsed =
                 parsed.map_err(|why| OptionError::new(FLAG, format!("{}: {why}", file.display())))?;
             if let Some(anonymous) = parsed.anonymous {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{OptionError, Topic, duration, read};
-use crate::auth::{Mode, WebhookAuthorizer, authorization_config};
+use crate::auth::{Followed, Mode, WebhookAuthorizer, authorization_config};
 use crate::server::Config;
 
 /// How long a review may take that is configured by flags.
@@ -61,7 +61,9 @@ impl Topic for Authorization {
                 );
                 return Err(OptionError::new(FILE, why));
             }
-            let modes = authorization_config::parse(&read(FILE, file)?, policies);
+            let text = read(FILE, file)?;
+            config.authorization_file = Some((Followed::new(file, text.clone()), policies.map(Into::into)));
+            let modes = authorization_config::parse(&text, policies);
             config.authorization =
                 modes.map_err(|why| OptionError::new(FILE, format!("{}: {why}", file.display())))?;
             return Ok(());

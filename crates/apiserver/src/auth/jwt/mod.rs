@@ -6,7 +6,9 @@ pub mod config;
 mod issuer;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -77,6 +79,43 @@ impl Jwt {
     pub fn new(settings: Settings) -> Result<Self, String> {
         let issuer = Issuer::new(&settings)?;
         Ok(Jwt { settings, issuer })
+    }
+}
+
+/// The issuers of a configuration; others may take their place while the server runs.
+pub struct Issuers(ArcSwap<Vec<Jwt>>);
+
+impl Issuers {
+    /// # Errors
+    /// An issuer's authority is none.
+    pub fn new(all: &[Settings]) -> Result<Self, String> {
+        Ok(Issuers(ArcSwap::from_pointee(opened(all)?)))
+    }
+
+    /// # Errors
+    /// An issuer's authority is none; then all stays as it is.
+    pub fn replace(&self, all: &[Settings]) -> Result<(), String> {
+        self.0.store(Arc::new(opened(all)?));
+        Ok(())
+    }
+}
+
+fn opened(all: &[Settings]) -> Result<Vec<Jwt>, String> {
+    all.iter().map(|issuer| Jwt::new(issuer.clone())).collect()
+}
+
+#[async_trait]
+impl Tokens for Arc<Issuers> {
+    async fn whose(&self, token: &str, audiences: &[String]) -> Found {
+        let mut failed = None;
+        for issuer in self.0.load_full().iter() {
+            match issuer.whose(token, audiences).await {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(why) => failed = Some(why),
+            }
+        }
+        failed.map_or(Ok(None), Err)
     }
 }
 

@@ -1,0 +1,182 @@
+//! Configuration of who is known and who may, in files that are read again when they change (KEP-3221, KEP-3331). What is
+//! wrong is told and counted, and what was taken before stays in force.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus::core::Collector;
+use prometheus::{GaugeVec, IntCounterVec, Opts, Registry};
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+
+/// How often a file is looked at, as upstream.
+const LOOK_EVERY: Duration = Duration::from_mins(1);
+
+/// A file, and what it said when it was last taken.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    pub path: PathBuf,
+    pub text: String,
+    pub look_every: Duration,
+}
+
+impl Followed {
+    pub fn new(path: impl Into<PathBuf>, text: String) -> Self {
+        Followed { path: path.into(), text, look_every: LOOK_EVERY }
+    }
+
+    /// Hands every new content of the file to `take`, until `shutdown`. `what` is how upstream's metrics name it.
+    pub fn follow<F: Future<Output = Result<(), String>> + Send>(
+        mut self,
+        what: &'static str,
+        metrics: &Arc<Metrics>,
+        shutdown: CancellationToken,
+        take: impl Fn(String) -> F + Send + 'static,
+    ) {
+        let metrics = Arc::clone(metrics);
+        tokio::spawn(async move {
+            let mut looks = tokio::time::interval(self.look_every);
+            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = looks.tick() => {}
+                    () = shutdown.cancelled() => return,
+                }
+                let path = self.path.display();
+                let taken = match tokio::fs::read_to_string(&self.path).await {
+                    Ok(text) if text == self.text => continue,
+                    Ok(text) => {
+                        // Wrong once, it is not told again until it changes.
+                        self.text.clone_from(&text);
+                        take(text).await
+                    }
+                    Err(error) => Err(error.to_string()),
+                };
+                metrics.reloaded(what, taken.is_ok());
+                match taken {
+                    Ok(()) => tracing::info!("reloaded {what} config from {path}"),
+                    Err(error) => tracing::error!("reloading {what} config from {path}: {error}"),
+                }
+            }
+        });
+    }
+}
+
+/// What is counted of it, under upstream's names.
+pub struct Metrics {
+    registry: Registry,
+    /// Which server it is, as a hash.
+    server: String,
+    /// By what is configured: how often, and when last.
+    of: Vec<(&'static str, IntCounterVec, GaugeVec)>,
+}
+
+impl Metrics {
+    /// For the server of this identity.
+    pub fn new(server: &str) -> Self {
+        let registry = Registry::new();
+        let labels = ["status", "apiserver_id_hash"];
+        let of = ["authentication", "authorization"].map(|what| {
+            let put =
+                |end: &str, help: &str| Opts::new(format!("apiserver_{what}_config_controller_{end}"), help);
+            let total =
+                put("automatic_reloads_total", "Configurations read again, by whether they were taken.");
+            let last = put("automatic_reload_last_timestamp_seconds", "When that was last done.");
+            (
+                what,
+                registered(&registry, IntCounterVec::new(total, &labels)),
+                registered(&registry, GaugeVec::new(last, &labels)),
+            )
+        });
+        let server = format!("sha256:{}", hex::encode(Sha256::digest(server)));
+        Metrics { registry, server, of: of.into() }
+    }
+
+    /// All of them, to be shown with the server's own.
+    pub fn collector(&self) -> Registry {
+        self.registry.clone()
+    }
+
+    fn reloaded(&self, what: &str, success: bool) {
+        let status = if success { "success" } else { "failure" };
+        for (_, total, last) in self.of.iter().filter(|(of, ..)| *of == what) {
+            let labels = [status, self.server.as_str()];
+            total.with_label_values(&labels).inc();
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            last.with_label_values(&labels).set(now);
+        }
+    }
+}
+
+/// Puts a collector into the registry. Names are this file's, so that a wrong one is found by the first test.
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("the name is good");
+    registry.register(Box::new(collector.clone())).expect("the name is free");
+    collector
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::{Authorizer, User, authorization_config};
+    use crate::request::RequestInfo;
+
+    #[tokio::test]
+    async fn authorizers_are_others_once_the_file_names_others() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("config");
+        let of = |types: &[&str]| {
+            let entries: Vec<String> = types
+                .iter()
+                .map(|kind| format!("- type: {kind}\n  name: {}\n", kind.to_lowercase()))
+                .collect();
+            format!(
+                "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers:\n{}",
+                entries.concat()
+            )
+        };
+        let text = of(&["RBAC"]);
+        std::fs::write(&path, &text).expect("written");
+        let before = authorization_config::parse(&text, None).expect("modes");
+        let authorizer = Authorizer::open(&before).await.expect("authorizers");
+        let metrics = Arc::new(Metrics::new("here"));
+        let file = Followed { look_every: Duration::from_millis(5), ..Followed::new(&path, text) };
+        let shutdown = CancellationToken::new();
+        let (asked, taken) = (authorizer.clone(), before.clone());
+        file.follow("authorization", &metrics, shutdown.clone(), move |text| {
+            let (asked, taken) = (asked.clone(), taken.clone());
+            async move {
+                let modes = authorization_config::parse(&text, None)?;
+                authorization_config::keeps(&taken, &modes)?;
+                asked.replace(&modes).await
+            }
+        });
+        let counted = |status: &str| {
+            let families = metrics.registry.gather();
+            let all = families.iter().filter(|f| f.name().ends_with("automatic_reloads_total"));
+            all.flat_map(|f| f.get_metric().to_vec())
+                .filter(|m| m.get_label().iter().any(|label| label.value() == status))
+                .map(|m| m.get_counter().get_value())
+                .sum::<f64>()
+        };
+        let until = async |status: &str, wanted: f64| {
+            let end = tokio::time::Instant::now() + Duration::from_secs(30);
+            while counted(status) < wanted {
+                assert!(tokio::time::Instant::now() < end, "{status}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let (amy, info) = (User::authenticated("amy", &[]), RequestInfo::default());
+        assert!(authorizer.check(&amy, &info).await.is_err());
+        // Who was asked must be asked still.
+        std::fs::write(&path, of(&["AlwaysAllow"])).expect("written");
+        until("failure", 1.0).await;
+        assert!(authorizer.check(&amy, &info).await.is_err());
+        std::fs::write(&path, of(&["RBAC", "AlwaysAllow"])).expect("written");
+        until("success", 1.0).await;
+        assert!(authorizer.check(&amy, &info).await.is_ok());
+        shutdown.cancel();
+    }
+}
