@@ -74,6 +74,15 @@ impl Kinds {
         Arc::clone(&self.0.load().rows)
     }
 
+    /// Tells of a resource by these rows, which may say less than what is served.
+    pub fn tell(&self, group: &str, plural: &str, rows: &[&'static Kind]) {
+        self.0.rcu(|served| {
+            let others =
+                served.rows.iter().copied().filter(|kind| kind.group != group || kind.plural != plural);
+            Served { rows: others.chain(rows.iter().copied()).collect(), ..Served::clone(served) }
+        });
+    }
+
     /// Serves these versions of a resource, and no others of it from now on.
     pub fn put(&self, group: &str, plural: &str, versions: Vec<Arc<Storage>>) {
         self.0.rcu(|served| {

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::conversion::{Converting, Webhook};
 use super::registry::{Version, schemas};
-use super::{CLEANUP, approval, names};
+use super::{CLEANUP, approval, names, row};
 use crate::registry::admissionregistration::webhook::ca_bundle;
 use crate::registry::erased::{Object, Registry};
 use crate::server::{AsItself, Server, path};
@@ -113,11 +113,7 @@ impl Establisher {
         let name = definition.metadata.name.clone().unwrap_or_default();
         let result = if definition.metadata.deletion_timestamp.is_some() {
             Box::pin(self.install(&definition)).await.map(|()| {
-                for storage in
-                    self.server.kinds.versions(&definition.spec.group, &definition.spec.names.plural)
-                {
-                    storage.close();
-                }
+                self.close(&definition);
                 self.clear_away(definition);
             })
         } else {
@@ -129,6 +125,17 @@ impl Establisher {
         {
             tracing::warn!(definition = name, %error, "a custom resource could not be served");
         }
+    }
+
+    /// Makes nothing new of a kind that goes, and tells so.
+    fn close(&self, definition: &CustomResourceDefinition) {
+        let (group, plural) = (&definition.spec.group, &definition.spec.names.plural);
+        let served = self.server.kinds.versions(group, plural);
+        for storage in &served {
+            storage.close();
+        }
+        let rows: Vec<&'static Kind> = served.iter().map(|storage| row::closing(storage.kind())).collect();
+        self.server.kinds.tell(group, plural, &rows);
     }
 
     async fn establish(&self, mut definition: CustomResourceDefinition) -> Result<(), StatusError> {

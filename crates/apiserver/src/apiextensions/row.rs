@@ -84,6 +84,19 @@ pub fn of(definition: &CustomResourceDefinition, version: &CustomResourceDefinit
     new
 }
 
+/// The row of a kind whose definition goes: discovery names no verbs by which an object could be made or changed.
+pub fn closing(row: &'static Kind) -> &'static Kind {
+    let verbs = row.verbs.without(Verbs::CREATE.and(Verbs::UPDATE).and(Verbs::PATCH));
+    let wanted = Kind { verbs, ..*row };
+    let mut known = ROWS.lock();
+    if let Some(there) = known.iter().find(|there| ***there == wanted) {
+        return there;
+    }
+    let new: &'static Kind = Box::leak(Box::new(wanted));
+    known.push(new);
+    new
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -158,6 +158,8 @@ async fn with_a_definition_its_objects_and_paths_go() {
     let told = api.until(&place, |_, body| body.to_string().contains("InstanceDeletionInProgress")).await;
     let conditions = told["status"]["conditions"].as_array().cloned().unwrap_or_default();
     assert!(conditions.iter().any(|c| c["type"] == "Terminating" && c["status"] == "True"), "{told:#}");
+    let told = api.get("/apis/example.com/v1").await.1;
+    assert_eq!(told["resources"][0]["verbs"], json!(["delete", "deletecollection", "get", "list", "watch"]));
     let (code, refused) = api.post(WIDGETS, &widget("late", json!({"size": 1}))).await;
     assert_eq!(
         (code, &refused["message"]),
