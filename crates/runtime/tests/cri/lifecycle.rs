@@ -22,11 +22,69 @@ pub const TESTS: &[Test] = &[
     ("users_and_rights_are_as_asked", users_and_rights_are_as_asked),
     ("a_dead_shim_ends_its_pod", a_dead_shim_ends_its_pod),
     ("logs_are_reopened_and_images_removed", logs_are_reopened_and_images_removed),
+    ("a_stop_is_answered_whatever_goes_on_inside", a_stop_is_answered_whatever_goes_on_inside),
 ];
 
 fn stop(node: &Node, id: &str, timeout: i64) {
     let request = StopContainerRequest { container_id: id.into(), timeout };
     node.block_on(node.cri().stop_container(request)).unwrap();
+}
+
+/// Containers that end by themselves, are being looked into, and are stopped, all at once.
+fn a_stop_is_answered_whatever_goes_on_inside() {
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+    let node = Node::start();
+    node.import_busybox();
+    let config = node.pod("busy");
+    let pod = node.run_pod(&config);
+    for round in 0..12 {
+        let ids: Vec<String> = (0..4)
+            .map(|i| {
+                let script = match i {
+                    0 => "sleep 1000",
+                    1 => "while :; do sleep 0.01; done",
+                    2 => "sleep 0.1; exit 42",
+                    _ => "sleep 1000 & sleep 1000 & wait",
+                };
+                node.run(&pod, &config, shell(&format!("c{i}-{round}"), script))
+            })
+            .collect();
+        let stopped = node.block_on(async {
+            let (cri, ids) = (node.cri(), &ids);
+            let looking = ids.iter().flat_map(|id| std::iter::repeat_n(id, 3)).map(|id| {
+                let mut cri = cri.clone();
+                async move {
+                    // Whether one gets in before the end is chance.
+                    for _ in 0..4 {
+                        let request = ExecSyncRequest {
+                            container_id: id.clone(),
+                            cmd: vec!["/bin/sh".into(), "-c".into(), "sleep 0.02; exit 3".into()],
+                            timeout: 30,
+                        };
+                        let _ = cri.exec_sync(request).await;
+                    }
+                }
+            });
+            let stopping = ids.iter().map(|id| {
+                let mut cri = cri.clone();
+                async move {
+                    tokio::time::sleep(std::time::Duration::from_millis(20 * round)).await;
+                    let request = StopContainerRequest { container_id: id.clone(), timeout: 0 };
+                    tokio::time::timeout(PATIENCE, cri.stop_container(request)).await
+                }
+            });
+            let (_, stopped) = tokio::time::timeout(PATIENCE * 2, async {
+                tokio::join!(futures::future::join_all(looking), futures::future::join_all(stopping))
+            })
+            .await
+            .expect("who looks inside gets an answer");
+            stopped
+        });
+        for (id, outcome) in ids.iter().zip(stopped) {
+            outcome.unwrap_or_else(|_| panic!("{id} of round {round} was not stopped in time")).unwrap();
+            assert_eq!(node.status(id).state(), ContainerState::ContainerExited);
+        }
+    }
 }
 
 fn a_pod_lives_and_leaves_nothing() {
