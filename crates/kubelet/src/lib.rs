@@ -54,6 +54,7 @@ pub use config::{Config, Enforce, LogPolicy, ShutdownPeriod};
 pub use configuration::{Configuration, ConfigurationError, StaticPods};
 pub use cpus::{CpuPolicy, CpuSet};
 pub use devices::api as device_plugin;
+pub use devices::lister_api as pod_resources;
 pub use eviction::EvictionConfig;
 pub use garbage::ImagePolicy;
 pub use providers::{ProviderError, Providers};

@@ -103,6 +103,7 @@ pub async fn run(
 
     enforce(&shared)?;
     let placing = tokio::spawn(cpus::run(Arc::clone(&shared)));
+    let telling_resources = tokio::spawn(devices::pod_resources::run(Arc::clone(&shared)));
     let registering = tokio::spawn(devices::run(devices, shutdown.clone()));
     let node_watch = watch_node(&shared, &changed);
     let (is_ready, mut readiness) = watch::channel(false);
@@ -141,7 +142,15 @@ pub async fn run(
     telling.abort();
     let _ = running_node.await;
     let _ = running_pods.await;
-    let _ = tokio::join!(serving.join_all(), rotating, collecting, evicting, registering, placing);
+    let _ = tokio::join!(
+        serving.join_all(),
+        rotating,
+        collecting,
+        evicting,
+        registering,
+        placing,
+        telling_resources
+    );
     drop(node_watch);
     Ok(())
 }

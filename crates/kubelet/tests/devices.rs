@@ -3,8 +3,12 @@
 mod support;
 
 use krate_kubelet::device_plugin::RegisterRequest;
+use krate_kubelet::pod_resources::{
+    self, AllocatableResourcesResponse, GetPodResourcesRequest, GetPodResourcesResponse,
+    ListPodResourcesResponse,
+};
 use serde_json::{Value, json};
-use support::plugin::{Plugin, RESOURCE, register};
+use support::plugin::{Plugin, RESOURCE, ask, register};
 use support::{Node, available};
 
 const NODE: &str = "/api/v1/nodes/node";
@@ -67,6 +71,26 @@ async fn devices_are_counted_given_and_given_back() {
     assert_eq!((config.devices[0].container_path.as_str(), config.devices.len()), ("/dev/thing-b", 1));
     assert!(config.envs.iter().any(|e| e.key == "THINGS" && e.value == "b"));
     assert_eq!(plugin.calls(), ["allocate b", "start b"]);
+
+    // Who asks is told who has them.
+    let resources = node.root().join("pod-resources");
+    let wanted = GetPodResourcesRequest { pod_name: "one".to_owned(), pod_namespace: "n".to_owned() };
+    let one: GetPodResourcesResponse = ask(&resources, "/v1.PodResourcesLister/Get", wanted).await.unwrap();
+    let one = one.pod_resources.unwrap();
+    assert_eq!((one.name.as_str(), one.containers[0].name.as_str()), ("one", "one"));
+    let device = &one.containers[0].devices[0];
+    assert_eq!((device.resource_name.as_str(), &device.device_ids[..]), (RESOURCE, &["b".to_owned()][..]));
+    let all: ListPodResourcesResponse =
+        ask(&resources, "/v1.PodResourcesLister/List", pod_resources::Empty {}).await.unwrap();
+    assert_eq!(all.pod_resources, [one]);
+    let usable: AllocatableResourcesResponse =
+        ask(&resources, "/v1.PodResourcesLister/GetAllocatableResources", pod_resources::Empty {})
+            .await
+            .unwrap();
+    assert_eq!(usable.devices[0].device_ids, ["a", "b"]);
+    let wanted = GetPodResourcesRequest { pod_name: "none".to_owned(), pod_namespace: "n".to_owned() };
+    let missing = ask::<_, GetPodResourcesResponse>(&resources, "/v1.PodResourcesLister/Get", wanted).await;
+    assert!(missing.unwrap_err().message().contains("pod none in namespace n not found"));
 
     // There is one left, and it is not enough for two.
     node.api.create(&path("two"), pod("two", 2));

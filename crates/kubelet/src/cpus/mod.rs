@@ -128,7 +128,7 @@ impl Cpus {
         let (mut given, mut reusable) = (BTreeMap::new(), CpuSet::default());
         let inits = spec.init_containers.iter().flatten().map(|c| (c, !is_sidecar(c)));
         for (container, ends_before) in inits.chain(spec.containers.iter().map(|c| (c, false))) {
-            let count = alone(pod, container);
+            let count = wanted_alone(pod, container);
             if count == 0 {
                 continue;
             }
@@ -164,6 +164,16 @@ impl Cpus {
             owned.values().flat_map(BTreeMap::values).fold(CpuSet::default(), |sum, set| sum.with(set));
         // What is reserved is not kept from those who share.
         self.topology.all().without(&taken).with(reserved)
+    }
+
+    /// The processors that a container has alone.
+    pub fn alone(&self, uid: &str, container: &str) -> CpuSet {
+        self.owned.lock().get(uid).and_then(|of| of.get(container)).cloned().unwrap_or_default()
+    }
+
+    /// The processors that containers may have alone; none, where no container may.
+    pub fn allocatable(&self) -> CpuSet {
+        self.reserved.as_ref().map(|reserved| self.topology.all().without(reserved)).unwrap_or_default()
     }
 
     /// The pod needs its processors no more.
@@ -210,8 +220,8 @@ impl Cpus {
     }
 }
 
-/// How many processors a container has alone: those of guaranteed pods that ask for whole ones.
-fn alone(pod: &Pod, container: &Container) -> usize {
+/// How many processors a container is to have alone: those of guaranteed pods that ask for whole ones.
+fn wanted_alone(pod: &Pod, container: &Container) -> usize {
     let milli = resources::cpu_request(container.resources.as_ref()).unwrap_or(0);
     let is_whole = resources::qos(pod) == Qos::Guaranteed && milli % 1000 == 0;
     if is_whole { usize::try_from(milli / 1000).unwrap_or(0) } else { 0 }

@@ -3,7 +3,9 @@
 
 pub mod api;
 mod held;
+pub mod lister_api;
 mod plugin;
+pub mod pod_resources;
 mod registration;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -225,6 +227,26 @@ impl Devices {
         }
         self.save();
         Ok(grant)
+    }
+
+    /// Which devices a pod's containers have, by container and resource.
+    pub fn given(&self, uid: &str) -> BTreeMap<String, BTreeMap<String, Vec<String>>> {
+        let state = self.state.lock();
+        let grants = state.held.get(uid).map(|held| held.grants.clone()).unwrap_or_default();
+        let ids = |grant: Grant| grant.ids.into_iter().collect::<Vec<_>>();
+        let of =
+            |of: BTreeMap<String, Grant>| of.into_iter().map(|(name, grant)| (name, ids(grant))).collect();
+        grants.into_iter().map(|(container, grants)| (container, of(grants))).collect()
+    }
+
+    /// The devices that can be used, by resource.
+    pub fn usable(&self) -> BTreeMap<String, Vec<String>> {
+        let state = self.state.lock();
+        let there = state.resources.iter().filter(|(_, resource)| resource.plugin.is_some());
+        let ids = |resource: &Resource| {
+            resource.devices.iter().filter(|(_, healthy)| **healthy).map(|(id, _)| id.clone()).collect()
+        };
+        there.map(|(name, resource)| (name.clone(), ids(resource))).collect()
     }
 
     /// The pod needs its devices no more.

@@ -98,6 +98,15 @@ fn short(directory: &Path) -> PathBuf {
 
 /// Announces a plugin to the kubelet.
 pub async fn register(directory: &Path, request: RegisterRequest) -> Result<(), Status> {
+    ask::<_, Empty>(directory, "/v1beta1.Registration/Register", request).await.map(drop)
+}
+
+/// Asks the kubelet at its socket in `directory`.
+pub async fn ask<Q, A>(directory: &Path, method: &'static str, request: Q) -> Result<A, Status>
+where
+    Q: prost::Message + 'static,
+    A: prost::Message + Default + 'static,
+{
     let socket = short(directory).join("kubelet.sock");
     let connect = tower::service_fn(move |_| {
         let socket = socket.clone();
@@ -106,9 +115,8 @@ pub async fn register(directory: &Path, request: RegisterRequest) -> Result<(), 
     let channel = Endpoint::from_static("http://kubelet").connect_with_connector_lazy(connect);
     let mut grpc = tonic::client::Grpc::new(channel);
     grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
-    let path = http::uri::PathAndQuery::from_static("/v1beta1.Registration/Register");
-    let codec = ProstCodec::<RegisterRequest, Empty>::default();
-    grpc.unary(Request::new(request), path, codec).await.map(drop)
+    let path = http::uri::PathAndQuery::from_static(method);
+    grpc.unary(Request::new(request), path, ProstCodec::<Q, A>::default()).await.map(Response::into_inner)
 }
 
 impl tonic::server::NamedService for Plugin {

@@ -32,7 +32,7 @@ fn stop(node: &Node, id: &str, timeout: i64) {
 
 /// Containers that end by themselves, are being looked into, and are stopped, all at once.
 fn a_stop_is_answered_whatever_goes_on_inside() {
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+    const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
     let node = Node::start();
     node.import_busybox();
     let config = node.pod("busy");

@@ -1,0 +1,64 @@
+//! What is said at `v1.PodResourcesLister`. Memory and claims are not told: no pod has them alone here.
+
+/// The service's name in gRPC's paths.
+pub const SERVICE: &str = "v1.PodResourcesLister";
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Empty {}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ListPodResourcesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub pod_resources: Vec<PodResources>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct PodResources {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    #[prost(message, repeated, tag = "3")]
+    pub containers: Vec<ContainerResources>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ContainerResources {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(message, repeated, tag = "2")]
+    pub devices: Vec<ContainerDevices>,
+    /// Processors that it has alone.
+    #[prost(int64, repeated, tag = "3")]
+    pub cpu_ids: Vec<i64>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ContainerDevices {
+    #[prost(string, tag = "1")]
+    pub resource_name: String,
+    #[prost(string, repeated, tag = "2")]
+    pub device_ids: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct AllocatableResourcesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub devices: Vec<ContainerDevices>,
+    #[prost(int64, repeated, tag = "2")]
+    pub cpu_ids: Vec<i64>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct GetPodResourcesRequest {
+    #[prost(string, tag = "1")]
+    pub pod_name: String,
+    #[prost(string, tag = "2")]
+    pub pod_namespace: String,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct GetPodResourcesResponse {
+    #[prost(message, optional, tag = "1")]
+    pub pod_resources: Option<PodResources>,
+}
