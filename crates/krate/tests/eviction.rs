@@ -1,0 +1,83 @@
+//! A node that runs short, by thresholds that it was configured with: it says so, evicts pods that it can do without, and
+//! keeps those that it cannot.
+
+mod support;
+
+use std::time::Duration;
+
+use krate_testkit::eventually;
+use serde_json::{Value, json};
+
+use support::{Cluster, image};
+
+const SOON: Duration = Duration::from_mins(2);
+const IMAGE: &str = "docker.io/library/busybox:latest";
+
+#[test]
+fn a_node_that_is_short_of_memory_evicts_pods() {
+    let (true, Some(kubectl), Some(busybox)) =
+        (krate_testkit::available(), support::kubectl(), image::busybox())
+    else {
+        return;
+    };
+    let files = tempfile::tempdir().expect("a directory");
+    let manifests = files.path().join("manifests");
+    std::fs::create_dir(&manifests).expect("made");
+    // No machine has so much.
+    let configuration = format!(
+        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: {}\n\
+         evictionSoft: {{memory.available: 1000Gi}}\nevictionSoftGracePeriod: {{memory.available: 3s}}\n\
+         evictionMaxPodGracePeriod: 1\n",
+        manifests.display()
+    );
+    let file = files.path().join("kubelet.yaml");
+    std::fs::write(&file, configuration).expect("written");
+    let cluster = Cluster::start(kubectl, &["--kubelet-config", &file.to_string_lossy()]);
+    let archive = cluster.dir.join("busybox.tar");
+    image::write(&busybox, IMAGE, "latest", &archive);
+    cluster.krate_says(&["image", "import", &archive.to_string_lossy()]);
+    let json = |args: &str| -> Value { serde_json::from_str(&cluster.kubectl(args)).expect("json") };
+    eventually("the node says that it is short", SOON, || {
+        let nodes = json("get nodes -o json");
+        let conditions = nodes["items"][0]["status"]["conditions"].as_array()?.clone();
+        let is_short = |c: &&Value| c["type"] == "MemoryPressure" && c["status"] == "True";
+        conditions.iter().find(is_short).map(|c| assert_eq!(c["reason"], "KubeletHasInsufficientMemory"))
+    });
+    let pod = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"terminationGracePeriodSeconds": 30,
+                "tolerations": [{"key": "node.kubernetes.io/memory-pressure", "operator": "Exists"}],
+                "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+                    "command": ["sleep", "1000"]}]}})
+    };
+    std::fs::write(manifests.join("kept.json"), pod("kept").to_string()).expect("written");
+    let described = files.path().join("pod.json");
+    std::fs::write(&described, pod("spare").to_string()).expect("written");
+    eventually("the pod is taken", SOON, || {
+        let out = cluster
+            .kubectl_command(&format!("create -f {}", described.display()))
+            .output()
+            .expect("kubectl runs");
+        out.status.success().then_some(())
+    });
+    let evicted = eventually("the pod is evicted", SOON, || {
+        let pod = json("get pod spare -o json");
+        (pod["status"]["phase"] == "Failed").then_some(pod)
+    });
+    let status = &evicted["status"];
+    assert_eq!(status["reason"], "Evicted", "{status:#}");
+    let message = status["message"].as_str().unwrap_or_default();
+    assert!(
+        message.starts_with("The node was low on resource: memory. Threshold quantity: 1000Gi, available: "),
+        "{message}"
+    );
+    let conditions = status["conditions"].as_array().expect("conditions");
+    assert!(
+        conditions.iter().any(|c| c["type"] == "DisruptionTarget" && c["reason"] == "TerminationByKubelet")
+    );
+    let images = json("get pods -o json");
+    let all = images["items"].as_array().expect("pods");
+    let is_kept = |p: &&Value| p["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("kept-"));
+    let kept = all.iter().find(is_kept).expect("the static pod has its image");
+    assert_eq!(kept["status"]["phase"], "Running", "a static pod is never evicted");
+}
