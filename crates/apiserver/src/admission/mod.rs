@@ -366,7 +366,7 @@ impl Chain {
             ),
             plugin(
                 "MutatingAdmissionWebhook",
-                WRITE,
+                EVERYTHING,
                 webhook::mutating::MutatingWebhooks::new(kinds(), authorizer(), counts()),
             ),
             plugin(
@@ -434,8 +434,10 @@ impl Chain {
         attributes: &mut Attributes,
         old: Option<&dyn Object>,
     ) -> Result<(), StatusError> {
-        for plugin in &self.0 {
+        let mut watch = Watch::start(self, Phase::Mutate, attributes.operation);
+        for plugin in self.asked(attributes.operation) {
             let answer = plugin.admit.consult(attributes, old).await;
+            watch.asked(plugin, answer.is_err());
             answer.inspect_err(|error| refused(plugin, error))?;
         }
         Ok(())
