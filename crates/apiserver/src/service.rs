@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -77,8 +77,11 @@ impl Service {
             .map_or(Wanted::JSON, |wanted| Wanted { shape: Shape::Object, ..wanted });
         let mut noted =
             Noted { id, since: Instant::now(), asked: None, matched: None, waited: Duration::ZERO };
-        let answering = AssertUnwindSafe(self.within_time(request, &mut noted)).catch_unwind();
-        let (answered, elsewhere) = elsewhere::measured(answering).await;
+        let (answered, elsewhere) = {
+            let answering = AssertUnwindSafe(self.within_time(request, &mut noted)).catch_unwind();
+            let mut answering = pin!(elsewhere::measured(answering));
+            (answering.as_mut().await, elsewhere::of(answering))
+        };
         let mut reply = match answered {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => wire::refusal(&error, wanted),

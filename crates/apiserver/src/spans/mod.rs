@@ -14,6 +14,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures::FutureExt as _;
+use futures::future::Either;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -107,8 +109,7 @@ pub struct Tracer {
 impl Tracer {
     /// A trace is taken by its number alone, so that all who see it decide alike.
     fn takes(&self, trace: [u8; 16]) -> bool {
-        let [.., a, b, c, d, e, f, g, h] = trace;
-        let number = u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1;
+        let number = (u128::from_be_bytes(trace) as u64) >> 1;
         u128::from(number) * 1_000_000 < u128::from(self.per_million) << 63
     }
 
@@ -255,18 +256,20 @@ pub fn describe(info: &RequestInfo, may_be: bool) -> Vec<Attribute> {
 
 /// Runs a part of a request in a span of its own, below the one that is being worked in. Of the span is known what
 /// `attributes` gives, which is asked only where it is traced.
-pub async fn within<F: Future>(
+pub fn within<F: Future>(
     name: &'static str,
     attributes: impl FnOnce() -> Vec<Attribute>,
     part: F,
-) -> F::Output {
-    let Ok(above) = CURRENT.try_with(Clone::clone) else { return part.await };
+) -> impl Future<Output = F::Output> {
+    let Ok(above) = CURRENT.try_with(Clone::clone) else { return Either::Left(part) };
     let current = Current { span: rand::random(), ..above.clone() };
     let open = Open { above, span: current.span, name, start: SystemTime::now(), attributes: attributes() };
     // Boxed, so that requests take no more room where nothing is traced.
-    let output = Box::pin(CURRENT.scope(current, part)).await;
-    drop(open);
-    output
+    let traced = Box::pin(CURRENT.scope(current, part));
+    Either::Right(traced.map(move |output| {
+        drop(open);
+        output
+    }))
 }
 
 /// Ends its span when it goes: also where the request is given up.

@@ -38,12 +38,12 @@ struct Span {
     links: Vec<String>,
 }
 
-fn each<'a>(bytes: &'a [u8]) -> impl Iterator<Item = (u64, Wire<'a>)> {
+fn each(bytes: &[u8]) -> impl Iterator<Item = (u64, Wire<'_>)> {
     fields(bytes).map(|field| field.expect("a field"))
 }
 
 /// The messages that a field of a message holds.
-fn within<'a>(bytes: &'a [u8], number: u64) -> impl Iterator<Item = &'a [u8]> {
+fn within(bytes: &[u8], number: u64) -> impl Iterator<Item = &[u8]> {
     each(bytes).filter(move |(n, _)| *n == number).map(|(n, wire)| wire.bytes(n).expect("bytes"))
 }
 
