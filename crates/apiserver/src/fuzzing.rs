@@ -77,11 +77,11 @@ fn json_body(bytes: &[u8]) {
     let _ = schema::check(bytes, deployment()).map(|checked| checked.strict_error());
     let Ok(value) = parsed else { return };
     let said = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
-    let is_it = |registry: &&Box<dyn Registry>| {
+    let of_kind = REGISTRIES.iter().find(|registry| {
         let kind = registry.kind();
         kind.kind == said("kind") && kind.api_version() == said("apiVersion")
-    };
-    let Some(registry) = REGISTRIES.iter().find(is_it) else { return };
+    });
+    let Some(registry) = of_kind else { return };
     if let Some(t) = registry.schema() {
         let _ = schema::check(bytes, t);
     }
@@ -183,7 +183,8 @@ fn expression(bytes: &[u8]) {
 }
 
 fn continue_token(bytes: &[u8]) {
-    let encoded: String = bytes.iter().map(|byte| format!("%{byte:02x}")).collect();
+    let hex = hex::encode(bytes);
+    let encoded: String = hex.as_bytes().chunks(2).flat_map(|pair| ["%", text(pair)]).collect();
     let query = Query::parse(Some(&format!("continue={encoded}")));
     if let Ok(Some(token)) = Continue::read(&query) {
         let again = Query::parse(Some(&format!("continue={}", token.token())));

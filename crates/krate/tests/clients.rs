@@ -286,7 +286,7 @@ fn kubectl_checks_a_list_before_it_creates_what_is_in_it() {
     let Some(kubectl) = support::kubectl() else { return };
     let plane = Plane::start();
     let write = |name: &str, value: &Value| {
-        fs::write(plane.dir.path().join(name), value.to_string()).expect("written")
+        fs::write(plane.dir.path().join(name), value.to_string()).expect("written");
     };
     write("definition.json", &definition());
     plane.says(&kubectl, "create -f definition.json");

@@ -18,6 +18,8 @@ struct Level {
     /// The deepest of what stands in brackets since the operands began, and the deepest part of the level so far.
     inner: usize,
     deepest: usize,
+    /// What ends it.
+    close: u8,
 }
 
 impl Level {
@@ -39,11 +41,12 @@ impl Level {
     }
 }
 
-/// At least how deep an expression is; None if that is too deep.
+/// At most how deep an expression is; None if that is too deep. Of a text that is none, a parser that goes on behind its
+/// faults may see brackets that do not match, and those in literals that do not end: they count all of them.
 pub fn of(source: &str) -> Option<usize> {
     let bytes = source.as_bytes();
     let mut levels = vec![Level::default()];
-    let mut at = 0;
+    let (mut at, mut sound) = (0, true);
     while at < bytes.len() {
         let rest = &bytes[at..];
         let nested = levels.len() > 1;
@@ -53,16 +56,20 @@ pub fn of(source: &str) -> Option<usize> {
             [b'/', b'/', ..] => taken = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len()),
             [b'"' | b'\'', ..] => {
                 let raw = at > 0 && matches!(bytes[at - 1], b'r' | b'R');
-                taken = literal(rest, raw);
+                let length = literal(rest, raw);
+                sound &= length.is_some();
+                taken = length.unwrap_or(1);
             }
             [b'(' | b'[' | b'{', ..] => {
                 // Calls, indices and objects' fields are of what stands before them.
                 level.members += 1;
-                levels.push(Level::default());
+                let close = if rest[0] == b'(' { b')' } else { rest[0] + 2 };
+                levels.push(Level { close, ..Level::default() });
                 if levels.len() > DEEPEST {
                     return None;
                 }
             }
+            [close @ (b')' | b']' | b'}'), ..] if *close != level.close => sound = false,
             [b')' | b']' | b'}', ..] if nested => {
                 let mut ended = levels.pop().unwrap_or_default();
                 ended.cut();
@@ -105,31 +112,53 @@ pub fn of(source: &str) -> Option<usize> {
         }
         at += taken;
     }
-    // Brackets that are left open are no expression, and are read as deep as they are.
-    let mut depth = 0;
-    while let Some(mut level) = levels.pop() {
-        level.inner = level.inner.max(depth);
-        level.cut();
-        depth = level.deepest + level.conditions + 1;
+    if !sound || levels.len() > 1 {
+        let open = bytes.iter().filter(|b| matches!(b, b'(' | b'[' | b'{')).count();
+        let chains = bytes.iter().filter(|b| b".?+-*/%<>=!".contains(b)).count();
+        let depth = 2 * open + chains + 1;
+        return (open <= DEEPEST && depth <= DEEPEST_OF_ALL).then_some(depth);
     }
+    let mut whole = levels.pop().unwrap_or_default();
+    whole.cut();
+    let depth = whole.deepest + whole.conditions + 1;
     (depth <= DEEPEST_OF_ALL).then_some(depth)
 }
 
-/// How long a text literal is that begins here.
-fn literal(rest: &[u8], raw: bool) -> usize {
+/// How long a text literal is that begins here; None if it is none.
+fn literal(rest: &[u8], raw: bool) -> Option<usize> {
     let quote = rest[0];
     let three = rest.starts_with(&[quote; 3]);
     let mut at = if three { 3 } else { 1 };
     while at < rest.len() {
         match rest[at] {
-            b'\\' if !raw => at += 2,
-            b if b == quote && !three => return at + 1,
-            b if b == quote && rest[at..].starts_with(&[quote; 3]) => return at + 3,
-            b'\n' if !three => return at,
+            b'\\' if !raw => {
+                // What is escaped by a number goes on behind it, as text does.
+                if !rest.get(at + 1).is_some_and(|b| b"abfnrtv\\?\"'`".contains(b))
+                    && !is_number(&rest[at + 1..])
+                {
+                    return None;
+                }
+                at += 2;
+            }
+            b if b == quote && !three => return Some(at + 1),
+            b if b == quote && rest[at..].starts_with(&[quote; 3]) => return Some(at + 3),
+            b'\n' | b'\r' if !three => return None,
             _ => at += 1,
         }
     }
-    rest.len()
+    None
+}
+
+/// Whether an escape is one of a character by its number.
+fn is_number(escape: &[u8]) -> bool {
+    let (digits, is_digit): (usize, fn(&u8) -> bool) = match escape.first() {
+        Some(b'x' | b'X') => (2, u8::is_ascii_hexdigit),
+        Some(b'u') => (4, u8::is_ascii_hexdigit),
+        Some(b'U') => (8, u8::is_ascii_hexdigit),
+        Some(b'0'..=b'3') => (2, |b| matches!(b, b'0'..=b'7')),
+        _ => return false,
+    };
+    escape.get(1..=digits).is_some_and(|digits| digits.iter().all(is_digit))
 }
 
 #[cfg(test)]
@@ -149,6 +178,7 @@ mod tests {
             ("'''(''(''' + 1 // ((((", Some(2)),
             ("a ? b : c ? d : e", Some(3)),
             ("a in b", Some(2)),
+            ("'\\x28\\n\\u0028\\'' + '[[['", Some(2)),
         ] {
             assert_eq!(of(source), depth, "{source}");
         }
@@ -160,6 +190,10 @@ mod tests {
             nested("(", "1", ")", 300),
             nested("[", "", "]", 100_000),
             nested("(", "1", "", 300),
+            // A parser that goes on behind a fault is still within the brackets before it.
+            nested("[(]", "1", "", 300),
+            format!("'{}", "[".repeat(300)),
+            format!("'\\q{}'", "[".repeat(300)),
             nested("f(a+b+", "1", ")", 240),
             vec!["1"; 300].join("+"),
             format!("a{}", ".b".repeat(300)),

@@ -37,8 +37,9 @@ pub const PER_MATCH_CONDITIONS: u64 = 2_500_000;
 /// The longest expression that is read, in bytes; far above what any cost limit lets through.
 const LONGEST: usize = 256 * 1024;
 
-/// Up to this depth an expression is read and evaluated on any thread's stack.
-const SHALLOW: usize = 24;
+/// Up to these depths an expression is read, and evaluated, on any thread's stack.
+const SHALLOW_TO_READ: usize = 10;
+const SHALLOW_TO_EVALUATE: usize = 60;
 /// What each level of a deeper one may take of the stack, in bytes; without optimization it is most.
 const ROOM: usize = 128 * 1024;
 
@@ -116,8 +117,8 @@ impl Budget {
 
 /// Runs what goes down an expression as deep as this one with room enough on the stack: those that people write find it
 /// on every thread, the few that are deeper get a stack of their own.
-fn with_room<T>(depth: usize, work: impl FnOnce() -> T) -> T {
-    if depth <= SHALLOW { work() } else { stacker::grow(ROOM * depth, work) }
+fn with_room<T>(depth: usize, shallow: usize, work: impl FnOnce() -> T) -> T {
+    if depth <= shallow { work() } else { stacker::grow(ROOM * depth, work) }
 }
 
 /// An expression that has been read and checked.
@@ -182,7 +183,7 @@ impl Program {
             let why = format!("expression recursion limit exceeded: {}", depth::DEEPEST);
             CompileError(shown(source, (-1, 0), &why))
         })?;
-        with_room(depth, || Self::read_bounded(source, declared, more, depth))
+        with_room(depth, SHALLOW_TO_READ, || Self::read_bounded(source, declared, more, depth))
     }
 
     fn read_bounded(
@@ -237,8 +238,9 @@ impl Program {
     pub fn evaluate(&self, variables: &(impl Variables + ?Sized), budget: &mut Budget) -> Result<Value> {
         let mut own = Budget::new(PER_CALL.min(budget.left()));
         let before = own.left();
-        let result =
-            with_room(self.depth, || eval::Evaluation::new(&Erased(variables), &mut own).value(&self.root));
+        let result = with_room(self.depth, SHALLOW_TO_EVALUATE, || {
+            eval::Evaluation::new(&Erased(variables), &mut own).value(&self.root)
+        });
         budget.spend(before - own.left())?;
         result
     }

@@ -24,12 +24,14 @@ const INDEX: &str = "<html>\n<head><title>/debug/pprof/</title></head>\n<body>\n
                      <li><a href=\"profile\">profile</a>: where the processor's time is spent; ?seconds=N</li>\n\
                      </ul>\n</body>\n</html>\n";
 
+/// Changes how much is told in the log, and says so; the error says why not.
+pub type SetVerbosity = fn(&str) -> Result<String, String>;
+
 /// What may be seen.
 #[derive(Clone, Copy, Debug)]
 pub struct Debugging {
     pub profiling: bool,
-    /// Changes how much is told in the log, and says so.
-    pub set_verbosity: Option<fn(&str) -> Result<String, String>>,
+    pub set_verbosity: Option<SetVerbosity>,
 }
 
 impl Default for Debugging {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use krate_store::cache::{Counts, Lists, Resource, Write};
+use krate_store::cache::{Counts, Lists, Write};
 use prometheus::proto::MetricFamily;
 
 use super::families::Gathered;
@@ -68,8 +68,7 @@ fn storages(kinds: &Kinds) -> Vec<Arc<Storage>> {
     let mut all: Vec<Arc<Storage>> = Vec::new();
     for kind in kinds.rows().iter() {
         let Some(storage) = kinds.of(kind.group, kind.plural) else { continue };
-        let is_same = |there: &&Arc<Storage>| std::ptr::eq::<Resource>(&*there.cache, &*storage.cache);
-        if all.iter().find(is_same).is_none() {
+        if !all.iter().any(|there| Arc::ptr_eq(&there.cache, &storage.cache)) {
             all.push(storage);
         }
     }

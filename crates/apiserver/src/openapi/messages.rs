@@ -2,6 +2,9 @@
 
 use serde_json::{Map, Value};
 
+type Fields = Map<String, Value>;
+type Chosen = (&'static [u64], &'static Message);
+
 /// What a field of a message holds, and how JSON has it.
 #[derive(Debug)]
 pub(super) enum Shape {
@@ -18,7 +21,7 @@ pub(super) enum Shape {
     Message(&'static Message),
     Members(&'static Members),
     /// One of several messages, and the numbers of the fields that lead to it.
-    Choice(fn(&Map<String, Value>) -> (&'static [u64], &'static Message)),
+    Choice(fn(&Fields) -> Chosen),
     SchemaOrBool(&'static Message),
 }
 
@@ -331,9 +334,6 @@ static ACCESS_CODE: Message = Message {
     ],
     extensions: 7,
 };
-
-type Fields = Map<String, Value>;
-type Chosen = (&'static [u64], &'static Message);
 
 fn says<'a>(fields: &'a Fields, name: &str) -> &'a str {
     fields.get(name).and_then(Value::as_str).unwrap_or_default()

@@ -14,7 +14,8 @@ const SAMPLES: &str = "/work/shared/kubernetes-v1.36/testdata";
 const LONGEST: Duration = Duration::from_secs(20);
 /// The largest input, in bytes.
 const LARGEST: usize = 64 * 1024;
-/// How long inputs are changed, for each target; `KRATE_FUZZ_SECONDS` names another.
+/// How long inputs are changed, for each target; `KRATE_FUZZ_SECONDS` names another, `KRATE_FUZZ_TARGET` one target, and
+/// `KRATE_FUZZ_LAST` a file that has each input while it is tried.
 const CHANGING: Duration = Duration::from_millis(300);
 
 fn files(directory: &Path, of: impl Fn(&str) -> bool) -> Vec<Vec<u8>> {
@@ -48,6 +49,11 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
 
 /// Gives an input to a target; what is wrong is told with the input.
 fn run((name, target): Target, input: &[u8]) -> Result<(), String> {
+    let last = std::env::var_os("KRATE_FUZZ_LAST");
+    if let Some(last) = &last {
+        // What ends the whole process leaves its input behind.
+        std::fs::write(last, input).expect("written");
+    }
     let since = Instant::now();
     let done = catch_unwind(AssertUnwindSafe(|| target(input)));
     let took = since.elapsed();
@@ -155,6 +161,19 @@ fn changed(seeds: &[Vec<u8>], random: &mut SmallRng) -> Vec<u8> {
         out.truncate(LARGEST);
     }
     out
+}
+
+#[test]
+fn every_target_is_one_for_a_fuzzer_too() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/Cargo.toml");
+    let manifest = std::fs::read_to_string(manifest).expect("it is there");
+    let bins: Vec<&str> = manifest
+        .lines()
+        .filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
+        .skip(1)
+        .collect();
+    let targets: Vec<&str> = TARGETS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(bins, targets);
 }
 
 #[test]

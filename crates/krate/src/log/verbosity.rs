@@ -67,10 +67,10 @@ fn module(file: &str) -> &str {
 }
 
 fn is_told(metadata: &Metadata<'_>) -> bool {
-    let own = metadata.target().starts_with("krate");
-    if *metadata.level() == Level::ERROR || (*metadata.level() == Level::WARN) {
+    if matches!(*metadata.level(), Level::ERROR | Level::WARN) {
         return true;
     }
+    let own = metadata.target().starts_with("krate");
     let file = module(metadata.file().unwrap_or_default());
     let of_module = MODULES.get().into_iter().flatten().find(|(pattern, _)| matches(pattern, file));
     let verbosity = of_module.map_or_else(|| VERBOSITY.load(Relaxed), |(_, level)| *level);

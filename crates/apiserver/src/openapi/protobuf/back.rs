@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 type Read = fn(&[u8], &mut Map<String, Value>);
 
-fn each<'a>(bytes: &'a [u8]) -> impl Iterator<Item = (u64, Wire<'a>)> {
+fn each(bytes: &[u8]) -> impl Iterator<Item = (u64, Wire<'_>)> {
     fields(bytes).map(|field| field.expect("a field"))
 }
 
