@@ -344,18 +344,25 @@ impl fmt::Display for Quantity {
             }
             return write!(f, "{n}{}", BINARY[i]);
         }
-        let (mut n, mut scale) = self.reduced();
-        while scale % 3 != 0 || (self.format != Format::DecimalExponent && scale > 18) {
-            let Some(wider) = n.checked_mul(10) else { break };
-            n = wider;
-            scale -= 1;
-        }
+        let reduced = self.reduced();
+        // An amount that is too large for the largest suffix has an exponent, as in the other decimal format.
+        let with_suffix = |at: &(i128, i32)| at.1 % 3 == 0 && (self.format == Format::DecimalExponent || at.1 <= 18);
+        let with_exponent = |at: &(i128, i32)| at.1 % 3 == 0;
+        let (n, scale) = widened(reduced, with_suffix)
+            .or_else(|| widened(reduced, with_exponent))
+            .unwrap_or(reduced);
         match DECIMAL.iter().find(|(_, e)| *e == scale) {
             Some((suffix, _)) if self.format != Format::DecimalExponent => write!(f, "{n}{suffix}"),
             _ if scale == 0 => write!(f, "{n}"),
             _ => write!(f, "{n}e{scale}"),
         }
     }
+}
+
+/// The first form of a number, each with one digit more than the one before, that will do.
+fn widened(from: (i128, i32), will_do: impl Fn(&(i128, i32)) -> bool) -> Option<(i128, i32)> {
+    let wider = |(n, scale): &(i128, i32)| Some((n.checked_mul(10)?, scale - 1));
+    std::iter::successors(Some(from), wider).find(will_do)
 }
 
 impl FromStr for Quantity {
