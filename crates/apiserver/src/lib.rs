@@ -18,9 +18,9 @@ pub mod discovery;
 mod elsewhere;
 pub mod encryption;
 mod fairness;
-mod head;
 #[doc(hidden)]
 pub mod fuzzing;
+mod head;
 mod health;
 mod http;
 mod impersonate;

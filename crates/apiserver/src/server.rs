@@ -226,11 +226,11 @@ impl Server {
             shutdown: shutdown.clone(),
             backend: Arc::clone(&backend),
             instruments: Instruments::new(
-                encryption
-                    .as_deref()
-                    .map(Encryption::metrics)
-                    .into_iter()
-                    .chain([audit_metrics.collector(), decisions, reload_metrics.collector()]),
+                encryption.as_deref().map(Encryption::metrics).into_iter().chain([
+                    audit_metrics.collector(),
+                    decisions,
+                    reload_metrics.collector(),
+                ]),
             ),
             encryption,
             audit,

@@ -86,6 +86,10 @@ impl Decode for Decoder {
         if self.bare {
             return Some((with_revision(value, revision), head::read(value).ok()?));
         }
+        if let Some(fields) = self.registry.selectable_in(value) {
+            let fields = fields.into_iter().map(|(k, v)| (k.into(), v)).collect();
+            return Some((with_revision(value, revision), Head { fields, ..head::read(value).ok()? }));
+        }
         let mut object = self.registry.decode(value).ok()?;
         let mut value = value.clone();
         if self.registry.kind().custom {

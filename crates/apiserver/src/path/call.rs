@@ -156,7 +156,8 @@ impl Call {
         // What a YAML document says twice is not seen in what became of it.
         if let Some(checked) = checked.as_mut().filter(|_| wire::is_yaml(&self.headers)) {
             let twice = repeated_keys(&body);
-            let twice = twice.map(|told| told.trim_start_matches("error converting YAML to JSON: ").to_owned());
+            let twice =
+                twice.map(|told| told.trim_start_matches("error converting YAML to JSON: ").to_owned());
             checked.strict.splice(0..0, twice);
         }
         self.typed(&json, checked).map_err(|why| self.unhandled(&why))

@@ -98,6 +98,10 @@ pub trait Registry: Send + Sync + 'static {
     fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors);
     fn warnings(&self, object: &dyn Object, old: Option<&dyn Object>) -> Vec<String>;
     fn selectable(&self, object: &dyn Object) -> Selectable;
+    /// The same out of an object's JSON, for a kind of which little need be read for it.
+    fn selectable_in(&self, _json: &[u8]) -> Option<Selectable> {
+        None
+    }
     /// The fields that a field selector may name.
     fn selectable_names(&self) -> Vec<&'static str>;
     /// The column definitions of its table.
@@ -238,6 +242,10 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
 
     fn selectable(&self, object: &dyn Object) -> Selectable {
         typed::<S>(object).selectable()
+    }
+
+    fn selectable_in(&self, json: &[u8]) -> Option<Selectable> {
+        S::slim(json)?.ok().map(|slim| slim.selectable())
     }
 
     fn selectable_names(&self) -> Vec<&'static str> {

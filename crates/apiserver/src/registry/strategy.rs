@@ -119,6 +119,12 @@ pub trait Strategy:
         Selectable::new()
     }
 
+    /// An object of which just that is read out of its JSON which [`Strategy::selectable`] asks for; `None` for a kind
+    /// that is read whole. The watch cache reads every object that is written.
+    fn slim(_json: &[u8]) -> Option<Result<Self, serde_json::Error>> {
+        None
+    }
+
     /// The deletion grace period in seconds for kinds that are deleted gracefully (pods).
     fn grace_period(&self, _asked: Option<i64>) -> Option<i64> {
         None

@@ -1,7 +1,8 @@
 //! Node: a machine that runs pods.
 
-use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, NodeSystemInfo, Taint};
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::pod_spec::amount;
@@ -104,6 +105,22 @@ impl Strategy for Node {
     fn selectable(&self) -> Selectable {
         let unschedulable = self.spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false);
         vec![("spec.unschedulable", unschedulable.to_string())]
+    }
+
+    fn slim(json: &[u8]) -> Option<Result<Self, serde_json::Error>> {
+        #[derive(Deserialize)]
+        struct Slim {
+            spec: Option<Spec>,
+        }
+        #[derive(Deserialize)]
+        struct Spec {
+            unschedulable: Option<bool>,
+        }
+        let slim = serde_json::from_slice::<Slim>(json).map(|Slim { spec }| {
+            let spec = spec.map(|spec| NodeSpec { unschedulable: spec.unschedulable, ..NodeSpec::default() });
+            Node { spec, ..<Node as Default>::default() }
+        });
+        Some(slim)
     }
 }
 

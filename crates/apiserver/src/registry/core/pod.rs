@@ -2,8 +2,9 @@
 
 mod columns;
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodIP, PodSpec, PodStatus};
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+use serde::Deserialize;
 
 use super::pod_spec;
 use crate::registry::column::{age, name, text, wide};
@@ -175,6 +176,10 @@ impl Strategy for Pod {
         ]
     }
 
+    fn slim(json: &[u8]) -> Option<Result<Self, serde_json::Error>> {
+        Some(serde_json::from_slice::<Slim>(json).map(Pod::from))
+    }
+
     /// A pod that no node has taken, or that has come to its end, needs no grace.
     fn grace_period(&self, asked: Option<i64>) -> Option<i64> {
         let spec = self.spec.as_ref();
@@ -191,9 +196,77 @@ impl Strategy for Pod {
     }
 }
 
+/// What pods are selected by.
+#[derive(Deserialize)]
+struct Slim {
+    spec: Option<SlimSpec>,
+    status: Option<SlimStatus>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimSpec {
+    node_name: Option<String>,
+    restart_policy: Option<String>,
+    scheduler_name: Option<String>,
+    service_account_name: Option<String>,
+    host_network: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodIP>>,
+    nominated_node_name: Option<String>,
+}
+
+impl From<Slim> for Pod {
+    fn from(Slim { spec, status }: Slim) -> Self {
+        let spec = spec.map(|spec| PodSpec {
+            node_name: spec.node_name,
+            restart_policy: spec.restart_policy,
+            scheduler_name: spec.scheduler_name,
+            service_account_name: spec.service_account_name,
+            host_network: spec.host_network,
+            ..PodSpec::default()
+        });
+        let status = status.map(|status| PodStatus {
+            phase: status.phase,
+            pod_ip: status.pod_ip,
+            pod_ips: status.pod_ips,
+            nominated_node_name: status.nominated_node_name,
+            ..PodStatus::default()
+        });
+        Pod { spec, status, ..<Pod as Default>::default() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_are_selected_by_the_same_whether_they_are_read_whole_or_not() {
+        let full = serde_json::json!({
+            "metadata": {"name": "a"},
+            "spec": {"nodeName": "n", "restartPolicy": "Never", "schedulerName": "s", "serviceAccountName": "sa",
+                "hostNetwork": true, "containers": [{"name": "c"}]},
+            "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}], "nominatedNodeName": "m"},
+        });
+        for value in
+            [full, serde_json::json!({"metadata": {}}), serde_json::json!({"spec": {"containers": []}})]
+        {
+            let slim = Pod::slim(value.to_string().as_bytes()).expect("a slim pod").expect("JSON");
+            assert_eq!(slim.selectable(), pod(value).selectable());
+        }
+        let named: Vec<_> =
+            <Pod as Default>::default().selectable().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(named.len(), 9, "a new field has to be read by the slim pod too: {named:?}");
+    }
 
     fn pod(json: serde_json::Value) -> Pod {
         serde_json::from_value(json).expect("pod")
