@@ -268,7 +268,7 @@ fn odd_extra((key, values): (&String, &Vec<String>)) -> Option<String> {
         None => Some("must be a domain-prefixed path (such as \"acme.io/foo\")".to_owned()),
         Some((domain, path)) => is_dns1123_subdomain(domain).into_iter().next().or_else(|| {
             let odd =
-                path.is_empty() || path.contains(|c: char| !(c.is_ascii_graphic()) || c == '?' || c == '#');
+                path.is_empty() || path.contains(|c: char| !c.is_ascii_graphic() || c == '?' || c == '#');
             odd.then(|| "must be a domain-prefixed path (such as \"acme.io/foo\")".to_owned())
         }),
     };

@@ -349,15 +349,14 @@ impl Server {
         .await?;
         let nodes = || Arc::clone(&self.authorizer.nodes);
         let n = nodes();
-        self.follow::<PersistentVolume>("", "persistentvolumes", move |head, v| n.set_volume(&head.name, v))
-            .await?;
-        let (n, group) = (nodes(), "storage.k8s.io");
-        self.follow::<VolumeAttachment>(group, "volumeattachments", move |head, a| {
-            n.set_attachment(&head.name, a)
-        })
-        .await?;
-        let (n, group) = (nodes(), "resource.k8s.io");
-        self.follow::<ResourceSlice>(group, "resourceslices", move |head, s| n.set_slice(&head.name, s)).await
+        let told = move |head: &Head, volume: Option<&_>| n.set_volume(&head.name, volume);
+        self.follow::<PersistentVolume>("", "persistentvolumes", told).await?;
+        let n = nodes();
+        let told = move |head: &Head, attachment: Option<&_>| n.set_attachment(&head.name, attachment);
+        self.follow::<VolumeAttachment>("storage.k8s.io", "volumeattachments", told).await?;
+        let n = nodes();
+        let told = move |head: &Head, slice: Option<&_>| n.set_slice(&head.name, slice);
+        self.follow::<ResourceSlice>("resource.k8s.io", "resourceslices", told).await
     }
 
     /// Reads what says which authorizers are asked again whenever it changes.

@@ -178,7 +178,7 @@ impl Storage {
         let Some(converting) = &self.converting else {
             return Ok(self.registry.as_sent(json).unwrap_or_else(|| json.clone()));
         };
-        let one = Box::pin(converting.from_stored(std::slice::from_ref(json))).await?;
+        let one = Box::pin(converting.of_stored(std::slice::from_ref(json))).await?;
         one.into_iter().next().ok_or_else(|| StatusError::internal("nothing was converted"))
     }
 
@@ -188,7 +188,7 @@ impl Storage {
     /// A webhook does not convert one of them.
     pub async fn all_sent(&self, items: Vec<Bytes>) -> Result<Vec<Bytes>, StatusError> {
         match &self.converting {
-            Some(converting) => Box::pin(converting.from_stored(&items)).await,
+            Some(converting) => Box::pin(converting.of_stored(&items)).await,
             None if self.converts() => {
                 let sent = |json: Bytes| self.registry.as_sent(&json).unwrap_or(json);
                 Ok(items.into_iter().map(sent).collect())

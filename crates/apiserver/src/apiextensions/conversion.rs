@@ -271,7 +271,7 @@ impl Converting {
     ///
     /// # Errors
     /// One of them could not be converted.
-    pub async fn from_stored(&self, items: &[Bytes]) -> Result<Vec<Bytes>, StatusError> {
+    pub async fn of_stored(&self, items: &[Bytes]) -> Result<Vec<Bytes>, StatusError> {
         let mut out: Vec<Option<Bytes>> = Vec::with_capacity(items.len());
         let mut left: Vec<Value> = Vec::new();
         {
@@ -374,7 +374,8 @@ mod tests {
     #[test]
     fn an_answer_that_is_another_object_is_refused_in_upstreams_words() {
         let prefix = "conversion webhook for example.com/v1, Kind=Widget returned invalid ";
-        let cases: [(&dyn Fn(&mut Value), &str); 7] = [
+        type Change<'a> = &'a dyn Fn(&mut Value);
+        let cases: [(Change<'_>, &str); 7] = [
             (
                 &|o| o["apiVersion"] = "example.com/v3".into(),
                 "object at index 0: invalid groupVersion (expected example.com/v2, received example.com/v3)",

@@ -16,8 +16,8 @@ const SHORTEST_TIME: u64 = 21;
 const SHORTEST_DURATION: u64 = 3;
 const DATE: u64 = 12;
 
-fn simple(kind: Type, most: u64, least: u64) -> Option<Decl> {
-    Some(Decl { shape: Shape::Simple(kind), most, least })
+fn simple(kind: Type, most: u64, least: u64) -> Decl {
+    Decl { shape: Shape::Simple(kind), most, least }
 }
 
 fn count(schema: &Value, name: &str) -> Option<u64> {
@@ -31,17 +31,17 @@ fn is_embedded(schema: &Value) -> bool {
 /// What a schema declares; `None` where rules cannot look. `whole`: it describes an object with type and metadata.
 pub fn declared(schema: &Value, whole: bool) -> Option<Decl> {
     if says(schema, "x-kubernetes-int-or-string") {
-        return simple(Type::Dyn, text_length(schema, LARGEST_REQUEST - 2), 1);
+        return Some(simple(Type::Dyn, text_length(schema, LARGEST_REQUEST - 2), 1));
     }
     let kind = schema.get("type").and_then(Value::as_str).unwrap_or_default();
     let format = schema.get("format").and_then(Value::as_str).unwrap_or_default();
-    match (kind, format) {
-        ("object", _) => object(schema, whole),
+    Some(match (kind, format) {
+        ("object", _) => return object(schema, whole),
         ("array", _) => {
             let items = schema.get("items")?;
             let inner = declared(items, is_embedded(items))?;
             let most = count(schema, "maxItems").unwrap_or((LARGEST_REQUEST - 2) / (inner.least + 1));
-            Some(Decl { shape: Shape::List(Box::new(inner)), most, least: 2 })
+            Decl { shape: Shape::List(Box::new(inner)), most, least: 2 }
         }
         ("string", "byte") => {
             simple(Type::Bytes, count(schema, "maxLength").unwrap_or(LARGEST_REQUEST - 2), 2)
@@ -58,8 +58,8 @@ pub fn declared(schema: &Value, whole: bool) -> Option<Decl> {
         ("boolean", _) => simple(Type::Bool, 0, 4),
         ("number", _) => simple(Type::Double, 0, 1),
         ("integer", _) => simple(Type::Int, 0, 1),
-        _ => None,
-    }
+        _ => return None,
+    })
 }
 
 /// The most bytes of a text: each of its letters may take four.
@@ -102,7 +102,7 @@ fn whole_object(fields: &mut BTreeMap<String, Decl>, schema: &Value) {
     if complete {
         return;
     }
-    let text = || Decl { shape: Shape::Simple(Type::String), most: LARGEST_REQUEST - 2, least: 2 };
+    let text = || simple(Type::String, LARGEST_REQUEST - 2, 2);
     let metadata = BTreeMap::from([("name".to_owned(), text()), ("generateName".to_owned(), text())]);
     let metadata = Decl { shape: Shape::Object(metadata), most: 0, least: 2 };
     for (name, decl) in [("kind", text()), ("apiVersion", text()), ("metadata", metadata)] {

@@ -139,14 +139,12 @@ impl NodeAuthorizer {
                 only(q.is(&["update", "patch"]), "can only get/update/patch this type")?;
                 self.refers(&q, Referent::Claim)
             }
-            ("", "persistentvolumeclaims") => self.get(&q, |q| self.refers(q, Referent::Claim)),
+            ("", "persistentvolumeclaims") => get(&q, |q| self.refers(q, Referent::Claim)),
             ("", "persistentvolumes") => {
-                self.get(&q, |q| only(self.graph.read().has_volume(node, q.name), &q.unrelated()))
+                get(&q, |q| only(self.graph.read().has_volume(node, q.name), &q.unrelated()))
             }
-            ("resource.k8s.io", "resourceclaims") => {
-                self.get(&q, |q| self.refers(q, Referent::ResourceClaim))
-            }
-            ("storage.k8s.io", "volumeattachments") => self.get(&q, |q| {
+            ("resource.k8s.io", "resourceclaims") => get(&q, |q| self.refers(q, Referent::ResourceClaim)),
+            ("storage.k8s.io", "volumeattachments") => get(&q, |q| {
                 let of = self.graph.read().attachments.get(q.name).is_some_and(|of| of == node);
                 only(of, &q.unrelated())
             }),
@@ -178,12 +176,6 @@ impl NodeAuthorizer {
         only(q.subresource.is_empty(), "cannot read subresource")?;
         only(!q.namespace.is_empty(), "can only read namespaced object of this type")?;
         self.refers(q, what)
-    }
-
-    fn get(&self, q: &Question<'_>, related: impl Fn(&Question<'_>) -> Verdict) -> Verdict {
-        only(q.verb == "get", "can only get individual resources of this type")?;
-        only(q.subresource.is_empty(), "cannot get subresource")?;
-        related(q)
     }
 
     fn slice(&self, q: &Question<'_>) -> Verdict {
@@ -225,6 +217,12 @@ impl NodeAuthorizer {
             _ => Err(String::new()),
         }
     }
+}
+
+fn get(q: &Question<'_>, related: impl Fn(&Question<'_>) -> Verdict) -> Verdict {
+    only(q.verb == "get", "can only get individual resources of this type")?;
+    only(q.subresource.is_empty(), "cannot get subresource")?;
+    related(q)
 }
 
 fn lease(q: &Question<'_>) -> Verdict {

@@ -93,19 +93,16 @@ impl Reconcile for Controller {
         let service = self.services.get_key(&key);
         let selects = service.as_ref().is_some_and(|s| s.spec.as_ref().is_some_and(|s| s.selector.is_some()));
         let endpoints = self.endpoints.get_key(&key).filter(|e| is_mirrored(e));
-        let plan = match endpoints.filter(|_| service.is_some() && !selects) {
-            Some(endpoints) => {
-                let (plan, odd) = plan(&endpoints, &existing);
-                for (reason, message) in odd {
-                    self.recorder.event(&reference(&*endpoints), EventType::Warning, reason, message);
-                }
-                plan
+        let plan = if let Some(endpoints) = endpoints.filter(|_| service.is_some() && !selects) {
+            let (plan, odd) = plan(&endpoints, &existing);
+            for (reason, message) in odd {
+                self.recorder.event(&reference(&*endpoints), EventType::Warning, reason, message);
             }
-            None => {
-                self.expectations.forget(&key);
-                let delete = existing.iter().map(|slice| name(&**slice).to_owned()).collect();
-                Plan { delete, ..Plan::default() }
-            }
+            plan
+        } else {
+            self.expectations.forget(&key);
+            let delete = existing.iter().map(|slice| name(&**slice).to_owned()).collect();
+            Plan { delete, ..Plan::default() }
         };
         write(&self.client, &self.expectations, &key, plan).await.map(|()| Requeue::Done)
     }

@@ -106,6 +106,10 @@ pub fn any(schema: &Value, is_so: &dyn Fn(&Value) -> bool) -> bool {
     found
 }
 
+/// How many values there may be of a part; `None` without a limit.
+#[derive(Clone, Copy)]
+struct Times(Option<u64>);
+
 /// What holds for a part by where it is.
 #[derive(Clone)]
 struct Place {
@@ -115,8 +119,8 @@ struct Place {
     inside_meta: bool,
     /// The outermost part whose items cannot be told from what they were.
     uncorrelated: Option<FieldPath>,
-    /// Whether rules are compiled here, and how often there may be such a value; without end where there is no number.
-    rules: Option<Option<u64>>,
+    /// How many values rules are asked about; none where rules are not read.
+    rules: Option<Times>,
 }
 
 /// One schema on its way through the rules.
@@ -149,7 +153,7 @@ pub fn check(
     if own.is_empty() {
         defaults(schema, true, ratchet, &at, &mut own);
     }
-    let rules = own.is_empty().then_some(Some(1));
+    let rules = own.is_empty().then_some(Times(Some(1)));
     errors.extend(own);
     let mut check = Check {
         ratchet,
@@ -252,7 +256,7 @@ impl Check<'_> {
             return;
         };
         said::form(said, schema, at, errors);
-        let Some(times) = place.rules else { return };
+        let Some(Times(times)) = place.rules else { return };
         if self.schema_errors.len() > before {
             return;
         }
@@ -305,7 +309,8 @@ impl Check<'_> {
     }
 
     fn inner(&mut self, schema: &Value, at: &FieldPath, place: &Place) {
-        let times = place.rules.map(|times| times.and_then(|n| Some(n.saturating_mul(elements(schema)?))));
+        let more = elements(schema);
+        let times = place.rules.map(|Times(n)| Times(n.zip(more).map(|(n, more)| n.saturating_mul(more))));
         let child = Place { root: false, rules: times, ..place.clone() };
         let place_is_whole = place.root;
         let fields = schema.get("properties").and_then(Value::as_object).filter(|fields| !fields.is_empty());

@@ -80,7 +80,7 @@ pub fn within<'s>(path: &str, schema: &'s Value, brackets: bool) -> Result<(Stri
             named.push_str(&name);
         } else {
             at = at.get("additionalProperties").filter(|a| a.is_object()).ok_or_else(nowhere)?;
-            named.push_str(&format!("[{name}]"));
+            named = format!("{named}[{name}]");
         }
     }
     Ok((named, at))
