@@ -200,6 +200,10 @@ pub struct Kubelet {
     #[arg(long, value_name = "unix://PATH")]
     pub container_runtime_endpoint: Option<String>,
 
+    /// Whether a machine that swaps is refused
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub fail_swap_on: Option<bool>,
+
     /// A file or a directory of static pods
     #[arg(long, value_name = "PATH")]
     pub pod_manifest_path: Option<PathBuf>,

@@ -81,6 +81,10 @@ pub struct Config {
     pub runtime_patience: Duration,
     /// How many images are pulled at a time; none: as many as are asked for.
     pub parallel_pulls: Option<usize>,
+    /// How many pulls may begin in a second, and at once after a pause; none: as many as are asked for.
+    pub pull_rate: Option<(f64, f64)>,
+    /// Whether a machine that swaps is refused.
+    pub fail_swap_on: bool,
     /// Plugins that know accounts for registries.
     pub providers: Providers,
     pub log_policy: LogPolicy,
@@ -166,6 +170,8 @@ impl Config {
             image_socket: None,
             runtime_patience: Duration::from_mins(2),
             parallel_pulls: None,
+            pull_rate: None,
+            fail_swap_on: false,
             providers: Providers::default(),
             log_policy: LogPolicy::default(),
             cgroup_root: "/".to_owned(),

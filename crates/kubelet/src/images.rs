@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::cri::{Cri, image_spec, rpc_error};
 use crate::keyring::Keyring;
 use crate::names;
+use crate::pace::Pace;
 use crate::providers::Providers;
 
 /// Why an image cannot be used: what the container waits for.
@@ -48,6 +49,8 @@ pub struct Images {
     pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// How many images may be pulled at a time.
     places: Option<Semaphore>,
+    /// How fast pulls may follow one another.
+    pace: Option<Pace>,
 }
 
 /// The policy that counts: `Always` for `:latest` and for no tag, unless something else is said.
@@ -71,6 +74,7 @@ impl Images {
             backoffs: Mutex::new(HashMap::new()),
             pulling: Mutex::new(HashMap::new()),
             places: config.parallel_pulls.map(Semaphore::new),
+            pace: config.pull_rate.map(|(rate, burst)| Pace::new(rate, burst)),
         }
     }
 
@@ -179,6 +183,9 @@ impl Images {
     }
 
     async fn pull_alone(&self, pod: &Pod, name: &str, credentials: &Keyring) -> Result<cri::Image, String> {
+        if self.pace.as_ref().is_some_and(|pace| !pace.allows()) {
+            return Err("pull QPS exceeded".to_owned());
+        }
         let sandbox_config = cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: pod.metadata.name.clone().unwrap_or_default(),

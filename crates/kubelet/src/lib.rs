@@ -29,6 +29,7 @@ mod naming;
 mod node;
 mod objects;
 mod observed;
+mod pace;
 mod plan;
 mod pods;
 mod preemption;

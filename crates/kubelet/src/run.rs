@@ -38,6 +38,8 @@ pub enum Error {
     Tls(String),
     #[error("{0}")]
     Processors(String),
+    #[error("running with swap on is not supported, please disable swap or set --fail-swap-on flag to false")]
+    Swap,
 }
 
 /// Runs the node's pods until `shutdown`; what runs then goes on running. `ready` is told once the API knows the node
@@ -51,6 +53,9 @@ pub async fn run(
     ready: Option<oneshot::Sender<()>>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    if config.fail_swap_on && swaps(&std::fs::read_to_string("/proc/swaps").unwrap_or_default()) {
+        return Err(Error::Swap);
+    }
     for directory in [&config.root_dir, &config.log_dir] {
         std::fs::create_dir_all(directory)
             .map_err(|error| Error::File { what: format!("making {}", directory.display()), error })?;
@@ -155,6 +160,11 @@ pub async fn run(
     Ok(())
 }
 
+/// Whether the kernel's table of swap areas, which has a line at its head, has any.
+fn swaps(table: &str) -> bool {
+    table.lines().skip(1).any(|line| !line.trim().is_empty())
+}
+
 /// Bounds what pods may use together, and what the system and Kubernetes' own processes may, as far as that is asked.
 fn enforce(shared: &SharedRef) -> Result<(), Error> {
     let (config, machine) = (&shared.config, &shared.machine);
@@ -225,4 +235,14 @@ fn watch_node(shared: &SharedRef, changed: &Arc<Notify>) -> Informer<Node> {
         }
     });
     informer
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_machine_swaps_that_has_somewhere_to() {
+        let head = "Filename\tType\tSize\tUsed\tPriority\n";
+        assert!(!super::swaps(head) && !super::swaps(""));
+        assert!(super::swaps(&format!("{head}/dev/sda2 partition 1048572 0 -2\n")));
+    }
 }

@@ -94,6 +94,7 @@ fn flags(args: &Kubelet) -> Result<Value> {
     put(&["maxPods"], args.max_pods.map(Value::from));
     put(&["podLogsDir"], path(&args.pod_logs_dir));
     put(&["containerRuntimeEndpoint"], args.container_runtime_endpoint.clone().map(Value::from));
+    put(&["failSwapOn"], args.fail_swap_on.map(Value::from));
     put(&["staticPodPath"], path(&args.pod_manifest_path));
     put(&["staticPodURL"], args.manifest_url.clone().map(Value::from));
     put(&["fileCheckFrequency"], args.file_check_frequency.clone().map(Value::from));

@@ -48,14 +48,15 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// Upstream's defaults, but for what suits a machine that is not the node's alone: no image goes by itself, and as
-    /// many are pulled at a time as are needed. Over them what the command line names.
+    /// Upstream's defaults, but for what suits a machine that is not the node's alone: no image goes by itself, as many
+    /// are pulled at a time as are needed, and the machine may swap. Over them what the command line names.
     ///
     /// # Errors
     /// A file cannot be read, or is no sound configuration.
     pub fn configured(args: &Up) -> Result<Self> {
         let mut configuration = Configuration::default();
-        configuration.set(json!({"imageGCHighThresholdPercent": 100, "serializeImagePulls": false}));
+        configuration.set(json!({
+            "imageGCHighThresholdPercent": 100, "serializeImagePulls": false, "registryPullQPS": 0, "failSwapOn": false}));
         let configuration =
             configuration.over(args.kubelet_config.as_deref(), args.kubelet_config_dir.as_deref())?;
         // What is wrong is said before anything starts.

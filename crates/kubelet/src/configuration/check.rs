@@ -45,9 +45,12 @@ fn numbers(heeded: &Heeded, found: &mut Vec<String>) {
     if heeded.node_lease_duration_seconds <= 0 {
         found.push(wrong("nodeLeaseDurationSeconds must be greater than 0"));
     }
-    for (name, value) in
-        [("maxPods (--max-pods)", heeded.max_pods), ("podsPerCore (--pods-per-core)", heeded.pods_per_core)]
-    {
+    for (name, value) in [
+        ("maxPods (--max-pods)", heeded.max_pods),
+        ("podsPerCore (--pods-per-core)", heeded.pods_per_core),
+        ("registryPullQPS (--registry-qps)", heeded.registry_pull_qps),
+        ("registryBurst (--registry-burst)", heeded.registry_burst),
+    ] {
         if value < 0 {
             found.push(wrong(format!("{name} {value} must not be a negative number")));
         }

@@ -129,6 +129,10 @@ pub struct Heeded {
     runtime_request_timeout: GoDuration,
     pub serialize_image_pulls: bool,
     pub max_parallel_image_pulls: Option<i32>,
+    #[serde(rename = "registryPullQPS")]
+    pub registry_pull_qps: i32,
+    pub registry_burst: i32,
+    fail_swap_on: bool,
     pub container_log_max_size: String,
     pub container_log_max_files: i32,
     pub container_log_max_workers: i32,
@@ -366,6 +370,10 @@ impl Heeded {
         config.runtime_patience = self.runtime_request_timeout.get();
         let most = self.max_parallel_image_pulls.and_then(|most| usize::try_from(most).ok());
         config.parallel_pulls = if self.serialize_image_pulls { Some(1) } else { most };
+        // Upstream: a rate of zero is no limit.
+        config.pull_rate = (self.registry_pull_qps > 0)
+            .then(|| (f64::from(self.registry_pull_qps), f64::from(self.registry_burst)));
+        config.fail_swap_on = self.fail_swap_on;
         config.log_dir.clone_from(&self.pod_logs_dir);
         let size = Quantity::parse(&self.container_log_max_size).map_or(0, |size| size.value());
         config.log_policy = LogPolicy {

@@ -189,6 +189,20 @@ mod tests {
             (json!({"fileCheckFrequency": "often"}), "invalid duration \"often\""),
             (json!({"evictionHard": {"memory.free": "1"}}), "unsupported eviction signal memory.free"),
             (json!({"systemReserved": {"gpu": "1"}}), "cannot reserve \"gpu\" resource"),
+            (
+                json!({"registryBurst": -1}),
+                "registryBurst (--registry-burst) -1 must not be a negative number",
+            ),
+            (json!({"imageGCLowThresholdPercent": 90}), "90 must be less than imageGCHighThresholdPercent"),
+            (
+                json!({"enforceNodeAllocatable": ["system-reserved"]}),
+                "systemReservedCgroup (--system-reserved-cgroup) must",
+            ),
+            (
+                json!({"crashLoopBackOff": {"maxContainerRestartPeriod": "10m"}}),
+                "must be set between 1s and 300s",
+            ),
+            (json!({"cpuManagerPolicy": "greedy"}), "unknown policy: \"greedy\""),
         ] {
             let mut made = Configuration::default();
             made.set(fields);

@@ -381,7 +381,11 @@ impl Shim {
             self.containers.remove(id);
             return self.reply(client, &reply, Vec::new());
         };
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            // Forgotten meanwhile. Whoever asked for it waits all the same.
+            send_signal(pid, libc::SIGKILL);
+            return self.reply(client, &Reply::Error("the container is gone".into()), Vec::new());
+        };
         container.record.pid = pid;
         if let Some(master) = fds.into_iter().next() {
             let _ = container.use_terminal(master);
