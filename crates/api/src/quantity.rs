@@ -346,11 +346,11 @@ impl fmt::Display for Quantity {
         }
         let reduced = self.reduced();
         // An amount that is too large for the largest suffix has an exponent, as in the other decimal format.
-        let with_suffix = |at: &(i128, i32)| at.1 % 3 == 0 && (self.format == Format::DecimalExponent || at.1 <= 18);
+        let with_suffix =
+            |at: &(i128, i32)| at.1 % 3 == 0 && (self.format == Format::DecimalExponent || at.1 <= 18);
         let with_exponent = |at: &(i128, i32)| at.1 % 3 == 0;
-        let (n, scale) = widened(reduced, with_suffix)
-            .or_else(|| widened(reduced, with_exponent))
-            .unwrap_or(reduced);
+        let (n, scale) =
+            widened(reduced, with_suffix).or_else(|| widened(reduced, with_exponent)).unwrap_or(reduced);
         match DECIMAL.iter().find(|(_, e)| *e == scale) {
             Some((suffix, _)) if self.format != Format::DecimalExponent => write!(f, "{n}{suffix}"),
             _ if scale == 0 => write!(f, "{n}"),
