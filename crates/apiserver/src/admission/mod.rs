@@ -25,7 +25,7 @@ pub(crate) mod webhook;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use krate_api::{Kind, StatusError};
@@ -252,15 +252,25 @@ struct Plugin {
     name: &'static str,
     operations: &'static [Operation],
     admit: Box<dyn Admit>,
-    /// What it took, in the phases that it has a part in.
-    took: Took,
+    /// What it took; none for what upstream does elsewhere.
+    took: Option<Took>,
+    /// When it has a part, and in which resources; in all where none is named.
     phases: &'static [Phase],
+    resources: &'static [&'static str],
 }
 
 fn plugin(name: &'static str, operations: &'static [Operation], admit: impl Admit + 'static) -> Plugin {
     let known = NAMES.iter().find(|(known, ..)| *known == name);
-    let phases = known.map_or(&[][..], |(_, _, phases)| phases);
-    Plugin { name, operations, admit: Box::new(admit), took: Took::default(), phases }
+    let (phases, resources) = known.map_or((BOTH, ANY), |(_, _, phases, resources)| (*phases, *resources));
+    let took = known.map(|_| Took::default());
+    Plugin { name, operations, admit: Box::new(admit), took, phases, resources }
+}
+
+impl Plugin {
+    /// Whether it has a part in what is done to a kind.
+    fn is_about(&self, kind: &Kind) -> bool {
+        self.resources.is_empty() || self.resources.contains(&kind.plural)
+    }
 }
 
 /// Which plugins are asked besides the default ones, and which of those are not.
@@ -274,31 +284,38 @@ const MUTATES: &[Phase] = &[Phase::Mutate];
 const VALIDATES: &[Phase] = &[Phase::Validate];
 const BOTH: &[Phase] = &[Phase::Mutate, Phase::Validate];
 
-/// The plugins, in the order in which they are asked, whether they are by default, and in which phases they have a part.
-const NAMES: &[(&str, bool, &[Phase])] = &[
-    ("NamespaceLifecycle", true, BOTH),
-    ("LimitRanger", true, BOTH),
-    ("ServiceAccount", true, MUTATES),
-    ("NodeRestriction", false, VALIDATES),
-    ("TaintNodesByCondition", true, MUTATES),
-    ("AlwaysPullImages", false, MUTATES),
-    ("PodSecurity", true, VALIDATES),
-    ("Priority", true, MUTATES),
-    ("DefaultTolerationSeconds", true, MUTATES),
-    ("DefaultStorageClass", true, MUTATES),
-    ("StorageObjectInUseProtection", true, MUTATES),
-    ("PersistentVolumeClaimResize", true, VALIDATES),
-    ("RuntimeClass", true, BOTH),
-    ("CertificateApproval", true, VALIDATES),
-    ("CertificateSigning", true, VALIDATES),
-    ("CertificateSubjectRestriction", true, VALIDATES),
-    ("DefaultIngressClass", true, MUTATES),
-    ("PodTopologyLabels", true, MUTATES),
-    ("MutatingAdmissionPolicy", true, MUTATES),
-    ("MutatingAdmissionWebhook", true, MUTATES),
-    ("ValidatingAdmissionPolicy", true, VALIDATES),
-    ("ValidatingAdmissionWebhook", true, VALIDATES),
-    ("ResourceQuota", true, VALIDATES),
+/// Resources, all of them.
+const ANY: &[&str] = &[];
+const PODS: &[&str] = &["pods"];
+const CLAIMS: &[&str] = &["persistentvolumeclaims"];
+const REQUESTS: &[&str] = &["certificatesigningrequests"];
+
+/// The plugins, in the order in which they are asked, whether they are by default, and in which phases and of which
+/// resources they have a part.
+const NAMES: &[(&str, bool, &[Phase], &[&str])] = &[
+    ("NamespaceLifecycle", true, BOTH, ANY),
+    ("LimitRanger", true, BOTH, &["pods", "persistentvolumeclaims"]),
+    ("ServiceAccount", true, MUTATES, PODS),
+    ("NodeRestriction", false, VALIDATES, ANY),
+    ("TaintNodesByCondition", true, MUTATES, &["nodes"]),
+    ("AlwaysPullImages", false, MUTATES, PODS),
+    ("PodSecurity", true, VALIDATES, ANY),
+    ("Priority", true, MUTATES, PODS),
+    ("DefaultTolerationSeconds", true, MUTATES, PODS),
+    ("DefaultStorageClass", true, MUTATES, CLAIMS),
+    ("StorageObjectInUseProtection", true, MUTATES, ANY),
+    ("PersistentVolumeClaimResize", true, VALIDATES, CLAIMS),
+    ("RuntimeClass", true, BOTH, PODS),
+    ("CertificateApproval", true, VALIDATES, REQUESTS),
+    ("CertificateSigning", true, VALIDATES, REQUESTS),
+    ("CertificateSubjectRestriction", true, VALIDATES, REQUESTS),
+    ("DefaultIngressClass", true, MUTATES, &["ingresses"]),
+    ("PodTopologyLabels", true, MUTATES, PODS),
+    ("MutatingAdmissionPolicy", true, MUTATES, ANY),
+    ("MutatingAdmissionWebhook", true, MUTATES, ANY),
+    ("ValidatingAdmissionPolicy", true, VALIDATES, ANY),
+    ("ValidatingAdmissionWebhook", true, VALIDATES, ANY),
+    ("ResourceQuota", true, VALIDATES, ANY),
 ];
 
 /// Whether there is a plugin of this name.
@@ -315,7 +332,7 @@ impl Settings {
     fn asks(&self, plugin: &str) -> bool {
         let has = |list: &[String]| list.iter().any(|name| name == plugin);
         // What stands in no table cannot be turned off.
-        let by_default = NAMES.iter().find(|(name, ..)| *name == plugin).is_none_or(|(_, on, _)| *on);
+        let by_default = NAMES.iter().find(|(name, ..)| *name == plugin).is_none_or(|(_, on, ..)| *on);
         has(&self.enabled) || (by_default && !has(&self.disabled))
     }
 }
@@ -388,7 +405,7 @@ impl Chain {
 
     /// What is counted of plugins, webhooks and policies.
     pub(crate) fn gather(&self) -> Vec<MetricFamily> {
-        let plugins = self.plugins.iter().map(|plugin| (plugin.name, &plugin.took));
+        let plugins = self.plugins.iter().filter_map(|plugin| Some((plugin.name, plugin.took.as_ref()?)));
         let mut all = self.metrics.families.0.gather();
         all.extend(metrics::gather(plugins, &self.took).into_iter().filter_map(Gathered::family));
         all
@@ -399,8 +416,23 @@ impl Chain {
         self.plugins.iter().any(|there| there.name == plugin)
     }
 
-    fn asked(&self, operation: Operation) -> impl Iterator<Item = &Plugin> {
-        self.plugins.iter().filter(move |plugin| plugin.operations.contains(&operation))
+    /// Those that have a part in a phase of what is done.
+    fn asked<'c>(
+        &'c self,
+        phase: Phase,
+        attributes: &Attributes,
+    ) -> impl Iterator<Item = &'c Plugin> + use<'c> {
+        let (operation, kind) = (attributes.operation, attributes.kind);
+        let in_phase =
+            move |plugin: &&Plugin| plugin.operations.contains(&operation) && plugin.phases.contains(&phase);
+        self.plugins.iter().filter(in_phase).filter(move |plugin| {
+            let about = plugin.is_about(kind);
+            if let (false, Some(took)) = (about, &plugin.took) {
+                // It would have nothing to say, and is as good as asked.
+                took.done(phase, operation, false, Duration::ZERO);
+            }
+            about
+        })
     }
 
     /// # Errors
@@ -413,7 +445,7 @@ impl Chain {
     ) -> Result<(), StatusError> {
         let mut watch = Watch::start(self, Phase::Mutate, attributes.operation);
         loop {
-            for plugin in self.asked(attributes.operation) {
+            for plugin in self.asked(Phase::Mutate, attributes) {
                 let answer = plugin.admit.mutate(attributes, object, old).await;
                 watch.asked(plugin, answer.is_err());
                 answer.inspect_err(|error| refused(plugin, error))?;
@@ -435,7 +467,7 @@ impl Chain {
         old: Option<&dyn Object>,
     ) -> Result<(), StatusError> {
         let mut watch = Watch::start(self, Phase::Mutate, attributes.operation);
-        for plugin in self.asked(attributes.operation) {
+        for plugin in self.asked(Phase::Mutate, attributes) {
             let answer = plugin.admit.consult(attributes, old).await;
             watch.asked(plugin, answer.is_err());
             answer.inspect_err(|error| refused(plugin, error))?;
@@ -452,7 +484,7 @@ impl Chain {
         old: Option<&dyn Object>,
     ) -> Result<(), StatusError> {
         let mut watch = Watch::start(self, Phase::Validate, attributes.operation);
-        for plugin in self.asked(attributes.operation) {
+        for plugin in self.asked(Phase::Validate, attributes) {
             let answer = plugin.admit.validate(attributes, object, old).await;
             watch.asked(plugin, answer.is_err());
             answer.inspect_err(|error| refused(plugin, error))?;
@@ -479,9 +511,9 @@ impl<'c> Watch<'c> {
 
     fn asked(&mut self, plugin: &Plugin, rejected: bool) {
         self.rejected |= rejected;
-        if plugin.phases.contains(&self.phase) {
+        if let Some(took) = &plugin.took {
             let now = Instant::now();
-            plugin.took.done(self.phase, self.operation, rejected, now - self.last);
+            took.done(self.phase, self.operation, rejected, now - self.last);
             self.last = now;
         }
     }
