@@ -90,8 +90,8 @@ pub struct Authorizer {
 
 /// An authorizer, with how often it said yes and how often no.
 struct Counted {
-    source: Source,
     counts: [IntCounter; 2],
+    source: Source,
 }
 
 /// How often each authorizer decided.
