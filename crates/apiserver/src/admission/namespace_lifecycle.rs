@@ -1,5 +1,6 @@
 //! NamespaceLifecycle: nothing is made in a namespace that is not there or is going, and some namespaces never go.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -33,7 +34,9 @@ impl NamespaceLifecycle {
                 let End { metadata, status } =
                     serde_json::from_slice(&cached.value).map_err(StatusError::internal)?;
                 let phase = status.and_then(|status| status.phase);
-                return Ok(Some(metadata.deletion_timestamp.is_some() || phase == Some("Terminating")));
+                return Ok(Some(
+                    metadata.deletion_timestamp.is_some() || phase.as_deref() == Some("Terminating"),
+                ));
             }
         }
         Ok(None)
@@ -56,7 +59,8 @@ struct EndMetadata {
 
 #[derive(Deserialize)]
 struct EndStatus<'a> {
-    phase: Option<&'a str>,
+    #[serde(borrow)]
+    phase: Option<Cow<'a, str>>,
 }
 
 #[async_trait]
