@@ -1,4 +1,35 @@
-//! What is wrong with a text that is not JSON, in the words of Go's decoder: clients are shown them.
+//! JSON as text: the names of its fields without copies of them, and what is wrong with what is none, in the words of
+//! Go's decoder: clients are shown them.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Visitor};
+
+/// A field's name, borrowed where the text has it as it is.
+pub(crate) struct Name<'a>(pub Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Name<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a field's name")
+            }
+
+            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(name)))
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Owned(name.to_owned())))
+            }
+        }
+        d.deserialize_str(Reader)
+    }
+}
 
 /// The fault of a text that should be one JSON value; None if it is one.
 pub fn syntax_error(text: &[u8]) -> Option<String> {

@@ -6,14 +6,13 @@ use std::time::Instant;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use krate_api::{Kind, Reason, StatusError};
-use krate_store::cache::{
-    Cache, CacheError, Decode, Freshness, Head, Object as Cached, Owner, Resource, Write,
-};
+use krate_store::cache::{Cache, CacheError, Decode, Freshness, Head, Object as Cached, Resource, Write};
 use krate_store::{Backend, CompareAndSet, Error, KeyValue, Revision};
 use memchr::memmem;
 
 use crate::apiextensions::Converting;
 use crate::head;
+use crate::registry::Selectable;
 use crate::registry::erased::{Object, Registry};
 use crate::spans;
 
@@ -83,44 +82,22 @@ impl Decoder {
 
 impl Decode for Decoder {
     fn decode(&self, _key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)> {
-        if self.bare {
-            return Some((with_revision(value, revision), head::read(value).ok()?));
-        }
-        if let Some(fields) = self.registry.selectable_in(value) {
-            let fields = fields.into_iter().map(|(k, v)| (k.into(), v)).collect();
-            return Some((with_revision(value, revision), Head { fields, ..head::read(value).ok()? }));
-        }
-        let mut object = self.registry.decode(value).ok()?;
         let mut value = value.clone();
-        if self.registry.kind().custom {
-            // The definition may say more by now than when it was written.
-            self.registry.default(&mut *object);
-            value = object.to_json().into();
-        }
-        let meta = object.meta();
-        let boxed = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
-        let head = Head {
-            namespace: boxed(&meta.namespace),
-            name: boxed(&meta.name),
-            uid: boxed(&meta.uid),
-            labels: meta
-                .labels
-                .iter()
-                .flatten()
-                .map(|(k, v)| (k.as_str().into(), v.as_str().into()))
-                .collect(),
-            owners: meta
-                .owner_references
-                .iter()
-                .flatten()
-                .map(|o| Owner {
-                    uid: o.uid.as_str().into(),
-                    controller: o.controller == Some(true),
-                    block_owner_deletion: o.block_owner_deletion == Some(true),
-                })
-                .collect(),
-            fields: self.registry.selectable(&*object).into_iter().map(|(k, v)| (k.into(), v)).collect(),
+        let fields = if self.bare {
+            Selectable::new()
+        } else if let Some(fields) = self.registry.selectable_in(&value) {
+            fields
+        } else {
+            let mut object = self.registry.decode(&value).ok()?;
+            if self.registry.kind().custom {
+                // The definition may say more by now than when it was written.
+                self.registry.default(&mut *object);
+                value = object.to_json().into();
+            }
+            self.registry.selectable(&*object)
         };
+        let fields = fields.into_iter().map(|(k, v)| (k.into(), v)).collect();
+        let head = Head { fields, ..head::read(&value).ok()? };
         Some((with_revision(&value, revision), head))
     }
 }

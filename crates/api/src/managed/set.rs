@@ -59,16 +59,6 @@ impl FieldSet {
         Value::Object(self.0.iter().map(|(k, n)| (k.clone(), node(n))).collect())
     }
 
-    /// A set of paths of named fields, as `["metadata", "name"]`.
-    pub fn of_fields(paths: &[&[&str]]) -> Self {
-        let mut out = FieldSet::new();
-        for path in paths {
-            let elements: Vec<String> = path.iter().map(|name| format!("f:{name}")).collect();
-            out.insert(&elements);
-        }
-        out
-    }
-
     /// Adds the field that a path leads to.
     pub fn insert(&mut self, path: &[String]) {
         let Some((last, before)) = path.split_last() else { return };
@@ -113,18 +103,6 @@ impl FieldSet {
                     below: node.below.difference(&theirs.below),
                 },
             })
-        })
-    }
-
-    /// The members that are neither in the other nor below a member of it.
-    #[must_use]
-    pub fn recursive_difference(&self, other: &FieldSet) -> FieldSet {
-        self.with_each(|element, node| match other.0.get(element) {
-            None => Some(node.clone()),
-            Some(theirs) if theirs.member => None,
-            Some(theirs) => {
-                Some(Node { member: node.member, below: node.below.recursive_difference(&theirs.below) })
-            }
         })
     }
 

@@ -7,6 +7,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use crate::json::Name;
+
 /// A JSON value, whatever it is kept in.
 pub trait View: Sized {
     fn is_null(&self) -> bool;
@@ -194,18 +196,6 @@ impl View for Tree<'_> {
 impl<'de> Deserialize<'de> for Tree<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         d.deserialize_any(Reader)
-    }
-}
-
-/// A field's name, borrowed where the text has it as it is.
-struct Name<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Name<'de> {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        match d.deserialize_str(Reader)? {
-            Tree::Text(name) => Ok(Name(name)),
-            _ => Ok(Name(Cow::Borrowed(""))),
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::{Node, TypeRef};
+use crate::json::Name;
 use crate::quantity::Quantity;
 
 /// How many faults upstream tells of at most.
@@ -293,7 +294,7 @@ impl<'de> Visitor<'de> for Checker<'_, '_> {
         let owner = object.map_or(self.owner, |o| o.name.rsplit('.').next().unwrap_or_default());
         let mut seen = Seen::default();
         let (path, fields) = (self.walk.path.len(), self.walk.fields.len());
-        while let Some(name) = map.next_key_seed(Name)? {
+        while let Some(Name(name)) = map.next_key()? {
             push_key(&mut self.walk.path, &name);
             let member = known.and_then(|t| t.member(&name));
             if object.is_some() {
@@ -332,32 +333,6 @@ impl<'de> Seen<'de> {
             return new;
         }
         !self.few.contains(&name) && self.many.insert(name)
-    }
-}
-
-/// Reads a field's name, without copying it where the text has it as it is.
-struct Name;
-
-impl<'de> DeserializeSeed<'de> for Name {
-    type Value = Cow<'de, str>;
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Cow<'de, str>, D::Error> {
-        d.deserialize_str(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Name {
-    type Value = Cow<'de, str>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a field's name")
-    }
-
-    fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Cow<'de, str>, E> {
-        Ok(Cow::Borrowed(name))
-    }
-
-    fn visit_str<E>(self, name: &str) -> Result<Cow<'de, str>, E> {
-        Ok(Cow::Owned(name.to_owned()))
     }
 }
 
