@@ -207,7 +207,7 @@ where
     let scope = if namespace.is_empty() { Where::all() } else { Where::namespace(namespace) };
     let list = storage.cache.list(&ListQuery::new(scope, Freshness::Any)).await;
     let list = list.map_err(crate::storage::refused)?;
-    list.items.iter().map(|o| serde_json::from_slice(&o.bytes).map_err(StatusError::internal)).collect()
+    list.items.iter().map(|o| serde_json::from_slice(&o.sent()).map_err(StatusError::internal)).collect()
 }
 
 /// What the kubelets of these nodes say. Who does not answer is left out, as upstream's metrics-server does.

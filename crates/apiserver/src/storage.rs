@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use krate_api::{Kind, Reason, StatusError};
-use krate_store::cache::{Cache, CacheError, Decode, Freshness, Head, Object as Cached, Resource, Write};
+use krate_store::cache::{
+    Cache, CacheError, Decode, Freshness, Head, Object as Cached, Resource, Text, Write,
+};
 use krate_store::{Backend, CompareAndSet, Error, KeyValue, Revision};
 use memchr::memmem;
 
@@ -50,38 +52,44 @@ pub struct Written {
     pub bytes: Bytes,
 }
 
-/// Puts the resourceVersion into an object's JSON. Ours always has the metadata near its beginning.
-pub fn with_revision(json: &[u8], revision: Revision) -> Bytes {
-    const METADATA: &[u8] = b"\"metadata\":{";
-    let Some(at) = memmem::find(json, METADATA).map(|i| i + METADATA.len()) else {
-        return Bytes::copy_from_slice(json);
-    };
-    let mut out = BytesMut::with_capacity(json.len() + 40);
-    out.put_slice(&json[..at]);
-    out.put_slice(format!("\"resourceVersion\":\"{revision}\"").as_bytes());
-    if json.get(at) != Some(&b'}') {
-        out.put_u8(b',');
-    }
-    out.put_slice(&json[at..]);
-    out.freeze()
+/// What opens the metadata in an object's JSON.
+const METADATA: &[u8] = b"\"metadata\":{";
+
+/// An object's JSON, and where its resourceVersion goes. Ours always has the metadata near its beginning.
+pub fn text(json: Bytes) -> Text {
+    let at = memmem::find(&json, METADATA).map(|i| i + METADATA.len());
+    Text::new(json, at)
+}
+
+/// Puts the resourceVersion into an object's JSON.
+pub fn with_revision(json: &Bytes, revision: Revision) -> Bytes {
+    text(json.clone()).sent(revision)
+}
+
+/// How an object's canonical JSON begins: it says first what kind it is.
+pub fn type_meta(kind: &Kind) -> String {
+    format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", kind.api_version(), kind.kind)
 }
 
 struct Decoder {
     registry: Arc<dyn Registry>,
     /// Whether its objects are selected by their metadata alone, so that nothing else need be read.
     bare: bool,
+    /// What an object begins with that says what kind it is.
+    type_meta: String,
 }
 
 impl Decoder {
     fn new(registry: Arc<dyn Registry>) -> Self {
         let by_metadata = |name: &&str| matches!(*name, "metadata.name" | "metadata.namespace");
         let bare = !registry.kind().custom && registry.selectable_names().iter().all(by_metadata);
-        Decoder { registry, bare }
+        let type_meta = type_meta(registry.kind());
+        Decoder { registry, bare, type_meta }
     }
 }
 
 impl Decode for Decoder {
-    fn decode(&self, _key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)> {
+    fn decode(&self, _key: &[u8], value: &Bytes) -> Option<(Text, Head)> {
         let mut value = value.clone();
         let fields = if self.bare {
             Selectable::new()
@@ -98,7 +106,8 @@ impl Decode for Decoder {
         };
         let fields = fields.into_iter().map(|(k, v)| (k.into(), v)).collect();
         let head = Head { fields, ..head::read(&value).ok()? };
-        Some((with_revision(&value, revision), head))
+        let opening = if value.starts_with(self.type_meta.as_bytes()) { self.type_meta.len() } else { 0 };
+        Some((text(value).opened_by(opening), head))
     }
 }
 
@@ -166,11 +175,10 @@ impl Storage {
     pub async fn all_sent(&self, items: Vec<Bytes>) -> Result<Vec<Bytes>, StatusError> {
         match &self.converting {
             Some(converting) => Box::pin(converting.of_stored(&items)).await,
-            None if self.converts() => {
+            None => {
                 let sent = |json: Bytes| self.registry.as_sent(&json).unwrap_or(json);
                 Ok(items.into_iter().map(sent).collect())
             }
-            None => Ok(items),
         }
     }
 
@@ -350,9 +358,10 @@ mod tests {
 
     #[test]
     fn the_revision_is_put_into_the_objects_metadata() {
-        let some = with_revision(br#"{"kind":"X","metadata":{"name":"a"},"data":{}}"#, Revision(7));
+        let put = |json: &'static str| with_revision(&Bytes::from_static(json.as_bytes()), Revision(7));
+        let some = put(r#"{"kind":"X","metadata":{"name":"a"},"data":{}}"#);
         assert_eq!(&some[..], br#"{"kind":"X","metadata":{"resourceVersion":"7","name":"a"},"data":{}}"#);
-        let none = with_revision(br#"{"kind":"X","metadata":{}}"#, Revision(7));
+        let none = put(r#"{"kind":"X","metadata":{}}"#);
         assert_eq!(&none[..], br#"{"kind":"X","metadata":{"resourceVersion":"7"}}"#);
     }
 }

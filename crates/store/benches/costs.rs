@@ -2,10 +2,10 @@
 
 #![allow(clippy::print_stdout)]
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use krate_store::{
-    Backend, CompareAndSet, Embedded, Revision,
-    cache::{Cache, Freshness, Head, ListQuery, Scope, Selector, Start, WatchQuery},
+    Backend, CompareAndSet, Embedded,
+    cache::{Cache, Freshness, Head, ListQuery, Scope, Selector, Start, Text, WatchQuery},
 };
 use std::{sync::Arc, time::Instant};
 
@@ -36,13 +36,11 @@ impl Meter {
     }
 }
 
-fn decode(key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)> {
+fn decode(key: &[u8], value: &Bytes) -> Option<(Text, Head)> {
     let key = std::str::from_utf8(key).ok()?;
     let name = key.rsplit('/').next()?;
-    let mut served = value.to_vec();
-    served.extend_from_slice(revision.to_string().as_bytes());
     let head = Head { namespace: "ns".into(), name: name.into(), ..Head::default() };
-    Some((served.into(), head))
+    Some((Text::new(value.clone(), Some(0)), head))
 }
 
 async fn create(store: &Arc<Embedded>, kind: &'static str, n: usize) {
@@ -86,10 +84,11 @@ async fn main() {
     let meter = Meter::start();
     for _ in 0..100 {
         let list = pods.list(&ListQuery::new(Scope::all(), Freshness::Latest)).await.unwrap();
-        let mut body = Vec::with_capacity(list.items.iter().map(|o| o.bytes.len() + 1).sum());
+        let length = list.items.iter().map(|o| o.text.len(o.revision) + 1).sum();
+        let mut body = BytesMut::with_capacity(length);
         for object in &list.items {
-            body.extend_from_slice(&object.bytes);
-            body.push(b',');
+            object.text.put(object.revision, 0, &mut body);
+            body.put_u8(b',');
         }
         std::hint::black_box(body);
     }

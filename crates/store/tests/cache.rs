@@ -6,15 +6,15 @@ use futures::stream;
 use krate_store::{
     Backend, Committed, CompareAndSet, Embedded, Error, KeyRange, Limit, Page, Result, Revision, WatchStream,
     cache::{
-        Cache, CacheError, CacheEvent, Freshness, Head, ListQuery, Resource, Scope, Selector, Start,
+        Cache, CacheError, CacheEvent, Freshness, Head, ListQuery, Resource, Scope, Selector, Start, Text,
         WatchQuery, Watcher,
     },
 };
 use std::{sync::Arc, time::Duration};
 use tokio::sync::Notify;
 
-/// Values are words: `app=web` is a label, `.node=a` a field. What is served begins with the revision.
-fn decode(key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)> {
+/// Values are words: `app=web` is a label, `.node=a` a field. What is served begins with the resourceVersion.
+fn decode(key: &[u8], value: &Bytes) -> Option<(Text, Head)> {
     let key = std::str::from_utf8(key).ok()?;
     let text = std::str::from_utf8(value).ok()?;
     let mut parts = key.rsplit('/');
@@ -29,7 +29,12 @@ fn decode(key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)
             .collect(),
         ..Head::default()
     };
-    (!text.contains("unreadable")).then(|| (format!("{revision} {text}").into(), head))
+    (!text.contains("unreadable")).then(|| (Text::new(value.clone(), Some(0)), head))
+}
+
+/// A value as it is served.
+fn sent(revision: Revision, value: &str) -> String {
+    format!("\"resourceVersion\":\"{revision}\",{value}")
 }
 
 struct Subject {
@@ -94,7 +99,7 @@ async fn a_read_sees_what_was_acknowledged_before_it() {
     for i in 0..20 {
         let revision = s.put("a/one", &format!("n={i}")).await;
         let object = s.pods.get("a", "one", Freshness::Latest).await.unwrap().unwrap();
-        assert_eq!(object.bytes, format!("{revision} n={i}"));
+        assert_eq!(object.sent(), sent(revision, &format!("n={i}")));
         assert_eq!(object.revision, revision);
     }
     let deleted = s.delete("a/one").await;
@@ -161,11 +166,11 @@ async fn a_watch_is_told_what_concerns_it_and_nothing_else() {
     let r3 = s.put("a/one", "v=2").await;
     let r4 = s.delete("a/one").await;
 
-    let added = ("ADDED", format!("{r1} v=1"));
-    let modified = ("MODIFIED", format!("{r3} v=2"));
+    let added = ("ADDED", sent(r1, "v=1"));
+    let modified = ("MODIFIED", sent(r3, "v=2"));
     // The last state, at the revision of the deletion.
-    let deleted = ("DELETED", format!("{r4} v=2"));
-    let in_b_added = ("ADDED", format!("{r2} v=1"));
+    let deleted = ("DELETED", sent(r4, "v=2"));
+    let in_b_added = ("ADDED", sent(r2, "v=1"));
     for expected in [&added, &in_b_added, &modified, &deleted] {
         assert_eq!(told(&mut all).await, *expected);
     }
@@ -191,13 +196,13 @@ async fn an_object_that_begins_or_ceases_to_match_is_added_or_deleted() {
     let r3 = s.put("a/p", "app=web .node=y").await;
     let r4 = s.put("a/p", "app=db .node=y").await;
     assert!(r1 < r2);
-    assert_eq!(told(&mut by_label).await, ("ADDED", format!("{r2} app=web .node=x")));
-    assert_eq!(told(&mut by_label).await, ("MODIFIED", format!("{r3} app=web .node=y")));
-    assert_eq!(told(&mut by_label).await, ("DELETED", format!("{r4} app=web .node=y")));
-    assert_eq!(told(&mut on_x).await, ("ADDED", format!("{r2} app=web .node=x")));
-    assert_eq!(told(&mut on_x).await, ("DELETED", format!("{r3} app=web .node=x")));
-    assert_eq!(told(&mut on_y).await, ("ADDED", format!("{r3} app=web .node=y")));
-    assert_eq!(told(&mut on_y).await, ("MODIFIED", format!("{r4} app=db .node=y")));
+    assert_eq!(told(&mut by_label).await, ("ADDED", sent(r2, "app=web .node=x")));
+    assert_eq!(told(&mut by_label).await, ("MODIFIED", sent(r3, "app=web .node=y")));
+    assert_eq!(told(&mut by_label).await, ("DELETED", sent(r4, "app=web .node=y")));
+    assert_eq!(told(&mut on_x).await, ("ADDED", sent(r2, "app=web .node=x")));
+    assert_eq!(told(&mut on_x).await, ("DELETED", sent(r3, "app=web .node=x")));
+    assert_eq!(told(&mut on_y).await, ("ADDED", sent(r3, "app=web .node=y")));
+    assert_eq!(told(&mut on_y).await, ("MODIFIED", sent(r4, "app=db .node=y")));
     for watcher in [&mut by_label, &mut on_x, &mut on_y] {
         s.quiet(watcher).await;
     }
@@ -210,7 +215,7 @@ async fn a_line_is_framed_once_for_all() {
     let mut two = s.watch(Scope::namespace("a"), Selector::everything(), Start::Now).await;
     let revision = s.put("a/p", "v=1").await;
     let lines = [next(&mut one).await.line().unwrap(), next(&mut two).await.line().unwrap()];
-    assert_eq!(lines[0], format!("{{\"type\":\"ADDED\",\"object\":{revision} v=1}}\n"));
+    assert_eq!(lines[0], format!("{{\"type\":\"ADDED\",\"object\":{}}}\n", sent(revision, "v=1")));
     assert_eq!(lines[0].as_ptr(), lines[1].as_ptr(), "the same bytes");
 }
 
@@ -239,7 +244,7 @@ async fn a_watch_may_begin_with_the_state_and_marks_its_end() {
     assert_eq!(names, ["one".into(), "two".into()]);
     assert_eq!(end, newest);
     let after = s.put("a/one", "v=2").await;
-    assert_eq!(told(&mut watcher).await, ("MODIFIED", format!("{after} v=2")));
+    assert_eq!(told(&mut watcher).await, ("MODIFIED", sent(after, "v=2")));
 }
 
 #[tokio::test]
@@ -250,7 +255,7 @@ async fn a_watch_from_the_past_replays_it_and_from_too_far_is_refused() {
     let r3 = s.put("b/q", "v=1").await;
     s.pods.wait_until_fresh(r3).await.unwrap();
     let mut watcher = s.watch(Scope::namespace("a"), Selector::everything(), Start::After(r1)).await;
-    assert_eq!(told(&mut watcher).await, ("MODIFIED", format!("{r2} v=2")));
+    assert_eq!(told(&mut watcher).await, ("MODIFIED", sent(r2, "v=2")));
     s.quiet(&mut watcher).await;
 
     // A resource that is served anew knows nothing of before.
@@ -288,7 +293,7 @@ async fn a_slow_watcher_is_given_up_and_the_others_are_not() {
     let pods: Vec<_> = (0..many).map(|i| format!("a/{i}")).collect();
     futures::future::join_all(pods.iter().map(|pod| s.put(pod, "v=1"))).await;
     let last = s.put("a/last", "v=1").await;
-    assert_eq!(told(&mut other).await.1, format!("{last} v=1"));
+    assert_eq!(told(&mut other).await.1, sent(last, "v=1"));
     let mut told = 0;
     while slow.next().await.is_some() {
         told += 1;

@@ -147,8 +147,8 @@ pub async fn delete_collection(mut call: Call, body: Bytes) -> Result<Reply, Sta
         ListQuery { selector: selection.selector.clone(), ..ListQuery::new(scope, Freshness::Latest) };
     let list = call.storage.cache.list(&query).await.map_err(refused)?;
     let revision = list.revision;
-    let (objects, items, _) = selection.page(&call.storage, list, 0).await?;
-    for object in &objects {
+    let (items, _) = selection.page(&call.storage, list, 0).await?;
+    for object in &items.objects {
         object.head.namespace.as_ref().clone_into(&mut call.info.namespace);
         object.head.name.as_ref().clone_into(&mut call.info.name);
         match delete_object(&mut call, &object.head.name, &options).await {

@@ -2,10 +2,12 @@
 //! megabytes takes the room of one piece and its bytes are still at hand when they are encrypted.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
+use krate_store::cache::Object as Cached;
 
 use crate::http::BoxError;
 
@@ -13,11 +15,26 @@ use crate::http::BoxError;
 const PIECE: usize = 64 * 1024;
 const END: &[u8] = b"]}";
 
+/// The objects of a list.
+pub struct Items {
+    pub objects: Vec<Arc<Cached>>,
+    /// Each of them as it is sent, where that is another version than the cache's.
+    pub made: Option<Vec<Bytes>>,
+}
+
+impl Items {
+    /// Each object as it is sent.
+    pub fn sent(self) -> Vec<Bytes> {
+        self.made.unwrap_or_else(|| self.objects.iter().map(|object| object.sent()).collect())
+    }
+}
+
 /// The body of a list.
 pub struct Joined {
     /// What comes before the objects.
     head: Bytes,
-    items: std::vec::IntoIter<Bytes>,
+    objects: std::vec::IntoIter<Arc<Cached>>,
+    made: Option<std::vec::IntoIter<Bytes>>,
     /// What is left out at the beginning of each object that begins with it: in a list of a built-in kind, what kind it is.
     type_meta: Option<String>,
     first: bool,
@@ -26,23 +43,69 @@ pub struct Joined {
 }
 
 impl Joined {
-    pub fn new(head: Bytes, items: Vec<Bytes>, type_meta: Option<String>) -> Self {
-        let commas = items.len().saturating_sub(1);
-        let mut body =
-            Joined { head, items: Vec::new().into_iter(), type_meta, first: true, done: false, left: 0 };
-        let objects: usize =
-            items.iter().map(|item| body.parts(item).map(<[u8]>::len).iter().sum::<usize>()).sum();
-        body.left = body.head.len() + objects + commas + END.len();
-        body.items = items.into_iter();
+    pub fn new(head: Bytes, items: Items, type_meta: Option<String>) -> Self {
+        let count = items.made.as_ref().map_or(items.objects.len(), Vec::len);
+        let mut body = Joined {
+            left: head.len() + count.saturating_sub(1) + END.len(),
+            head,
+            objects: Vec::new().into_iter(),
+            made: None,
+            type_meta,
+            first: true,
+            done: false,
+        };
+        // The objects' own text is not looked at for this: it is read once, when it is sent.
+        body.left += match &items.made {
+            Some(made) => {
+                made.iter().map(|item| body.rest_of(item).map_or(item.len(), |rest| 1 + rest.len())).sum()
+            }
+            None => items
+                .objects
+                .iter()
+                .map(|o| o.text.len(o.revision) - body.skipped(o).saturating_sub(1))
+                .sum::<usize>(),
+        };
+        body.objects = items.objects.into_iter();
+        body.made = items.made.map(Vec::into_iter);
         body
     }
 
-    /// An object as it stands in the list.
-    fn parts<'a>(&self, item: &'a [u8]) -> [&'a [u8]; 2] {
-        match self.type_meta.as_ref().and_then(|known| item.strip_prefix(known.as_bytes())) {
-            Some(rest) => [b"{", rest],
-            None => [b"", item],
+    /// What of an object is behind the kind that it begins with.
+    fn rest_of<'a>(&self, item: &'a [u8]) -> Option<&'a [u8]> {
+        item.strip_prefix(self.type_meta.as_ref()?.as_bytes())
+    }
+
+    /// How much of an object of the cache is left out.
+    fn skipped(&self, object: &Cached) -> usize {
+        if self.type_meta.is_some() { object.text.opening() } else { 0 }
+    }
+
+    /// Appends the next object; false at the end.
+    fn put_next(&mut self, piece: &mut BytesMut) -> bool {
+        let made = self.made.as_mut().map(Iterator::next);
+        let object = if made.is_none() { self.objects.next() } else { None };
+        if !matches!(made, Some(Some(_))) && object.is_none() {
+            return false;
         }
+        if !std::mem::take(&mut self.first) {
+            piece.put_u8(b',');
+        }
+        if let Some(object) = object {
+            let skipped = self.skipped(&object);
+            if skipped > 0 {
+                piece.put_u8(b'{');
+            }
+            object.text.put(object.revision, skipped, piece);
+        } else if let Some(item) = made.flatten() {
+            match self.rest_of(&item) {
+                Some(rest) => {
+                    piece.put_u8(b'{');
+                    piece.put_slice(rest);
+                }
+                None => piece.put_slice(&item),
+            }
+        }
+        true
     }
 
     /// The next piece; none at the end.
@@ -53,16 +116,10 @@ impl Joined {
         let mut piece = BytesMut::with_capacity(self.left.min(PIECE + 8 * 1024));
         piece.put_slice(&std::mem::take(&mut self.head));
         while piece.len() < PIECE {
-            let Some(item) = self.items.next() else {
+            if !self.put_next(&mut piece) {
                 piece.put_slice(END);
                 self.done = true;
                 break;
-            };
-            if !std::mem::take(&mut self.first) {
-                piece.put_u8(b',');
-            }
-            for part in self.parts(&item) {
-                piece.put_slice(part);
             }
         }
         self.left = self.left.saturating_sub(piece.len());
@@ -100,10 +157,19 @@ impl http_body::Body for Joined {
 mod tests {
     use super::*;
     use http_body::Body as _;
+    use krate_store::Revision;
+    use krate_store::cache::Head;
 
     fn list(items: &[&str], type_meta: Option<&str>) -> Joined {
-        let items = items.iter().map(|item| Bytes::copy_from_slice(item.as_bytes())).collect();
+        let made = items.iter().map(|item| Bytes::copy_from_slice(item.as_bytes())).collect();
+        let items = Items { objects: Vec::new(), made: Some(made) };
         Joined::new(Bytes::from_static(b"{\"items\":["), items, type_meta.map(str::to_owned))
+    }
+
+    fn cached(json: &str, opening: usize) -> Arc<Cached> {
+        let value = Bytes::copy_from_slice(json.as_bytes());
+        let text = crate::storage::text(value.clone()).opened_by(opening);
+        Arc::new(Cached { key: Bytes::new(), text, value, head: Head::default(), revision: Revision(7) })
     }
 
     #[test]
@@ -116,6 +182,24 @@ mod tests {
         ];
         for (items, type_meta, text) in cases {
             let body = list(items, type_meta);
+            assert_eq!(body.size_hint().exact(), Some(text.len() as u64), "{text}");
+            assert_eq!(body.whole(), text);
+        }
+    }
+
+    #[test]
+    fn objects_of_the_cache_stand_in_a_list_with_their_resource_version() {
+        let a = "{\"kind\":\"X\",\"metadata\":{\"name\":\"a\"}}";
+        let b = "{\"kind\":\"Another\",\"metadata\":{}}";
+        let sent = [
+            (Some("{\"kind\":\"X\","), "{\"metadata\":{\"resourceVersion\":\"7\",\"name\":\"a\"}}"),
+            (None, "{\"kind\":\"X\",\"metadata\":{\"resourceVersion\":\"7\",\"name\":\"a\"}}"),
+        ];
+        for (type_meta, first) in sent {
+            let items = Items { objects: vec![cached(a, 12), cached(b, 0)], made: None };
+            let body = Joined::new(Bytes::from_static(b"["), items, type_meta.map(str::to_owned));
+            let text =
+                format!("[{first},{{\"kind\":\"Another\",\"metadata\":{{\"resourceVersion\":\"7\"}}}}]}}");
             assert_eq!(body.size_hint().exact(), Some(text.len() as u64), "{text}");
             assert_eq!(body.whole(), text);
         }

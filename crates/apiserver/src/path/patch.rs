@@ -107,7 +107,7 @@ fn go_text(value: &Value) -> String {
 }
 
 /// What is there as a client sees it.
-pub fn value_of(json: &[u8], revision: Revision) -> Result<Value, StatusError> {
+pub fn value_of(json: &Bytes, revision: Revision) -> Result<Value, StatusError> {
     serde_json::from_slice(&with_revision(json, revision)).map_err(StatusError::internal)
 }
 

@@ -14,14 +14,14 @@ use krate_store::cache::{
 use serde_json::{Value, json};
 
 use super::call::Call;
-use super::joined::Joined;
+use super::joined::{Items, Joined};
 use super::options::{Continue, ListOptions, Match, revision};
 use super::select::{Selection, selection};
 use super::shape;
 use crate::audit;
 use crate::http::{self as wire, Form, Reply, Shape, Wanted};
 use crate::request::RequestInfo;
-use crate::storage::refused;
+use crate::storage::{refused, type_meta};
 
 /// `GET` of an object.
 pub async fn get(call: Call) -> Result<Reply, StatusError> {
@@ -31,7 +31,7 @@ pub async fn get(call: Call) -> Result<Reply, StatusError> {
         Some(at) => Freshness::NotOlderThan(at),
     };
     let cached = call.storage.read(&call.info.namespace, &call.info.name, freshness).await?;
-    call.object(StatusCode::OK, &call.storage.sent(&cached.bytes).await?)
+    call.object(StatusCode::OK, &call.storage.sent(&cached.sent()).await?)
 }
 
 /// Which objects a request is about, its selectors aside.
@@ -72,8 +72,8 @@ pub async fn list(call: Call) -> Result<Reply, StatusError> {
         (Err(error), _) => return Err(refused(error)),
     };
     let (revision, remaining) = (list.revision, list.remaining);
-    let (page, items, more) = selection.page(&call.storage, list, limit).await?;
-    let last = more.then(|| page.last()).flatten();
+    let (items, more) = selection.page(&call.storage, list, limit).await?;
+    let last = more.then(|| items.objects.last()).flatten();
     let next =
         last.map(|last| Continue::new(revision, String::from_utf8_lossy(&last.key).into_owned()).token());
     list_reply(&call, items, revision, next, remaining)
@@ -82,7 +82,7 @@ pub async fn list(call: Call) -> Result<Reply, StatusError> {
 /// A list, in the shape that is wanted.
 pub fn list_reply(
     call: &Call,
-    items: Vec<Bytes>,
+    items: Items,
     revision: Revision,
     next: Option<String>,
     remaining: Option<usize>,
@@ -100,7 +100,7 @@ pub fn list_reply(
         }
         Shape::Object => wire::json(StatusCode::OK, call.wanted, join(call, items, &meta).whole()),
         other => {
-            let body = shape::many(&call.storage, other, &items, meta, &call.query)?;
+            let body = shape::many(&call.storage, other, &items.sent(), meta, &call.query)?;
             wire::json(StatusCode::OK, call.wanted, body)
         }
     };
@@ -109,10 +109,9 @@ pub fn list_reply(
 }
 
 /// A list of objects as they are. Only those of custom kinds say again of which kind they are.
-fn join(call: &Call, items: Vec<Bytes>, meta: &Value) -> Joined {
+fn join(call: &Call, items: Items, meta: &Value) -> Joined {
     let (kind, api_version) = (call.kind().kind, call.kind().api_version());
-    let type_meta =
-        (!call.kind().custom).then(|| format!("{{\"apiVersion\":\"{api_version}\",\"kind\":\"{kind}\","));
+    let type_meta = (!call.kind().custom).then(|| type_meta(call.kind()));
     let head =
         format!("{{\"kind\":\"{kind}List\",\"apiVersion\":\"{api_version}\",\"metadata\":{meta},\"items\":[");
     Joined::new(head.into(), items, type_meta)
@@ -248,7 +247,7 @@ async fn seen(
     };
     let was = match &change.prev {
         Some(prev) if kind != Change::Added => {
-            selection.selects(storage, &storage.sent(&prev.bytes).await?)?
+            selection.selects(storage, &storage.sent(&prev.sent()).await?)?
         }
         _ => false,
     };

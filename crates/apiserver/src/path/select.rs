@@ -1,12 +1,11 @@
 //! Which objects a list or a watch is about: the selectors of a request.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use krate_api::{FieldSelector, Kind, LabelSelector, StatusError};
-use krate_store::cache::{Head, List, Object as Cached, Selector};
+use krate_store::cache::{Head, List, Selector};
 
 use super::call::Call;
+use super::joined::Items;
 use crate::storage::Storage;
 
 /// What is selected.
@@ -39,8 +38,7 @@ impl Selection {
         }))
     }
 
-    /// What of a list is selected, as it is in the cache and as it is sent, and whether there is more than `limit` (0
-    /// for none).
+    /// What of a list is selected, and whether there is more than `limit` (0 for none).
     ///
     /// # Errors
     /// An object is not converted.
@@ -49,23 +47,26 @@ impl Selection {
         storage: &Storage,
         list: List,
         limit: usize,
-    ) -> Result<(Vec<Arc<Cached>>, Vec<Bytes>, bool), StatusError> {
-        let sent = storage.all_sent(list.items.iter().map(|object| object.bytes.clone()).collect()).await?;
-        if self.is_settled() {
-            return Ok((list.items, sent, list.more));
+    ) -> Result<(Items, bool), StatusError> {
+        if self.is_settled() && !storage.converts() {
+            return Ok((Items { objects: list.items, made: None }, list.more));
         }
-        let (mut objects, mut items) = (Vec::new(), Vec::new());
+        let sent = storage.all_sent(list.items.iter().map(|object| object.sent()).collect()).await?;
+        if self.is_settled() {
+            return Ok((Items { objects: list.items, made: Some(sent) }, list.more));
+        }
+        let (mut objects, mut made) = (Vec::new(), Vec::new());
         for (object, json) in list.items.into_iter().zip(sent) {
             if !self.selects(storage, &json)? {
                 continue;
             }
-            if limit != 0 && items.len() == limit {
-                return Ok((objects, items, true));
+            if limit != 0 && made.len() == limit {
+                return Ok((Items { objects, made: Some(made) }, true));
             }
             objects.push(object);
-            items.push(json);
+            made.push(json);
         }
-        Ok((objects, items, list.more))
+        Ok((Items { objects, made: Some(made) }, list.more))
     }
 }
 

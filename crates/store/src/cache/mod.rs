@@ -1,4 +1,4 @@
-//! The watch cache: every served object in memory as the bytes that are sent, fed by one watch of the store.
+//! The watch cache: every served object in memory as the bytes that are stored, fed by one watch of the store.
 //!
 //! A list joins bytes, a watch event is framed once for all watchers, and a watcher costs nothing for events that do
 //! not concern it. What the bytes mean is told by each resource's [`Decode`].
@@ -7,12 +7,14 @@ mod counts;
 mod object;
 mod query;
 mod resource;
+mod text;
 mod watcher;
 
 pub use counts::{Count, Counts, Lists, Write};
-pub use object::{Decode, Event, Head, Kind, Object, Owner, frame};
+pub use object::{Decode, Event, Head, Kind, Object, Owner};
 pub use query::{CacheError, Freshness, List, ListQuery, Matches, Scope, Selector, Start, WatchQuery};
 pub use resource::Resource;
+pub use text::Text;
 pub use watcher::{BOOKMARK_EVERY, CacheEvent, QUEUE, Watcher};
 
 use crate::{

@@ -1,5 +1,6 @@
 //! What the cache keeps of an object, and of a change of it.
 
+use super::text::Text;
 use crate::types::Revision;
 use bytes::{BufMut, Bytes, BytesMut};
 use std::{
@@ -10,23 +11,17 @@ use std::{
 
 /// The owner of a resource tells the cache what its values mean.
 pub trait Decode: Send + Sync + 'static {
-    /// Makes of a stored value the bytes that are served, `metadata.resourceVersion` being `revision`, and the head
-    /// that is filtered by. `revision` is the value's own, or for the last state of a deleted object that of the
-    /// deletion. `None` for a value that cannot be read: the object is then left out, and logged.
-    fn decode(&self, key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)>;
-
-    /// Only the bytes that are served, for when the head is known already; worth its own way where that is cheaper.
-    fn serve(&self, key: &[u8], value: &Bytes, revision: Revision) -> Option<Bytes> {
-        self.decode(key, value, revision).map(|(bytes, _)| bytes)
-    }
+    /// Makes of a stored value what is served, and the head that is filtered by. `None` for a value that cannot be
+    /// read: the object is then left out, and logged.
+    fn decode(&self, key: &[u8], value: &Bytes) -> Option<(Text, Head)>;
 }
 
 impl<F> Decode for F
 where
-    F: Fn(&[u8], &Bytes, Revision) -> Option<(Bytes, Head)> + Send + Sync + 'static,
+    F: Fn(&[u8], &Bytes) -> Option<(Text, Head)> + Send + Sync + 'static,
 {
-    fn decode(&self, key: &[u8], value: &Bytes, revision: Revision) -> Option<(Bytes, Head)> {
-        self(key, value, revision)
+    fn decode(&self, key: &[u8], value: &Bytes) -> Option<(Text, Head)> {
+        self(key, value)
     }
 }
 
@@ -69,12 +64,19 @@ impl Head {
 /// One object at one revision.
 pub struct Object {
     pub key: Bytes,
-    /// Canonical JSON with `metadata.resourceVersion` inside.
-    pub bytes: Bytes,
-    /// The stored value that the bytes were made from.
+    /// Canonical JSON, the same bytes as `value` wherever nothing had to be changed in them.
+    pub text: Text,
+    /// The stored value.
     pub value: Bytes,
     pub head: Head,
     pub revision: Revision,
+}
+
+impl Object {
+    /// The object as it is sent: canonical JSON with `metadata.resourceVersion` inside.
+    pub fn sent(&self) -> Bytes {
+        self.text.sent(self.revision)
+    }
 }
 
 impl fmt::Debug for Object {
@@ -103,13 +105,13 @@ impl Kind {
 }
 
 /// `{"type":"ADDED","object":…}` and a newline: one event of a watch response.
-pub fn frame(kind: Kind, object: &[u8]) -> Bytes {
+pub fn frame(kind: Kind, object: &Text, revision: Revision) -> Bytes {
     let name = kind.name();
-    let mut line = BytesMut::with_capacity(object.len() + name.len() + 24);
+    let mut line = BytesMut::with_capacity(object.len(revision) + name.len() + 24);
     line.put_slice(b"{\"type\":\"");
     line.put_slice(name.as_bytes());
     line.put_slice(b"\",\"object\":");
-    line.put_slice(object);
+    object.put(revision, 0, &mut line);
     line.put_slice(b"}\n");
     line.freeze()
 }
@@ -121,19 +123,12 @@ pub struct Event {
     pub current: Option<Arc<Object>>,
     /// The object before the change; `None` when it was created.
     pub prev: Option<Arc<Object>>,
-    decode: Arc<dyn Decode>,
-    departed: OnceLock<Bytes>,
     lines: [OnceLock<Bytes>; 3],
 }
 
 impl Event {
-    pub(super) fn new(
-        revision: Revision,
-        current: Option<Arc<Object>>,
-        prev: Option<Arc<Object>>,
-        decode: Arc<dyn Decode>,
-    ) -> Self {
-        Event { revision, current, prev, decode, departed: OnceLock::new(), lines: Default::default() }
+    pub(super) fn new(revision: Revision, current: Option<Arc<Object>>, prev: Option<Arc<Object>>) -> Self {
+        Event { revision, current, prev, lines: Default::default() }
     }
 
     pub fn key(&self) -> &Bytes {
@@ -143,26 +138,28 @@ impl Event {
         }
     }
 
-    /// The object as it is sent in an event of this kind. To a watcher for whom the object departs it is the last
-    /// state, at the revision of the departure.
-    pub fn object(&self, kind: Kind) -> Bytes {
+    /// What an event of this kind sends, and the resourceVersion in it. To a watcher for whom the object departs it is
+    /// the last state, at the revision of the departure.
+    fn told(&self, kind: Kind) -> Option<(&Text, Revision)> {
         match (kind, &self.current, &self.prev) {
-            (Kind::Added | Kind::Modified, Some(current), _) => current.bytes.clone(),
-            (_, _, Some(prev)) => self
-                .departed
-                .get_or_init(|| {
-                    let served = self.decode.serve(&prev.key, &prev.value, self.revision);
-                    served.unwrap_or_else(|| prev.bytes.clone())
-                })
-                .clone(),
-            (_, Some(current), None) => current.bytes.clone(),
-            (_, None, None) => Bytes::new(),
+            (Kind::Added | Kind::Modified, Some(current), _) | (_, Some(current), None) => {
+                Some((&current.text, current.revision))
+            }
+            (_, _, Some(prev)) => Some((&prev.text, self.revision)),
+            (_, None, None) => None,
         }
+    }
+
+    /// The object as it is sent in an event of this kind.
+    pub fn object(&self, kind: Kind) -> Bytes {
+        self.told(kind).map(|(text, revision)| text.sent(revision)).unwrap_or_default()
     }
 
     /// The event as a line of a JSON watch response, framed once for all watchers.
     pub fn line(&self, kind: Kind) -> Bytes {
-        self.lines[kind as usize].get_or_init(|| frame(kind, &self.object(kind))).clone()
+        let framed =
+            || self.told(kind).map(|(text, revision)| frame(kind, text, revision)).unwrap_or_default();
+        self.lines[kind as usize].get_or_init(framed).clone()
     }
 }
 

@@ -39,14 +39,33 @@ pub(super) struct Common {
 
 pub(super) struct State {
     objects: OrdMap<Bytes, Arc<Object>>,
-    /// The objects' size as they are sent.
+    /// The objects' size as they are stored.
     bytes: usize,
     /// The last change's revision, or the list's that it began with.
     revision: Revision,
-    history: VecDeque<(Instant, Arc<Event>)>,
+    history: VecDeque<Past>,
     /// The history is whole after this revision.
     oldest: Revision,
     open: bool,
+}
+
+/// A change that is remembered. What its watchers were sent is not: who comes late has it made again.
+struct Past {
+    at: Instant,
+    revision: Revision,
+    current: Option<Arc<Object>>,
+    prev: Option<Arc<Object>>,
+}
+
+impl Past {
+    fn of(event: &Event) -> Self {
+        let Event { revision, current, prev, .. } = event;
+        Past { at: Instant::now(), revision: *revision, current: current.clone(), prev: prev.clone() }
+    }
+
+    fn event(&self) -> Arc<Event> {
+        Arc::new(Event::new(self.revision, self.current.clone(), self.prev.clone()))
+    }
 }
 
 /// The objects of one resource, and their watchers.
@@ -101,19 +120,19 @@ impl Resource {
     }
 
     fn object(&self, kv: &KeyValue) -> Option<Arc<Object>> {
-        let Some((bytes, head)) = self.decode.decode(&kv.key, &kv.value, kv.mod_revision) else {
+        let Some((text, head)) = self.decode.decode(&kv.key, &kv.value) else {
             tracing::error!(key = %kv.key.escape_ascii(), revision = %kv.mod_revision, "cannot read a stored object");
             return None;
         };
         let KeyValue { key, value, mod_revision, .. } = kv.clone();
-        Some(Arc::new(Object { key, bytes, value, head, revision: mod_revision }))
+        Some(Arc::new(Object { key, text, value, head, revision: mod_revision }))
     }
 
     /// Begins anew with all objects at a revision; who was watching must begin anew too.
     pub(super) fn replace(&self, items: &[KeyValue], revision: Revision) {
         let objects: OrdMap<Bytes, Arc<Object>> =
             items.iter().filter_map(|kv| Some((kv.key.clone(), self.object(kv)?))).collect();
-        let bytes = objects.values().map(|object| object.bytes.len()).sum();
+        let bytes = objects.values().map(|object| object.text.stored().len()).sum();
         self.counts.initializations.add(1);
         let mut watchers = self.watchers.lock();
         watchers.clear();
@@ -149,13 +168,14 @@ impl Resource {
                 Some(object) => state.objects.insert(change.key().clone(), object.clone()),
                 None => state.objects.remove(&change.key()[..]),
             };
-            let size = |object: &Option<Arc<Object>>| object.as_ref().map_or(0, |object| object.bytes.len());
+            let size =
+                |object: &Option<Arc<Object>>| object.as_ref().map_or(0, |object| object.text.stored().len());
             state.bytes = state.bytes + size(&current) - size(&prev);
             if current.is_none() && prev.is_none() {
                 return;
             }
-            let event = Arc::new(Event::new(revision, current, prev, self.decode.clone()));
-            state.remember(event.clone());
+            let event = Arc::new(Event::new(revision, current, prev));
+            state.remember(&event);
             event
         };
         self.counts.events.add(1);
@@ -172,7 +192,7 @@ impl Resource {
         self.state.read().objects.len()
     }
 
-    /// How many objects there are, and how many bytes they are as they are sent.
+    /// How many objects there are, and how many bytes they are as they are stored.
     pub fn size(&self) -> (usize, usize) {
         let state = self.state.read();
         (state.objects.len(), state.bytes)
@@ -372,15 +392,16 @@ impl State {
         if self.open { Ok(()) } else { Err(CacheError::Closed) }
     }
 
-    fn remember(&mut self, event: Arc<Event>) {
-        let now = Instant::now();
-        self.history.push_back((now, event));
+    fn remember(&mut self, event: &Event) {
+        let past = Past::of(event);
+        let now = past.at;
+        self.history.push_back(past);
         while self.history.len() > HISTORY_LEAST {
-            let Some((at, event)) = self.history.front() else { break };
-            if self.history.len() <= HISTORY_MOST && now.duration_since(*at) < HISTORY {
+            let Some(first) = self.history.front() else { break };
+            if self.history.len() <= HISTORY_MOST && now.duration_since(first.at) < HISTORY {
                 break;
             }
-            self.oldest = event.revision;
+            self.oldest = first.revision;
             self.history.pop_front();
         }
     }
@@ -390,8 +411,8 @@ impl State {
         if revision < self.oldest {
             return Err(CacheError::TooOld { asked: revision, oldest: self.oldest });
         }
-        let from = self.history.partition_point(|(_, event)| event.revision <= revision);
-        Ok(self.history.range(from..).map(|(_, event)| event.clone()).collect())
+        let from = self.history.partition_point(|past| past.revision <= revision);
+        Ok(self.history.range(from..).map(Past::event).collect())
     }
 
     /// The objects as they were at a revision; `None` when history does not reach back.
@@ -400,10 +421,11 @@ impl State {
             return None;
         }
         let mut objects = self.objects.clone();
-        for (_, event) in self.history.iter().rev().take_while(|(_, event)| event.revision > revision) {
-            match &event.prev {
-                Some(prev) => objects.insert(event.key().clone(), prev.clone()),
-                None => objects.remove(&event.key()[..]),
+        for past in self.history.iter().rev().take_while(|past| past.revision > revision) {
+            match (&past.prev, &past.current) {
+                (Some(prev), _) => objects.insert(prev.key.clone(), prev.clone()),
+                (None, Some(current)) => objects.remove(&current.key[..]),
+                (None, None) => None,
             };
         }
         Some(objects)

@@ -55,7 +55,7 @@ impl CacheEvent {
     /// The object as it is sent; `None` for a bookmark, which the resource's owner frames.
     pub fn object(&self) -> Option<Bytes> {
         match self {
-            CacheEvent::Initial(object) => Some(object.bytes.clone()),
+            CacheEvent::Initial(object) => Some(object.sent()),
             CacheEvent::Change(kind, event) => Some(event.object(*kind)),
             CacheEvent::Bookmark { .. } => None,
         }
@@ -64,7 +64,7 @@ impl CacheEvent {
     /// The line of a JSON watch response; `None` for a bookmark.
     pub fn line(&self) -> Option<Bytes> {
         match self {
-            CacheEvent::Initial(object) => Some(frame(Kind::Added, &object.bytes)),
+            CacheEvent::Initial(object) => Some(frame(Kind::Added, &object.text, object.revision)),
             CacheEvent::Change(kind, event) => Some(event.line(*kind)),
             CacheEvent::Bookmark { .. } => None,
         }

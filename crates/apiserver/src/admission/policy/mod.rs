@@ -122,7 +122,7 @@ impl Input {
             && let Some(storage) = kinds.of("", "namespaces")
         {
             let read = storage.read("", &attributes.namespace, Freshness::Any).await?;
-            let json = serde_json::from_slice(&read.bytes).map_err(StatusError::internal)?;
+            let json = serde_json::from_slice(&read.sent()).map_err(StatusError::internal)?;
             namespace = Value::from_json(&json);
         }
         let asking: Arc<dyn Authz> = Arc::new(Asking {
@@ -283,7 +283,7 @@ pub async fn params(
         let mut found = None;
         for freshness in [Freshness::Any, Freshness::Latest] {
             let cached = storage.cache.get(namespace, name, freshness).await.map_err(|e| said(refused(e)))?;
-            found = cached.and_then(|cached| value(&cached.bytes));
+            found = cached.and_then(|cached| value(&cached.sent()));
             if found.is_some() {
                 break;
             }
@@ -295,7 +295,7 @@ pub async fn params(
         let list = storage.cache.list(&ListQuery::new(reach, Freshness::Any)).await;
         let list = list.map_err(|e| said(refused(e)))?;
         let selected = list.items.iter().filter(|o| selector.matches_with(|key| o.head.label(key)));
-        selected.filter_map(|o| value(&o.bytes)).collect()
+        selected.filter_map(|o| value(&o.sent())).collect()
     };
     if found.is_empty() && reference.parameter_not_found_action.as_deref() == Some("Deny") {
         return Err("no params found for policy binding with `Deny` parameterNotFoundAction".to_owned());
