@@ -53,8 +53,8 @@ struct Lifecycle {
 
 pub async fn run(cx: Context) {
     let (nodes, pods) = (cx.informers.of::<Node>(), cx.informers.of::<Pod>());
-    let leases = Informer::start(
-        Api::<Lease>::namespaced(cx.client.clone(), LEASES),
+    let leases: Informer<Lease> = Informer::start(
+        Api::namespaced(cx.client.clone(), LEASES),
         watcher::Config::default(),
         cx.shutdown.clone(),
     );
