@@ -34,17 +34,17 @@ pub async fn start(
 
 fn components(settings: &Settings, plane: &ControlPlane, shutdown: &CancellationToken, parts: &Parts) {
     let client = plane.client("system:kube-controller-manager", &[CONTROLLERS]);
+    // One copy of what both look at. Each writes as itself.
     let informers = Informers::new(client.clone(), shutdown.clone());
     let config = krate_controllers::Config {
         root_ca_pem: plane.authority.certificate().to_owned(),
         cluster_cidr: Some(settings.pod_cidr.into()),
         ..krate_controllers::Config::default()
     };
-    let stop = shutdown.clone();
-    parts.spawn("controllers", async move { krate_controllers::run(client, informers, config, stop).await });
+    let (seen, stop) = (informers.clone(), shutdown.clone());
+    parts.spawn("controllers", async move { krate_controllers::run(client, seen, config, stop).await });
 
     let client = plane.client("system:kube-scheduler", &[]);
-    let informers = Informers::new(client.clone(), shutdown.clone());
     let stop = shutdown.clone();
     let config = krate_scheduler::Config::default();
     parts.spawn("scheduler", krate_scheduler::run(client, informers, config, stop));
