@@ -19,6 +19,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::slim::Slim;
+
 /// A namespace (empty for cluster scope) and a name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct ObjectKey {
@@ -131,8 +133,8 @@ impl<K: InformerObject> Informer<K> {
     }
 
     /// Starts to list and watch what `api` and `config` select, until `shutdown`.
-    /// With `Api<PartialObjectMeta<…>>` it is the metadata alone that is asked for and held.
-    pub fn start(api: Api<K>, config: watcher::Config, shutdown: CancellationToken) -> Self {
+    /// Managed fields are not held.
+    pub fn start(api: Api<Slim<K>>, config: watcher::Config, shutdown: CancellationToken) -> Self {
         let informer = Self::empty();
         let task = informer.clone();
         tokio::spawn(async move {
@@ -144,12 +146,15 @@ impl<K: InformerObject> Informer<K> {
         informer
     }
 
-    async fn follow(&self, mut stream: futures::stream::BoxStream<'_, watcher::Result<watcher::Event<K>>>) {
+    async fn follow(
+        &self,
+        mut stream: futures::stream::BoxStream<'_, watcher::Result<watcher::Event<Slim<K>>>>,
+    ) {
         let mut fresh: Option<HashSet<ObjectKey>> = None;
         while let Some(event) = stream.next().await {
             match event {
                 Ok(watcher::Event::Init) => fresh = Some(HashSet::new()),
-                Ok(watcher::Event::InitApply(object)) => {
+                Ok(watcher::Event::InitApply(Slim(object))) => {
                     if let Some(seen) = &mut fresh {
                         seen.insert(ObjectKey::of(&object));
                     }
@@ -161,8 +166,10 @@ impl<K: InformerObject> Informer<K> {
                     }
                     self.inner.synced.send_replace(true);
                 }
-                Ok(watcher::Event::Apply(object)) => self.apply(object),
-                Ok(watcher::Event::Delete(object)) => self.remove(&ObjectKey::of(&object), Some(object)),
+                Ok(watcher::Event::Apply(Slim(object))) => self.apply(object),
+                Ok(watcher::Event::Delete(Slim(object))) => {
+                    self.remove(&ObjectKey::of(&object), Some(object))
+                }
                 Err(error) => {
                     tracing::debug!(%error, kind = std::any::type_name::<K>(), "watch failed; trying again");
                 }
@@ -170,9 +177,7 @@ impl<K: InformerObject> Informer<K> {
         }
     }
 
-    fn apply(&self, mut object: K) {
-        // No component reads managed fields, and they are half of many an object.
-        object.meta_mut().managed_fields = None;
+    fn apply(&self, object: K) {
         let key = ObjectKey::of(&object);
         let new = Arc::new(object);
         let handlers = self.inner.handlers.lock();
@@ -360,8 +365,8 @@ impl Informers {
     {
         let mut started = self.started.lock();
         let slot = started.entry(TypeId::of::<K>()).or_insert_with(|| {
-            let api = Api::<K>::all(self.client.clone());
-            Box::new(Informer::start(api, watcher::Config::default(), self.shutdown.clone()))
+            let api = Api::all(self.client.clone());
+            Box::new(Informer::<K>::start(api, watcher::Config::default(), self.shutdown.clone()))
         });
         slot.downcast_ref::<Informer<K>>().expect("the slot of a type holds its informer").clone()
     }
@@ -407,12 +412,12 @@ mod tests {
         let early = log(&informer);
         let events = vec![
             watcher::Event::Init,
-            watcher::Event::InitApply(object("a", "x", "1")),
-            watcher::Event::InitApply(object("b", "x", "2")),
+            watcher::Event::InitApply(Slim(object("a", "x", "1"))),
+            watcher::Event::InitApply(Slim(object("b", "x", "2"))),
             watcher::Event::InitDone,
-            watcher::Event::Apply(object("a", "x", "3")),
+            watcher::Event::Apply(Slim(object("a", "x", "3"))),
             watcher::Event::Init,
-            watcher::Event::InitApply(object("a", "x", "3")),
+            watcher::Event::InitApply(Slim(object("a", "x", "3"))),
             watcher::Event::InitDone,
         ];
         informer.follow(futures::stream::iter(events.into_iter().map(Ok)).boxed()).await;

@@ -8,6 +8,7 @@ mod events;
 mod informer;
 mod queue;
 mod reconcile;
+mod slim;
 mod transport;
 
 pub use events::{EventRecorder, EventType, reference};
@@ -15,5 +16,6 @@ pub use informer::{Event, Informer, InformerObject, Informers, ObjectKey};
 pub use kube::{Api, Client, Error};
 pub use queue::WorkQueue;
 pub use reconcile::{Reconcile, Requeue, is_conflict, is_not_found, message, run};
+pub use slim::Slim;
 pub use tokio_util::sync::CancellationToken;
 pub use transport::{from_kubeconfig, in_process};

@@ -218,7 +218,7 @@ impl Counter {
     }
 
     fn watch(&self, served: &Served) -> Informer<Meta> {
-        let api = Api::<Meta>::all_with(self.client.clone(), &served.resource);
+        let api = Api::all_with(self.client.clone(), &served.resource);
         let informer = Informer::start(api, watcher::Config::default(), self.cx.shutdown.clone());
         let again = replenish(&self.queue, &self.quotas);
         informer.handle(move |event: &Event<Meta>| {

@@ -28,7 +28,8 @@ pub async fn run(cx: Context) {
     let namespaces = cx.informers.of::<Namespace>();
     // Only these: all config maps of a cluster can be a lot.
     let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
-    let published = Informer::start(Api::<ConfigMap>::all(cx.client.clone()), only, cx.shutdown.clone());
+    let published: Informer<ConfigMap> =
+        Informer::start(Api::all(cx.client.clone()), only, cx.shutdown.clone());
     if !cx
         .ready(async {
             tokio::join!(namespaces.synced(), published.synced());

@@ -81,15 +81,16 @@ where
         }
         let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
         let found = granted(|| api.get_opt(name)).await?;
-        self.watch(&key, api);
+        self.watch(&key);
         Ok(found.map(Arc::new))
     }
 
     /// Starts the watch, once it is known that it is allowed.
-    fn watch(&self, key: &(String, String), api: Api<K>) {
+    fn watch(&self, key: &(String, String)) {
         let mut watched = self.watched.lock();
         let Some(entry) = watched.get_mut(key).filter(|e| e.informer.is_none()) else { return };
         let config = watcher::Config::default().fields(&format!("metadata.name={}", key.1));
+        let api = Api::namespaced(self.client.clone(), &key.0);
         let informer = Informer::start(api, config, entry.stop.clone());
         let users = Arc::clone(&entry.users);
         informer.handle(move |_| {

@@ -224,8 +224,9 @@ async fn runtime_version(cri: &Cri, shutdown: &CancellationToken) -> Option<k8s_
 /// Follows the node's own object: what is given to it there, such as a range of addresses, may make it ready.
 fn watch_node(shared: &SharedRef, changed: &Arc<Notify>) -> Informer<Node> {
     let fields = format!("metadata.name={}", shared.config.node_name);
-    let api: Api<Node> = Api::all(shared.client.clone());
-    let informer = Informer::start(api, watcher::Config::default().fields(&fields), shared.shutdown.clone());
+    let api = Api::all(shared.client.clone());
+    let informer =
+        Informer::<Node>::start(api, watcher::Config::default().fields(&fields), shared.shutdown.clone());
     let changed = Arc::clone(changed);
     informer.handle(move |event| {
         if let krate_client::Event::Modified { old, new } = event
