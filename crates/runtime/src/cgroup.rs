@@ -220,7 +220,14 @@ impl Cgroup {
 
     /// Changes the limits of a running group. What is zero or empty stays as it is.
     pub fn update(&self, resources: &LinuxContainerResources) -> io::Result<()> {
-        let changes = if is_v2() { changes_v2(resources) } else { changes_v1(resources) };
+        let changes = if is_v2() {
+            changes_v2(resources)
+        } else {
+            // Where swap is not counted, there is no such file.
+            let swap =
+                self.directory("memory").and_then(|at| number(&at.join("memory.memsw.limit_in_bytes")));
+            changes_v1(resources, swap)
+        };
         for (controller, file, value) in changes {
             if let Some(directory) = self.directory(controller) {
                 fs::write(directory.join(file), &value)
@@ -250,20 +257,37 @@ pub fn prepare_to_move() {
 
 type Change = (&'static str, &'static str, String);
 
-fn changes_v1(resources: &LinuxContainerResources) -> Vec<Change> {
+/// With the limit of memory and swap together that the group has now, where it has one.
+fn changes_v1(resources: &LinuxContainerResources, swap: Option<u64>) -> Vec<Change> {
     let mut changes = Vec::new();
     for (value, controller, file) in [
         (resources.cpu_period, "cpu", "cpu.cfs_period_us"),
         (resources.cpu_quota, "cpu", "cpu.cfs_quota_us"),
         (resources.cpu_shares, "cpu", "cpu.shares"),
-        (resources.memory_limit_in_bytes, "memory", "memory.limit_in_bytes"),
     ] {
         if value != 0 {
             changes.push((controller, file, value.to_string()));
         }
     }
+    changes.extend(memory_v1(resources, swap));
     changes.extend(cpusets(resources));
     changes
+}
+
+/// The limit of memory, and that of memory and swap together, which is the same where no more is asked for. The kernel
+/// refuses a memory limit above the other, so that what grows grows from above and what shrinks shrinks from below.
+fn memory_v1(resources: &LinuxContainerResources, swap: Option<u64>) -> Vec<Change> {
+    let limit = resources.memory_limit_in_bytes;
+    let both = if limit < 0 { limit } else { resources.memory_swap_limit_in_bytes.max(limit) };
+    let memory = (limit != 0).then(|| ("memory", "memory.limit_in_bytes", limit.to_string()));
+    let both_are_counted = both != 0 && swap.is_some();
+    let with_swap = both_are_counted.then(|| ("memory", "memory.memsw.limit_in_bytes", both.to_string()));
+    let grows = swap.is_some_and(|now| limit < 0 || limit.unsigned_abs() > now);
+    if grows {
+        with_swap.into_iter().chain(memory).collect()
+    } else {
+        memory.into_iter().chain(with_swap).collect()
+    }
 }
 
 fn changes_v2(resources: &LinuxContainerResources) -> Vec<Change> {
@@ -332,6 +356,32 @@ mod tests {
         for (shares, weight) in [(2, "1"), (1024, "39"), (262_144, "10000")] {
             let resources = LinuxContainerResources { cpu_shares: shares, ..Default::default() };
             assert_eq!(changes_v2(&resources), vec![("cpu", "cpu.weight", weight.to_owned())]);
+        }
+    }
+
+    #[test]
+    fn memory_grows_from_above_and_shrinks_from_below() {
+        const MEMORY: &str = "memory.limit_in_bytes";
+        const BOTH: &str = "memory.memsw.limit_in_bytes";
+        const MANY: &[(&str, &str)] = &[(BOTH, "400"), (MEMORY, "300")];
+        let cases: [(i64, i64, Option<u64>, &[(&str, &str)]); 7] = [
+            (300, 0, Some(200), &[(BOTH, "300"), (MEMORY, "300")]),
+            (300, 400, Some(200), MANY),
+            (100, 0, Some(200), &[(MEMORY, "100"), (BOTH, "100")]),
+            (-1, 0, Some(200), &[(BOTH, "-1"), (MEMORY, "-1")]),
+            (300, 0, None, &[(MEMORY, "300")]),
+            (0, 400, Some(200), &[(BOTH, "400")]),
+            (0, 0, Some(200), &[]),
+        ];
+        for (memory, both, now, wanted) in cases {
+            let resources = LinuxContainerResources {
+                memory_limit_in_bytes: memory,
+                memory_swap_limit_in_bytes: both,
+                ..Default::default()
+            };
+            let changes = changes_v1(&resources, now);
+            let changes: Vec<_> = changes.iter().map(|(_, file, value)| (*file, value.as_str())).collect();
+            assert_eq!(changes, wanted, "{memory} and {both} where {now:?} is in force");
         }
     }
 

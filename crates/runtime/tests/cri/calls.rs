@@ -190,7 +190,10 @@ fn limits() {
     node.import_busybox();
     let config = node.pod("limited");
     let pod = node.run_pod(&config);
-    let id = node.run(&pod, &config, shell("main", "sleep 1000"));
+    let mut container = shell("main", "sleep 1000");
+    let first = LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };
+    container.linux.get_or_insert_default().resources = Some(first);
+    let id = node.run(&pod, &config, container);
     let update = |linux: LinuxContainerResources| {
         let request = UpdateContainerResourcesRequest {
             container_id: id.clone(),
@@ -203,7 +206,7 @@ fn limits() {
     let wanted =
         LinuxContainerResources { memory_limit_in_bytes: limit, cpu_shares: 512, ..Default::default() };
     assert_eq!(update(wanted), Code::Ok);
-    // Told, and true: what was not asked for is as it was.
+    // Told, and true, also where it is more than it was: what was not asked for is as it was.
     let told = node.status(&id).resources.unwrap().linux.unwrap();
     assert_eq!((told.memory_limit_in_bytes, told.cpu_shares), (limit, 512));
     let stats = node.block_on(node.cri().container_stats(ContainerStatsRequest { container_id: id.clone() }));
