@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -20,6 +21,8 @@ use crate::{Context, Error};
 
 const FINALIZER: &str = "kubernetes";
 const WORKERS: usize = 10;
+/// When something came late, how long until it is deleted too: where it comes again and again, others have their turn.
+const NEXT_ROUND: Duration = Duration::from_millis(100);
 
 type Meta = PartialObjectMeta<DynamicObject>;
 
@@ -179,7 +182,7 @@ impl Emptier {
         (served, result)
     }
 
-    /// Watches what remains, and wakes the namespace when it is gone.
+    /// Watches what remains, and wakes the namespace when it is gone, or when something has come that nobody deleted.
     fn await_end(&self, namespace: &str, resources: Vec<Served>) {
         if !self.waiting.lock().insert(namespace.to_owned()) {
             return;
@@ -187,13 +190,15 @@ impl Emptier {
         let (client, queue, waiting) = (self.client.clone(), self.queue.clone(), Arc::clone(&self.waiting));
         let (namespace, shutdown) = (namespace.to_owned(), self.shutdown.clone());
         tokio::spawn(async move {
-            let all = resources.iter().map(|served| emptied(client.clone(), &namespace, served));
-            tokio::select! {
+            let all: FuturesUnordered<_> =
+                resources.iter().map(|served| emptied(client.clone(), &namespace, served)).collect();
+            let came_late = all.any(async |ended| ended == Ended::CameLate);
+            let next_round = tokio::select! {
                 () = shutdown.cancelled() => return,
-                _ = futures::future::join_all(all) => {}
-            }
+                came_late = came_late => if came_late { NEXT_ROUND } else { Duration::ZERO },
+            };
             waiting.lock().remove(&namespace);
-            queue.add(namespace);
+            queue.add_after(namespace, next_round);
         });
     }
 
@@ -242,35 +247,51 @@ fn http_put(path: &str, body: Vec<u8>) -> Result<http::Request<Vec<u8>>, Error> 
         .map_err(|e| Error::Invalid(e.to_string()))
 }
 
-/// Ends when no object of the resource is left in the namespace.
-async fn emptied(client: Client, namespace: &str, served: &Served) {
+/// What has become of a resource in a namespace that goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// No object is left.
+    Empty,
+    /// An object is there that was made after all others were deleted: by a request that had been let through before, such
+    /// as that of the last event of a pod. It goes by another round only.
+    CameLate,
+}
+
+async fn emptied(client: Client, namespace: &str, served: &Served) -> Ended {
     let api = Api::<Meta>::namespaced_with(client, namespace, &served.resource);
     let mut stream = watcher(api, watcher::Config::default()).default_backoff().boxed();
     let mut there: HashSet<String> = HashSet::new();
     while let Some(event) = stream.next().await {
-        let done = match event {
-            Ok(watcher::Event::Init) => {
-                there.clear();
-                false
+        match event {
+            Ok(event) => {
+                if let Some(ended) = follow(&mut there, event) {
+                    return ended;
+                }
             }
-            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
-                there.insert(object.name_any());
-                false
-            }
-            Ok(watcher::Event::Delete(object)) => {
-                there.remove(&object.name_any());
-                true
-            }
-            Ok(watcher::Event::InitDone) => true,
             Err(error) => {
                 tracing::debug!(%error, resource = served.name(), "watch failed; trying again");
-                false
             }
-        };
-        if done && there.is_empty() {
-            return;
         }
     }
+    Ended::Empty
+}
+
+/// Keeps the names of what is there, and tells when there is nothing more to wait for.
+fn follow(there: &mut HashSet<String>, event: watcher::Event<Meta>) -> Option<Ended> {
+    match event {
+        watcher::Event::Init => {
+            there.clear();
+            return None;
+        }
+        watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
+            let came_late = object.metadata.deletion_timestamp.is_none();
+            there.insert(object.name_any());
+            return came_late.then_some(Ended::CameLate);
+        }
+        watcher::Event::Delete(object) => drop(there.remove(&object.name_any())),
+        watcher::Event::InitDone => {}
+    }
+    there.is_empty().then_some(Ended::Empty)
 }
 
 /// Upstream's five conditions of a namespace's end.
@@ -372,5 +393,25 @@ mod tests {
         assert_eq!(of("NamespaceDeletionContentFailure").0, "False");
         let status = NamespaceStatus { conditions: Some(said.clone()), ..NamespaceStatus::default() };
         assert_eq!(conditions(&status, &remains, None), said, "and stays the same while nothing changes");
+    }
+
+    #[test]
+    fn what_came_late_is_not_waited_for() {
+        let object = |name: &str, deleted: Option<&str>| -> Meta {
+            let metadata = json!({"name": name, "deletionTimestamp": deleted});
+            serde_json::from_value(json!({"metadata": metadata})).expect("an object")
+        };
+        let going = |name| object(name, Some("2026-01-01T00:00:00Z"));
+        let mut there = HashSet::new();
+        assert_eq!(follow(&mut there, watcher::Event::Init), None);
+        assert_eq!(follow(&mut there, watcher::Event::InitApply(going("held"))), None);
+        assert_eq!(follow(&mut there, watcher::Event::InitDone), None, "its finalizer will go");
+        assert_eq!(follow(&mut there, watcher::Event::Apply(going("also held"))), None);
+        assert_eq!(follow(&mut there, watcher::Event::Delete(going("held"))), None);
+        let late = watcher::Event::Apply(object("late", None));
+        assert_eq!(follow(&mut there.clone(), late), Some(Ended::CameLate));
+        assert_eq!(follow(&mut there, watcher::Event::Delete(going("also held"))), Some(Ended::Empty));
+        assert_eq!(follow(&mut there, watcher::Event::Init), None);
+        assert_eq!(follow(&mut there, watcher::Event::InitDone), Some(Ended::Empty));
     }
 }
