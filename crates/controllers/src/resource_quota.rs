@@ -55,10 +55,13 @@ pub async fn run(cx: Context) {
     }
     let queue = WorkQueue::new();
     let q = queue.clone();
+    let again = replenish(&queue, &quotas);
     quotas.handle(move |event| match event {
         Event::Added(quota) => q.add(ObjectKey::of(&**quota)),
         Event::Modified { old, new } if old.spec != new.spec => q.add(ObjectKey::of(&**new)),
-        _ => {}
+        // Quotas count quotas.
+        Event::Deleted(quota) => again(namespace(&**quota)),
+        Event::Modified { .. } => {}
     });
     let again = replenish(&queue, &quotas);
     pods.handle(move |event: &Event<Pod>| match event {
@@ -183,6 +186,8 @@ impl Counter {
             ("", "services") => {
                 sum(&mut self.services.list_in(namespace).iter().map(|o| Counted::Service(o)))
             }
+            // Asked of the same informer that told of the quota: another one may not have heard of it yet.
+            ("", "resourcequotas") => sum(&mut self.quotas.list_in(namespace).iter().map(|_| Counted::Other)),
             ("resource.k8s.io", "resourceclaims") => {
                 let api = Api::<ResourceClaim>::namespaced(self.client.clone(), namespace);
                 let list = api.list(&kube::api::ListParams::default()).await?;

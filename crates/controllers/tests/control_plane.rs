@@ -6,7 +6,9 @@ mod support;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, ResourceQuota, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use krate_client::Informers;
@@ -239,6 +241,31 @@ async fn a_namespace_waits_for_finalizers_and_says_so() {
     .await;
     merge(cluster.of::<ConfigMap>("held"), "held", json!({"metadata": {"finalizers": null}})).await;
     until(cluster.all::<Namespace>(), "gone", |all| all.iter().all(|n| n.name_any() != "held")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_quota_counts_itself() {
+    let cluster = cluster().await;
+    let quotas = cluster.of::<ResourceQuota>("default");
+    // The first one makes the counter watch what it counts: each that follows is counted as soon as it is known.
+    for number in 1..=8 {
+        let made = format!("q{number}");
+        let quota =
+            object(json!({"metadata": {"name": made}, "spec": {"hard": {"count/resourcequotas": "9"}}}));
+        quotas.create(&PostParams::default(), &quota).await.expect("it is made");
+        until(quotas.clone(), "counted with itself", |all| {
+            let quota =
+                all.iter().find(|q| q.name_any() == made).and_then(|q| q.status.as_ref()?.used.as_ref());
+            quota.is_some_and(|used| used["count/resourcequotas"].0 == number.to_string())
+        })
+        .await;
+    }
+    quotas.delete("q1", &DeleteParams::default()).await.expect("it is deleted");
+    until(quotas, "counted without the one that is gone", |all| {
+        let used = |q: &ResourceQuota| q.status.clone().and_then(|s| s.used).unwrap_or_default();
+        all.len() == 7 && all.iter().all(|q| used(q).get("count/resourcequotas").is_some_and(|n| n.0 == "7"))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
