@@ -14,6 +14,7 @@ mod meta;
 mod namespace;
 mod node;
 mod pod_gc;
+mod protection;
 mod replicaset;
 mod resource_quota;
 mod root_ca;
@@ -60,6 +61,9 @@ pub static CONTROLLERS: &[Controller] = table! {
     "garbage-collector-controller" => garbage::run,
     "pod-garbage-collector-controller" => pod_gc::run,
     "resourcequota-controller" => resource_quota::run,
+    "persistentvolumeclaim-protection-controller" => protection::claims::run,
+    "persistentvolume-protection-controller" => protection::volumes::run,
+    "volumeattributesclass-protection-controller" => protection::classes::run,
 };
 
 /// Runs every controller until `shutdown`.

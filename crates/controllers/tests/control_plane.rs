@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, ResourceQuota, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota,
+    Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use krate_client::Informers;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -266,6 +268,57 @@ async fn a_new_quota_counts_itself() {
         all.len() == 7 && all.iter().all(|q| used(q).get("count/resourcequotas").is_some_and(|n| n.0 == "7"))
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn storage_stays_while_it_is_in_use() {
+    let cluster = cluster().await;
+    let (claims, pods) = (cluster.of::<PersistentVolumeClaim>("default"), cluster.of::<Pod>("default"));
+    let (volumes, classes) = (cluster.all::<PersistentVolume>(), cluster.all::<VolumeAttributesClass>());
+    let (new, now) = (PostParams::default(), DeleteParams::default());
+    let class = object(
+        json!({"metadata": {"name": "gold"}, "driverName": "d.example.com", "parameters": {"a": "b"}}),
+    );
+    classes.create(&new, &class).await.expect("it is made");
+    let resources = json!({"requests": {"storage": "1Gi"}});
+    for (name, class) in [("used", Some("gold")), ("free", None)] {
+        let claim = object(json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "resources": resources, "volumeName": "v", "storageClassName": "", "volumeAttributesClassName": class}}));
+        claims.create(&new, &claim).await.expect("it is made");
+    }
+    let volume = object(json!({"metadata": {"name": "v"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/tmp"}, "storageClassName": ""}}));
+    volumes.create(&new, &volume).await.expect("it is made");
+    let bound = Patch::Merge(json!({"status": {"phase": "Bound"}}));
+    volumes.patch_status("v", &PatchParams::default(), &bound).await.expect("it is bound");
+    let pod = object(json!({"metadata": {"name": "p"}, "spec": {"nodeName": "one",
+        "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "used"}}]}}));
+    pods.create(&new, &pod).await.expect("it is made");
+
+    classes.delete("gold", &now).await.expect("it is deleted");
+    volumes.delete("v", &now).await.expect("it is deleted");
+    claims.delete("used", &now).await.expect("it is deleted");
+    claims.delete("free", &now).await.expect("it is deleted");
+    until(claims.clone(), "only the used one", |all| {
+        assert!(all.iter().any(|c| c.name_any() == "used"), "a pod uses it");
+        all.len() == 1
+    })
+    .await;
+    for leaving in [
+        claims.get("used").await.expect("it is there").metadata,
+        volumes.get("v").await.expect("it is bound").metadata,
+        classes.get("gold").await.expect("a claim names it").metadata,
+    ] {
+        assert!(leaving.deletion_timestamp.is_some() && leaving.finalizers.is_some_and(|f| f.len() == 1));
+    }
+
+    pods.delete("p", &now).await.expect("it is deleted");
+    until(claims, "gone after the pod", <[_]>::is_empty).await;
+    until(classes, "gone after the claim", <[_]>::is_empty).await;
+    let released = Patch::Merge(json!({"status": {"phase": "Released"}}));
+    volumes.patch_status("v", &PatchParams::default(), &released).await.expect("it is released");
+    until(volumes, "gone after its release", <[_]>::is_empty).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
