@@ -10,10 +10,12 @@ use std::sync::LazyLock;
 use crate::kind::Gvk;
 
 pub(crate) mod canonical;
+mod lenient;
 mod strict;
 mod table;
 
 pub use canonical::canonicalize;
+pub use lenient::complete;
 pub use strict::{Checked, check, unknown_fields};
 
 /// A text of the embedded table, or one that a custom resource brought.

@@ -50,7 +50,7 @@ fn time(text: &mut String, format: &str) {
 }
 
 /// What Go prints of a value of a type that was never set.
-fn zero(t: TypeRef<'_>) -> Value {
+pub(super) fn zero(t: TypeRef<'_>) -> Value {
     match t.node() {
         Node::String => Value::from(""),
         Node::Bool => Value::from(false),

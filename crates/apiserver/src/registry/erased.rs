@@ -181,6 +181,16 @@ fn typed_mut<S: 'static>(object: &mut dyn Object) -> &mut S {
     object.is_mut().expect("a registry is given objects of its own kind")
 }
 
+impl<S: Strategy + k8s_openapi::Resource> Typed<S> {
+    /// What upstream reads where the typed struct insists on a field: it has its type's zero. Bodies rarely need it, and
+    /// so they are read without it first.
+    fn lenient(&self, json: &[u8]) -> Option<S> {
+        let mut value: Value = serde_json::from_slice(json).ok()?;
+        schema::complete(&mut value, self.schema()?);
+        serde_json::from_value(value).ok()
+    }
+}
+
 impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
     fn kind(&self) -> &'static Kind {
         <S as Strategy>::KIND
@@ -189,7 +199,7 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
     fn decode(&self, json: &[u8]) -> Result<Box<dyn Object>, DecodeError> {
         let object = match S::STORED_AS {
             Some(stored) if is_of(json, stored) => S::of_stored(json)?,
-            _ => serde_json::from_slice(json)?,
+            _ => serde_json::from_slice(json).or_else(|error| self.lenient(json).ok_or(error))?,
         };
         Ok(Box::new(object))
     }

@@ -53,3 +53,27 @@ async fn a_proxy_without_a_path_leads_to_its_root() {
     let (head, _) = api.raw(Method::POST, format!("{place}/proxy"), &[], "").await;
     assert_ne!(head.status, StatusCode::MOVED_PERMANENTLY, "only who reads is sent elsewhere");
 }
+
+#[tokio::test]
+async fn what_a_body_leaves_open_has_its_zero_value() {
+    let api = started().await;
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"},
+        "spec": {"ports": [{"port": 80}]}});
+    let (code, mut made) = api.post("/api/v1/namespaces/default/services", &service).await;
+    assert_eq!(code, 201, "{made:#}");
+    made["status"]["conditions"] = json!([
+        {"type": "A", "status": "True", "reason": "R", "message": null, "lastTransitionTime": null},
+        {"type": "B", "status": "True", "reason": "R", "message": ""},
+    ]);
+    let place = "/api/v1/namespaces/default/services/s/status";
+    let (code, told) = api.ask(Method::PUT, place, "application/json", &made).await;
+    assert_eq!(code, 200, "{told:#}");
+    for condition in told["status"]["conditions"].as_array().expect("conditions") {
+        assert_eq!(condition["lastTransitionTime"], "0001-01-01T00:00:00Z", "Go's time that was never set");
+        assert_eq!(condition["message"], "");
+    }
+    // What cannot be read either way is refused as before.
+    made["status"]["conditions"] = json!([{"type": "A", "lastTransitionTime": "soon"}]);
+    let (code, told) = api.ask(Method::PUT, place, "application/json", &made).await;
+    assert_eq!(code, 400, "{told:#}");
+}
