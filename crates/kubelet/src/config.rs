@@ -13,6 +13,7 @@ use crate::cpus::CpuPolicy;
 use crate::eviction::EvictionConfig;
 use crate::garbage::ImagePolicy;
 use crate::providers::Providers;
+use crate::topology::TopologyPolicy;
 
 /// When a container's log is put aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +132,10 @@ pub struct Config {
     pub kube_reserved: BTreeMap<String, String>,
     pub enforce: Enforce,
     pub cpus: CpuPolicy,
+    pub topology: TopologyPolicy,
+    /// Where the kernel tells what the machine's processors and memory are; elsewhere only to show how another is dealt
+    /// with.
+    pub sysfs: PathBuf,
     pub eviction: EvictionConfig,
     pub image_gc: ImagePolicy,
     /// Sysctls, or groups of them that end in `*`, that pods may set beside the safe ones.
@@ -201,6 +206,8 @@ impl Config {
             kube_reserved: BTreeMap::new(),
             enforce: Enforce { pods: true, system: None, kube: None },
             cpus: CpuPolicy::default(),
+            topology: TopologyPolicy::default(),
+            sysfs: PathBuf::from("/sys"),
             eviction: EvictionConfig::default(),
             image_gc: ImagePolicy::default(),
             allowed_unsafe_sysctls: Vec::new(),

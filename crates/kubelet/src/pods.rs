@@ -220,8 +220,7 @@ impl Workers {
             return;
         }
         let known: HashSet<String> = self.handles.keys().cloned().collect();
-        shared.devices.keep(&known);
-        shared.cpus.keep(&known);
+        shared.keep_only(&known);
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
             if let Err(status) = remove_orphans(&shared, &known).await {

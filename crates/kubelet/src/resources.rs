@@ -181,6 +181,12 @@ fn own(pod: &Pod) -> Option<&ResourceRequirements> {
     pod.spec.as_ref()?.resources.as_ref()
 }
 
+/// Whether a pod asks as a whole for what could be a container's alone.
+pub fn is_of_pod(pod: &Pod) -> bool {
+    let named = |name: &str| matches!(name, "cpu" | "memory") || name.starts_with("hugepages-");
+    own(pod).is_some_and(|own| own.requests.iter().chain(&own.limits).flatten().any(|(name, _)| named(name)))
+}
+
 /// What running a pod costs beside its containers (KEP-688).
 fn overhead(pod: &Pod, name: &str) -> Option<Quantity> {
     amount(pod.spec.as_ref()?.overhead.as_ref()?.get(name))

@@ -27,7 +27,8 @@ use crate::objects::Objects;
 use crate::probes::Counts;
 use crate::resources::PodResources;
 use crate::shared::{Shared, SharedRef};
-use crate::{logs, naming, pods, server};
+use crate::topology::Topology;
+use crate::{logs, naming, numa, pods, server};
 
 /// Why the kubelet cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,8 @@ pub enum Error {
     Tls(String),
     #[error("{0}")]
     Processors(String),
+    #[error("{0}")]
+    Topology(String),
     #[error("running with swap on is not supported, please disable swap or set --fail-swap-on flag to false")]
     Swap,
 }
@@ -65,7 +68,7 @@ pub async fn run(
     let (network, watched) = watch::channel(Err("the runtime has not been asked yet".to_owned()));
     let (able, features) = watch::channel(Features::default());
     let events = EventRecorder::new(client.clone(), "kubelet", &config.node_name);
-    let machine = Machine::look();
+    let machine = Machine::look(&config.sysfs);
     let fields = format!("spec.nodeName={}", config.node_name);
     let own_pods: Informer<Pod> = Informer::start(
         Api::all(client.clone()),
@@ -74,9 +77,20 @@ pub async fn run(
     );
     let changed = Arc::new(Notify::new());
     let devices = Arc::new(Devices::new(&config.root_dir, Arc::clone(&changed)));
-    let cpus = Cpus::new(&config.root_dir, &config.cpus, config.reserved("cpu").milli_value());
+    let nodes = numa::nodes(&config.sysfs);
+    let topology = Topology::new(&config.topology, &nodes).map_err(Error::Topology)?;
+    let cpus = Cpus::new(
+        &config.root_dir,
+        &config.cpus,
+        config.reserved("cpu").milli_value(),
+        cpus::Topology::read(&config.sysfs, &nodes),
+        config.topology.policy,
+    );
+    let cpus = cpus.map_err(Error::Processors)?;
+    cpus.expect(&topology.counts);
     let shared: SharedRef = Arc::new(Shared {
-        cpus: cpus.map_err(Error::Processors)?,
+        cpus,
+        topology,
         devices: Arc::clone(&devices),
         objects: Objects::new(&client),
         pods: own_pods.clone(),

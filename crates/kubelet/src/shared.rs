@@ -1,6 +1,6 @@
 //! What all pod workers share: the doors to the API and to the runtime, and what is known of the machine.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -28,6 +28,7 @@ use crate::observed::Observed;
 use crate::probes::Counts;
 use crate::spec::{self, Kind};
 use crate::static_pods::mirrored;
+use crate::topology::Topology;
 
 pub struct Shared {
     pub config: Config,
@@ -44,6 +45,7 @@ pub struct Shared {
     pub cgroups: Cgroups,
     pub devices: Arc<Devices>,
     pub cpus: Cpus,
+    pub topology: Topology,
     pub images: Images,
     /// The first part of container ids in statuses.
     pub runtime_name: String,
@@ -73,6 +75,18 @@ impl Shared {
         all.retain(|pod| mirrored(pod).is_none());
         all.extend(self.statics.lock().values().cloned());
         all
+    }
+
+    /// A pod needs nothing any more that it has alone.
+    pub fn take_back(&self, uid: &str) {
+        self.devices.release(uid);
+        self.cpus.release(uid);
+    }
+
+    /// Whatever other pods than these have alone is free.
+    pub fn keep_only(&self, known: &HashSet<String>) {
+        self.devices.keep(known);
+        self.cpus.keep(known);
     }
 
     /// Notes that the pods' loop has come round.

@@ -87,7 +87,8 @@ async fn devices_are_counted_given_and_given_back() {
         ask(&resources, "/v1.PodResourcesLister/GetAllocatableResources", pod_resources::Empty {})
             .await
             .unwrap();
-    assert_eq!(usable.devices[0].device_ids, ["a", "b"]);
+    let ids: Vec<&[String]> = usable.devices.iter().map(|of| of.device_ids.as_slice()).collect();
+    assert_eq!(ids, [["a"], ["b"]]);
     let wanted = GetPodResourcesRequest { pod_name: "none".to_owned(), pod_namespace: "n".to_owned() };
     let missing = ask::<_, GetPodResourcesResponse>(&resources, "/v1.PodResourcesLister/Get", wanted).await;
     assert!(missing.unwrap_err().message().contains("pod none in namespace n not found"));

@@ -5,6 +5,7 @@ use krate_api::Quantity;
 
 use super::heeded::Heeded;
 use crate::cpus::CpuSet;
+use crate::topology::Policy;
 
 /// What may be reserved.
 const RESERVABLE: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pid"];
@@ -31,6 +32,7 @@ pub fn problems(heeded: &Heeded) -> Vec<String> {
     enforcement(heeded, &mut found);
     logs(heeded, &mut found);
     processors(heeded, &mut found);
+    placement(heeded, &mut found);
     for reserved in [&heeded.system_reserved, &heeded.kube_reserved] {
         found.extend(reserved.iter().filter_map(|(name, amount)| reservation(name, amount)));
     }
@@ -174,9 +176,6 @@ fn enforcement(heeded: &Heeded, found: &mut Vec<String>) {
 }
 
 fn processors(heeded: &Heeded, found: &mut Vec<String>) {
-    for name in heeded.cpu_manager_policy_options.keys() {
-        found.push(format!("unsupported cpumanager option: {name:?}"));
-    }
     let set = &heeded.reserved_system_cpus;
     if set.is_empty() {
         return;
@@ -192,6 +191,28 @@ fn processors(heeded: &Heeded, found: &mut Vec<String>) {
             "unable to parse reservedSystemCPUs (--reserved-cpus) {set}, error: {error}"
         )));
     }
+}
+
+/// What the managers of processors and of NUMA nodes cannot be.
+fn placement(heeded: &Heeded, found: &mut Vec<String>) {
+    let policy = &heeded.topology_manager_policy;
+    if !Policy::NAMES.iter().any(|(name, _)| name == policy) {
+        found.push(wrong(format!(
+            "topologyManagerPolicy (--topology-manager-policy) {policy:?} must be one of: {}",
+            quoted(&Policy::NAMES.map(|(name, _)| name))
+        )));
+    }
+    let scope = &heeded.topology_manager_scope;
+    if !["container", "pod"].contains(&scope.as_str()) {
+        found.push(wrong(format!(
+            "topologyManagerScope (--topology-manager-scope) {scope:?} must be one of: \"container\", or \"pod\""
+        )));
+    }
+}
+
+/// As Go writes a list of strings.
+fn quoted(all: &[&str]) -> String {
+    format!("[{}]", all.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(" "))
 }
 
 fn logs(heeded: &Heeded, found: &mut Vec<String>) {

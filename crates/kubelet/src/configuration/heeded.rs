@@ -12,12 +12,14 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::gates::Gates;
 use super::{Configuration, ConfigurationError, check};
 use crate::backoff::go_duration;
 use crate::config::{Config, Enforce, LogPolicy, ShutdownPeriod};
-use crate::cpus::{CpuPolicy, CpuSet};
+use crate::cpus::{CpuOptions, CpuPolicy, CpuSet};
 use crate::eviction::EvictionConfig;
 use crate::garbage::ImagePolicy;
+use crate::topology::{Policy, TopologyPolicy, parse_options};
 
 /// A duration as Go writes it, with its sign: what it must not be is said by [`check`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,12 +118,18 @@ pub struct Heeded {
     pub kube_reserved_cgroup: String,
     pub enforce_node_allocatable: Vec<String>,
 
+    #[serde(default)]
+    feature_gates: Gates,
     cpu_manager_policy: String,
     #[serde(default)]
-    pub cpu_manager_policy_options: BTreeMap<String, String>,
+    cpu_manager_policy_options: BTreeMap<String, String>,
     cpu_manager_reconcile_period: GoDuration,
     #[serde(default, rename = "reservedSystemCPUs")]
     pub reserved_system_cpus: String,
+    pub topology_manager_policy: String,
+    pub topology_manager_scope: String,
+    #[serde(default)]
+    topology_manager_policy_options: BTreeMap<String, String>,
 
     pub container_runtime_endpoint: String,
     #[serde(default)]
@@ -231,7 +239,8 @@ impl Configuration {
         }
         heeded.access(config)?;
         heeded.node(config);
-        heeded.resources(config)?;
+        heeded.resources(config);
+        heeded.placement(config).map_err(|why| ConfigurationError::Values(vec![why]))?;
         heeded.runtime(config);
         heeded.pods(config);
         config.configuration = self;
@@ -296,7 +305,7 @@ impl Heeded {
         config.status_tell = self.node_status_report_frequency.get();
     }
 
-    fn resources(&self, config: &mut Config) -> Result<(), ConfigurationError> {
+    fn resources(&self, config: &mut Config) {
         let of_cores = std::thread::available_parallelism()
             .map_or(1, |n| i32::try_from(n.get()).unwrap_or(1))
             * self.pods_per_core;
@@ -324,13 +333,25 @@ impl Heeded {
             minimum_age: self.image_minimum_gc_age.get(),
             maximum_age: self.image_maximum_gc_age.get(),
         };
-        let is_static = match self.cpu_manager_policy.as_str() {
-            "none" | "" => false,
-            "static" => true,
-            other => {
-                return Err(ConfigurationError::Values(vec![format!("unknown policy: {other:?}")]));
+    }
+
+    /// What a pod is given for itself alone, and how near it is to each other.
+    fn placement(&self, config: &mut Config) -> Result<(), String> {
+        let (is_static, wishes) = (self.cpu_manager_policy == "static", &self.cpu_manager_policy_options);
+        match self.cpu_manager_policy.as_str() {
+            "static" => {}
+            "none" | "" if wishes.is_empty() => {}
+            "none" | "" => {
+                let wishes: Vec<String> = wishes.iter().map(|(k, v)| format!("{k}:{v}")).collect();
+                return Err(format!(
+                    "new none policy error: None policy: received unsupported options=map[{}]",
+                    wishes.join(" ")
+                ));
             }
-        };
+            other => return Err(format!("unknown policy: {other:?}")),
+        }
+        let options = CpuOptions::parse(wishes, &self.feature_gates)
+            .map_err(|why| format!("new static policy error: {why}"))?;
         let named = Some(&self.reserved_system_cpus).filter(|set| !set.is_empty());
         let reserved: Option<CpuSet> = named.and_then(|set| set.parse().ok());
         if let Some(reserved) = &reserved {
@@ -338,7 +359,18 @@ impl Heeded {
             config.system_reserved.insert("cpu".to_owned(), reserved.len().to_string());
             config.kube_reserved.remove("cpu");
         }
-        config.cpus = CpuPolicy { is_static, reserved, look: self.cpu_manager_reconcile_period.get() };
+        let look = self.cpu_manager_reconcile_period.get();
+        config.cpus = CpuPolicy { is_static, reserved, look, options };
+        let policy = Policy::NAMES.iter().find(|(name, _)| *name == self.topology_manager_policy);
+        let mut topology = TopologyPolicy {
+            policy: policy.map(|(_, policy)| *policy).unwrap_or_default(),
+            whole_pods: self.topology_manager_scope == "pod",
+            ..TopologyPolicy::default()
+        };
+        if topology.policy != Policy::None {
+            parse_options(&self.topology_manager_policy_options, &mut topology)?;
+        }
+        config.topology = topology;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 mod check;
 mod fields;
+pub mod gates;
 mod heeded;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,15 @@ pub enum ConfigurationError {
     Format { path: PathBuf, why: String },
     #[error("failed to validate kubelet configuration, error: {}", aggregate(.0))]
     Values(Vec<String>),
+}
+
+/// What Go reads as true or false; none: neither.
+pub fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 /// Several errors in one line, as upstream writes them.
@@ -136,6 +146,8 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use crate::cpus::CpuOptions;
+    use crate::topology::{Policy, TopologyPolicy};
 
     fn config() -> Config {
         Config::new("node", "10.0.0.1".parse().unwrap(), "/tmp/x")
@@ -161,6 +173,34 @@ mod tests {
         let told = config.told();
         assert_eq!((&told["maxPods"], &told["kind"]), (&json!(40), &json!(KIND)));
         assert_eq!(told["evictionPressureTransitionPeriod"], "5m0s", "what changes nothing is told too");
+    }
+
+    #[test]
+    fn what_lies_together_is_configured() {
+        let mut made = Configuration::default();
+        made.set(json!({
+            "featureGates": {"CPUManagerPolicyAlphaOptions": true},
+            "cpuManagerPolicy": "static",
+            "cpuManagerPolicyOptions": {"align-by-socket": "true", "full-pcpus-only": "true"},
+            "reservedSystemCPUs": "0-1",
+            "topologyManagerPolicy": "restricted",
+            "topologyManagerScope": "pod",
+            "topologyManagerPolicyOptions": {"prefer-closest-numa-nodes": "true", "max-allowable-numa-nodes": "9"},
+        }));
+        let mut config = config();
+        made.apply(&mut config).unwrap();
+        let options = CpuOptions { by_socket: true, full_cores: true, ..CpuOptions::default() };
+        assert_eq!((config.cpus.is_static, config.cpus.options), (true, options));
+        assert_eq!(config.system_reserved["cpu"], "2");
+        assert_eq!(
+            config.topology,
+            TopologyPolicy {
+                policy: Policy::Restricted,
+                whole_pods: true,
+                prefer_closest: true,
+                max_nodes: 9
+            }
+        );
     }
 
     #[test]
@@ -203,6 +243,24 @@ mod tests {
                 "must be set between 1s and 300s",
             ),
             (json!({"cpuManagerPolicy": "greedy"}), "unknown policy: \"greedy\""),
+            (
+                json!({"cpuManagerPolicyOptions": {"full-pcpus-only": "true"}}),
+                "None policy: received unsupported options=map[full-pcpus-only:true]",
+            ),
+            (
+                json!({"cpuManagerPolicy": "static", "cpuManagerPolicyOptions": {"align-by-socket": "true"}}),
+                "Alpha-level Options not enabled",
+            ),
+            (
+                json!({"topologyManagerPolicy": "strict"}),
+                "topologyManagerPolicy (--topology-manager-policy) \"strict\" must be one of: \
+                 [\"none\" \"best-effort\" \"restricted\" \"single-numa-node\"]",
+            ),
+            (json!({"topologyManagerScope": "node"}), "\"node\" must be one of: \"container\", or \"pod\""),
+            (
+                json!({"topologyManagerPolicy": "restricted", "topologyManagerPolicyOptions": {"x": "1"}}),
+                "unknown Topology Manager Policy option: \"x\"",
+            ),
         ] {
             let mut made = Configuration::default();
             made.set(fields);

@@ -1,12 +1,17 @@
 //! Processors of their own (upstream's CPU manager with its static policy): containers of guaranteed pods that ask for whole
 //! ones have them alone; all others share the rest.
 
+mod figures;
+mod hints;
+mod options;
 mod set;
+mod take;
 mod topology;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use k8s_cri::v1::{ContainerState, LinuxContainerResources};
@@ -15,12 +20,16 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::admission::Refusal;
 use crate::names;
 use crate::plan::is_sidecar;
 use crate::resources::{self, Qos};
 use crate::shared::{Shared, SharedRef};
+use crate::topology::{Aligned, Boundary, Counts, Hints, Mask, Policy, unexpected};
+pub use options::CpuOptions;
 pub use set::CpuSet;
-use topology::Topology;
+use topology::Level;
+pub use topology::Topology;
 
 const STATE: &str = "cpu_manager_state";
 
@@ -33,11 +42,17 @@ pub struct CpuPolicy {
     pub reserved: Option<CpuSet>,
     /// How often all containers are looked at.
     pub look: Duration,
+    pub options: CpuOptions,
 }
 
 impl Default for CpuPolicy {
     fn default() -> Self {
-        CpuPolicy { is_static: false, reserved: None, look: Duration::from_secs(10) }
+        CpuPolicy {
+            is_static: false,
+            reserved: None,
+            look: Duration::from_secs(10),
+            options: CpuOptions::default(),
+        }
     }
 }
 
@@ -52,42 +67,61 @@ struct State {
     entries: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Who has which processors.
+/// Who has which processors: by the pod's UID and the container's name.
+type Owned = BTreeMap<String, BTreeMap<String, CpuSet>>;
+
 #[derive(Debug)]
 pub struct Cpus {
     topology: Topology,
+    options: CpuOptions,
     /// None: nobody has any alone.
     reserved: Option<CpuSet>,
-    owned: Mutex<BTreeMap<String, BTreeMap<String, CpuSet>>>,
+    owned: Mutex<Owned>,
     changed: Notify,
     file: PathBuf,
 }
 
 impl Cpus {
-    /// Takes up what an earlier kubelet has given.
+    /// Takes up what an earlier kubelet has given. `near` is how near things must be to each other.
     ///
     /// # Errors
-    /// Upstream's message, when nothing is reserved, or what is reserved is not there.
-    pub fn new(root: &Path, policy: &CpuPolicy, reserved_milli: i64) -> Result<Self, String> {
-        let topology = Topology::of_machine();
+    /// Upstream's message, when nothing is reserved, what is reserved is not there, or options do not go with the machine.
+    pub fn new(
+        root: &Path,
+        policy: &CpuPolicy,
+        reserved_milli: i64,
+        topology: Topology,
+        near: Policy,
+    ) -> Result<Self, String> {
         let file = root.join(STATE);
-        let mut cpus =
-            Cpus { topology, reserved: None, owned: Mutex::default(), changed: Notify::new(), file };
+        let mut cpus = Cpus {
+            topology,
+            options: policy.options,
+            reserved: None,
+            owned: Mutex::default(),
+            changed: Notify::new(),
+            file,
+        };
         if !policy.is_static {
             // What was given under another policy is taken back by who starts the containers anew.
             let _ = std::fs::remove_file(&cpus.file);
             return Ok(cpus);
         }
+        policy.options.fit(&cpus.topology, near).map_err(|why| format!("new static policy error: {why}"))?;
         let all = cpus.topology.all();
-        let some = || {
-            let count = usize::try_from((reserved_milli + 999) / 1000).unwrap_or(0);
-            cpus.topology.take(&all, count).unwrap_or_default()
-        };
+        let count = usize::try_from((reserved_milli + 999) / 1000).unwrap_or(0);
+        let some = || take::take(&cpus.topology, policy.options, &all, count).unwrap_or_default();
         let reserved = policy.reserved.clone().unwrap_or_else(some);
-        if reserved.is_empty() {
+        if reserved.is_empty() && count == 0 {
             return Err(
-                "[cpumanager] unable to determine reserved CPU resources for static policy".to_owned()
+                "[cpumanager] the static policy requires systemreserved.cpu + kubereserved.cpu to be greater than zero"
+                    .to_owned(),
             );
+        }
+        if reserved.is_empty() {
+            return Err(format!(
+                "[cpumanager] unable to reserve the required amount of CPUs (size of {reserved} did not equal {count})"
+            ));
         }
         if !reserved.without(&all).is_empty() {
             return Err(format!("[cpumanager] the reserved processors {reserved} are not all there ({all})"));
@@ -96,7 +130,7 @@ impl Cpus {
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default();
-        let mut owned: BTreeMap<String, BTreeMap<String, CpuSet>> = BTreeMap::new();
+        let mut owned = Owned::new();
         for (uid, containers) in known.entries {
             for (name, set) in containers {
                 let set: CpuSet = set.parse()?;
@@ -110,45 +144,137 @@ impl Cpus {
         Ok(cpus)
     }
 
-    /// Gives a pod's containers what they may have alone.
+    /// Has what is counted of the given processors told before there is any.
+    pub fn expect(&self, counts: &Counts) {
+        if self.reserved.is_some() {
+            counts.expect(Aligned::Container, Boundary::PhysicalCpu);
+            counts.expect(Aligned::Container, Boundary::UncoreCache);
+        }
+    }
+
+    /// Of which nodes a container could be given its processors, or a pod all of its containers'.
+    pub fn hints(&self, pod: &Pod, container: Option<&Container>) -> Hints {
+        let Some(reserved) = &self.reserved else { return Hints::new() };
+        let count = container.map_or_else(|| wanted_by(pod), |container| wanted_alone(pod, container));
+        if count == 0 {
+            return Hints::new();
+        }
+        let (uid, owned) = (names::uid(pod), self.owned.lock());
+        let of_pod = owned.get(&uid);
+        let mut had = CpuSet::default();
+        for known in containers(pod).filter(|known| container.is_none_or(|only| only.name == known.name)) {
+            let Some(set) = of_pod.and_then(|of| of.get(&known.name)) else { continue };
+            if set.len() != wanted_alone(pod, known) {
+                return Hints::from([("cpu".to_owned(), Some(Vec::new()))]);
+            }
+            had = had.with(set);
+        }
+        let hint = |free: &CpuSet, again: &CpuSet| {
+            let hints = hints::hints(&self.topology, self.options, free, again, count);
+            Hints::from([("cpu".to_owned(), Some(hints))])
+        };
+        if had.len() == count {
+            // It has them already: after a restart, they are where they are.
+            return hint(&had, &CpuSet::default());
+        }
+        let again = reusable(pod, of_pod).with(&had);
+        let free = self.topology.all().without(reserved).without(&taken(&owned));
+        hint(&free, &again)
+    }
+
+    /// Gives a container the processors that it may have alone, as near to `affinity` as can be. Containers of a pod come in
+    /// the order in which they are started.
     ///
     /// # Errors
     /// There are not so many left, in upstream's words.
-    pub fn promise(&self, pod: &Pod) -> Result<(), String> {
-        let (Some(reserved), Some(spec)) = (&self.reserved, &pod.spec) else { return Ok(()) };
-        let uid = names::uid(pod);
-        let mut owned = self.owned.lock();
-        if owned.contains_key(&uid) {
+    pub fn allocate(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        affinity: Option<Mask>,
+        counts: &Counts,
+    ) -> Result<(), Refusal> {
+        let Some(reserved) = &self.reserved else { return Ok(()) };
+        let count = wanted_alone(pod, container);
+        if count == 0 {
             return Ok(());
         }
-        let taken =
-            owned.values().flat_map(BTreeMap::values).fold(CpuSet::default(), |sum, set| sum.with(set));
-        let mut free = self.topology.all().without(reserved).without(&taken);
-        // What init containers have had is used again by those that come after them.
-        let (mut given, mut reusable) = (BTreeMap::new(), CpuSet::default());
-        let inits = spec.init_containers.iter().flatten().map(|c| (c, !is_sidecar(c)));
-        for (container, ends_before) in inits.chain(spec.containers.iter().map(|c| (c, false))) {
-            let count = wanted_alone(pod, container);
-            if count == 0 {
-                continue;
-            }
-            let again: CpuSet = reusable.0.iter().copied().take(count).collect();
-            let available = free.len() + again.len();
-            let more = self.topology.take(&free, count - again.len()).ok_or_else(|| {
-                format!(
-                    "Allocate failed due to not enough cpus available to satisfy request: requested={count}, \
-                     available={available}, which is unexpected"
-                )
-            })?;
-            free = free.without(&more);
-            let set = again.with(&more);
-            reusable = if ends_before { reusable.with(&set) } else { reusable.without(&set) };
-            given.insert(container.name.clone(), set);
+        counts.cpu_requests.fetch_add(1, Ordering::Relaxed);
+        let given = self.give(reserved, pod, container, count, affinity);
+        if given.is_err() {
+            counts.cpu_errors.fetch_add(1, Ordering::Relaxed);
         }
-        if !given.is_empty() {
-            owned.insert(uid, given);
-            drop(owned);
-            self.save();
+        if self.options.full_cores {
+            counts.align(Aligned::Container, Boundary::PhysicalCpu, given.is_ok());
+        }
+        if let Some(set) = given?
+            && self.topology.ids(&set, Level::Cache).len() <= 1
+        {
+            counts.align(Aligned::Container, Boundary::UncoreCache, true);
+        }
+        Ok(())
+    }
+
+    /// What is given now; none, if the container has it already.
+    fn give(
+        &self,
+        reserved: &CpuSet,
+        pod: &Pod,
+        container: &Container,
+        count: usize,
+        affinity: Option<Mask>,
+    ) -> Result<Option<CpuSet>, Refusal> {
+        let uid = names::uid(pod);
+        let set = {
+            let mut owned = self.owned.lock();
+            let unshared = self.topology.all().without(&taken(&owned));
+            if self.options.full_cores {
+                self.whole_cores(&unshared, reserved, count)?;
+            }
+            if owned.get(&uid).is_some_and(|of| of.contains_key(&container.name)) {
+                return Ok(None);
+            }
+            let take = |from: &CpuSet, count: usize| {
+                take::take(&self.topology, self.options, from, count.min(from.len()))
+            };
+            // What is used again goes first: the pod is not to have more than it was counted for.
+            let again = reusable(pod, owned.get(&uid));
+            let mut set = take(&again, count).map_err(unexpected)?;
+            let free = unshared.without(reserved).with(&again);
+            if let Some(mask) = affinity {
+                let near = hints::near(&self.topology, self.options, &free, mask).without(&set);
+                set = set.with(&take(&near, count - set.len()).map_err(unexpected)?);
+            }
+            let rest = take::take(&self.topology, self.options, &free.without(&set), count - set.len());
+            let set = set.with(&rest.map_err(unexpected)?);
+            owned.entry(uid).or_default().insert(container.name.clone(), set.clone());
+            set
+        };
+        self.save();
+        Ok(Some(set))
+    }
+
+    /// Whether so many can be whole cores, beside cores of which one is reserved.
+    fn whole_cores(&self, unshared: &CpuSet, reserved: &CpuSet, count: usize) -> Result<(), Refusal> {
+        let refuse = |message: String| {
+            let message = format!("SMT Alignment Error: {message}");
+            Err(Refusal { reason: "SMTAlignmentError", message, short: Vec::new() })
+        };
+        let per_core = self.topology.per(Level::Core);
+        if !count.is_multiple_of(per_core) {
+            return refuse(format!("requested {count} cpus not multiple cpus per core = {per_core}"));
+        }
+        let cores = self.topology.ids(reserved, Level::Core);
+        let of_reserved = cores
+            .into_iter()
+            .map(|core| self.topology.within(&self.topology.all(), Level::Core, core))
+            .fold(CpuSet::default(), |sum, core| sum.with(&core));
+        let available = unshared.without(&of_reserved).len();
+        if count > available {
+            return refuse(format!(
+                "not enough free physical CPUs: available physical CPUs = {available}, requested CPUs = {count}, \
+                 CPUs per core = {per_core}"
+            ));
         }
         Ok(())
     }
@@ -160,10 +286,9 @@ impl Cpus {
         if let Some(own) = owned.get(uid).and_then(|of| of.get(container)) {
             return own.clone();
         }
-        let taken =
-            owned.values().flat_map(BTreeMap::values).fold(CpuSet::default(), |sum, set| sum.with(set));
-        // What is reserved is not kept from those who share.
-        self.topology.all().without(&taken).with(reserved)
+        let shared = self.topology.all().without(&taken(&owned));
+        // What is reserved is not kept from those who share, unless that is wished.
+        if self.options.strict { shared.without(reserved) } else { shared.with(reserved) }
     }
 
     /// The processors that a container has alone.
@@ -220,11 +345,52 @@ impl Cpus {
     }
 }
 
-/// How many processors a container is to have alone: those of guaranteed pods that ask for whole ones.
+/// What anybody has.
+fn taken(owned: &Owned) -> CpuSet {
+    owned.values().flat_map(BTreeMap::values).fold(CpuSet::default(), |sum, set| sum.with(set))
+}
+
+/// A pod's containers, in the order in which they are started.
+fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    let spec = pod.spec.iter();
+    spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
+}
+
+/// What init containers have had, which end before others begin, and nobody has taken over.
+fn reusable(pod: &Pod, owned: Option<&BTreeMap<String, CpuSet>>) -> CpuSet {
+    let Some(spec) = &pod.spec else { return CpuSet::default() };
+    let inits = spec.init_containers.iter().flatten().map(|c| (c, !is_sidecar(c)));
+    let all = inits.chain(spec.containers.iter().map(|c| (c, false)));
+    let owned = all.filter_map(|(c, ends_before)| Some((owned?.get(&c.name)?, ends_before)));
+    owned.fold(
+        CpuSet::default(),
+        |reusable, (set, ends_before)| {
+            if ends_before { reusable.with(set) } else { reusable.without(set) }
+        },
+    )
+}
+
+/// How many processors a container is to have alone: those of guaranteed pods that ask for whole ones. A pod that asks as a
+/// whole has none: what it asks for is not its containers' (the gate PodLevelResourceManagers is off).
 fn wanted_alone(pod: &Pod, container: &Container) -> usize {
     let milli = resources::cpu_request(container.resources.as_ref()).unwrap_or(0);
-    let is_whole = resources::qos(pod) == Qos::Guaranteed && milli % 1000 == 0;
+    let is_whole = resources::qos(pod) == Qos::Guaranteed && milli % 1000 == 0 && !resources::is_of_pod(pod);
     if is_whole { usize::try_from(milli / 1000).unwrap_or(0) } else { 0 }
+}
+
+/// The same for all of a pod's containers: those that run together, or the most that run before them.
+fn wanted_by(pod: &Pod) -> usize {
+    let Some(spec) = &pod.spec else { return 0 };
+    let (mut sidecars, mut largest) = (0, 0);
+    for init in spec.init_containers.iter().flatten() {
+        let wanted = wanted_alone(pod, init);
+        if is_sidecar(init) {
+            sidecars += wanted;
+        } else {
+            largest = largest.max(sidecars + wanted);
+        }
+    }
+    largest.max(sidecars + spec.containers.iter().map(|c| wanted_alone(pod, c)).sum::<usize>())
 }
 
 /// Keeps containers on the processors that are theirs, until the kubelet ends.
@@ -268,65 +434,4 @@ async fn look(shared: &Shared, told: &mut HashMap<String, CpuSet>) -> Result<(),
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn pod(uid: &str, cpu: &[&str]) -> Pod {
-        let containers: Vec<_> = cpu
-            .iter()
-            .enumerate()
-            .map(|(i, cpu)| json!({"name": format!("c{i}"), "resources": {"limits": {"cpu": cpu, "memory": "1Mi"}}}))
-            .collect();
-        serde_json::from_value(
-            json!({"metadata": {"uid": uid, "name": uid}, "spec": {"containers": containers}}),
-        )
-        .unwrap()
-    }
-
-    #[test]
-    fn whole_processors_of_guaranteed_pods_are_theirs_alone() {
-        let all = Topology::of_machine().all();
-        if all.len() < 2 {
-            return eprintln!("SKIPPED: one processor cannot be shared out");
-        }
-        let root = tempfile::tempdir().unwrap();
-        let first = *all.0.first().unwrap();
-        let policy = CpuPolicy {
-            is_static: true,
-            reserved: Some([first].into_iter().collect()),
-            ..CpuPolicy::default()
-        };
-        let new = || Cpus::new(root.path(), &policy, 0).unwrap();
-        let cpus = new();
-        cpus.promise(&pod("shared", &["500m"])).unwrap();
-        assert_eq!(cpus.of("shared", "c0"), all);
-        cpus.promise(&pod("own", &["1", "100m"])).unwrap();
-        let own = cpus.of("own", "c0");
-        assert_eq!((own.len(), own.0.contains(&first)), (1, false));
-        assert_eq!(cpus.of("own", "c1"), all.without(&own));
-
-        // It outlives the kubelet, and is given back.
-        let cpus = new();
-        assert_eq!((cpus.of("own", "c0"), cpus.of("shared", "c0")), (own.clone(), all.without(&own)));
-        let many = (all.len() * 2).to_string();
-        let error = cpus.promise(&pod("greedy", &[&many])).unwrap_err();
-        assert!(error.contains(&format!("requested={many}, available={}, which", all.len() - 2)), "{error}");
-        cpus.release("own");
-        assert_eq!(cpus.of("own", "c0"), all);
-    }
-
-    #[test]
-    fn something_must_be_reserved() {
-        let root = tempfile::tempdir().unwrap();
-        let policy = CpuPolicy { is_static: true, ..CpuPolicy::default() };
-        assert!(Cpus::new(root.path(), &policy, 0).is_err());
-        assert!(Cpus::new(root.path(), &policy, 100).is_ok());
-        let policy = CpuPolicy { reserved: Some("4000".parse().unwrap()), ..policy };
-        assert!(Cpus::new(root.path(), &policy, 100).unwrap_err().contains("4000"));
-        let none = Cpus::new(root.path(), &CpuPolicy::default(), 0).unwrap();
-        none.promise(&pod("own", &["1"])).unwrap();
-        assert!(none.of("own", "c0").is_empty());
-    }
-}
+mod tests;

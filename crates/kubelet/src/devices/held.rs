@@ -26,34 +26,39 @@ pub struct Grant {
 pub struct Held {
     /// By container and resource.
     pub grants: BTreeMap<String, BTreeMap<String, Grant>>,
-    /// How many devices the pod was admitted with, by resource; it may not have taken them all yet.
-    pub promised: BTreeMap<String, usize>,
+    /// By container and resource, what the pod was admitted with and has not taken yet.
+    pub chosen: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
 }
 
 impl Held {
-    /// All devices of a resource that the pod has taken.
+    /// All devices of a resource that are not for others.
     pub fn ids(&self, resource: &str) -> BTreeSet<&String> {
-        self.grants.values().filter_map(|of| of.get(resource)).flat_map(|grant| &grant.ids).collect()
+        let containers: BTreeSet<&String> = self.grants.keys().chain(self.chosen.keys()).collect();
+        containers.into_iter().flat_map(|container| self.of(container, resource)).collect()
     }
 
-    /// How many devices of a resource are not for others.
-    pub fn count(&self, resource: &str) -> usize {
-        self.ids(resource).len().max(self.promised.get(resource).copied().unwrap_or(0))
+    /// Those of one container.
+    pub fn of(&self, container: &str, resource: &str) -> BTreeSet<&String> {
+        let granted = self.grants.get(container).and_then(|of| of.get(resource)).map(|grant| &grant.ids);
+        let chosen = self.chosen.get(container).and_then(|of| of.get(resource));
+        granted.into_iter().chain(chosen).flatten().collect()
     }
 
     /// Devices that init containers of the pod have had, and that nobody has taken over yet.
     pub fn reusable(&self, pod: &Pod, resource: &str) -> BTreeSet<String> {
-        let spec = pod.spec.as_ref();
-        let is_init = |name: &str| {
-            let inits = spec.and_then(|s| s.init_containers.as_deref()).unwrap_or_default();
-            inits.iter().any(|init| init.name == name && !is_sidecar(init))
-        };
-        let of = |init: bool| -> BTreeSet<&String> {
-            let all = self.grants.iter().filter(|(name, _)| is_init(name) == init);
-            all.filter_map(|(_, of)| of.get(resource)).flat_map(|grant| &grant.ids).collect()
-        };
-        let kept = of(false);
-        of(true).into_iter().filter(|id| !kept.contains(*id)).cloned().collect()
+        let Some(spec) = &pod.spec else { return BTreeSet::new() };
+        let inits = spec.init_containers.iter().flatten().map(|init| (init, !is_sidecar(init)));
+        let mut left = BTreeSet::new();
+        for (container, ends_before) in inits.chain(spec.containers.iter().map(|own| (own, false))) {
+            for id in self.of(&container.name, resource) {
+                if ends_before {
+                    left.insert(id.clone())
+                } else {
+                    left.remove(id)
+                };
+            }
+        }
+        left
     }
 }
 
@@ -106,8 +111,26 @@ struct Entry {
     alloc_resp: String,
 }
 
-/// Written whole or not at all.
-pub fn save(path: &Path, held: &BTreeMap<String, Held>) -> io::Result<()> {
+/// Devices by the NUMA nodes that they are near.
+fn by_node(ids: &BTreeSet<String>, nodes: &dyn Fn(&str) -> BTreeSet<u32>) -> BTreeMap<String, Vec<String>> {
+    let mut by_node: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for id in ids {
+        let near = nodes(id);
+        let names: Vec<String> = near.iter().map(ToString::to_string).collect();
+        let nowhere = names.is_empty().then(|| "-1".to_owned());
+        for name in names.into_iter().chain(nowhere) {
+            by_node.entry(name).or_default().push(id.clone());
+        }
+    }
+    by_node
+}
+
+/// Written whole or not at all. `nodes` knows which NUMA nodes a device of a resource is near.
+pub fn save(
+    path: &Path,
+    held: &BTreeMap<String, Held>,
+    nodes: &dyn Fn(&str, &str) -> BTreeSet<u32>,
+) -> io::Result<()> {
     let mut file = File::default();
     for (uid, of_pod) in held {
         for (container, grants) in &of_pod.grants {
@@ -116,7 +139,7 @@ pub fn save(path: &Path, held: &BTreeMap<String, Held>) -> io::Result<()> {
                     pod_uid: uid.clone(),
                     container_name: container.clone(),
                     resource_name: resource.clone(),
-                    device_ids: BTreeMap::from([("-1".to_owned(), grant.ids.iter().cloned().collect())]),
+                    device_ids: by_node(&grant.ids, &|id| nodes(resource, id)),
                     alloc_resp: STANDARD.encode(grant.answer.encode_to_vec()),
                 });
             }
@@ -176,12 +199,15 @@ mod tests {
     fn what_init_containers_had_is_used_again() {
         let pod = pod();
         assert_eq!((asked_by(&pod, GPU), asked_by(&pod, "example.com/none")), (3, 0));
-        let mut held = Held { promised: [(GPU.to_owned(), 3)].into(), ..Held::default() };
-        assert_eq!((held.count(GPU), held.reusable(&pod, GPU).len()), (3, 0));
+        let mut held = Held::default();
+        assert!(held.ids(GPU).is_empty() && held.reusable(&pod, GPU).is_empty());
         held.grants.insert("first".to_owned(), grant(&["0", "1", "2"]));
         held.grants.insert("beside".to_owned(), grant(&["1"]));
         let left: Vec<String> = held.reusable(&pod, GPU).into_iter().collect();
-        assert_eq!((held.count(GPU), left), (3, vec!["0".to_owned(), "2".to_owned()]));
+        assert_eq!((held.ids(GPU).len(), left), (3, vec!["0".to_owned(), "2".to_owned()]));
+        let chosen = BTreeMap::from([(GPU.to_owned(), ["2".to_owned()].into())]);
+        held.chosen.insert("a".to_owned(), chosen);
+        assert_eq!(held.reusable(&pod, GPU), BTreeSet::from(["0".to_owned()]));
     }
 
     #[test]
@@ -190,10 +216,12 @@ mod tests {
         let path = directory.path().join("kubelet_internal_checkpoint");
         assert!(load(&path).is_empty());
         let grants = BTreeMap::from([("a".to_owned(), grant(&["0", "7"]))]);
-        let held = BTreeMap::from([("uid".to_owned(), Held { grants, promised: BTreeMap::new() })]);
-        save(&path, &held).unwrap();
+        let held = BTreeMap::from([("uid".to_owned(), Held { grants, ..Held::default() })]);
+        let nodes = |_: &str, id: &str| if id == "7" { [0, 1].into() } else { BTreeSet::new() };
+        save(&path, &held, &nodes).unwrap();
         assert_eq!(load(&path), held);
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains("\"PodDeviceEntries\"") && text.contains("\"DeviceIDs\""), "{text}");
+        assert!(text.contains("\"PodDeviceEntries\""), "{text}");
+        assert!(text.contains(r#""DeviceIDs":{"-1":["0"],"0":["7"],"1":["7"]}"#), "{text}");
     }
 }

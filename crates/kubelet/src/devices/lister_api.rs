@@ -3,6 +3,8 @@
 /// The service's name in gRPC's paths.
 pub const SERVICE: &str = "v1.PodResourcesLister";
 
+use super::api::TopologyInfo;
+
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Empty {}
 
@@ -39,6 +41,9 @@ pub struct ContainerDevices {
     pub resource_name: String,
     #[prost(string, repeated, tag = "2")]
     pub device_ids: Vec<String>,
+    /// The NUMA node that they are near; none, where the plugin tells of none.
+    #[prost(message, optional, tag = "3")]
+    pub topology: Option<TopologyInfo>,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

@@ -2,6 +2,7 @@
 //! to their containers when these start (upstream's device manager).
 
 pub mod api;
+mod choose;
 mod held;
 pub mod lister_api;
 mod plugin;
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::api::{ContainerAllocateResponse, Device, HEALTHY};
-use self::held::{Grant, Held, asked, asked_by};
+use self::held::{Grant, Held, asked};
 use self::plugin::Plugin;
 use crate::names;
 
@@ -34,18 +35,37 @@ const CHECKPOINT: &str = "kubelet_internal_checkpoint";
 /// How long a resource is told of whose plugin is gone (upstream's grace period of an endpoint).
 const REMEMBERED: Duration = Duration::from_mins(5);
 
+/// A device, as its plugin tells.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// Whether it may be used.
+    healthy: bool,
+    /// The NUMA nodes that it is near.
+    nodes: BTreeSet<u32>,
+}
+
+impl Known {
+    fn of(device: &Device) -> Self {
+        let nodes = device.topology.iter().flat_map(|topology| &topology.nodes);
+        Known {
+            healthy: device.health == HEALTHY,
+            nodes: nodes.filter_map(|node| u32::try_from(node.id).ok()).collect(),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Resource {
-    /// Whether each may be used.
-    devices: BTreeMap<String, bool>,
+    devices: BTreeMap<String, Known>,
     plugin: Option<Plugin>,
     gone: Option<Instant>,
 }
 
 impl Resource {
-    fn healthy(&self) -> usize {
-        // Whose plugin is gone cannot be given.
-        if self.plugin.is_some() { self.devices.values().filter(|healthy| **healthy).count() } else { 0 }
+    /// The devices that can be given. Those whose plugin is gone cannot.
+    fn healthy(&self) -> BTreeSet<&String> {
+        let healthy = self.devices.iter().filter(|(_, device)| device.healthy && self.plugin.is_some());
+        healthy.map(|(id, _)| id).collect()
     }
 }
 
@@ -91,42 +111,12 @@ impl Devices {
         let all = state.resources.iter().map(|(name, resource)| {
             let is_forgotten = resource.gone.is_some_and(|gone| gone.elapsed() >= REMEMBERED);
             let count = if is_forgotten { 0 } else { resource.devices.len() };
-            (name.clone(), count, resource.healthy())
+            (name.clone(), count, resource.healthy().len())
         });
         all.collect()
     }
 
-    /// Promises a pod what it asks for.
-    ///
-    /// # Errors
-    /// There is not enough, in upstream's words.
-    pub fn promise(&self, pod: &Pod) -> Result<(), String> {
-        let uid = names::uid(pod);
-        let mut state = self.state.lock();
-        let mut promised = BTreeMap::new();
-        for (name, resource) in &state.resources {
-            let wanted = asked_by(pod, name);
-            if wanted == 0 {
-                continue;
-            }
-            let others = state.held.iter().filter(|(other, _)| **other != uid);
-            let taken: usize = others.map(|(_, held)| held.count(name)).sum();
-            let available = resource.healthy().saturating_sub(taken);
-            if wanted > available {
-                return Err(format!(
-                    "Allocate failed due to requested number of devices unavailable for {name}. Requested: {wanted}, \
-                     Available: {available}, which is unexpected"
-                ));
-            }
-            promised.insert(name.clone(), wanted);
-        }
-        if !promised.is_empty() {
-            state.held.entry(uid).or_default().promised = promised;
-        }
-        Ok(())
-    }
-
-    /// What a container is given for its devices, which are chosen and asked for when it starts first.
+    /// What a container is given for its devices, which are asked for when it starts first.
     ///
     /// # Errors
     /// There are too few, or the plugin refuses.
@@ -171,7 +161,7 @@ impl Devices {
         state.held.get(&names::uid(pod))?.grants.get(&container.name)?.get(resource).cloned()
     }
 
-    /// Chooses devices for a container, and asks their plugin for them.
+    /// Asks the plugin for the devices that were chosen for a container.
     async fn take(
         &self,
         pod: &Pod,
@@ -180,37 +170,22 @@ impl Devices {
         count: usize,
     ) -> Result<Grant, String> {
         let uid = names::uid(pod);
-        let (plugin, reusable, free) = {
-            let state = self.state.lock();
-            let none = Resource::default();
-            let of = state.resources.get(resource).unwrap_or(&none);
-            let held: BTreeSet<&String> = state.held.values().flat_map(|held| held.ids(resource)).collect();
-            let is_free = |(id, healthy): &(&String, &bool)| **healthy && !held.contains(id);
-            let free: Vec<String> = of.devices.iter().filter(is_free).map(|(id, _)| id.clone()).collect();
-            let reusable = state.held.get(&uid).map(|held| held.reusable(pod, resource)).unwrap_or_default();
-            (of.plugin.clone(), reusable, free)
+        let chosen = |state: &State| {
+            let of_pod = state.held.get(&uid)?;
+            of_pod.chosen.get(&container.name)?.get(resource).filter(|ids| ids.len() == count).cloned()
         };
-        let Some(plugin) = plugin else {
+        if chosen(&self.state.lock()).is_none() {
+            // A plugin that has come only after the pod was taken.
+            self.choose_alone(pod, container, None).await?;
+        }
+        let (plugin, ids) = {
+            let state = self.state.lock();
+            (state.resources.get(resource).and_then(|of| of.plugin.clone()), chosen(&state))
+        };
+        let Some((plugin, ids)) = plugin.zip(ids) else {
             return Err(format!("can't find endpoint for resource {resource}"));
         };
-        let must: Vec<String> = reusable.into_iter().take(count).collect();
-        let available: Vec<String> = must.iter().chain(&free).cloned().collect();
-        if available.len() < count {
-            return Err(format!(
-                "requested number of devices unavailable for {resource}. Requested: {count}, Available: {}",
-                available.len()
-            ));
-        }
-        let mut ids: Vec<String> = must.clone();
-        if plugin.options.get_preferred_allocation_available && ids.len() < count {
-            for id in plugin.preferred(&available, &must, count).await {
-                if ids.len() < count && !ids.contains(&id) {
-                    ids.push(id);
-                }
-            }
-        }
-        let rest: Vec<String> = free.into_iter().filter(|id| !ids.contains(id)).collect();
-        ids.extend(rest.into_iter().take(count - ids.len()));
+        let ids: Vec<String> = ids.into_iter().collect();
         let answer = plugin
             .allocate(&ids)
             .await
@@ -219,6 +194,9 @@ impl Devices {
         {
             let mut state = self.state.lock();
             let of_pod = state.held.entry(uid).or_default();
+            if let Some(chosen) = of_pod.chosen.get_mut(&container.name) {
+                chosen.remove(resource);
+            }
             of_pod
                 .grants
                 .entry(container.name.clone())
@@ -243,10 +221,15 @@ impl Devices {
     pub fn usable(&self) -> BTreeMap<String, Vec<String>> {
         let state = self.state.lock();
         let there = state.resources.iter().filter(|(_, resource)| resource.plugin.is_some());
-        let ids = |resource: &Resource| {
-            resource.devices.iter().filter(|(_, healthy)| **healthy).map(|(id, _)| id.clone()).collect()
-        };
+        let ids = |resource: &Resource| resource.healthy().into_iter().cloned().collect();
         there.map(|(name, resource)| (name.clone(), ids(resource))).collect()
+    }
+
+    /// The NUMA nodes that a device is near.
+    pub fn nodes(&self, resource: &str, id: &str) -> BTreeSet<u32> {
+        let state = self.state.lock();
+        let device = state.resources.get(resource).and_then(|of| of.devices.get(id));
+        device.map(|device| device.nodes.clone()).unwrap_or_default()
     }
 
     /// The pod needs its devices no more.
@@ -271,7 +254,9 @@ impl Devices {
 
     fn save(&self) {
         let held = self.state.lock().held.clone();
-        if let Err(error) = held::save(&self.directory.join(CHECKPOINT), &held) {
+        if let Err(error) =
+            held::save(&self.directory.join(CHECKPOINT), &held, &|resource, id| self.nodes(resource, id))
+        {
             tracing::warn!(%error, "which pod has which devices could not be written down");
         }
     }
@@ -304,7 +289,8 @@ impl Devices {
         {
             let mut state = self.state.lock();
             let known = state.resources.entry(resource.to_owned()).or_default();
-            known.devices = devices.into_iter().map(|d| (d.id, d.health == HEALTHY)).collect();
+            known.devices =
+                devices.into_iter().map(|device| (device.id.clone(), Known::of(&device))).collect();
             (known.plugin, known.gone) = (Some(plugin.clone()), None);
         }
         self.changed.notify_one();

@@ -17,6 +17,7 @@ use tonic::body::Body;
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+use super::api::{NumaNode, TopologyInfo};
 use super::lister_api::{
     AllocatableResourcesResponse, ContainerDevices, ContainerResources, Empty, GetPodResourcesRequest,
     GetPodResourcesResponse, ListPodResourcesResponse, PodResources, SERVICE,
@@ -67,7 +68,7 @@ impl Lister {
         let all = sidecars.chain(spec.map(|s| s.containers.as_slice()).unwrap_or_default());
         let containers = all.map(|container| ContainerResources {
             name: container.name.clone(),
-            devices: told(given.get(&container.name).cloned().unwrap_or_default()),
+            devices: self.told(given.get(&container.name).cloned().unwrap_or_default()),
             cpu_ids: self.0.cpus.alone(&uid, &container.name).0.into_iter().map(i64::from).collect(),
         });
         PodResources {
@@ -75,6 +76,30 @@ impl Lister {
             namespace: names::namespace(pod),
             containers: containers.collect(),
         }
+    }
+
+    /// Each device by itself, and as often as there are nodes that it is near.
+    fn told(&self, devices: BTreeMap<String, Vec<String>>) -> Vec<ContainerDevices> {
+        let mut told = Vec::new();
+        for (resource_name, ids) in devices {
+            for id in ids {
+                let one = |topology| ContainerDevices {
+                    resource_name: resource_name.clone(),
+                    device_ids: vec![id.clone()],
+                    topology,
+                };
+                let nodes = self.0.devices.nodes(&resource_name, &id);
+                if nodes.is_empty() {
+                    told.push(one(None));
+                }
+                told.extend(
+                    nodes
+                        .into_iter()
+                        .map(|node| one(Some(TopologyInfo { nodes: vec![NumaNode { id: node.into() }] }))),
+                );
+            }
+        }
+        told
     }
 
     fn list(&self) -> ListPodResourcesResponse {
@@ -98,15 +123,10 @@ impl Lister {
     fn allocatable(&self) -> AllocatableResourcesResponse {
         let cpus = self.0.cpus.allocatable();
         AllocatableResourcesResponse {
-            devices: told(self.0.devices.usable()),
+            devices: self.told(self.0.devices.usable()),
             cpu_ids: cpus.0.into_iter().map(i64::from).collect(),
         }
     }
-}
-
-fn told(devices: BTreeMap<String, Vec<String>>) -> Vec<ContainerDevices> {
-    let one = |(resource_name, device_ids)| ContainerDevices { resource_name, device_ids };
-    devices.into_iter().map(one).collect()
 }
 
 impl tonic::server::NamedService for Lister {

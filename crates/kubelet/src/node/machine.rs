@@ -10,6 +10,7 @@ use nix::sys::statvfs::statvfs;
 use nix::sys::utsname::uname;
 
 use crate::config::Config;
+use crate::cpus::CpuSet;
 use crate::eviction::Signal;
 use crate::fieldpath::Allocatable;
 
@@ -29,13 +30,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn look() -> Self {
+    /// `sysfs`: where the kernel tells of processors.
+    pub fn look(sysfs: &Path) -> Self {
         let read = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
         let meminfo = read("/proc/meminfo");
         let machine_id = read("/etc/machine-id");
         let uuid = read("/sys/class/dmi/id/product_uuid");
         Machine {
-            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            cpus: online(sysfs),
             memory: kilobytes(&meminfo, "MemTotal:") * 1024,
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
             machine_id,
@@ -81,6 +83,16 @@ impl Machine {
     }
 }
 
+/// Processors that are online, whatever of them this process may use itself.
+fn online(sysfs: &Path) -> usize {
+    let told = fs::read_to_string(sysfs.join("devices/system/cpu/online")).ok();
+    let set: Option<CpuSet> = told.and_then(|set| set.parse().ok());
+    match set.map_or(0, |set| set.len()) {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        some => some,
+    }
+}
+
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -89,14 +101,19 @@ pub fn architecture() -> &'static str {
     }
 }
 
-fn kilobytes(meminfo: &str, field: &str) -> i64 {
+pub fn kilobytes(meminfo: &str, field: &str) -> i64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(field));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// Bytes of huge pages that the kernel keeps ready, by the name of the resource.
 pub fn huge_pages() -> BTreeMap<String, i64> {
-    let entries = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    huge_pages_in(Path::new("/sys/kernel/mm/hugepages"))
+}
+
+/// The same of the directory that tells of them.
+pub fn huge_pages_in(directory: &Path) -> BTreeMap<String, i64> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let of_size = entries.filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
         let kilobytes: i64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
@@ -127,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_machine_is_what_it_is() {
-        let machine = Machine::look();
+        let machine = Machine::look(Path::new("/sys"));
         assert!(machine.cpus >= 1 && machine.memory > 1 << 20 && !machine.kernel.is_empty());
         let (all, free) = Machine::disk(Path::new("/"));
         assert!(all >= free && all > 0);

@@ -21,7 +21,7 @@ use crate::features::Features;
 use crate::shared::SharedRef;
 use crate::worker::difference;
 
-pub use machine::{Machine, processes};
+pub use machine::{Machine, huge_pages_in, kilobytes, processes};
 
 /// How often the runtime is asked while it is not ready.
 const SOON: Duration = Duration::from_millis(50);

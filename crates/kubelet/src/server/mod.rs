@@ -12,7 +12,7 @@ mod rates;
 mod route;
 mod stats;
 mod stream;
-mod text_format;
+pub mod text_format;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -203,6 +203,8 @@ pub async fn own(server: &Server) -> Answer {
     let labels = |kind: &str| vec![("static", kind.to_owned())];
     Family::gauge("kubelet_desired_pods", "[ALPHA] The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.")
         .rows(&mut out, [(labels(""), desired as f64)]);
+    server.shared.topology.counts.write(&mut out);
+    server.shared.cpus.write(&mut out);
     let (stat, limits) =
         (std::fs::read_to_string("/proc/self/stat").unwrap_or_default(), std::fs::read_dir("/proc/self/fd"));
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();

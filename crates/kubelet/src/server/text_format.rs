@@ -51,6 +51,41 @@ impl Family {
     }
 }
 
+/// How often values lay below each of some bounds.
+#[derive(Clone, Debug, Default)]
+pub struct Histogram {
+    /// Bounds, ascending, with how many values lay below each and not below the one before.
+    buckets: Vec<(f64, u64)>,
+    count: u64,
+    sum: f64,
+}
+
+impl Histogram {
+    pub fn new(bounds: Vec<f64>) -> Self {
+        Histogram { buckets: bounds.into_iter().map(|bound| (bound, 0)).collect(), count: 0, sum: 0.0 }
+    }
+
+    pub fn observe(&mut self, value: f64) {
+        if let Some((_, count)) = self.buckets.iter_mut().find(|(bound, _)| value <= *bound) {
+            *count += 1;
+        }
+        self.count += 1;
+        self.sum += value;
+    }
+
+    /// Writes it under a name.
+    pub fn write(&self, out: &mut String, name: &str, help: &str) {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
+        let mut below = 0;
+        for (bound, count) in &self.buckets {
+            below += count;
+            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {below}");
+        }
+        let (count, sum) = (self.count, self.sum);
+        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {sum}\n{name}_count {count}");
+    }
+}
+
 fn written(labels: &Labels) -> String {
     if labels.is_empty() {
         return String::new();

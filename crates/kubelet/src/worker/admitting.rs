@@ -6,7 +6,7 @@ use super::Worker;
 use crate::admission::{self, Refusal};
 use crate::eviction::{Eviction, is_critical};
 use crate::status::is_over;
-use crate::{names, preemption};
+use crate::{names, preemption, topology};
 
 /// Whether the node takes a pod.
 pub(super) enum Admission {
@@ -18,7 +18,7 @@ pub(super) enum Admission {
 
 impl Worker {
     /// Whether the node takes the pod. One that it runs already was taken before.
-    pub(super) fn admit(&mut self) -> Admission {
+    pub(super) async fn admit(&mut self) -> Admission {
         if self.is_admitted || !self.seen.containers.is_empty() || !self.seen.sandboxes.is_empty() {
             self.is_admitted = true;
             return Admission::Taken;
@@ -33,11 +33,8 @@ impl Worker {
         }
         let Err(refusal) = admission::admit(&self.shared, &self.pod) else {
             self.free_what_is_over();
-            let promised =
-                self.shared.devices.promise(&self.pod).and_then(|()| self.shared.cpus.promise(&self.pod));
-            if let Err(message) = promised {
-                self.shared.devices.release(&self.uid);
-                self.refuse("UnexpectedAdmissionError", &message);
+            if let Err(refusal) = topology::admit(&self.shared, &self.pod).await {
+                self.refuse(refusal.reason, &refusal.message);
                 return Admission::Refused;
             }
             self.is_admitted = true;
@@ -54,9 +51,7 @@ impl Worker {
     fn free_what_is_over(&self) {
         for pod in self.shared.all_pods() {
             if pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_over) {
-                let uid = names::uid(&pod);
-                self.shared.devices.release(&uid);
-                self.shared.cpus.release(&uid);
+                self.shared.take_back(&names::uid(&pod));
             }
         }
     }

@@ -145,8 +145,7 @@ impl Worker {
         let (uid, pod) = (self.uid.clone(), Arc::clone(&self.pod));
         self.shared.objects.release(&self.uid);
         self.shared.images.forget(&self.uid);
-        self.shared.devices.release(&self.uid);
-        self.shared.cpus.release(&self.uid);
+        self.shared.take_back(&self.uid);
         // Nobody sets up what is being taken away.
         let mut mounted = Arc::clone(&self.volumes).lock_owned().await;
         mounted.close();

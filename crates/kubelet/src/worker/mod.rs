@@ -139,7 +139,7 @@ impl Worker {
             self.look().await;
             if self.is_seen {
                 self.probes.follow(&self.pod, &self.seen);
-                self.step();
+                self.step().await;
                 self.publish().await;
                 if self.clean_up().await {
                     break;
@@ -288,7 +288,7 @@ impl Worker {
     }
 
     /// Decides what to do, and starts doing it.
-    fn step(&mut self) {
+    async fn step(&mut self) {
         if let Some(grace) = self.asked_to_end() {
             self.end(grace);
             return;
@@ -296,7 +296,7 @@ impl Worker {
         if self.stage != Stage::Active {
             return;
         }
-        match self.admit() {
+        match self.admit().await {
             Admission::Taken => {}
             Admission::Waits => return,
             Admission::Refused => {

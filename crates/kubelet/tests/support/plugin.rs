@@ -53,6 +53,16 @@ impl Plugin {
         self.devices.send_replace(all.collect());
     }
 
+    /// Changes what it has: names, all of them well, and the NUMA node that each is near.
+    pub fn has_near(&self, devices: &[(&str, i64)]) {
+        let all = devices.iter().map(|(id, node)| Device {
+            id: (*id).to_owned(),
+            health: HEALTHY.to_owned(),
+            topology: Some(TopologyInfo { nodes: vec![NumaNode { id: *node }] }),
+        });
+        self.devices.send_replace(all.collect());
+    }
+
     /// Nothing is heard of it any more.
     pub fn end(&self) {
         self.end.cancel();
