@@ -12,6 +12,7 @@ use crate::configuration::{Configuration, StaticPods};
 use crate::cpus::CpuPolicy;
 use crate::eviction::EvictionConfig;
 use crate::garbage::ImagePolicy;
+use crate::memory::MemoryPolicy;
 use crate::providers::Providers;
 use crate::topology::TopologyPolicy;
 
@@ -132,6 +133,7 @@ pub struct Config {
     pub kube_reserved: BTreeMap<String, String>,
     pub enforce: Enforce,
     pub cpus: CpuPolicy,
+    pub memory: MemoryPolicy,
     pub topology: TopologyPolicy,
     /// Where the kernel tells what the machine's processors and memory are; elsewhere only to show how another is dealt
     /// with.
@@ -206,6 +208,7 @@ impl Config {
             kube_reserved: BTreeMap::new(),
             enforce: Enforce { pods: true, system: None, kube: None },
             cpus: CpuPolicy::default(),
+            memory: MemoryPolicy::default(),
             topology: TopologyPolicy::default(),
             sysfs: PathBuf::from("/sys"),
             eviction: EvictionConfig::default(),

@@ -242,6 +242,7 @@ impl Start<'_> {
             linux: Some(LinuxContainerConfig {
                 resources: Some(LinuxContainerResources {
                     unified: self.shared.cgroups.unified(),
+                    cpuset_mems: self.shared.memory.of(&names::uid(pod), &container.name).to_string(),
                     cpuset_cpus: self.shared.cpus.of(&names::uid(pod), &container.name).to_string(),
                     ..resources::linux(pod, container, self.shared.machine.memory)
                 }),

@@ -22,6 +22,7 @@ use crate::eviction::{self, Evictions};
 use crate::features::Features;
 use crate::garbage::{self, ImageGarbage};
 use crate::images::Images;
+use crate::memory::Memory;
 use crate::node::{self, Machine, processes};
 use crate::objects::Objects;
 use crate::probes::Counts;
@@ -41,6 +42,8 @@ pub enum Error {
     Processors(String),
     #[error("{0}")]
     Topology(String),
+    #[error("{0}")]
+    Memory(String),
     #[error("running with swap on is not supported, please disable swap or set --fail-swap-on flag to false")]
     Swap,
 }
@@ -88,8 +91,12 @@ pub async fn run(
     );
     let cpus = cpus.map_err(Error::Processors)?;
     cpus.expect(&topology.counts);
+    let kept = config.reserved("memory").value()
+        + config.eviction.kept_free(eviction::Signal::MemoryAvailable, machine.memory);
+    let memory = Memory::new(&config.root_dir, &config.memory, &nodes, kept).map_err(Error::Memory)?;
     let shared: SharedRef = Arc::new(Shared {
         cpus,
+        memory,
         topology,
         devices: Arc::clone(&devices),
         objects: Objects::new(&client),

@@ -21,6 +21,7 @@ use crate::eviction::Evictions;
 use crate::features::Features;
 use crate::fieldpath::{Addresses, Allocatable};
 use crate::images::Images;
+use crate::memory::Memory;
 use crate::naming::is_host_network;
 use crate::node::Machine;
 use crate::objects::Objects;
@@ -45,6 +46,7 @@ pub struct Shared {
     pub cgroups: Cgroups,
     pub devices: Arc<Devices>,
     pub cpus: Cpus,
+    pub memory: Memory,
     pub topology: Topology,
     pub images: Images,
     /// The first part of container ids in statuses.
@@ -81,12 +83,14 @@ impl Shared {
     pub fn take_back(&self, uid: &str) {
         self.devices.release(uid);
         self.cpus.release(uid);
+        self.memory.release(uid);
     }
 
     /// Whatever other pods than these have alone is free.
     pub fn keep_only(&self, known: &HashSet<String>) {
         self.devices.keep(known);
         self.cpus.keep(known);
+        self.memory.keep(known);
     }
 
     /// Notes that the pods' loop has come round.

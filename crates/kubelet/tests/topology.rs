@@ -1,11 +1,16 @@
-//! What lies together on a machine with several NUMA nodes: processors and devices of a pod, and the pods that are refused.
+//! What lies together on a machine with several NUMA nodes: processors, memory and devices of a pod, and the pods that are
+//! refused.
 
 mod support;
 
 use std::path::Path;
 
-use krate_kubelet::pod_resources::{GetPodResourcesRequest, GetPodResourcesResponse};
-use krate_kubelet::{Config, CpuPolicy, TopologyManagerPolicy, TopologyPolicy};
+use krate_kubelet::pod_resources::{
+    self, AllocatableResourcesResponse, GetPodResourcesRequest, GetPodResourcesResponse,
+};
+use krate_kubelet::{
+    Config, CpuPolicy, MemoryPolicy, MemoryReservation, TopologyManagerPolicy, TopologyPolicy,
+};
 use serde_json::{Value, json};
 use support::plugin::{Plugin, RESOURCE, ask};
 use support::{Node, available};
@@ -122,5 +127,60 @@ async fn containers_have_all_of_one_node_or_are_refused() {
     node.api.create(&path("three"), pod("three", &[asks(2, 0)]));
     node.api.until("it runs", &path("three"), phase("Running")).await;
     assert_eq!(cpus("three-0").0, "3,5");
+    node.down().await;
+}
+
+/// All memory of a container is of one node, and nobody else's is counted there.
+fn of_one_node(config: &mut Config) {
+    near(config);
+    config.cpus = CpuPolicy::default();
+    config.topology = TopologyPolicy::default();
+    // With the 100Mi that are kept free, as much as is reserved of the nodes.
+    config.system_reserved = [("memory".to_owned(), "1948Mi".to_owned())].into();
+    let limits = || [("memory".to_owned(), 1 << 30)].into();
+    let reserved = (0..2).map(|node| MemoryReservation { node, limits: limits() }).collect();
+    config.memory = MemoryPolicy { is_static: true, reserved };
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_have_memory_of_as_few_nodes_as_can_be() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start_with(of_one_node);
+    let there = |node: &Value| node["status"]["capacity"].is_object().then_some(());
+    node.api.until("the node is there", NODE, there).await;
+    let runtime = node.runtime.clone();
+    let mems = move |container: &str| {
+        let (_, config) = runtime.container(container).unwrap();
+        config.linux.unwrap().resources.unwrap().cpuset_mems
+    };
+    let memory = |gib: &str| json!({"cpu": "100m", "memory": gib});
+    node.api.create(&path("one"), pod("one", &[memory("2Gi"), memory("2Gi")]));
+    node.api.until("it runs", &path("one"), phase("Running")).await;
+    assert_eq!((mems("one-0"), mems("one-1")), ("0".to_owned(), "1".to_owned()));
+    let resources = node.root().join("pod-resources");
+    let wanted = GetPodResourcesRequest { pod_name: "one".to_owned(), pod_namespace: "n".to_owned() };
+    let told: GetPodResourcesResponse = ask(&resources, "/v1.PodResourcesLister/Get", wanted).await.unwrap();
+    let block = &told.pod_resources.unwrap().containers[1].memory[0];
+    let nodes: Vec<i64> = block.topology.as_ref().unwrap().nodes.iter().map(|node| node.id).collect();
+    assert_eq!((block.memory_type.as_str(), block.size, nodes), ("memory", 2 << 30, vec![1]));
+    let all: AllocatableResourcesResponse =
+        ask(&resources, "/v1.PodResourcesLister/GetAllocatableResources", pod_resources::Empty {})
+            .await
+            .unwrap();
+    assert_eq!(all.memory.iter().map(|block| block.size).collect::<Vec<_>>(), [3 << 30, 3 << 30]);
+
+    // What both nodes have left is not what one has, and what they have given alone they do not share.
+    node.down().await;
+    node.up();
+    node.api.create(&path("two"), pod("two", &[memory("1500Mi")]));
+    let refused = node.api.until("it is refused", &path("two"), phase("Failed")).await;
+    assert_eq!(refused["status"]["reason"], "UnexpectedAdmissionError");
+    let message = refused["status"]["message"].as_str().unwrap();
+    assert!(message.contains("[memorymanager] failed to get the default NUMA affinity"), "{message}");
+    node.api.create(&path("three"), pod("three", &[memory("1Gi")]));
+    node.api.until("it runs", &path("three"), phase("Running")).await;
+    assert_eq!(mems("three-0"), "0");
     node.down().await;
 }

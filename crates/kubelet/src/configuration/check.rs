@@ -1,5 +1,7 @@
 //! What a configuration must not say, in upstream's words: all of it at once.
 
+use std::collections::BTreeSet;
+
 use jiff::SignedDuration;
 use krate_api::Quantity;
 
@@ -33,6 +35,7 @@ pub fn problems(heeded: &Heeded) -> Vec<String> {
     logs(heeded, &mut found);
     processors(heeded, &mut found);
     placement(heeded, &mut found);
+    reserved_memory(heeded, &mut found);
     for reserved in [&heeded.system_reserved, &heeded.kube_reserved] {
         found.extend(reserved.iter().filter_map(|(name, amount)| reservation(name, amount)));
     }
@@ -207,6 +210,37 @@ fn placement(heeded: &Heeded, found: &mut Vec<String>) {
         found.push(wrong(format!(
             "topologyManagerScope (--topology-manager-scope) {scope:?} must be one of: \"container\", or \"pod\""
         )));
+    }
+}
+
+/// What of the nodes' memory cannot be reserved.
+fn reserved_memory(heeded: &Heeded, found: &mut Vec<String>) {
+    let mut known = BTreeSet::new();
+    for reserved in &heeded.reserved_memory {
+        let node = reserved.numa_node;
+        for (kind, amount) in &reserved.limits {
+            if kind != "memory" && !kind.starts_with("hugepages-") {
+                found.push(wrong(format!(
+                    "the limit type {kind:?} for NUMA node {node} is not supported, only [memory \
+                     hugepages-<HugePageSize>] is accepted"
+                )));
+            }
+            match Quantity::parse(&amount.0) {
+                Ok(amount) if amount.signum() != 0 => {}
+                Ok(_) => found.push(wrong(format!(
+                    "reserved memory may not be zero for NUMA node {node} and resource {kind:?}"
+                ))),
+                Err(error) => {
+                    let amount = &amount.0;
+                    found.push(format!("failed to parse quantity {amount:?} for {kind:?} resource: {error}"));
+                }
+            }
+            if !known.insert((node, kind)) {
+                found.push(wrong(format!(
+                    "the reserved memory has a duplicate value for NUMA node {node} and resource {kind:?}"
+                )));
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use krate_api::Quantity;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
@@ -19,6 +20,7 @@ use crate::config::{Config, Enforce, LogPolicy, ShutdownPeriod};
 use crate::cpus::{CpuOptions, CpuPolicy, CpuSet};
 use crate::eviction::EvictionConfig;
 use crate::garbage::ImagePolicy;
+use crate::memory::{MemoryPolicy, Reservation};
 use crate::topology::{Policy, TopologyPolicy, parse_options};
 
 /// A duration as Go writes it, with its sign: what it must not be is said by [`check`].
@@ -130,6 +132,9 @@ pub struct Heeded {
     pub topology_manager_scope: String,
     #[serde(default)]
     topology_manager_policy_options: BTreeMap<String, String>,
+    memory_manager_policy: String,
+    #[serde(default)]
+    pub reserved_memory: Vec<ReservedMemory>,
 
     pub container_runtime_endpoint: String,
     #[serde(default)]
@@ -172,6 +177,16 @@ pub struct Heeded {
     pub shutdown_grace_period_critical_pods: GoDuration,
     #[serde(default)]
     pub shutdown_grace_period_by_pod_priority: Vec<ShutdownPeriod>,
+}
+
+/// What of a NUMA node's memory is not for pods.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReservedMemory {
+    #[serde(default)]
+    pub numa_node: u32,
+    #[serde(default)]
+    pub limits: BTreeMap<String, ApiQuantity>,
 }
 
 #[derive(Deserialize)]
@@ -371,6 +386,20 @@ impl Heeded {
             parse_options(&self.topology_manager_policy_options, &mut topology)?;
         }
         config.topology = topology;
+        let reserved = self.reserved_memory.iter().map(|reserved| {
+            let bytes =
+                |q: &ApiQuantity| Quantity::parse(&q.0).map_or(0, |q| q.value()).max(0).unsigned_abs();
+            let limits = reserved.limits.iter().map(|(kind, q)| (kind.clone(), bytes(q))).collect();
+            Reservation { node: reserved.numa_node, limits }
+        });
+        config.memory = MemoryPolicy {
+            is_static: match self.memory_manager_policy.as_str() {
+                "Static" => true,
+                "None" | "" => false,
+                other => return Err(format!("unknown policy: {other:?}")),
+            },
+            reserved: reserved.collect(),
+        };
         Ok(())
     }
 

@@ -147,6 +147,7 @@ mod tests {
 
     use super::*;
     use crate::cpus::CpuOptions;
+    use crate::memory::{MemoryPolicy, Reservation};
     use crate::topology::{Policy, TopologyPolicy};
 
     fn config() -> Config {
@@ -185,6 +186,8 @@ mod tests {
             "reservedSystemCPUs": "0-1",
             "topologyManagerPolicy": "restricted",
             "topologyManagerScope": "pod",
+            "memoryManagerPolicy": "Static",
+            "reservedMemory": [{"numaNode": 1, "limits": {"memory": "1Gi", "hugepages-2Mi": "4Mi"}}],
             "topologyManagerPolicyOptions": {"prefer-closest-numa-nodes": "true", "max-allowable-numa-nodes": "9"},
         }));
         let mut config = config();
@@ -192,6 +195,9 @@ mod tests {
         let options = CpuOptions { by_socket: true, full_cores: true, ..CpuOptions::default() };
         assert_eq!((config.cpus.is_static, config.cpus.options), (true, options));
         assert_eq!(config.system_reserved["cpu"], "2");
+        let limits = [("memory".to_owned(), 1 << 30), ("hugepages-2Mi".to_owned(), 4 << 20)].into();
+        let reserved = vec![Reservation { node: 1, limits }];
+        assert_eq!(config.memory, MemoryPolicy { is_static: true, reserved });
         assert_eq!(
             config.topology,
             TopologyPolicy {
@@ -255,6 +261,19 @@ mod tests {
                 json!({"topologyManagerPolicy": "strict"}),
                 "topologyManagerPolicy (--topology-manager-policy) \"strict\" must be one of: \
                  [\"none\" \"best-effort\" \"restricted\" \"single-numa-node\"]",
+            ),
+            (json!({"memoryManagerPolicy": "BestEffort"}), "unknown policy: \"BestEffort\""),
+            (
+                json!({"reservedMemory": [{"numaNode": 1, "limits": {"cpu": "1"}}]}),
+                "the limit type \"cpu\" for NUMA node 1 is not supported, only [memory hugepages-<HugePageSize>] is",
+            ),
+            (
+                json!({"reservedMemory": [{"limits": {"memory": "0"}}]}),
+                "reserved memory may not be zero for NUMA node 0 and resource \"memory\"",
+            ),
+            (
+                json!({"reservedMemory": [{"limits": {"memory": "1"}}, {"limits": {"memory": "1"}}]}),
+                "duplicate value for NUMA node 0 and resource \"memory\"",
             ),
             (json!({"topologyManagerScope": "node"}), "\"node\" must be one of: \"container\", or \"pod\""),
             (

@@ -9,7 +9,6 @@ mod take;
 mod topology;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,11 +20,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::admission::Refusal;
-use crate::names;
 use crate::plan::is_sidecar;
 use crate::resources::{self, Qos};
 use crate::shared::{Shared, SharedRef};
 use crate::topology::{Aligned, Boundary, Counts, Hints, Mask, Policy, unexpected};
+use crate::{checkpoint, names};
 pub use options::CpuOptions;
 pub use set::CpuSet;
 use topology::Level;
@@ -126,10 +125,7 @@ impl Cpus {
         if !reserved.without(&all).is_empty() {
             return Err(format!("[cpumanager] the reserved processors {reserved} are not all there ({all})"));
         }
-        let known: State = std::fs::read(&cpus.file)
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default();
+        let known: State = checkpoint::load(&cpus.file);
         let mut owned = Owned::new();
         for (uid, containers) in known.entries {
             for (name, set) in containers {
@@ -332,13 +328,7 @@ impl Cpus {
                 .map(|(uid, of)| (uid, of.iter().map(|(name, set)| (name.clone(), text(set))).collect()))
                 .collect(),
         };
-        let write = || -> io::Result<()> {
-            let partial = self.file.with_extension("partial");
-            std::fs::write(&partial, serde_json::to_vec(&state)?)?;
-            std::fs::File::open(&partial)?.sync_all()?;
-            std::fs::rename(partial, &self.file)
-        };
-        if let Err(error) = write() {
+        if let Err(error) = checkpoint::save(&self.file, &state) {
             tracing::warn!(%error, "who has which processors could not be written down");
         }
         self.changed.notify_one();

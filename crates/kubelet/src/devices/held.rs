@@ -12,6 +12,7 @@ use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
 use super::api::ContainerAllocateResponse;
+use crate::checkpoint;
 use crate::plan::is_sidecar;
 
 /// The devices of one resource that a container has, and what its plugin answered for them.
@@ -145,16 +146,12 @@ pub fn save(
             }
         }
     }
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, serde_json::to_vec(&file)?)?;
-    std::fs::File::open(&partial)?.sync_all()?;
-    std::fs::rename(partial, path)
+    checkpoint::save(path, &file)
 }
 
 /// What was held when the file was written; nothing, when there is none that can be read.
 pub fn load(path: &Path) -> BTreeMap<String, Held> {
-    let file: File =
-        std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let file: File = checkpoint::load(path);
     let mut held: BTreeMap<String, Held> = BTreeMap::new();
     for entry in file.data.pod_device_entries {
         let answer = STANDARD.decode(&entry.alloc_resp).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What is said at `v1.PodResourcesLister`. Memory and claims are not told: no pod has them alone here.
+//! What is said at `v1.PodResourcesLister`. Claims are not told.
 
 /// The service's name in gRPC's paths.
 pub const SERVICE: &str = "v1.PodResourcesLister";
@@ -33,6 +33,21 @@ pub struct ContainerResources {
     /// Processors that it has alone.
     #[prost(int64, repeated, tag = "3")]
     pub cpu_ids: Vec<i64>,
+    /// Memory that it has alone.
+    #[prost(message, repeated, tag = "4")]
+    pub memory: Vec<ContainerMemory>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ContainerMemory {
+    /// `memory`, or the resource of the huge pages.
+    #[prost(string, tag = "1")]
+    pub memory_type: String,
+    /// Bytes.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+    #[prost(message, optional, tag = "3")]
+    pub topology: Option<TopologyInfo>,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -52,6 +67,8 @@ pub struct AllocatableResourcesResponse {
     pub devices: Vec<ContainerDevices>,
     #[prost(int64, repeated, tag = "2")]
     pub cpu_ids: Vec<i64>,
+    #[prost(message, repeated, tag = "3")]
+    pub memory: Vec<ContainerMemory>,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

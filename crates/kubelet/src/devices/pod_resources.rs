@@ -1,4 +1,4 @@
-//! `v1.PodResourcesLister`: who asks at the node which pod has which devices and processors (KEP-606), on the socket
+//! `v1.PodResourcesLister`: who asks at the node which pod has which devices, processors and memory (KEP-606), on the socket
 //! `pod-resources/kubelet.sock`.
 
 use std::collections::BTreeMap;
@@ -19,9 +19,10 @@ use tonic_prost::ProstCodec;
 
 use super::api::{NumaNode, TopologyInfo};
 use super::lister_api::{
-    AllocatableResourcesResponse, ContainerDevices, ContainerResources, Empty, GetPodResourcesRequest,
-    GetPodResourcesResponse, ListPodResourcesResponse, PodResources, SERVICE,
+    AllocatableResourcesResponse, ContainerDevices, ContainerMemory, ContainerResources, Empty,
+    GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesResponse, PodResources, SERVICE,
 };
+use crate::memory::Block;
 use crate::names;
 use crate::shared::SharedRef;
 use crate::status::is_over;
@@ -70,6 +71,7 @@ impl Lister {
             name: container.name.clone(),
             devices: self.told(given.get(&container.name).cloned().unwrap_or_default()),
             cpu_ids: self.0.cpus.alone(&uid, &container.name).0.into_iter().map(i64::from).collect(),
+            memory: self.0.memory.blocks(&uid, &container.name).into_iter().map(told_block).collect(),
         });
         PodResources {
             name: pod.metadata.name.clone().unwrap_or_default(),
@@ -125,8 +127,14 @@ impl Lister {
         AllocatableResourcesResponse {
             devices: self.told(self.0.devices.usable()),
             cpu_ids: cpus.0.into_iter().map(i64::from).collect(),
+            memory: self.0.memory.allocatable().into_iter().map(told_block).collect(),
         }
     }
+}
+
+fn told_block(block: Block) -> ContainerMemory {
+    let nodes = block.numa_affinity.into_iter().map(|node| NumaNode { id: node.into() }).collect();
+    ContainerMemory { memory_type: block.kind, size: block.size, topology: Some(TopologyInfo { nodes }) }
 }
 
 impl tonic::server::NamedService for Lister {

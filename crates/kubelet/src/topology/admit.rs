@@ -70,15 +70,19 @@ async fn give(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
 }
 
 /// What those who give say that they could, for one container or for the whole pod.
-fn hints(shared: &Shared, pod: &Pod, container: Option<&Container>) -> [Hints; 2] {
+fn hints(shared: &Shared, pod: &Pod, container: Option<&Container>) -> [Hints; 3] {
     let ids = &shared.topology.nodes.ids;
-    [shared.devices.hints(pod, container, ids), shared.cpus.hints(pod, container)]
+    [
+        shared.devices.hints(pod, container, ids),
+        shared.cpus.hints(pod, container),
+        shared.memory.hints(pod, container),
+    ]
 }
 
 async fn of_container(shared: &Shared, pod: &Pod, container: &Container, hint: Hint) -> Result<(), Refusal> {
     shared.devices.choose(pod, container, hint.affinity).await.map_err(unexpected)?;
     shared.cpus.allocate(pod, container, hint.affinity, &shared.topology.counts)?;
-    Ok(())
+    shared.memory.allocate(pod, container, hint, &shared.topology.counts)
 }
 
 fn refusal(reason: &'static str, message: String) -> Refusal {
