@@ -17,6 +17,7 @@ use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cpus::{self, Cpus};
 use crate::cri::Cri;
+use crate::csi;
 use crate::devices::{self, Devices};
 use crate::eviction::{self, Evictions};
 use crate::features::Features;
@@ -29,7 +30,7 @@ use crate::probes::Counts;
 use crate::resources::PodResources;
 use crate::shared::{Shared, SharedRef};
 use crate::topology::Topology;
-use crate::{logs, naming, numa, pods, server};
+use crate::{logs, naming, numa, plugins, pods, server};
 
 /// Why the kubelet cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +100,7 @@ pub async fn run(
         memory,
         topology,
         devices: Arc::clone(&devices),
+        csi: csi::Drivers::new(client.clone(), &config.node_name, shutdown.clone()),
         objects: Objects::new(&client),
         pods: own_pods.clone(),
         statics: Mutex::default(),
@@ -131,6 +133,11 @@ pub async fn run(
     let placing = tokio::spawn(cpus::run(Arc::clone(&shared)));
     let telling_resources = tokio::spawn(devices::pod_resources::run(Arc::clone(&shared)));
     let registering = tokio::spawn(devices::run(devices, shutdown.clone()));
+    let announced = {
+        let (root, stop) = (shared.config.root_dir.clone(), shutdown.clone());
+        let handlers: plugins::Handlers = Arc::new([Arc::new(csi::CsiPlugins(Arc::clone(&shared.csi)))]);
+        tokio::spawn(async move { plugins::run(&root, handlers, stop).await })
+    };
     let node_watch = watch_node(&shared, &changed);
     let (is_ready, mut readiness) = watch::channel(false);
     let running_pods = tokio::spawn(pods::run(Arc::clone(&shared), own_pods.clone()));
@@ -174,6 +181,7 @@ pub async fn run(
         collecting,
         evicting,
         registering,
+        announced,
         placing,
         telling_resources
     );

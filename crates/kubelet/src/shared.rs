@@ -16,6 +16,7 @@ use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cpus::Cpus;
 use crate::cri::Cri;
+use crate::csi;
 use crate::devices::Devices;
 use crate::eviction::Evictions;
 use crate::features::Features;
@@ -48,6 +49,7 @@ pub struct Shared {
     pub cpus: Cpus,
     pub memory: Memory,
     pub topology: Topology,
+    pub csi: Arc<csi::Drivers>,
     pub images: Images,
     /// The first part of container ids in statuses.
     pub runtime_name: String,

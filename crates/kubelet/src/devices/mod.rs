@@ -10,14 +10,12 @@ pub mod pod_resources;
 mod registration;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -295,13 +293,4 @@ impl Devices {
         }
         self.changed.notify_one();
     }
-}
-
-/// Connects to a socket by a way that is short, since a socket's address holds no long path.
-async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
-    let (directory, name) =
-        (socket.parent().unwrap_or(Path::new("/")), socket.file_name().unwrap_or_default());
-    let directory = std::fs::File::open(directory)?;
-    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-    UnixStream::connect(short).await
 }

@@ -3,38 +3,29 @@
 use std::path::Path;
 use std::time::Duration;
 
-use http::uri::PathAndQuery;
-use hyper_util::rt::TokioIo;
 use prost::Message;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
-use tonic_prost::ProstCodec;
+use tonic::{Status, Streaming};
 
 use super::api::{
     AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerAllocateResponse,
     ContainerPreferredAllocationRequest, DevicePluginOptions, Empty, ListAndWatchResponse,
     PreStartContainerRequest, PreferredAllocationRequest, PreferredAllocationResponse,
 };
+use crate::socket::Caller;
 
 /// How long a plugin may take before a container starts (upstream's).
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
 pub struct Plugin {
-    channel: Channel,
+    caller: Caller,
     pub options: DevicePluginOptions,
 }
 
 impl Plugin {
     /// The plugin that listens at `endpoint` in `directory`.
     pub fn new(directory: &Path, endpoint: &str, options: DevicePluginOptions) -> Self {
-        let socket = directory.join(endpoint);
-        let connect = tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move { super::connect(&socket).await.map(TokioIo::new) }
-        });
-        let channel = Endpoint::from_static("http://plugin").connect_with_connector_lazy(connect);
-        Plugin { channel, options }
+        Plugin { caller: Caller::new(directory.join(endpoint)), options }
     }
 
     async fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A, Status>
@@ -42,24 +33,12 @@ impl Plugin {
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
-        let ask = async {
-            let mut grpc = tonic::client::Grpc::new(self.channel.clone());
-            grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
-            let path = PathAndQuery::from_static(method);
-            grpc.unary(Request::new(request), path, ProstCodec::<Q, A>::default()).await
-        };
-        let answer = tokio::time::timeout(PATIENCE, ask).await;
-        let late = |_| Err(Status::deadline_exceeded("the plugin did not answer in time"));
-        answer.unwrap_or_else(late).map(tonic::Response::into_inner)
+        self.caller.call(method, request, PATIENCE).await
     }
 
     /// What it has, and each change of that.
     pub async fn list_and_watch(&self) -> Result<Streaming<ListAndWatchResponse>, Status> {
-        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
-        grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
-        let path = PathAndQuery::from_static("/v1beta1.DevicePlugin/ListAndWatch");
-        let codec = ProstCodec::<Empty, ListAndWatchResponse>::default();
-        grpc.server_streaming(Request::new(Empty {}), path, codec).await.map(tonic::Response::into_inner)
+        self.caller.stream("/v1beta1.DevicePlugin/ListAndWatch", Empty {}).await
     }
 
     /// Which of the available devices it would have taken; whatever else it says is not heeded.

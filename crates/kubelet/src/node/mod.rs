@@ -131,7 +131,12 @@ async fn tell(
     let name = &shared.config.node_name;
     let known = match told {
         Some((node, _)) => node.clone(),
-        None => register(shared, &api).await?,
+        None => {
+            let node = register(shared, &api).await?;
+            // The scheduler must know of the node's drivers before it places pods there.
+            shared.csi.initialize(&node).await?;
+            node
+        }
     };
     let images = shared.cri.images().list_images(k8s_cri::v1::ListImagesRequest { filter: None }).await;
     let images = images.map(|answer| answer.into_inner().images).unwrap_or_default();

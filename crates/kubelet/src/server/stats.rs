@@ -215,5 +215,6 @@ pub async fn own(server: &Server) -> Answer {
         .rows(&mut out, one((field(21) * 4096) as f64));
     Family::gauge("process_open_fds", "Number of open file descriptors.")
         .rows(&mut out, one(limits.map_or(0, Iterator::count) as f64));
+    crate::csi::OPERATIONS.write(&mut out);
     whole(StatusCode::OK, FORMAT, out)
 }

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
+use crate::histogram::Row;
+
 pub const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Labels of a row, in the order in which they are written.
@@ -26,6 +28,10 @@ impl Family {
         Self { name, kind: "gauge", help }
     }
 
+    pub const fn histogram(name: &'static str, help: &'static str) -> Self {
+        Self { name, kind: "histogram", help }
+    }
+
     fn head(self, out: &mut String) {
         let _ = writeln!(out, "# HELP {} {}\n# TYPE {} {}", self.name, self.help, self.name, self.kind);
     }
@@ -37,6 +43,28 @@ impl Family {
                 self.head(out);
             }
             let _ = writeln!(out, "{}{} {value}", self.name, written(&labels));
+        }
+    }
+
+    /// Writes histograms with these upper bounds; of a family without any nothing is written.
+    pub fn histograms(self, out: &mut String, bounds: &[f64], rows: impl IntoIterator<Item = (Labels, Row)>) {
+        for (number, (labels, row)) in rows.into_iter().enumerate() {
+            if number == 0 {
+                self.head(out);
+            }
+            let mut below = 0;
+            let each = bounds.iter().zip(&row.counts).map(|(bound, count)| {
+                below += count;
+                (bound.to_string(), below)
+            });
+            for (bound, count) in each.chain([("+Inf".to_owned(), row.count)]) {
+                let mut labels = labels.clone();
+                labels.push(("le", bound));
+                let _ = writeln!(out, "{}_bucket{} {count}", self.name, written(&labels));
+            }
+            let labels = written(&labels);
+            let _ = writeln!(out, "{}_sum{labels} {}", self.name, row.sum);
+            let _ = writeln!(out, "{}_count{labels} {}", self.name, row.count);
         }
     }
 

@@ -160,6 +160,9 @@ impl Api {
                 }
                 answer(StatusCode::CREATED, &state.put(&at, sent))
             }
+            Method::PUT if state.objects.contains_key(&bare) => {
+                answer(StatusCode::OK, &state.put(&bare, sent))
+            }
             Method::PATCH => {
                 let Some(mut object) = state.objects.get(&bare).cloned() else {
                     return refused(404, "NotFound");
@@ -248,5 +251,8 @@ impl Api {
 }
 
 fn is_collection(name: &str) -> bool {
-    matches!(name, "pods" | "nodes" | "services" | "configmaps" | "secrets" | "leases" | "events")
+    matches!(
+        name,
+        "pods" | "nodes" | "services" | "configmaps" | "secrets" | "leases" | "events" | "csidrivers"
+    )
 }

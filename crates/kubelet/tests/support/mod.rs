@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod api;
+pub mod csi;
 pub mod plugin;
 pub mod runtime;
 

@@ -100,7 +100,7 @@ impl Plugin {
 }
 
 /// A way to a directory that is short, since a socket's address holds no long path. It is good as long as the process.
-fn short(directory: &Path) -> PathBuf {
+pub fn short(directory: &Path) -> PathBuf {
     use std::os::fd::IntoRawFd as _;
     let opened = std::fs::File::open(directory).unwrap().into_raw_fd();
     Path::new("/proc/self/fd").join(opened.to_string())
