@@ -129,14 +129,13 @@ async fn tell(
 ) -> kube::Result<()> {
     let api: Api<Node> = Api::all(shared.client.clone());
     let name = &shared.config.node_name;
-    let known = match told {
-        Some((node, _)) => node.clone(),
-        None => {
-            let node = register(shared, &api).await?;
-            // The scheduler must know of the node's drivers before it places pods there.
-            shared.csi.initialize(&node).await?;
-            node
-        }
+    let known = if let Some((node, _)) = told {
+        node.clone()
+    } else {
+        let node = register(shared, &api).await?;
+        // The scheduler must know of the node's drivers before it places pods there.
+        shared.csi.initialize(&node).await?;
+        node
     };
     let images = shared.cri.images().list_images(k8s_cri::v1::ListImagesRequest { filter: None }).await;
     let images = images.map(|answer| answer.into_inner().images).unwrap_or_default();
