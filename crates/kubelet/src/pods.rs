@@ -252,7 +252,20 @@ async fn remove_orphans(shared: &SharedRef, known: &HashSet<String>) -> Result<(
         shared.cri.stop_sandbox(&sandbox.id).await?;
         shared.cri.remove_sandbox(&sandbox.id).await?;
     }
-    let (root, known) = (shared.config.root_dir.clone(), known.clone());
+    let (root, mut known) = (shared.config.root_dir.clone(), known.clone());
+    for uid in volumes::pods(&root).into_iter().filter(|uid| !known.contains(uid)).collect::<Vec<_>>() {
+        let parts = volumes::release_parts(&shared.config.pod_dir(&uid)).map_err(|e| e.to_string());
+        let released = match parts {
+            Ok(()) => shared.csi.release(&uid).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = released {
+            tracing::debug!(uid, error, "an orphan's volumes could not be released");
+            // What drivers have mounted there is theirs to unmount.
+            known.insert(uid);
+        }
+    }
+    shared.csi.release_unused().await;
     let shared = Arc::clone(shared);
     let swept = tokio::task::spawn_blocking(move || {
         for uid in volumes::pods(&root).into_iter().filter(|uid| !known.contains(uid)) {

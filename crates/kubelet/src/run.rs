@@ -17,7 +17,7 @@ use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cpus::{self, Cpus};
 use crate::cri::Cri;
-use crate::csi;
+use crate::csi::{Csi, CsiPlugins, Drivers};
 use crate::devices::{self, Devices};
 use crate::eviction::{self, Evictions};
 use crate::features::Features;
@@ -95,12 +95,21 @@ pub async fn run(
     let kept = config.reserved("memory").value()
         + config.eviction.kept_free(eviction::Signal::MemoryAvailable, machine.memory);
     let memory = Memory::new(&config.root_dir, &config.memory, &nodes, kept).map_err(Error::Memory)?;
+    let drivers = Drivers::new(client.clone(), &config.node_name, shutdown.clone());
+    let csi = Arc::new(Csi::new(
+        client.clone(),
+        &config.node_name,
+        config.root_dir.clone(),
+        events.clone(),
+        drivers,
+        Arc::clone(&changed),
+    ));
     let shared: SharedRef = Arc::new(Shared {
         cpus,
         memory,
         topology,
         devices: Arc::clone(&devices),
-        csi: csi::Drivers::new(client.clone(), &config.node_name, shutdown.clone()),
+        csi,
         objects: Objects::new(&client),
         pods: own_pods.clone(),
         statics: Mutex::default(),
@@ -135,7 +144,7 @@ pub async fn run(
     let registering = tokio::spawn(devices::run(devices, shutdown.clone()));
     let announced = {
         let (root, stop) = (shared.config.root_dir.clone(), shutdown.clone());
-        let handlers: plugins::Handlers = Arc::new([Arc::new(csi::CsiPlugins(Arc::clone(&shared.csi)))]);
+        let handlers: plugins::Handlers = Arc::new([Arc::new(CsiPlugins(Arc::clone(&shared.csi.drivers)))]);
         tokio::spawn(async move { plugins::run(&root, handlers, stop).await })
     };
     let node_watch = watch_node(&shared, &changed);
@@ -256,8 +265,9 @@ fn watch_node(shared: &SharedRef, changed: &Arc<Notify>) -> Informer<Node> {
     let api = Api::all(shared.client.clone());
     let informer =
         Informer::<Node>::start(api, watcher::Config::default().fields(&fields), shared.shutdown.clone());
-    let changed = Arc::clone(changed);
+    let (changed, csi) = (Arc::clone(changed), Arc::clone(&shared.csi));
     informer.handle(move |event| {
+        csi.seen(event.object());
         if let krate_client::Event::Modified { old, new } = event
             && old.spec != new.spec
         {

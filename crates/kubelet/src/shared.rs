@@ -16,7 +16,7 @@ use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cpus::Cpus;
 use crate::cri::Cri;
-use crate::csi;
+use crate::csi::Csi;
 use crate::devices::Devices;
 use crate::eviction::Evictions;
 use crate::features::Features;
@@ -49,7 +49,7 @@ pub struct Shared {
     pub cpus: Cpus,
     pub memory: Memory,
     pub topology: Topology,
-    pub csi: Arc<csi::Drivers>,
+    pub csi: Arc<Csi>,
     pub images: Images,
     /// The first part of container ids in statuses.
     pub runtime_name: String,

@@ -27,6 +27,9 @@ use crate::{names, resources, sandbox, stop};
 /// How long to wait before something is tried again that the machine or the API refused.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// How long a pod waits for its volumes to be attached until it says so, and waits again (upstream's).
+const ATTACHED: Duration = Duration::from_secs(123);
+
 /// What a job works on; the worker has the other ends.
 pub struct Job {
     pub shared: SharedRef,
@@ -96,11 +99,14 @@ impl Job {
             pod_dir: &self.shared.config.pod_dir(&uid),
             addresses: &addresses,
             node: self.shared.node,
+            csi: &self.shared.csi,
+            patience: ATTACHED,
         };
         let mut mounted = self.volumes.lock().await;
         let outcome = volumes::set_up(&context, &mut mounted, true).await;
         outcome.map_err(|(name, error)| {
-            self.event(EventType::Warning, "FailedMount", volumes::complaint(&name, &error));
+            let (reason, message) = volumes::complaint(&name, &error);
+            self.event(EventType::Warning, reason, message);
             AGAIN
         })
     }

@@ -18,7 +18,11 @@ use super::node_info::NodeInfo;
 use crate::cri::rpc_error;
 use crate::plugins::{Announced, Handler};
 
+/// How long the API may take to say which drivers there are.
+const SYNCED: Duration = Duration::from_secs(10);
+
 struct Registered {
+    driver: Driver,
     version: Version,
     /// Ends what is done for the driver as long as it is there.
     gone: CancellationToken,
@@ -60,6 +64,33 @@ impl Drivers {
         self.info.initialize(node).await?;
         self.ready.send_replace(true);
         Ok(())
+    }
+
+    /// A driver that has announced itself.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn get(&self, name: &str) -> Result<Driver, String> {
+        if name.is_empty() {
+            return Err("driver name is empty".to_owned());
+        }
+        let found = self.registered.lock().get(name).map(|known| known.driver.clone());
+        found.ok_or_else(|| format!("driver name {name} not found in the list of registered CSI drivers"))
+    }
+
+    /// What the API says of a driver; it need not say anything.
+    ///
+    /// # Errors
+    /// The API cannot be asked.
+    pub async fn object(&self, name: &str) -> Result<Option<Arc<CSIDriver>>, String> {
+        let synced = tokio::time::timeout(SYNCED, self.objects.synced()).await;
+        synced.map_err(|_| "timed out waiting for the condition".to_owned())?;
+        Ok(self.objects.get("", name))
+    }
+
+    /// Whether volumes of a driver must be attached to the node before they are used; so it is where the API says nothing.
+    pub fn must_be_attached(&self, name: &str) -> bool {
+        self.objects.get("", name).and_then(|driver| driver.spec.attach_required).unwrap_or(true)
     }
 
     /// Asks a driver again and again how many volumes it can have, as often as the API says (KEP-4876).
@@ -158,7 +189,7 @@ impl Handler for CsiPlugins {
         let _ = drivers.ready.subscribe().wait_for(|ready| *ready).await;
         let driver = Driver::new(&plugin.name, &plugin.endpoint);
         let gone = drivers.stop.child_token();
-        let known = Registered { version, gone: gone.clone() };
+        let known = Registered { driver: driver.clone(), version, gone: gone.clone() };
         if let Some(before) = drivers.registered.lock().insert(plugin.name.clone(), known) {
             before.gone.cancel();
         }

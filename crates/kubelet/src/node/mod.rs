@@ -134,7 +134,7 @@ async fn tell(
     } else {
         let node = register(shared, &api).await?;
         // The scheduler must know of the node's drivers before it places pods there.
-        shared.csi.initialize(&node).await?;
+        shared.csi.drivers.initialize(&node).await?;
         node
     };
     let images = shared.cri.images().list_images(k8s_cri::v1::ListImagesRequest { filter: None }).await;
@@ -143,6 +143,7 @@ async fn tell(
     let is_due = told.as_ref().is_none_or(|(_, at)| at.elapsed() >= shared.config.status_tell);
     let old = known.status.clone().unwrap_or_default();
     if !is_due && status::is_same(&old, &status) {
+        shared.csi.told(Some(&old));
         return Ok(());
     }
     let (old, new) = (json!({"status": old}), json!({"status": status}));
@@ -151,6 +152,7 @@ async fn tell(
         return Ok(());
     };
     let patched = api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    shared.csi.told(patched.status.as_ref());
     *told = Some((patched, Instant::now()));
     Ok(())
 }

@@ -69,6 +69,7 @@ pub fn make(
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }),
         }),
         images: Some(told_images(images, config.told_images.unwrap_or(usize::MAX))),
+        volumes_in_use: Some(shared.csi.volumes_in_use()).filter(|names| !names.is_empty()),
         runtime_handlers: found.features.told_handlers(),
         features: Some(NodeFeatures {
             supplemental_groups_policy: Some(found.features.supplemental_groups_policy),

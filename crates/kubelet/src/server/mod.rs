@@ -13,6 +13,7 @@ mod route;
 mod stats;
 mod stream;
 pub mod text_format;
+mod volumes;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

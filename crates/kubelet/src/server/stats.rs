@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::figures::{Figures, Node, figures, measure};
 use super::text_format::{FORMAT, Family, one, seconds};
-use super::{Answer, Server, json, whole};
+use super::{Answer, Server, json, volumes, whole};
 use crate::node::Machine;
 
 /// `/stats/summary`
@@ -29,8 +29,14 @@ pub async fn summary(server: &Server) -> Answer {
             Some((pod.metadata.uid.clone()?, pod.status.as_ref()?.start_time.as_ref()?.0.to_string()))
         })
         .collect();
-    let of_pods: Vec<Value> =
+    let mut of_pods: Vec<Value> =
         pods.values().map(|all| of_pod(all, starts.get(&all[0].uid).map(String::as_str))).collect();
+    for (of, all) in of_pods.iter_mut().zip(pods.values()) {
+        let told = volumes::of_pod(server, &all[0].uid, &all[0].namespace).await;
+        if !told.is_empty() {
+            of["volume"] = told.into();
+        }
+    }
     let (disk, free) = Machine::disk(&server.shared.config.root_dir);
     let at = node.at.to_string();
     json(&json!({
@@ -215,6 +221,7 @@ pub async fn own(server: &Server) -> Answer {
         .rows(&mut out, one((field(21) * 4096) as f64));
     Family::gauge("process_open_fds", "Number of open file descriptors.")
         .rows(&mut out, one(limits.map_or(0, Iterator::count) as f64));
-    crate::csi::OPERATIONS.write(&mut out);
+    crate::csi::write_figures(&mut out);
+    volumes::gauges(server, &mut out).await;
     whole(StatusCode::OK, FORMAT, out)
 }

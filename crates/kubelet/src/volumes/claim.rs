@@ -12,6 +12,7 @@ use kube::{Api, ResourceExt as _};
 use nix::mount::{MsFlags, mount};
 
 use super::{Content, Context, Mounted, Plugin, VolumeError, directory, namespace, nfs, plain, removal};
+use crate::csi::Wanted;
 use crate::names;
 use crate::objects::granted;
 
@@ -28,10 +29,13 @@ impl Plugin for Claim {
     }
 
     async fn set_up(&self, context: &Context<'_>, volume: &Volume, _: &Path) -> Result<Mounted, VolumeError> {
-        let (pv, wants_read_only) = persistent_volume(context, volume).await?;
+        let (pv, claim, wants_read_only) = persistent_volume(context, volume).await?;
         let spec = pv.spec.clone().unwrap_or_default();
         let is_block = spec.volume_mode.as_deref() == Some("Block");
         check_use(context.pod, &volume.name, is_block)?;
+        if let Some(wanted) = Wanted::persistent(&volume.name, &pv, &claim, wants_read_only) {
+            return context.csi.set_up(context, &wanted).await;
+        }
         let mut mounted = source(context, &pv, &spec, is_block, wants_read_only).await?;
         mounted.read_only |= wants_read_only;
         Ok(mounted)
@@ -67,11 +71,11 @@ async fn source(
     }
 }
 
-/// The volume that a claim is bound to, and whether the pod wants it for reading only.
+/// The volume that a claim is bound to, the claim, and whether the pod wants it for reading only.
 async fn persistent_volume(
     context: &Context<'_>,
     volume: &Volume,
-) -> Result<(PersistentVolume, bool), VolumeError> {
+) -> Result<(PersistentVolume, PersistentVolumeClaim, bool), VolumeError> {
     let (name, read_only, is_ephemeral) = match &volume.persistent_volume_claim {
         Some(source) => (source.claim_name.clone(), source.read_only == Some(true), false),
         None => (format!("{}-{}", context.pod.name_any(), volume.name), false, true),
@@ -87,7 +91,7 @@ async fn persistent_volume(
     let pv =
         found.map_err(|e| failed(format!("failed to fetch PV {pv_name} from API server: {}", said(&e))))?;
     belongs_to(&pv, &claim).map_err(failed)?;
-    Ok((pv, read_only))
+    Ok((pv, claim, read_only))
 }
 
 /// What the API server said.

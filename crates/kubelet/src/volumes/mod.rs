@@ -10,19 +10,21 @@ mod payload;
 mod plain;
 mod removal;
 pub mod subpath;
-mod token;
+pub mod token;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use krate_client::Client;
 
+use crate::csi::{Csi, Inline};
 use crate::fieldpath::Addresses;
 use crate::fieldpath::Allocatable;
 use crate::names;
@@ -32,6 +34,7 @@ use crate::signal::Signal;
 use ownership::Policy;
 
 /// What volumes are made from.
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub client: &'a Client,
     pub objects: &'a Objects,
@@ -40,6 +43,9 @@ pub struct Context<'a> {
     pub pod_dir: &'a Path,
     pub addresses: &'a Addresses,
     pub node: Allocatable,
+    pub csi: &'a Csi,
+    /// How long a volume is waited for that another one must bring first.
+    pub patience: Duration,
 }
 
 impl Context<'_> {
@@ -49,12 +55,12 @@ impl Context<'_> {
     }
 
     /// Gives what is in a volume to the pod's group, as far as the pod has one.
-    fn give(&self, path: &Path, read_only: bool, policy: Policy) -> io::Result<()> {
+    pub fn give(&self, path: &Path, read_only: bool, policy: Policy) -> io::Result<()> {
         self.fs_group().map_or(Ok(()), |group| ownership::give(path, group, read_only, policy))
     }
 
     /// When the pod wants its volumes given to its group.
-    fn change_policy(&self) -> Policy {
+    pub fn change_policy(&self) -> Policy {
         let security = self.pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         Policy::parse(security.and_then(|s| s.fs_group_change_policy.as_deref()))
     }
@@ -74,6 +80,12 @@ pub enum VolumeError {
     /// The claim does not lead to a volume, or not yet.
     #[error("{0}")]
     Claim(String),
+    /// The volume is not attached to the node in time.
+    #[error("context deadline exceeded")]
+    Unattached,
+    /// A step of upstream's has failed; `volume` is the PersistentVolume's name, where there is one.
+    #[error("{what} for volume {volume:?} : {why}")]
+    Step { reason: &'static str, what: &'static str, volume: String, why: String },
 }
 
 impl VolumeError {
@@ -83,14 +95,19 @@ impl VolumeError {
     }
 }
 
-/// What an event says of a volume that is not there, in upstream's words.
-pub fn complaint(volume: &str, error: &VolumeError) -> String {
+/// The reason and the message of the event of a volume that is not there, in upstream's words.
+pub fn complaint(volume: &str, error: &VolumeError) -> (&'static str, String) {
+    let unable = |unattached: &str, failed: &str| {
+        format!(
+            "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[{unattached}], failed to \
+             process volumes=[{failed}]: {error}"
+        )
+    };
     match error {
-        VolumeError::Claim(_) => format!(
-            "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process \
-             volumes=[{volume}]: {error}"
-        ),
-        _ => format!("MountVolume.SetUp failed for volume {volume:?} : {error}"),
+        VolumeError::Claim(_) => ("FailedMount", unable("", volume)),
+        VolumeError::Unattached => ("FailedMount", unable(volume, "")),
+        VolumeError::Step { reason, .. } => (reason, error.to_string()),
+        _ => ("FailedMount", format!("MountVolume.SetUp failed for volume {volume:?} : {error}")),
     }
 }
 
@@ -149,6 +166,7 @@ const PLUGINS: &[&dyn Plugin] = &[
     &claim::Claim,
     &nfs::Nfs,
     &image::ImageVolume,
+    &Inline,
 ];
 
 /// The volumes of a pod.
@@ -184,7 +202,9 @@ pub async fn set_up(
         let Some(plugin) = PLUGINS.iter().find(|p| p.is_for(volume)) else {
             return Err(failed(VolumeError::Unknown(volume.name.clone())));
         };
-        if only_changing && !plugin.changes() && mounted.by_name.contains_key(&volume.name) {
+        let known = mounted.by_name.get(&volume.name);
+        let is_due = known.and_then(|m| m.refresh_at).is_some_and(|at| at <= Timestamp::now());
+        if only_changing && !plugin.changes() && known.is_some() && !is_due {
             continue;
         }
         let path = directory(context.pod_dir, plugin.name(), &volume.name);
@@ -213,6 +233,31 @@ pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
     }
     removal::unmount_below(pod_dir)?;
     removal::remove_tree(pod_dir)
+}
+
+/// Unmounts what containers see of parts of a pod's volumes, so that nobody is kept from unmounting the volumes.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn release_parts(pod_dir: &Path) -> io::Result<()> {
+    removal::unmount_below(&pod_dir.join("volume-subpaths"))
+}
+
+/// Whether something is mounted at a path.
+///
+/// # Errors
+/// The table of mounts cannot be read.
+pub fn is_mounted(path: &Path) -> io::Result<bool> {
+    Ok(removal::mounts_below(path)?.iter().any(|point| point == path))
+}
+
+/// Makes a directory that none but the kubelet's user and group may enter, with those above it.
+///
+/// # Errors
+/// The file system refuses.
+pub fn make_private_directory(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
 }
 
 /// Where an empty directory of a pod is.

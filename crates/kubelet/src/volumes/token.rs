@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::authentication::v1::{
+    BoundObjectReference, TokenRequest, TokenRequestSpec, TokenRequestStatus,
+};
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount, ServiceAccountTokenProjection};
 use kube::api::PostParams;
 use kube::{Api, ResourceExt as _};
@@ -31,13 +33,26 @@ pub async fn token(
     if let Some((data, refresh)) = kept_token(directory, &source.path) {
         return Ok((File { data, mode, user }, refresh));
     }
+    let audiences = source.audience.clone().filter(|a| !a.is_empty()).into_iter().collect();
+    let seconds = source.expiration_seconds.unwrap_or(TOKEN_SECONDS);
+    let (status, refresh) = request(context, audiences, Some(seconds)).await?;
+    Ok((File { data: status.token.unwrap_or_default().into_bytes(), mode, user }, refresh))
+}
+
+/// Asks for a token of the pod's account, for these audiences and seconds. Returns it with when to ask for another one:
+/// at four fifths of its life.
+pub async fn request(
+    context: &Context<'_>,
+    audiences: Vec<String>,
+    seconds: Option<i64>,
+) -> Result<(TokenRequestStatus, Timestamp), VolumeError> {
     let spec = context.pod.spec.as_ref();
     let account = spec.and_then(|s| s.service_account_name.clone()).filter(|n| !n.is_empty());
     let account = account.unwrap_or_else(|| "default".to_owned());
     let request = TokenRequest {
         spec: Some(TokenRequestSpec {
-            audiences: Some(source.audience.clone().filter(|a| !a.is_empty()).into_iter().collect()),
-            expiration_seconds: Some(source.expiration_seconds.unwrap_or(TOKEN_SECONDS)),
+            audiences: Some(audiences),
+            expiration_seconds: seconds,
             bound_object_ref: Some(BoundObjectReference {
                 api_version: Some("v1".to_owned()),
                 kind: Some("Pod".to_owned()),
@@ -55,9 +70,9 @@ pub async fn token(
         answer.status.ok_or_else(|| VolumeError::Missing("the token request was not answered".to_owned()))?;
     let life = status
         .expiration_timestamp
+        .as_ref()
         .map_or(SignedDuration::from_secs(TOKEN_SECONDS), |ends| ends.0.duration_since(asked));
-    let data = status.token.unwrap_or_default().into_bytes();
-    Ok((File { data, mode, user }, asked + life * 4 / 5))
+    Ok((status, asked + life * 4 / 5))
 }
 
 /// The user that all containers of a pod are told to run as, if there is one.

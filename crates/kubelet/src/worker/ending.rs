@@ -149,8 +149,12 @@ impl Worker {
         // Nobody sets up what is being taken away.
         let mut mounted = Arc::clone(&self.volumes).lock_owned().await;
         mounted.close();
+        let pod_dir = shared.config.pod_dir(&uid);
+        volumes::release_parts(&pod_dir)?;
+        // Drivers unmount what they have mounted themselves.
+        shared.csi.release(&uid).await.map_err(std::io::Error::other)?;
         tokio::task::spawn_blocking(move || {
-            volumes::tear_down(&shared.config.pod_dir(&uid))?;
+            volumes::tear_down(&pod_dir)?;
             drop(mounted);
             remove_cgroup(&shared, &uid)?;
             if is_leaving {

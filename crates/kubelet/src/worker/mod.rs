@@ -37,6 +37,9 @@ use admitting::Admission;
 /// How long to wait before the runtime or the API is asked again after it refused.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// How long the API may take to say of a volume that is used already that it is attached.
+const ATTACHED: Duration = Duration::from_secs(10);
+
 /// What the API asks of a pod: its newest state, and whether it is gone from there.
 #[derive(Clone)]
 pub struct Desired {
@@ -458,10 +461,13 @@ impl Worker {
                 pod_dir: &shared.config.pod_dir(&names::uid(&pod)),
                 addresses: &addresses,
                 node: shared.node,
+                csi: &shared.csi,
+                patience: ATTACHED,
             };
             let mut mounted = volumes.lock().await;
             if let Err((name, error)) = volumes::set_up(&context, &mut mounted, true).await {
-                shared.pod_event(&pod, EventType::Warning, "FailedMount", volumes::complaint(&name, &error));
+                let (reason, message) = volumes::complaint(&name, &error);
+                shared.pod_event(&pod, EventType::Warning, reason, message);
                 // A token that cannot be had now is asked for again in a while.
                 let later = Timestamp::now() + jiff::SignedDuration::from_secs(10);
                 if let Some(volume) = mounted.by_name.get_mut(&name) {
