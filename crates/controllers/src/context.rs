@@ -19,6 +19,9 @@ pub struct Config {
     pub node_grace_period: Duration,
     /// How many pods that have run to their end are kept.
     pub terminated_pods: usize,
+    /// Whether volumes stay attached to a node that is out of order and says that they are in use, for ever instead of six
+    /// minutes (upstream's flag of this name).
+    pub disable_force_detach_on_timeout: bool,
 }
 
 impl Default for Config {
@@ -30,6 +33,7 @@ impl Default for Config {
             node_cidr_prefix: 24,
             node_grace_period: Duration::from_secs(50),
             terminated_pods: 12_500,
+            disable_force_detach_on_timeout: false,
         }
     }
 }

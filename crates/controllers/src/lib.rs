@@ -4,6 +4,7 @@
 //! No controller calls another, and none keeps anything that it could not rebuild from the API: queues, expectations
 //! and the garbage collector's graph are gone with the process and made anew.
 
+mod attach_detach;
 mod context;
 mod deployment;
 mod discovery;
@@ -64,6 +65,7 @@ pub static CONTROLLERS: &[Controller] = table! {
     "persistentvolumeclaim-protection-controller" => protection::claims::run,
     "persistentvolume-protection-controller" => protection::volumes::run,
     "volumeattributesclass-protection-controller" => protection::classes::run,
+    "persistentvolume-attach-detach-controller" => attach_detach::run,
 };
 
 /// Runs every controller until `shutdown`.
