@@ -115,13 +115,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cel::Program;
+    use crate::cel::{Declared, Program};
 
     fn cost(schema: &Value, rule: &str) -> u64 {
         let decl = declared(schema, false).expect("a declaration");
-        let (_, estimate) =
-            Program::estimated(rule, &[("self", false), ("oldSelf", false)], &decl).expect("an expression");
-        estimate.cost
+        let kind = crate::cel::Type::of(&decl, "selfType");
+        let declared = Declared::default().with("self", kind.clone()).with("oldSelf", kind);
+        let program = Program::compile(rule, &declared).expect("an expression");
+        program.estimate(&[("self", false), ("oldSelf", false)], &decl)
     }
 
     fn of(kind: &str) -> Value {
@@ -207,9 +208,10 @@ mod tests {
     fn a_field_that_is_not_declared_is_told() {
         let schema = json!({"type": "object", "properties": {"a-b": {"type": "integer"}, "free": {}}});
         let decl = declared(&schema, true).expect("a declaration");
-        let read = |rule: &str| Program::estimated(rule, &[("self", false)], &decl).map(|(_, e)| e.kind);
+        let declared = Declared::default().with("self", crate::cel::Type::of(&decl, "selfType"));
+        let read = |rule: &str| Program::compile(rule, &declared).map(|program| program.kind().clone());
         for rule in ["self.a__dash__b > 1", "self.metadata.name == 'x' && has(self.kind)"] {
-            assert_eq!(read(rule), Ok(Type::Bool), "{rule}");
+            assert_eq!(read(rule), Ok(crate::cel::Type::Bool), "{rule}");
         }
         for rule in ["self.b > 1", "self.free == 1", "has(self.metadata.labels)"] {
             let told = read(rule).expect_err(rule).to_string();

@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 use super::authorize::Decision;
 use super::cache::Cache;
 use super::remote::Remote;
-use crate::cel::{self, Budget, Declared, Program, Value};
+use crate::cel::{self, Budget, Declared, Program, Type, Value};
 use crate::rbac::{Ask, Target};
 
 /// What is said of such an authorizer.
@@ -33,8 +33,52 @@ pub struct Settings {
 /// # Errors
 /// It cannot be read.
 pub fn condition(source: &str) -> Result<Program, String> {
-    Program::compile(source, &Declared::new(&["request"]))
-        .map_err(|error| format!("compilation failed: {error}"))
+    let declared = Declared::default().with("request", request());
+    let program =
+        Program::compile(source, &declared).map_err(|error| format!("compilation failed: {error}"))?;
+    match program.kind() {
+        Type::Bool => Ok(program),
+        other => Err(format!("must evaluate to bool but got {}", other.name())),
+    }
+}
+
+/// The type of a review's spec.
+fn request() -> Type {
+    let texts = || Type::list(Type::String);
+    let requirement = Type::object(
+        "kubernetes.SelectorRequirement",
+        [("key", Type::String), ("operator", Type::String), ("values", texts())],
+    );
+    let selector = |name: &str| {
+        let requirements = Type::list(requirement.clone());
+        Type::object(name, [("rawSelector", Type::String), ("requirements", requirements)])
+    };
+    let resource = Type::object(
+        "kubernetes.ResourceAttributes",
+        [
+            ("namespace", Type::String),
+            ("verb", Type::String),
+            ("group", Type::String),
+            ("version", Type::String),
+            ("resource", Type::String),
+            ("subresource", Type::String),
+            ("name", Type::String),
+            ("fieldSelector", selector("kubernetes.FieldSelectorAttributes")),
+            ("labelSelector", selector("kubernetes.LabelSelectorAttributes")),
+        ],
+    );
+    let path = [("path", Type::String), ("verb", Type::String)];
+    Type::object(
+        "kubernetes.SubjectAccessReviewSpec",
+        [
+            ("resourceAttributes", resource),
+            ("nonResourceAttributes", Type::object("kubernetes.NonResourceAttributes", path)),
+            ("user", Type::String),
+            ("groups", texts()),
+            ("extra", Type::map(texts())),
+            ("uid", Type::String),
+        ],
+    )
 }
 
 pub struct Webhook {
@@ -219,5 +263,8 @@ mod tests {
             assert_eq!(matches(&compiled, &path).map_err(drop), of_path, "{conditions:?}");
         }
         assert!(condition("request.").is_err() && condition("object.x").is_err());
+        assert_eq!(condition("request.user").expect_err("a text"), "must evaluate to bool but got string");
+        let why = condition("request.resourceAttributes.resources == 'pods'").expect_err("no such field");
+        assert!(why.contains("undefined field 'resources'"), "{why}");
     }
 }

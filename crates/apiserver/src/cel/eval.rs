@@ -7,7 +7,7 @@ use ::cel::IdedExpr;
 use ::cel::common::ast::{CallExpr, EntryExpr, Expr, LiteralValue, SelectExpr};
 
 use super::value::{Key, Map, Value};
-use super::{Budget, Error, Result, Variables, check, cost, library, operators};
+use super::{Budget, Error, Result, Variables, check, cost, declared, library, operators};
 
 pub struct Evaluation<'a> {
     variables: &'a dyn Variables,
@@ -97,7 +97,7 @@ impl<'a> Evaluation<'a> {
         if let Some(value) = self.variables.get(name) {
             return Ok(value);
         }
-        if let Some(name) = check::type_called(name) {
+        if let Some(name) = declared::type_called(name) {
             return Ok(Value::Type(name.into()));
         }
         Err(Error::new(format!("no such attribute(s): {name}")))
@@ -131,7 +131,7 @@ impl<'a> Evaluation<'a> {
         }
         if !select.test
             && let Some(name) = qualified(select)
-            && let Some(type_name) = check::type_called(&name)
+            && let Some(type_name) = declared::type_called(&name)
         {
             return Ok(Value::Type(type_name.into()));
         }
@@ -184,7 +184,7 @@ impl<'a> Evaluation<'a> {
         if let Some(target) = &call.target {
             if let Some(space) = check::namespace(target)
                 && self.bound(space).is_none()
-                && check::is_function(&format!("{space}.{}", call.func_name))
+                && library::signatures::is_function(&format!("{space}.{}", call.func_name))
             {
                 let values = self.values(args)?;
                 return self.apply(&format!("{space}.{}", call.func_name), values);
@@ -285,7 +285,7 @@ pub fn unescaped(name: &str) -> String {
         .replace("__slash__", "/")
         .replace('\u{0}', "__");
     match plain.strip_prefix("__").and_then(|p| p.strip_suffix("__")) {
-        Some(reserved) if check::is_reserved(reserved) => reserved.to_owned(),
+        Some(reserved) if declared::is_reserved(reserved) => reserved.to_owned(),
         _ => plain,
     }
 }

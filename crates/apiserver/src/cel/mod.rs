@@ -7,24 +7,31 @@
 
 mod check;
 mod cost;
+mod declared;
 mod depth;
 pub mod estimate;
 mod eval;
 mod fold;
 mod library;
+mod literals;
 pub(crate) mod metrics;
 mod operators;
+mod position;
+pub mod types;
+mod unify;
 mod value;
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ::cel::IdedExpr;
 use ::cel::parser::Parser;
 
-pub use check::Declared;
+pub use declared::Declared;
 pub use library::authz::{Authz, Check, Question};
+pub use library::signatures;
+pub use types::Type;
 pub use value::{Key, Map, Opaque, Value};
 
 /// What one evaluation may cost, as upstream.
@@ -126,6 +133,7 @@ fn with_room<T>(depth: usize, shallow: usize, work: impl FnOnce() -> T) -> T {
 pub struct Program {
     source: Arc<str>,
     root: Arc<IdedExpr>,
+    kind: Type,
     /// How deep it is nested.
     depth: usize,
 }
@@ -134,45 +142,21 @@ impl Program {
     /// Reads an expression that may name these variables.
     ///
     /// # Errors
-    /// It cannot be read, or names a variable or a function that does not exist.
-    pub fn compile(source: &str, declared: &Declared<'_>) -> std::result::Result<Self, CompileError> {
-        Self::read(source, declared, |_| Vec::new())
-    }
-
-    /// Reads an expression over variables that are all declared to be the same, some of them perhaps missing, and
-    /// estimates it.
-    ///
-    /// # Errors
-    /// As [`compile`](Program::compile), or it names a field that is not declared.
-    pub fn estimated(
-        source: &str,
-        variables: &[(&str, bool)],
-        decl: &estimate::Decl,
-    ) -> std::result::Result<(Self, estimate::Estimate), CompileError> {
-        let names: Vec<&str> = variables.iter().map(|(name, _)| *name).collect();
-        let mut found = None;
-        let program = Self::read(source, &Declared::new(&names), |root| {
-            found.insert(estimate::estimate(root, variables, decl)).faults.clone()
-        })?;
-        found.map(|found| (program, found)).ok_or_else(|| CompileError("it was not estimated".to_owned()))
-    }
-
-    fn read(
-        source: &str,
-        declared: &Declared<'_>,
-        more: impl FnOnce(&IdedExpr) -> Vec<(u64, String)>,
-    ) -> std::result::Result<Self, CompileError> {
+    /// It cannot be read, names a variable, a field or a function that does not exist, or its types do not fit.
+    pub fn compile(source: &str, declared: &Declared) -> std::result::Result<Self, CompileError> {
         let since = Instant::now();
-        let compiled = Self::read_unmeasured(source, declared, more);
+        let compiled = Self::read(source, declared);
         metrics::COMPILED.observe(since.elapsed());
         compiled
     }
 
-    fn read_unmeasured(
-        source: &str,
-        declared: &Declared<'_>,
-        more: impl FnOnce(&IdedExpr) -> Vec<(u64, String)>,
-    ) -> std::result::Result<Self, CompileError> {
+    /// What the expression may cost at the most over variables that are all declared to be the same, some of them
+    /// perhaps missing.
+    pub fn estimate(&self, variables: &[(&str, bool)], decl: &estimate::Decl) -> u64 {
+        with_room(self.depth, SHALLOW_TO_READ, || estimate::estimate(&self.root, variables, decl))
+    }
+
+    fn read(source: &str, declared: &Declared) -> std::result::Result<Self, CompileError> {
         if source.len() > LONGEST {
             return Err(CompileError(format!(
                 "expression code point size exceeds limit: size: {}, limit {LONGEST}",
@@ -181,36 +165,32 @@ impl Program {
         }
         let depth = depth::of(source).ok_or_else(|| {
             let why = format!("expression recursion limit exceeded: {}", depth::DEEPEST);
-            CompileError(shown(source, (-1, 0), &why))
+            CompileError(position::shown(source, (-1, 0), &why))
         })?;
-        with_room(depth, SHALLOW_TO_READ, || Self::read_bounded(source, declared, more, depth))
+        with_room(depth, SHALLOW_TO_READ, || Self::read_bounded(source, declared, depth))
     }
 
     fn read_bounded(
         source: &str,
-        declared: &Declared<'_>,
-        more: impl FnOnce(&IdedExpr) -> Vec<(u64, String)>,
+        declared: &Declared,
         depth: usize,
     ) -> std::result::Result<Self, CompileError> {
         let parser = Parser::new().enable_optional_syntax(true).enable_ident_escape_syntax(true);
         let (root, info) = parser.parse_with_source_info(source).map_err(|errors| {
-            let all: Vec<String> = errors.errors.iter().map(|e| shown(source, e.pos, &e.msg)).collect();
+            let all: Vec<String> =
+                errors.errors.iter().map(|e| position::shown(source, e.pos, &e.msg)).collect();
             CompileError(all.join("\n"))
         })?;
-        let position = |id: u64| {
-            let at = info.offset_for(id).map_or(0, |(start, _)| start as usize);
-            check::line_and_column(source, at)
-        };
-        let mut faults = check::check(&root, declared);
+        let checked = check::check(&root, declared);
+        let mut faults = checked.faults;
         if faults.is_empty() {
-            faults = more(&root);
+            faults = literals::check(&root, &checked.types);
         }
-        let faults: Vec<String> =
-            faults.into_iter().map(|(id, message)| shown(source, position(id), &message)).collect();
         if !faults.is_empty() {
-            return Err(CompileError(faults.join("\n")));
+            let start = |id: u64| info.offset_for(id).map_or(0, |(start, _)| start as usize);
+            return Err(CompileError(position::all(source, &faults, start)));
         }
-        Ok(Program { source: source.into(), root: Arc::new(root), depth })
+        Ok(Program { source: source.into(), root: Arc::new(root), kind: checked.kind, depth })
     }
 
     pub fn source(&self) -> &str {
@@ -221,9 +201,9 @@ impl Program {
         &self.root
     }
 
-    /// The type that the expression has whatever the variables are, where that can be told.
-    pub fn static_type(&self) -> Option<&'static str> {
-        check::static_type(&self.root)
+    /// The type that the expression has, as far as the types of variables tell it.
+    pub fn kind(&self) -> &Type {
+        &self.kind
     }
 
     /// Whether the expression names this variable.
@@ -259,15 +239,7 @@ impl<V: Variables + ?Sized> Variables for Erased<'_, V> {
     }
 }
 
-/// A fault with its line and a pointer to its column, both counted from one.
-fn shown(source: &str, (line, column): (isize, isize), message: &str) -> String {
-    let mut out = format!("ERROR: <input>:{line}:{column}: {message}");
-    if let Some(text) = usize::try_from(line - 1).ok().and_then(|i| source.lines().nth(i)) {
-        let dots = ".".repeat(usize::try_from(column - 1).unwrap_or(0));
-        let _ = write!(out, "\n | {text}\n | {dots}^");
-    }
-    out
-}
-
+#[cfg(test)]
+mod check_tests;
 #[cfg(test)]
 mod tests;

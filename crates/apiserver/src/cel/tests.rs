@@ -10,7 +10,7 @@ fn object() -> Value {
 }
 
 fn evaluate(source: &str) -> Result<Value> {
-    let declared = Declared { makes_objects: true, ..Declared::new(&["object", "oldObject"]) };
+    let declared = Declared::new(&["object", "oldObject"]).making_objects();
     let program = Program::compile(source, &declared).map_err(|error| Error::new(error.to_string()))?;
     let variables = [("object", object()), ("oldObject", Value::Null)];
     program.evaluate(&variables[..], &mut Budget::new(PER_POLICY))
@@ -20,7 +20,7 @@ fn evaluate(source: &str) -> Result<Value> {
 fn expressions_that_hold() {
     let cases = [
         "1 + 2 * 3 == 7 && 7 / 2 == 3 && 7 % 4 == 3 && -7 / 2 == -3",
-        "object.spec.replicas > 2 && object.spec.ratio < 1 && 1 == 1.0 && 1u < 2",
+        "object.spec.replicas > 2 && object.spec.ratio < 1 && dyn(1) == 1.0 && 1u < 2",
         "has(object.metadata.labels) && !has(object.metadata.annotations)",
         "object.metadata.labels['b/c'] == 'x' && 'a' in object.metadata.labels && 2 in object.spec.items",
         "object.spec.x__dash__y == 'dash' && object.spec.`x-y` == 'dash' && object.metadata.namespace == 'ns'",
@@ -64,9 +64,12 @@ fn expressions_that_hold() {
         "Object{spec: Object.spec{replicas: 2}}.spec.replicas == 2 && JSONPatch{op: 'add', path: '/x'}.op == 'add'",
         "oldObject == null && (oldObject == null ? 'new' : 'old') == 'new' && dyn(1) == 1u",
     ];
-    for case in cases {
-        assert_eq!(evaluate(case), Ok(Value::Bool(true)), "{case}");
-    }
+    let odd: Vec<_> = cases
+        .iter()
+        .map(|case| (case, evaluate(case)))
+        .filter(|(_, v)| *v != Ok(Value::Bool(true)))
+        .collect();
+    assert!(odd.is_empty(), "{odd:#?}");
 }
 
 #[test]
@@ -75,7 +78,7 @@ fn expressions_that_fail_say_why() {
         ("object.spec.nothing == 1", "no such key: nothing"),
         ("1 / 0 == 1", "division by zero"),
         ("9223372036854775807 + 1 > 0", "integer overflow"),
-        ("'a' + 1 == 'a1'", "no such overload"),
+        ("dyn('a') + 1 == 2", "no such overload"),
         ("[1][2] == 1", "index out of bounds: 2"),
         ("int('x') == 1", "strconv.ParseInt: parsing \"x\": invalid syntax"),
         ("[1].all(x, x / 0 == 1)", "division by zero"),
@@ -120,18 +123,4 @@ fn what_costs_too_much_is_stopped() {
     let variables = [("object", Value::from_json(&json!({"a": 1})))];
     assert_eq!(program.evaluate(&variables[..], &mut budget), Ok(Value::Int(2)));
     assert!(budget.left() < 10, "it is charged");
-}
-
-#[test]
-fn types_are_told_where_the_form_tells_them() {
-    let cases = [
-        ("1 < 2", Some("bool")),
-        ("'a' + 'b'", Some("string")),
-        ("object.x", None),
-        ("[1].map(x, x)", Some("list")),
-    ];
-    for (source, expected) in cases {
-        let program = Program::compile(source, &Declared::new(&["object"])).expect("an expression");
-        assert_eq!(program.static_type(), expected, "{source}");
-    }
 }

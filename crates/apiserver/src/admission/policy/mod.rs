@@ -2,6 +2,7 @@
 //! (KEP-3488, KEP-3962). Shared by both: compiled expressions, what they see, and the parameters of bindings.
 
 pub mod mutating;
+pub mod seen;
 pub mod validating;
 
 use std::cell::RefCell;
@@ -9,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::api::admissionregistration::v1::{MatchCondition, ParamKind, ParamRef, Variable};
+use k8s_openapi::api::admissionregistration::v1::{MatchCondition, ParamKind, ParamRef};
 use krate_api::{LabelSelector, StatusError};
 use krate_store::cache::{Freshness, ListQuery, Scope as Reach};
 
@@ -26,34 +27,13 @@ use crate::storage::refused;
 /// An expression, or why it is none.
 pub type Compiled = Result<Program, String>;
 
-/// What expressions of policies may name, as far as it does not depend on the policy.
-const SEEN: [&str; 6] = ["object", "oldObject", "request", "namespaceObject", "authorizer", "variables"];
-
-/// What a policy's expressions may name.
-pub fn declared<'a>(has_params: bool, variables: &[Variable], makes_objects: bool) -> Declared<'a> {
-    let mut names = SEEN.to_vec();
-    if has_params {
-        names.push("params");
-    }
-    let composed: Vec<String> = variables.iter().map(|v| v.name.clone()).collect();
-    Declared { variables: names.into(), composed: composed.into(), makes_objects }
-}
-
-pub fn compile(source: &str, declared: &Declared<'_>) -> Compiled {
+pub fn compile(source: &str, declared: &Declared) -> Compiled {
     Program::compile(source, declared).map_err(|error| format!("compilation failed: {error}"))
 }
 
-/// The variables of a policy, each of which sees those before it.
-pub fn compile_variables(has_params: bool, variables: &[Variable]) -> Vec<(String, Compiled)> {
-    let each = variables.iter().enumerate();
-    each.map(|(i, v)| (v.name.clone(), compile(&v.expression, &declared(has_params, &variables[..i], true))))
-        .collect()
-}
-
-/// Match conditions: see everything but variables.
-pub fn compile_conditions(has_params: bool, conditions: Option<&[MatchCondition]>) -> Vec<Compiled> {
-    let declared = declared(has_params, &[], false);
-    conditions.unwrap_or_default().iter().map(|c| compile(&c.expression, &declared)).collect()
+/// Match conditions, over what is declared for them.
+pub fn compile_conditions(conditions: Option<&[MatchCondition]>, declared: &Declared) -> Vec<Compiled> {
+    conditions.unwrap_or_default().iter().map(|c| compile(&c.expression, declared)).collect()
 }
 
 /// The authorizer as the user who makes the request.

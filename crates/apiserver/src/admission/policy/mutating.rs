@@ -11,8 +11,9 @@ use krate_api::patch::{JsonPatch, merge};
 use krate_api::{StatusError, schema};
 use serde_json::{Value as Json, json};
 
+use super::seen::{Composed, Seen};
 use super::validating::error_type;
-use super::{Compiled, Input, Scope, compile, compile_conditions, compile_variables, declared, params};
+use super::{Compiled, Input, Scope, compile, compile_conditions, params};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::{constrained, is_exempt};
 use crate::admission::metrics::Metrics;
@@ -48,16 +49,18 @@ impl Policy {
         let spec = policy.spec.unwrap_or_default();
         let has_params = spec.param_kind.is_some();
         let variables = spec.variables.clone().unwrap_or_default();
-        let declared = declared(has_params, &variables, true);
+        let composed = Composed::new(&variables, Seen::dynamic(has_params).declared());
+        let declared = composed.seen_by(Seen::dynamic(has_params).declared());
+        let making = declared.clone().making_objects();
         let mutations = spec.mutations.iter().flatten().map(|m| {
             let apply = m.apply_configuration.as_ref().and_then(|a| a.expression.as_deref());
             let patch = m.json_patch.as_ref().and_then(|p| p.expression.as_deref());
-            (m.patch_type == "JSONPatch", compile(apply.or(patch).unwrap_or_default(), &declared))
+            (m.patch_type == "JSONPatch", compile(apply.or(patch).unwrap_or_default(), &making))
         });
         Policy {
             name: policy.metadata.name.unwrap_or_default(),
-            conditions: compile_conditions(has_params, spec.match_conditions.as_deref()),
-            variables: compile_variables(has_params, &variables),
+            conditions: compile_conditions(spec.match_conditions.as_deref(), &declared),
+            variables: composed.compiled,
             mutations: mutations.collect(),
             spec,
         }

@@ -12,7 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause;
 use krate_api::StatusError;
 use serde_json::json;
 
-use super::{Compiled, Input, Scope, compile, compile_conditions, compile_variables, declared, params};
+use super::seen::{Composed, Seen};
+use super::{Compiled, Input, Scope, compile, compile_conditions, params};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::{constrained, is_exempt};
 use crate::admission::metrics::Metrics;
@@ -53,18 +54,21 @@ impl Policy {
         let spec = policy.spec.unwrap_or_default();
         let has_params = spec.param_kind.is_some();
         let variables = spec.variables.clone().unwrap_or_default();
-        let declared = declared(has_params, &variables, false);
+        let composed = Composed::new(&variables, Seen::dynamic(has_params).declared());
+        let declared = composed.seen_by(Seen::dynamic(has_params).declared());
+        let told = Seen { authorizer: false, ..Seen::dynamic(has_params) };
+        let told = composed.seen_by(told.declared());
         let validations = spec.validations.as_deref().unwrap_or_default();
         let annotations = spec.audit_annotations.as_deref().unwrap_or_default();
         Policy {
             name: policy.metadata.name.unwrap_or_default(),
-            conditions: compile_conditions(has_params, spec.match_conditions.as_deref()),
-            variables: compile_variables(has_params, &variables),
+            conditions: compile_conditions(spec.match_conditions.as_deref(), &declared),
+            variables: composed.compiled,
             validations: validations
                 .iter()
                 .map(|v| {
                     let message = v.message_expression.as_deref().filter(|m| !m.is_empty());
-                    (compile(&v.expression, &declared), message.map(|m| compile(m, &declared)))
+                    (compile(&v.expression, &declared), message.map(|m| compile(m, &told)))
                 })
                 .collect(),
             annotations: annotations.iter().map(|a| compile(&a.value_expression, &declared)).collect(),

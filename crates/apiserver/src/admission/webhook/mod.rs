@@ -17,6 +17,7 @@ use uuid::Uuid;
 pub use self::client::Client;
 use super::matching::{Rule, selected};
 use super::metrics::Said as Told;
+use super::policy::seen::Seen;
 use super::policy::{Compiled, Input, Scope, compile_conditions};
 use super::{Attributes, review};
 use crate::auth::Authorizer;
@@ -68,7 +69,7 @@ impl Hook {
             rules: said.rules.unwrap_or_default(),
             namespaces: said.namespaces,
             objects: said.objects,
-            conditions: compile_conditions(false, said.conditions.as_deref()),
+            conditions: compile_conditions(said.conditions.as_deref(), &Seen::dynamic(false).declared()),
             fails: said.failure_policy.as_deref() != Some("Ignore"),
             side_effects: said.side_effects,
             versions: said.versions,

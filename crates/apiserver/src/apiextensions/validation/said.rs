@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::super::declared::LARGEST_REQUEST;
 use super::path::within;
-use crate::cel::Program;
-use crate::cel::estimate::{Decl, Type};
+use crate::cel::estimate::Decl;
+use crate::cel::{Declared, Program, Type};
 
 /// Where rules are in a schema.
 pub const RULES: &str = "x-kubernetes-validations";
@@ -17,6 +17,8 @@ const REASONS: [&str; 4] =
 /// What one rule may be estimated to cost, and all of a schema together.
 const RULE_MOST: u64 = 10_000_000;
 const SCHEMA_MOST: u64 = 100_000_000;
+/// The name of the type of what a rule is about, where faults tell it.
+const SELF: &str = "selfType";
 /// How many of the most expensive rules are named when all together cost too much.
 const NAMED: usize = 4;
 
@@ -157,32 +159,38 @@ pub struct Reader<'a> {
 
 impl Reader<'_> {
     pub fn read(&mut self, said: &[Value], at: &FieldPath) {
+        if said.is_empty() {
+            return;
+        }
+        let kind = Type::of(self.decl, SELF);
         for (i, said) in said.iter().enumerate() {
-            self.one(said, &at.child(RULES).index(i));
+            self.one(said, &kind, &at.child(RULES).index(i));
         }
     }
 
-    fn one(&mut self, said: &Value, at: &FieldPath) {
+    fn one(&mut self, said: &Value, kind: &Type, at: &FieldPath) {
         // At least a comma stands between two values.
         let times = self.limit.times.unwrap_or(LARGEST_REQUEST / (self.decl.least + 1));
         let optional = said.get("optionalOldSelf") == Some(&Value::Bool(true));
+        let old = if optional { Type::optional(kind.clone()) } else { kind.clone() };
+        let declared = Declared::default().with("self", kind.clone()).with("oldSelf", old);
         let variables = [("self", false), ("oldSelf", optional)];
         let rule_at = at.child("rule");
-        let (program, estimate) = match Program::estimated(text(said, "rule"), &variables, self.decl) {
+        let program = match Program::compile(text(said, "rule"), &declared) {
             Ok(read) => read,
             Err(why) => {
                 return self.errors.invalid(&rule_at, shown(said), format!("compilation failed: {why}"));
             }
         };
-        if !matches!(estimate.kind, Type::Bool | Type::Dyn) {
+        if *program.kind() != Type::Bool {
             return self.errors.invalid(&rule_at, shown(said), "cel expression must evaluate to a bool");
         }
-        let cost = estimate.cost.saturating_mul(times);
+        let cost = program.estimate(&variables, self.decl).saturating_mul(times);
         if cost > RULE_MOST && !self.limit.unchanged {
             self.errors.forbidden(&rule_at, too_much("estimated rule cost", cost, RULE_MOST));
         }
         self.costs.add(&rule_at, cost);
-        self.message(said, &variables, &at.child("messageExpression"));
+        self.message(said, &declared, &variables, &at.child("messageExpression"));
         if program.names("oldSelf") {
             if let Some(uncorrelated) = self.limit.uncorrelated {
                 let detail = format!(
@@ -196,25 +204,26 @@ impl Reader<'_> {
         }
     }
 
-    fn message(&mut self, said: &Value, variables: &[(&str, bool)], at: &FieldPath) {
+    fn message(&mut self, said: &Value, declared: &Declared, variables: &[(&str, bool)], at: &FieldPath) {
         let expression = text(said, "messageExpression");
         if expression.is_empty() {
             return;
         }
-        match Program::estimated(expression, variables, self.decl) {
+        match Program::compile(expression, declared) {
             Err(why) => {
                 let detail = format!("messageExpression compilation failed: {why}");
                 self.errors.invalid(at, shown(said), detail);
             }
-            Ok((_, estimate)) if !matches!(estimate.kind, Type::String | Type::Dyn) => {
+            Ok(program) if *program.kind() != Type::String => {
                 self.errors.invalid(at, shown(said), "messageExpression must evaluate to a string");
             }
-            Ok((_, estimate)) => {
-                if estimate.cost > RULE_MOST && !self.limit.unchanged {
-                    let detail = too_much("estimated messageExpression cost", estimate.cost, RULE_MOST);
+            Ok(program) => {
+                let cost = program.estimate(variables, self.decl);
+                if cost > RULE_MOST && !self.limit.unchanged {
+                    let detail = too_much("estimated messageExpression cost", cost, RULE_MOST);
                     self.errors.forbidden(at, detail);
                 }
-                self.costs.add(at, estimate.cost);
+                self.costs.add(at, cost);
             }
         }
     }

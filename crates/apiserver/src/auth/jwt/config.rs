@@ -5,8 +5,9 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::{ALGORITHMS, Mapping, Rule, Settings};
+use crate::admission::policy::seen::user;
 use crate::auth::Anonymous;
-use crate::cel::{Declared, Program};
+use crate::cel::{Declared, Program, Type};
 
 const VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha1"];
 const MOST: usize = 64;
@@ -170,7 +171,7 @@ fn authenticator(
                 "may not be specified when expression is set",
             ),
             ("", source) => {
-                let compiled = compile(source, "claims", &at.child("expression"), errors);
+                let compiled = self::rule(source, &claims(), &at.child("expression"), errors);
                 claim_rules
                     .extend(compiled.map(|expression| Rule { expression, message: rule.message.clone() }));
             }
@@ -207,7 +208,8 @@ fn authenticator(
         } else if user_rules.iter().any(|there| there.expression.source() == rule.expression) {
             errors.duplicate(&at, &rule.expression);
         } else {
-            let compiled = compile(&rule.expression, "user", &at, errors);
+            let compiled =
+                self::rule(&rule.expression, &Declared::default().with("user", user()), &at, errors);
             user_rules.extend(compiled.map(|expression| Rule { expression, message: rule.message.clone() }));
         }
     }
@@ -297,14 +299,29 @@ fn issuer(issuer: &Issuer, own: &[String], at: &FieldPath, errors: &mut FieldErr
     }
 }
 
-fn compile(source: &str, variable: &str, at: &FieldPath, errors: &mut FieldErrors) -> Option<Program> {
-    match Program::compile(source, &Declared::new(&[variable])) {
+/// What expressions see of a token.
+fn claims() -> Declared {
+    Declared::default().with("claims", Type::map(Type::Any))
+}
+
+fn compile(source: &str, declared: &Declared, at: &FieldPath, errors: &mut FieldErrors) -> Option<Program> {
+    match Program::compile(source, declared) {
         Ok(program) => Some(program),
         Err(why) => {
             errors.invalid(at, source, format!("compilation failed: {why}"));
             None
         }
     }
+}
+
+/// A rule, which either holds or does not.
+fn rule(source: &str, declared: &Declared, at: &FieldPath, errors: &mut FieldErrors) -> Option<Program> {
+    let program = compile(source, declared, at, errors)?;
+    if *program.kind() != Type::Bool {
+        errors.invalid(at, source, "must evaluate to bool");
+        return None;
+    }
+    Some(program)
 }
 
 fn mapping(
@@ -325,7 +342,7 @@ fn mapping(
             if let Some(prefix) = &said.prefix {
                 errors.invalid(&at.child("prefix"), prefix, "may not be specified when expression is set");
             }
-            compile(source, "claims", &at.child("expression"), errors).map(Mapping::Expression)
+            compile(source, &claims(), &at.child("expression"), errors).map(Mapping::Expression)
         }
         (claim, "") => {
             if prefixed && said.prefix.is_none() {
@@ -367,7 +384,7 @@ fn extra(said: &[Extra], at: &FieldPath, errors: &mut FieldErrors) -> Vec<(Strin
         } else if value_expression.is_empty() {
             errors.required(&value, "");
         } else {
-            let compiled = compile(value_expression, "claims", &value, errors);
+            let compiled = compile(value_expression, &claims(), &value, errors);
             out.extend(compiled.map(|program| (key.clone(), program)));
         }
     }

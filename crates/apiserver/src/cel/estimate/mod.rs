@@ -10,6 +10,7 @@ use ::cel::IdedExpr;
 use ::cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SelectExpr};
 
 use super::eval::unescaped;
+use super::library::signatures;
 use super::{check, cost};
 use functions::{common, function, operator};
 
@@ -164,17 +165,8 @@ impl Seen<'_> {
     }
 }
 
-/// What was found out of an expression.
-pub struct Estimate {
-    /// The most that it may cost.
-    pub cost: u64,
-    pub kind: Type,
-    /// What it names that is not there, each with the number of the part.
-    pub faults: Vec<(u64, String)>,
-}
-
-/// Estimates an expression over these variables, all of which are declared alike: `self` and what it was.
-pub fn estimate(root: &IdedExpr, variables: &[(&str, bool)], decl: &Decl) -> Estimate {
+/// The most that an expression may cost over these variables, all of which are declared alike: `self` and what it was.
+pub fn estimate(root: &IdedExpr, variables: &[(&str, bool)], decl: &Decl) -> u64 {
     let of = |optional: bool| {
         if optional { Type::Optional(Box::new(decl.kind())) } else { decl.kind() }
     };
@@ -182,15 +174,13 @@ pub fn estimate(root: &IdedExpr, variables: &[(&str, bool)], decl: &Decl) -> Est
         let seen = Seen { kind: of(*optional), place: Place::At(decl), size: None, entries: None };
         ((*name).to_owned(), seen)
     });
-    let mut estimator = Estimator { root: decl, bound: bound.collect(), faults: Vec::new() };
-    let (seen, cost) = estimator.visit(root);
-    Estimate { cost: cost.max, kind: seen.kind, faults: estimator.faults }
+    let mut estimator = Estimator { root: decl, bound: bound.collect() };
+    estimator.visit(root).1.max
 }
 
 struct Estimator<'d> {
     root: &'d Decl,
     bound: Vec<(String, Seen<'d>)>,
-    faults: Vec<(u64, String)>,
 }
 
 type Visited<'d> = (Seen<'d>, Range);
@@ -200,8 +190,8 @@ impl<'d> Estimator<'d> {
         match &e.expr {
             Expr::Literal(literal) => (self::literal(literal), NOTHING),
             Expr::Ident(name) => (self.ident(name), ONE),
-            Expr::Select(select) => self.select(e.id, select),
-            Expr::Call(call) => self.call(e.id, call),
+            Expr::Select(select) => self.select(select),
+            Expr::Call(call) => self.call(call),
             Expr::List(list) => {
                 let (mut sum, mut items) = (Range::exactly(cost::LIST), NOTHING);
                 let mut kind = None;
@@ -255,9 +245,9 @@ impl<'d> Estimator<'d> {
         Seen { size: seen.place.size().or_else(by_type).or(seen.size), ..seen.clone() }
     }
 
-    fn select(&mut self, id: u64, select: &SelectExpr) -> Visited<'d> {
+    fn select(&mut self, select: &SelectExpr) -> Visited<'d> {
         let (of, cost) = self.visit(&select.operand);
-        let (place, kind) = self.field(id, &of, &select.field);
+        let (place, kind) = Self::field(&of, &select.field);
         if select.test {
             return (Seen::made(Type::Bool, None), cost);
         }
@@ -272,18 +262,15 @@ impl<'d> Estimator<'d> {
     }
 
     /// What a field of a value is declared to be.
-    fn field(&mut self, id: u64, of: &Seen<'d>, name: &str) -> (Place<'d>, Type) {
+    fn field(of: &Seen<'d>, name: &str) -> (Place<'d>, Type) {
         let kind = match &of.kind {
             Type::Optional(inner) => (**inner).clone(),
             kind => kind.clone(),
         };
         match (of.place.decl().map(|decl| &decl.shape), kind) {
             (Some(Shape::Object(fields)), Type::Object) => {
-                if let Some(decl) = fields.get(&unescaped(name)) {
-                    return (Place::At(decl), decl.kind());
-                }
-                self.faults.push((id, format!("undefined field '{name}'")));
-                (Place::Undeclared, Type::Dyn)
+                let decl = fields.get(&unescaped(name));
+                decl.map_or((Place::Undeclared, Type::Dyn), |decl| (Place::At(decl), decl.kind()))
             }
             (_, Type::Map(inner)) => (Place::Undeclared, *inner),
             _ => (Place::Undeclared, Type::Dyn),
@@ -352,7 +339,7 @@ impl<'d> Estimator<'d> {
         (seen, cost)
     }
 
-    fn call(&mut self, id: u64, call: &CallExpr) -> Visited<'d> {
+    fn call(&mut self, call: &CallExpr) -> Visited<'d> {
         if let Some(target) = &call.target
             && let Some(visited) = self.binds(target, call)
         {
@@ -360,7 +347,8 @@ impl<'d> Estimator<'d> {
         }
         let name = call.func_name.as_str();
         let namespace = call.target.as_deref().and_then(check::namespace);
-        let full = namespace.map(|space| format!("{space}.{name}")).filter(|name| check::is_function(name));
+        let full =
+            namespace.map(|space| format!("{space}.{name}")).filter(|name| signatures::is_function(name));
         let args: Vec<Visited<'d>> = call.args.iter().map(|arg| self.visit(arg)).collect();
         let (seen, costs): (Vec<Seen<'d>>, Vec<Range>) = args.into_iter().unzip();
         let all = costs.iter().fold(NOTHING, |sum, cost| sum.plus(*cost));
@@ -402,7 +390,7 @@ impl<'d> Estimator<'d> {
                     Some(Expr::Literal(LiteralValue::String(name))) => name.inner().to_owned(),
                     _ => String::new(),
                 };
-                let (_, kind) = self.field(id, of, &field);
+                let (_, kind) = Self::field(of, &field);
                 (Seen::made(Type::Optional(Box::new(kind)), None), all.plus(ONE))
             }
             _ => {

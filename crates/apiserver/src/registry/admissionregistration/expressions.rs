@@ -3,15 +3,15 @@
 use k8s_openapi::api::admissionregistration::v1::{MatchCondition, Variable};
 use krate_api::{FieldErrors, FieldPath};
 
-use crate::admission::policy::{compile, declared};
-use crate::cel::Declared;
+use crate::admission::policy::compile;
+use crate::admission::policy::seen::{Composed, Seen};
+use crate::cel::{Declared, Type};
 
-/// One expression, which must have one of the `wanted` types as far as its form tells its type. One that is not there
-/// is reported elsewhere.
+/// One expression, which must be of one of the `wanted` types, if any are. One that is not there is reported elsewhere.
 pub fn expression(
     source: &str,
-    declared: &Declared<'_>,
-    wanted: &[&str],
+    declared: &Declared,
+    wanted: &[Type],
     at: &FieldPath,
     errors: &mut FieldErrors,
 ) {
@@ -20,11 +20,19 @@ pub fn expression(
     }
     match compile(source, declared) {
         Err(why) => errors.invalid(at, source, why),
-        Ok(program) => {
-            let odd = program.static_type().filter(|t| !wanted.is_empty() && !wanted.contains(t));
-            if odd.is_some() {
-                errors.invalid(at, source, format!("must evaluate to {}", wanted.join(" or ")));
-            }
+        Ok(program) if wanted.is_empty() || wanted.contains(program.kind()) => {}
+        Ok(program) => errors.invalid(at, source, must_be(wanted, program.kind())),
+    }
+}
+
+/// What is told of an expression of another type than is wanted.
+fn must_be(wanted: &[Type], found: &Type) -> String {
+    let found = found.name();
+    match wanted {
+        [one] => format!("must evaluate to {} but got {found}", one.name()),
+        many => {
+            let many: Vec<String> = many.iter().map(Type::name).collect();
+            format!("must evaluate to one of [{}] but got {found}", many.join(" "))
         }
     }
 }
@@ -35,19 +43,24 @@ pub fn conditions(
     at: &FieldPath,
     errors: &mut FieldErrors,
 ) {
-    let declared = declared(has_params, &[], false);
+    let declared = Seen::dynamic(has_params).declared();
     for (i, condition) in list.unwrap_or_default().iter().enumerate() {
         let at = at.index(i).child("expression");
-        expression(&condition.expression, &declared, &["bool"], &at, errors);
+        expression(condition.expression.trim(), &declared, &[Type::Bool], &at, errors);
     }
 }
 
 /// Variables, each of which sees those before it.
-pub fn variables(list: &[Variable], has_params: bool, at: &FieldPath, errors: &mut FieldErrors) {
-    for (i, variable) in list.iter().enumerate() {
-        let declared = declared(has_params, &list[..i], true);
-        expression(&variable.expression, &declared, &[], &at.index(i).child("expression"), errors);
+pub fn variables(list: &[Variable], has_params: bool, at: &FieldPath, errors: &mut FieldErrors) -> Composed {
+    let composed = Composed::new(list, Seen::dynamic(has_params).declared());
+    for (i, (variable, (_, compiled))) in list.iter().zip(&composed.compiled).enumerate() {
+        if let Err(why) = compiled
+            && !variable.expression.trim().is_empty()
+        {
+            errors.invalid(&at.index(i).child("expression"), &variable.expression, why);
+        }
     }
+    composed
 }
 
 #[cfg(test)]
@@ -56,16 +69,51 @@ mod tests {
 
     #[test]
     fn an_expression_is_told_by_what_is_wrong_with_it() {
-        let told = |source: &str| {
+        let told = |source: &str, wanted: &[Type]| {
             let mut errors = FieldErrors::new();
-            let declared = declared(false, &[], false);
-            expression(source, &declared, &["bool"], &FieldPath::new("x"), &mut errors);
+            let declared = Seen::dynamic(false).declared();
+            expression(source, &declared, wanted, &FieldPath::new("x"), &mut errors);
             errors.iter().map(|e| e.detail.clone()).collect::<Vec<_>>()
         };
-        assert!(told("object.a == 1").is_empty());
-        assert!(told("object.a").is_empty(), "its type is known only with the object");
-        assert_eq!(told("'text'"), ["must evaluate to bool"]);
-        assert!(told("params.a == 1")[0].contains("undeclared reference to 'params'"));
-        assert!(told("object.a +")[0].starts_with("compilation failed: ERROR: <input>:1:11: Syntax error"));
+        let truth = |source: &str| told(source, &[Type::Bool]);
+        assert!(truth("object.a == 1").is_empty());
+        assert_eq!(truth("object.a"), ["must evaluate to bool but got dyn"]);
+        assert_eq!(truth("'text'"), ["must evaluate to bool but got string"]);
+        assert_eq!(
+            told("[request.dryRun]", &[Type::String, Type::Null]),
+            ["must evaluate to one of [string null_type] but got list(bool)"]
+        );
+        assert_eq!(truth("authorizer.group('').resource('pods').check('get').allowed()"), [""; 0]);
+        for (source, why) in [
+            ("params.a == 1", "undeclared reference to 'params'"),
+            ("variables.a == 1", "undeclared reference to 'variables'"),
+            ("request.nothing == 1", "undefined field 'nothing'"),
+            ("object.a +", "Syntax error"),
+            ("Object{}.a == 1", "undeclared reference to 'Object'"),
+        ] {
+            let told = truth(source);
+            assert!(told[0].starts_with("compilation failed: ERROR: <input>:1:"), "{told:?}");
+            assert!(told[0].contains(why), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_variable_has_the_type_of_its_expression() {
+        let variable = |name: &str, expression: &str| Variable {
+            name: name.to_owned(),
+            expression: expression.to_owned(),
+        };
+        let list = [variable("a", "'text'"), variable("b", "variables.a + 1"), variable("c", "object.x")];
+        let mut errors = FieldErrors::new();
+        let composed = variables(&list, false, &FieldPath::new("variables"), &mut errors);
+        let told: Vec<_> = errors.iter().map(|e| (e.field.to_string(), e.detail.clone())).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].0, "variables[1].expression");
+        assert!(told[0].1.contains("found no matching overload for '_+_' applied to '(string, int)'"));
+        let declared = composed.seen_by(Seen::dynamic(false).declared());
+        let kind = |source: &str| compile(source, &declared).map(|program| program.kind().clone());
+        assert_eq!(kind("variables.a"), Ok(Type::String));
+        assert_eq!(kind("variables.b"), Ok(Type::Dyn), "what does not compile is told once");
+        assert!(kind("variables.d").expect_err("none").contains("undefined field 'd'"));
     }
 }

@@ -7,7 +7,8 @@ use super::expressions;
 use super::matching::{
     conditions, default_failure_policy, default_match, matching, param_kind, param_kind_text, variables,
 };
-use crate::admission::policy::declared;
+use crate::admission::policy::seen::Seen;
+use crate::cel::Type;
 use crate::registry::column::{age, integer, name, text};
 use crate::registry::prepare::counted;
 use crate::registry::rules::one_of;
@@ -64,8 +65,8 @@ impl Strategy for MutatingAdmissionPolicy {
             &at.child("matchConditions"),
             errors,
         );
-        expressions::variables(composed, has_params, &at.child("variables"), errors);
-        let declared = declared(has_params, composed, true);
+        let composed = expressions::variables(composed, has_params, &at.child("variables"), errors);
+        let declared = composed.seen_by(Seen::dynamic(has_params).declared()).making_objects();
         match spec.reinvocation_policy.as_deref().unwrap_or_default() {
             "" => errors.required(&at.child("reinvocationPolicy"), ""),
             policy => one_of(policy, &["IfNeeded", "Never"], &at.child("reinvocationPolicy"), errors),
@@ -106,7 +107,10 @@ impl Strategy for MutatingAdmissionPolicy {
                     errors.required(&at.child(field).child("expression"), "expression is not specified");
                 }
                 Some(source) => {
-                    let wanted = if field == "jsonPatch" { "list" } else { "object" };
+                    let wanted = match field {
+                        "jsonPatch" => Type::list(Type::anything("JSONPatch")),
+                        _ => Type::anything("Object"),
+                    };
                     let at = at.child(field).child("expression");
                     expressions::expression(source, &declared, &[wanted], &at, errors);
                 }

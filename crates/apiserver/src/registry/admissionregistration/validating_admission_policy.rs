@@ -7,7 +7,8 @@ use super::expressions;
 use super::matching::{
     conditions, default_failure_policy, default_match, matching, param_kind, param_kind_text, variables,
 };
-use crate::admission::policy::declared;
+use crate::admission::policy::seen::Seen;
+use crate::cel::Type;
 use crate::registry::column::{age, integer, name, text};
 use crate::registry::prepare::spec_and_status;
 use crate::registry::rules::{each, one_of, qualified_name};
@@ -65,8 +66,11 @@ impl Strategy for ValidatingAdmissionPolicy {
             &at.child("matchConditions"),
             errors,
         );
-        expressions::variables(composed, has_params, &at.child("variables"), errors);
-        let declared = declared(has_params, composed, false);
+        let composed = expressions::variables(composed, has_params, &at.child("variables"), errors);
+        let declared = composed.seen_by(Seen::dynamic(has_params).declared());
+        // Messages may not ask the authorizer.
+        let told = Seen { authorizer: false, ..Seen::dynamic(has_params) };
+        let told = composed.seen_by(told.declared());
         let validations = spec.validations.as_deref().unwrap_or_default();
         let annotations = spec.audit_annotations.as_deref().unwrap_or_default();
         if validations.is_empty() && annotations.is_empty() {
@@ -80,12 +84,12 @@ impl Strategy for ValidatingAdmissionPolicy {
                 errors.required(&at.child("expression"), "expression is not specified");
             }
             let sources = [
-                ("expression", Some(&validation.expression), "bool"),
-                ("messageExpression", validation.message_expression.as_ref(), "string"),
+                ("expression", Some(&validation.expression), &declared, Type::Bool),
+                ("messageExpression", validation.message_expression.as_ref(), &told, Type::String),
             ];
-            for (field, source, wanted) in sources {
+            for (field, source, declared, wanted) in sources {
                 let source = source.map(String::as_str).unwrap_or_default();
-                expressions::expression(source, &declared, &[wanted], &at.child(field), errors);
+                expressions::expression(source, declared, &[wanted], &at.child(field), errors);
             }
             if validation.message.as_deref() == Some("") {
                 errors.invalid(&at.child("message"), "", "message must be non-empty if specified");
@@ -108,7 +112,7 @@ impl Strategy for ValidatingAdmissionPolicy {
                 each(qualified_name(&key), &key, &at.child("key"), errors);
             }
             let source = &annotation.value_expression;
-            let wanted = ["string", "null"];
+            let wanted = [Type::String, Type::Null];
             expressions::expression(source, &declared, &wanted, &at.child("valueExpression"), errors);
             if annotation.value_expression.trim().is_empty() {
                 errors.required(&at.child("valueExpression"), "valueExpression is not specified");
