@@ -127,7 +127,7 @@ pub async fn answer(
 }
 
 /// What the OpenAPI documents describe: the kinds of the vocabulary, and those whose definitions say what they are.
-fn described(server: &Server) -> openapi::Served {
+pub(crate) fn described(server: &Server) -> openapi::Served {
     let generation = server.openapi.generation();
     let mut served = openapi::Served {
         generation,

@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, Chain};
+use crate::admission::policy::typecheck;
 use crate::aggregation::{self, Aggregation};
 use crate::apiextensions::Establisher;
 use crate::audit::{self, Audit};
@@ -291,6 +292,7 @@ impl Server {
     }
 
     /// The server as this user calls it from the same process: no socket and no proof of who he is, and everything else
+        typecheck::start(&server, commits.clone()).await?;
     /// as for everyone.
     pub fn service_as(self: &Arc<Self>, user: User) -> Service {
         Service::new(Arc::clone(self), Caller::Component(Arc::new(user)))

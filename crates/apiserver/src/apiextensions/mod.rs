@@ -6,7 +6,7 @@
 
 mod approval;
 mod conversion;
-mod declared;
+pub(crate) mod declared;
 mod establish;
 mod jsonpath;
 mod names;

@@ -24,11 +24,13 @@ mod custom;
 mod messages;
 mod operations;
 mod protobuf;
+mod resolve;
 mod serve;
 mod text;
 mod types;
 
 pub(crate) use custom::Custom;
+pub(crate) use resolve::schema;
 pub(crate) use serve::answer;
 
 #[cfg(test)]

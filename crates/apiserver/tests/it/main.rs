@@ -22,4 +22,5 @@ mod recorded;
 mod services;
 mod support;
 mod traces;
+mod typechecking;
 mod webhooks;

@@ -3,6 +3,7 @@
 
 pub mod mutating;
 pub mod seen;
+pub mod typecheck;
 pub mod validating;
 
 use std::cell::RefCell;
