@@ -26,6 +26,7 @@ use crate::admission::Attributes;
 use crate::http::{self as wire, Body, Reply};
 use crate::logs;
 use crate::path::{Call, no_such_resource};
+use crate::request::Query;
 use crate::server::Server;
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -77,9 +78,12 @@ fn unreachable(error: impl std::fmt::Display) -> StatusError {
 pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     // To read a log is no connection.
     if let Some(options) = connection(&call) {
-        let mut attributes = Attributes::of_connection(&call, options);
+        let mut attributes = Attributes::of_connection(&call, options.clone());
         call.server.admission.consult(&mut attributes, None).await?;
         call.server.admission.validate(&attributes, None, None).await?;
+        if let Some(changed) = attributes.options.filter(|changed| *changed != options) {
+            ask_for(&mut call, &changed);
+        }
     }
     let target = match (call.kind().plural, call.info.subresource.as_str()) {
         ("pods", "proxy") => pod_target(&call).await?,
@@ -174,6 +178,30 @@ fn connection(call: &Call) -> Option<serde_json::Value> {
         _ => options["path"] = format!("/{}", call.info.rest).into(),
     }
     Some(options)
+}
+
+/// Makes of a request what its options are by now.
+fn ask_for(call: &mut Call, options: &serde_json::Value) {
+    if let Some(path) = options.get("path").and_then(serde_json::Value::as_str) {
+        path.trim_start_matches('/').clone_into(&mut call.info.rest);
+        return;
+    }
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in options.as_object().into_iter().flatten() {
+        match value {
+            _ if matches!(name.as_str(), "kind" | "apiVersion") => {}
+            serde_json::Value::Array(items) => {
+                for item in items {
+                    query.append_pair(name, item.as_str().unwrap_or(&item.to_string()));
+                }
+            }
+            serde_json::Value::String(text) => drop(query.append_pair(name, text)),
+            serde_json::Value::Null => {}
+            other => drop(query.append_pair(name, &other.to_string())),
+        }
+    }
+    call.raw_query = query.finish();
+    call.query = Query::parse(Some(&call.raw_query));
 }
 
 fn rest(call: &Call) -> String {

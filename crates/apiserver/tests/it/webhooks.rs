@@ -41,6 +41,11 @@ fn answer(path: &str, review: &Value) -> Option<Value> {
             response["allowed"] = false.into();
             response["status"] = json!({"code": 403, "message": "never"});
         }
+        "/elsewhere" => {
+            response["patch"] =
+                patch(json!([{"op": "replace", "path": "/container", "value": "d d"}])).into();
+            response["patchType"] = "JSONPatch".into();
+        }
         "/judge" => response["warnings"] = json!(["it is not very good"]),
         _ => {}
     }
@@ -184,4 +189,20 @@ async fn who_would_change_an_object_is_asked_about_deletions_and_connections_too
     let refused =
         cluster.ask("GET", "/api/v1/namespaces/a/pods/p/exec?command=ls&container=c", Value::Null).await;
     assert_eq!((refused.code, refused.message()), (403, denied));
+}
+
+#[tokio::test]
+async fn a_connection_is_made_as_webhooks_leave_its_options() {
+    let (cluster, webhook) = cluster().await;
+    cluster.post("/api/v1/namespaces/a/pods", crate::asking::pod("p", json!({}))).await.created();
+    let rules = json!([
+        {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["pods/attach"]},
+    ]);
+    let hooks = json!([hook(&webhook, "elsewhere.example.com", "/elsewhere", json!({"rules": rules}))]);
+    configure(&cluster, "mutatingwebhookconfigurations", "m", hooks).await;
+    let pod = "/api/v1/namespaces/a/pods/p";
+    let told = cluster.ask("GET", &format!("{pod}/exec?command=ls&container=x"), Value::Null).await;
+    assert_eq!(told.message(), "container x is not valid for pod p", "nobody is asked about this");
+    let told = cluster.ask("GET", &format!("{pod}/attach?stdin=true&container=c"), Value::Null).await;
+    assert_eq!(told.message(), "container d d is not valid for pod p");
 }
