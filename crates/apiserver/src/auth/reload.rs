@@ -2,16 +2,21 @@
 //! wrong is told and counted, and what was taken before stays in force.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, IntCounterVec, Opts, Registry};
 use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
-/// How often a file is looked at, as upstream.
+/// How often a file is looked at whatever is heard of it, as upstream.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 
 /// A file, and what it said when it was last taken.
@@ -39,9 +44,18 @@ impl Followed {
         tokio::spawn(async move {
             let mut looks = tokio::time::interval(self.look_every);
             looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            // Without being told of changes it is looked at every now and then all the same.
+            let mut changes = Changes::of(&self.path)
+                .inspect_err(|error| tracing::warn!(%error, "changes of {what} config are noticed late"))
+                .ok();
             loop {
                 tokio::select! {
                     _ = looks.tick() => {}
+                    heard = next(changes.as_mut()) => {
+                        if heard.is_err() {
+                            changes = None;
+                        }
+                    }
                     () = shutdown.cancelled() => return,
                 }
                 let path = self.path.display();
@@ -61,6 +75,33 @@ impl Followed {
                 }
             }
         });
+    }
+}
+
+/// What happens in the directory of a file: it may be replaced there, or be a link to what is replaced.
+struct Changes(pipe::Receiver);
+
+impl Changes {
+    fn of(path: &Path) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        // What is only made by now is not written yet.
+        let flags = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
+        inotify.add_watch(directory.unwrap_or(Path::new(".")), flags)?;
+        // It is read as a pipe is; what it says does not matter.
+        pipe::Receiver::from_owned_fd_unchecked(OwnedFd::from(inotify)).map(Changes)
+    }
+
+    async fn next(&mut self) -> io::Result<()> {
+        self.0.read(&mut [0; 4096]).await.map(drop)
+    }
+}
+
+/// The next change; never where none are told.
+async fn next(changes: Option<&mut Changes>) -> io::Result<()> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -142,7 +183,8 @@ mod tests {
         let before = authorization_config::parse(&text, None).expect("modes");
         let authorizer = Authorizer::open(&before).await.expect("authorizers");
         let metrics = Arc::new(Metrics::new("here"));
-        let file = Followed { look_every: Duration::from_millis(5), ..Followed::new(&path, text) };
+        // It is not looked at again while this runs, unless it is known to have changed.
+        let file = Followed { look_every: Duration::from_hours(1), ..Followed::new(&path, text) };
         let shutdown = CancellationToken::new();
         let (asked, taken) = (authorizer.clone(), before.clone());
         file.follow("authorization", &metrics, shutdown.clone(), move |text| {
@@ -174,7 +216,10 @@ mod tests {
         std::fs::write(&path, of(&["AlwaysAllow"])).expect("written");
         until("failure", 1.0).await;
         assert!(authorizer.check(&amy, &info).await.is_err());
-        std::fs::write(&path, of(&["RBAC", "AlwaysAllow"])).expect("written");
+        // Replaced as careful writers do it.
+        let new = dir.path().join("new");
+        std::fs::write(&new, of(&["RBAC", "AlwaysAllow"])).expect("written");
+        std::fs::rename(&new, &path).expect("renamed");
         until("success", 1.0).await;
         assert!(authorizer.check(&amy, &info).await.is_ok());
         shutdown.cancel();
