@@ -268,11 +268,10 @@ impl Server {
                 service_cidr: config.service_cidr,
                 service_address,
                 client_ca: config.ca,
-                front_proxy_ca: config
-                    .authentication
-                    .request_header
-                    .map(|proxy| proxy.ca)
-                    .or(config.front_proxy.map(|proxy| proxy.ca).filter(|ca| !ca.is_empty())),
+                request_header: config.authentication.request_header.or_else(|| {
+                    let ca = config.front_proxy.map(|proxy| proxy.ca).filter(|ca| !ca.is_empty())?;
+                    Some(auth::RequestHeader::of_front_proxy(&ca))
+                }),
             },
         )
         .await?;

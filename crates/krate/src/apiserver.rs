@@ -83,6 +83,9 @@ pub async fn start(
         }),
         ..Config::default()
     };
+    // Whoever it vouches for is believed, unless flags say whom to believe instead.
+    config.authentication.request_header =
+        Some(auth::RequestHeader::of_front_proxy(front_proxy.certificate()));
     config.debugging.set_verbosity = Some(crate::log::set_verbosity);
     options.apply(&mut config)?;
     let advertise = config.advertise;

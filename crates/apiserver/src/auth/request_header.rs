@@ -22,6 +22,19 @@ pub struct RequestHeader {
 }
 
 impl RequestHeader {
+    /// What a cluster's own front proxy, whose authority this is, tells by (upstream's names).
+    pub fn of_front_proxy(ca: &str) -> Self {
+        let one = |name: &str| vec![name.to_owned()];
+        RequestHeader {
+            ca: ca.to_owned(),
+            allowed_names: one("front-proxy-client"),
+            user: one("X-Remote-User"),
+            uid: one("X-Remote-Uid"),
+            groups: one("X-Remote-Group"),
+            extra_prefixes: one("X-Remote-Extra-"),
+        }
+    }
+
     /// Who asks, as a proxy tells it.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use krate_api::{Kind, Reason, StatusError, kinds};
 use serde_json::{Value, json};
 
+use crate::auth::RequestHeader;
 use crate::registry::scheduling::priority_class::SYSTEM;
 
 /// What the objects depend on.
@@ -25,8 +26,8 @@ pub struct Config {
     pub service_address: IpAddr,
     /// The certificates that client certificates are checked against, in PEM.
     pub client_ca: String,
-    /// The certificates that front proxies are checked against, in PEM, if there are any.
-    pub front_proxy_ca: Option<String>,
+    /// How servers behind this one are told who asks, if any are.
+    pub request_header: Option<RequestHeader>,
 }
 
 /// What is done with an object that is there already.
@@ -282,13 +283,17 @@ fn own_service(config: &Config) -> Vec<Object> {
 /// How servers behind this one check who asks.
 fn authentication(config: &Config) -> Vec<Object> {
     let mut data = json!({"client-ca-file": config.client_ca});
-    if let Some(ca) = &config.front_proxy_ca {
-        data["requestheader-client-ca-file"] = ca.as_str().into();
-        data["requestheader-allowed-names"] = r#"["front-proxy-client"]"#.into();
-        data["requestheader-username-headers"] = r#"["X-Remote-User"]"#.into();
-        data["requestheader-uid-headers"] = r#"["X-Remote-Uid"]"#.into();
-        data["requestheader-group-headers"] = r#"["X-Remote-Group"]"#.into();
-        data["requestheader-extra-headers-prefix"] = r#"["X-Remote-Extra-"]"#.into();
+    if let Some(proxy) = &config.request_header {
+        data["requestheader-client-ca-file"] = proxy.ca.as_str().into();
+        for (name, values) in [
+            ("allowed-names", &proxy.allowed_names),
+            ("username-headers", &proxy.user),
+            ("uid-headers", &proxy.uid),
+            ("group-headers", &proxy.groups),
+            ("extra-headers-prefix", &proxy.extra_prefixes),
+        ] {
+            data[format!("requestheader-{name}")] = json!(values).to_string().into();
+        }
     }
     let checks = json!({"metadata": {"name": "extension-apiserver-authentication"}, "data": data});
     // Since when uses of tokens that are kept in Secrets are noted: since the cluster began.
@@ -409,7 +414,7 @@ mod tests {
             service_cidr: "10.96.0.0/16".to_owned(),
             service_address: "10.96.0.1".parse().expect("address"),
             client_ca: "pem".to_owned(),
-            front_proxy_ca: None,
+            request_header: None,
         }
     }
 
