@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
-use krate_api::{Kind, StatusError};
+use krate_api::{Kind, StatusError, kinds};
 use krate_encryption::{Encryption, Sealed};
 use krate_store::cache::{
     Cache, CacheEvent, Freshness, Head, Kind as Change, ListQuery, Scope, Start, WatchQuery, Watcher,
@@ -19,8 +20,8 @@ use krate_store::{Backend, Compactor};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{self, Chain};
 use crate::admission::policy::typecheck;
+use crate::admission::{self, Chain};
 use crate::aggregation::{self, Aggregation};
 use crate::apiextensions::Establisher;
 use crate::audit::{self, Audit};
@@ -201,6 +202,7 @@ impl Server {
         let kinds = Arc::new(Kinds::open(&cache, &backend).await?);
         let allocator = Allocator::new(Arc::clone(&backend), &config.service_cidr)
             .map_err(|error| StartError::Range(error.to_string()))?;
+        let allocator = Arc::new(allocator);
         allocator.repair().await?;
         let service_address: IpAddr = allocator.first_address();
         let signer = Arc::new(Signer::new(&config.authentication.service_accounts)?);
@@ -220,7 +222,7 @@ impl Server {
             admission: Chain::new(&kinds, &authorizer, &config.admission),
             authenticator: Authenticator::open(&config.authentication, &config.ca, &signer, &kinds).await?,
             authorizer,
-            lifecycles: Lifecycles::new(Arc::new(allocator)),
+            lifecycles: Lifecycles::new(Arc::clone(&allocator)),
             signer,
             nodes,
             advertise: config.advertise,
@@ -231,6 +233,7 @@ impl Server {
                     audit_metrics.collector(),
                     decisions,
                     reload_metrics.collector(),
+                    allocator.metrics(),
                 ]),
             ),
             encryption,
@@ -254,6 +257,7 @@ impl Server {
             server.follow_issuers(file, own.clone(), &reload_metrics);
         }
         server.follow_policy().await?;
+        server.follow_ranges(&allocator).await?;
         if let Some(fairness) = &fairness {
             fairness::follow(&server, fairness).await?;
         }
@@ -280,6 +284,7 @@ impl Server {
         }
         server.drain_after_delay();
         Establisher::start(&server, commits.clone()).await?;
+        typecheck::start(&server, commits.clone()).await?;
         aggregation::start(&server, &commits).await?;
         tokio::spawn(async move {
             tokio::select! {
@@ -291,7 +296,6 @@ impl Server {
     }
 
     /// The server as this user calls it from the same process: no socket and no proof of who he is, and everything else
-        typecheck::start(&server, commits.clone()).await?;
     /// as for everyone.
     pub fn service_as(self: &Arc<Self>, user: User) -> Service {
         Service::new(Arc::clone(self), Caller::Component(Arc::new(user)))
@@ -358,6 +362,16 @@ impl Server {
         let n = nodes();
         let told = move |head: &Head, slice: Option<&_>| n.set_slice(&head.name, slice);
         self.follow::<ResourceSlice>("resource.k8s.io", "resourceslices", told).await
+    }
+
+    /// Brings the ranges of Services' addresses to who gives them, and what is taken of them.
+    async fn follow_ranges(&self, allocator: &Arc<Allocator>) -> Result<(), StatusError> {
+        let (row, ranges) = (&kinds::SERVICE_CIDR, Arc::clone(allocator));
+        let told = move |head: &Head, range: Option<&_>| ranges.ranges().hear(&head.name, range);
+        self.follow::<ServiceCIDR>(row.group, row.plural, told).await?;
+        let (row, taken) = (&kinds::IP_ADDRESS, Arc::clone(allocator));
+        let told = move |head: &Head, address: Option<&_>| taken.hear(&head.name, address.is_some());
+        self.follow::<IPAddress>(row.group, row.plural, told).await
     }
 
     /// Reads what says which authorizers are asked again whenever it changes.

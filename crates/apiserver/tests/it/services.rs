@@ -183,3 +183,65 @@ async fn a_start_mends_what_a_crash_left() {
     cluster.allocator.after_delete(&kept).await;
     assert_eq!(addresses(&cluster).await.len(), 1);
 }
+
+#[tokio::test]
+async fn addresses_are_of_every_range_that_is_ready_and_counted_by_it() {
+    use crate::support::Api;
+    let api = Api::start().await;
+    api.post("/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;
+    let services = "/api/v1/namespaces/default/services";
+    let made = async |name: &str, ip: Value| {
+        let spec = json!({"ports": [{"port": 80}], "clusterIP": ip});
+        api.post(services, &json!({"metadata": {"name": name}, "spec": spec})).await
+    };
+    let (code, refused) = made("early", "10.11.0.5".into()).await;
+    assert_eq!(code, 422, "{refused:#}");
+    let told = "failed to allocate IP 10.11.0.5: the provided network does not match the current range";
+    assert!(refused["message"].as_str().is_some_and(|m| m.contains(told)), "{refused:#}");
+
+    let ranges = "/apis/networking.k8s.io/v1/servicecidrs";
+    let range = json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.11.0.0/29"]}});
+    assert_eq!(api.post(ranges, &range).await.0, 201);
+    // The server hears of its own objects as everybody does.
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    let service = loop {
+        let (code, made) = made("late", "10.11.0.5".into()).await;
+        if code == 201 {
+            break made;
+        }
+        assert!(tokio::time::Instant::now() < end, "{made:#}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    assert_eq!(service["spec"]["clusterIP"], "10.11.0.5");
+    let (code, other) = made("other", Value::Null).await;
+    assert_eq!(code, 201, "{other:#}");
+    let ip = other["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
+    assert!(ip.starts_with("10.96."), "the range that the server was told comes first: {ip}");
+
+    let status = json!({"status": {"conditions": [{
+        "type": "Ready", "status": "False", "reason": "Terminating", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }]}});
+    assert_eq!(api.patch(&format!("{ranges}/more/status"), &status).await.0, 200);
+    let counted = |text: &str, line: &str| text.lines().any(|there| there == line);
+    let gone = |text: &str| !text.contains("allocated_ips{cidr=\"10.11.0.0/29\"}");
+    let text = loop {
+        let (_, text) = api.get("/metrics").await;
+        let text = text.as_str().unwrap_or_default().to_owned();
+        if gone(&text) {
+            break text;
+        }
+        assert!(tokio::time::Instant::now() < end, "{text}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    for line in [
+        "kube_apiserver_clusterip_allocator_allocation_total{cidr=\"10.11.0.0/29\",scope=\"static\"} 1",
+        "kube_apiserver_clusterip_allocator_allocation_total{cidr=\"10.96.0.0/16\",scope=\"dynamic\"} 1",
+        "kube_apiserver_clusterip_allocator_allocated_ips{cidr=\"10.96.0.0/16\"} 2",
+        "kube_apiserver_nodeport_allocator_allocated_ports 0",
+    ] {
+        assert!(counted(&text, line), "{line}: {text}");
+    }
+    let (code, _) = made("too-late", "10.11.0.4".into()).await;
+    assert_eq!(code, 422, "the range is not ready any more");
+}

@@ -1,9 +1,12 @@
 //! Service: one address and name for a set of pods.
 
 mod allocate;
+mod metrics;
+mod ranges;
 mod rules;
 
-pub use allocate::{Allocator, FAMILY, MANAGED_BY, MANAGER, NODE_PORTS, RangeError};
+pub use allocate::{Allocator, FAMILY, MANAGED_BY, MANAGER, NODE_PORTS};
+pub use ranges::RangeError;
 
 use k8s_openapi::api::core::v1::{ClientIPConfig, Service, ServiceSpec, SessionAffinityConfig};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;

@@ -6,8 +6,9 @@
 
 use std::any::Any;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,12 +17,14 @@ use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use krate_api::{FieldErrors, FieldPath, StatusError, kinds};
 use krate_store::{Backend, CompareAndSet, Error as StoreError, KeyRange, Limit};
+use prometheus::Registry;
 
+use super::metrics::Metrics;
+use super::ranges::{Range, RangeError, Ranges};
 use super::{is_headless, needs_health_port, needs_node_ports};
 use crate::registry::Context;
 use crate::registry::encode;
 use crate::registry::lifecycle::{Lifecycle, Outcome};
-use crate::registry::rules::parse_cidr;
 
 /// The ports of nodes that are given to Services.
 pub const NODE_PORTS: std::ops::RangeInclusive<i32> = 30000..=32767;
@@ -33,20 +36,11 @@ pub const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
 /// Tries at random before all that are taken are read.
 const TRIES: usize = 8;
 
-/// Gives addresses of one range, and node ports.
+/// Gives addresses of all ranges that are ready, and node ports.
 pub struct Allocator {
     store: Arc<dyn Backend>,
-    range: Range,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum RangeError {
-    #[error("{0:?} is not a range of addresses such as 10.96.0.0/16")]
-    NotARange(String),
-    #[error(
-        "the range {0:?} has too few addresses for Services: take a prefix of at most 29 (IPv4) or 125 (IPv6)"
-    )]
-    TooSmall(String),
+    ranges: Arc<Ranges>,
+    metrics: Metrics,
 }
 
 /// Something that a Service holds.
@@ -68,12 +62,28 @@ impl Held {
 impl Allocator {
     /// `cidr` is the range of the Services' addresses, as `10.96.0.0/16`.
     pub fn new(store: Arc<dyn Backend>, cidr: &str) -> Result<Self, RangeError> {
-        Ok(Allocator { store, range: Range::parse(cidr)? })
+        Ok(Allocator { store, ranges: Arc::new(Ranges::new(cidr)?), metrics: Metrics::default() })
     }
 
-    /// The first address: that of the API server's own Service.
+    /// The first address of the range that this server was told: that of the API server's own Service.
     pub fn first_address(&self) -> IpAddr {
-        self.range.at(1)
+        self.ranges.configured().at(1)
+    }
+
+    /// Where the addresses are from.
+    pub fn ranges(&self) -> &Ranges {
+        &self.ranges
+    }
+
+    /// Hears of an address that is taken, or that is free again.
+    pub fn hear(&self, name: &str, taken: bool) {
+        if let Ok(ip) = name.parse() {
+            self.metrics.hear(ip, taken);
+        }
+    }
+
+    pub fn metrics(&self) -> Registry {
+        self.metrics.registry(&self.ranges)
     }
 
     /// Takes what is there for a Service and fills it in. Everything taken is in `taken`, also when it fails.
@@ -104,12 +114,12 @@ impl Allocator {
         }
     }
 
-    /// One family of addresses is served, that of the range.
+    /// One family of addresses is served, that of the range that this server was told.
     fn families(&self, spec: &mut ServiceSpec, at: &FieldPath, errors: &mut FieldErrors) {
         if spec.type_.as_deref() == Some("ExternalName") {
             return;
         }
-        let ours = self.range.family();
+        let ours = self.ranges.configured().family();
         let orphan =
             is_headless(spec) && spec.selector.as_ref().is_none_or(std::collections::BTreeMap::is_empty);
         for (i, family) in spec.ip_families.iter().flatten().enumerate() {
@@ -187,6 +197,17 @@ impl Allocator {
         }
     }
 
+    /// Brings the count of ports that are taken up to date, unless nothing can have changed of it.
+    async fn count_ports(&self, unchanged: bool) {
+        if unchanged {
+            return;
+        }
+        let all = KeyRange::prefix(PORTS_PREFIX.to_owned());
+        if let Ok(page) = self.store.range(all, None, Limit::COUNT_ONLY).await {
+            self.metrics.ports_taken(page.count);
+        }
+    }
+
     /// The names of the keys under a prefix.
     async fn names_under(&self, prefix: &str) -> Result<Vec<String>, StatusError> {
         let page = self.store.range(KeyRange::prefix(prefix.to_owned()), None, Limit::NONE).await;
@@ -228,6 +249,7 @@ impl Allocator {
         let ports = ports.iter().filter_map(|p| p.parse().ok()).map(Held::Port);
         stray.extend(ports.filter(|p| !wanted.contains(p)));
         Self::release(&*self.store, stray).await;
+        self.count_ports(false).await;
         Ok(())
     }
 }
@@ -298,22 +320,39 @@ impl Work<'_> {
         if spec.type_.as_deref() == Some("ExternalName") || is_headless(spec) {
             return Ok(());
         }
-        let range = &self.allocator.range;
+        let ranges = self.allocator.ranges.ready();
         let at = at.child("clusterIPs");
         let given = spec.cluster_ips.clone().unwrap_or_default();
         if let Some(text) = given.first().filter(|ip| !ip.is_empty()) {
             let Ok(ip) = text.parse::<IpAddr>() else { return Ok(()) };
-            let why = if !range.contains(ip) {
-                "the provided network does not match the current range"
-            } else if self.this(Held::Address(ip), taken).await? {
+            if self.had.contains(&Held::Address(ip)) {
                 return Ok(());
-            } else {
-                "provided IP is already allocated"
+            }
+            let why = match ranges.iter().find(|range| range.contains(ip)) {
+                None => "the provided network does not match the current range",
+                Some(range) => {
+                    let since = Instant::now();
+                    let got = self.this(Held::Address(ip), taken).await?;
+                    self.tell_address(range, "static", got, since);
+                    if got {
+                        return Ok(());
+                    }
+                    "provided IP is already allocated"
+                }
             };
             errors.invalid(&at, &given, format!("failed to allocate IP {ip}: {why}"));
             return Ok(());
         }
-        let Some(ip) = self.any_address(taken).await? else {
+        let mut found = None;
+        for range in &ranges {
+            let since = Instant::now();
+            found = self.any_address(range, taken).await?;
+            self.tell_address(range, "dynamic", found.is_some(), since);
+            if found.is_some() {
+                break;
+            }
+        }
+        let Some(ip) = found else {
             errors.invalid(&at, [""], "failed to allocate a serviceIP: range is full");
             return Ok(());
         };
@@ -322,10 +361,16 @@ impl Work<'_> {
         Ok(())
     }
 
-    async fn any_address(&self, taken: &mut Vec<Held>) -> Result<Option<IpAddr>, StatusError> {
-        let range = &self.allocator.range;
-        for _ in 0..TRIES {
-            let ip = range.at(rand::random_range(range.reserved()..range.usable()));
+    fn tell_address(&self, range: &Range, scope: &str, got: bool, since: Instant) {
+        if !self.dry_run {
+            self.allocator.metrics.address(range, scope, got, since.elapsed());
+        }
+    }
+
+    async fn any_address(&self, range: &Range, taken: &mut Vec<Held>) -> Result<Option<IpAddr>, StatusError> {
+        let spacious = range.reserved()..range.usable();
+        for _ in 0..if spacious.is_empty() { 0 } else { TRIES } {
+            let ip = range.at(rand::random_range(spacious.clone()));
             if self.this(Held::Address(ip), taken).await? {
                 return Ok(Some(ip));
             }
@@ -334,7 +379,7 @@ impl Work<'_> {
         // by name, go last.
         let names = self.allocator.names_under(&format!("{}/", kinds::IP_ADDRESS.storage)).await?;
         let busy: BTreeSet<IpAddr> = names.iter().filter_map(|n| n.parse().ok()).collect();
-        for n in (1..range.usable()).rev() {
+        for n in range.all().rev() {
             let ip = range.at(n);
             if !busy.contains(&ip) && self.this(Held::Address(ip), taken).await? {
                 return Ok(Some(ip));
@@ -416,10 +461,23 @@ impl Work<'_> {
                     "provided port is not in the valid range. The range of valid ports is {first}-{last}"
                 ),
             );
-        } else if !self.this(Held::Port(number), taken).await? {
+            return Ok(());
+        }
+        let is_new = !self.had.contains(&Held::Port(number));
+        let got = self.this(Held::Port(number), taken).await?;
+        if is_new {
+            self.tell_port("static", got);
+        }
+        if !got {
             errors.invalid(at, number, "provided port is already allocated");
         }
         Ok(())
+    }
+
+    fn tell_port(&self, scope: &str, got: bool) {
+        if !self.dry_run {
+            self.allocator.metrics.port(scope, got);
+        }
     }
 
     async fn any_port(&self, taken: &mut Vec<Held>) -> Result<Option<i32>, StatusError> {
@@ -429,6 +487,7 @@ impl Work<'_> {
         for _ in 0..TRIES {
             let number = rand::random_range(NODE_PORTS);
             if free(taken, number) && self.this(Held::Port(number), taken).await? {
+                self.tell_port("dynamic", true);
                 return Ok(Some(number));
             }
         }
@@ -436,9 +495,11 @@ impl Work<'_> {
         let busy: BTreeSet<i32> = names.iter().filter_map(|n| n.parse().ok()).collect();
         for number in NODE_PORTS.rev() {
             if !busy.contains(&number) && free(taken, number) && self.this(Held::Port(number), taken).await? {
+                self.tell_port("dynamic", true);
                 return Ok(Some(number));
             }
         }
+        self.tell_port("dynamic", false);
         Ok(None)
     }
 }
@@ -469,6 +530,7 @@ impl Lifecycle for Allocator {
             Self::release(&*self.store, taken).await;
             return Err(error);
         }
+        self.count_ports(context.dry_run || taken.is_empty()).await;
         let has = Self::held(new);
         let left: Vec<Held> =
             if context.dry_run { Vec::new() } else { had.difference(&has).cloned().collect() };
@@ -481,70 +543,7 @@ impl Lifecycle for Allocator {
     async fn after_delete(&self, old: &(dyn Any + Send + Sync)) {
         if let Some(service) = old.downcast_ref::<Service>() {
             Self::release(&*self.store, Self::held(service)).await;
+            self.count_ports(!needs_node_ports(&service.spec.clone().unwrap_or_default())).await;
         }
-    }
-}
-
-/// The addresses of a range, by their distance from its first.
-#[derive(Clone, Copy, Debug)]
-struct Range {
-    first: IpAddr,
-    /// How many there are, counted up to 2¹⁶, which are enough of a larger range.
-    size: u32,
-    prefix: u8,
-}
-
-impl Range {
-    fn parse(cidr: &str) -> Result<Self, RangeError> {
-        let (address, prefix) = parse_cidr(cidr).ok_or_else(|| RangeError::NotARange(cidr.to_owned()))?;
-        let bits = if address.is_ipv4() { 32 } else { 128 } - u32::from(prefix);
-        if bits < 3 {
-            return Err(RangeError::TooSmall(cidr.to_owned()));
-        }
-        let mut range = Range { first: address, size: 1 << bits.min(20), prefix };
-        range.first = range.masked(address);
-        Ok(range)
-    }
-
-    fn family(&self) -> &'static str {
-        family(self.first)
-    }
-
-    fn masked(&self, ip: IpAddr) -> IpAddr {
-        match ip {
-            IpAddr::V4(v4) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
-                IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask))
-            }
-            IpAddr::V6(v6) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
-                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
-            }
-        }
-    }
-
-    fn at(&self, n: u32) -> IpAddr {
-        match self.first {
-            IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits().wrapping_add(n))),
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits().wrapping_add(u128::from(n)))),
-        }
-    }
-
-    /// One past the last that is given: the last of an IPv4 range is for broadcast.
-    fn usable(&self) -> u32 {
-        if self.first.is_ipv4() { self.size - 1 } else { self.size }
-    }
-
-    /// The lowest are left for those who ask by name (KEP-3070), as long as others are free.
-    fn reserved(&self) -> u32 {
-        let band = (self.size / 16).clamp(16, 256);
-        if band < self.size - 8 { band } else { 1 }
-    }
-
-    fn contains(&self, ip: IpAddr) -> bool {
-        ip.is_ipv4() == self.first.is_ipv4()
-            && self.masked(ip) == self.first
-            && ip != self.first
-            && (ip.is_ipv6() || ip != self.at(self.size - 1) || self.prefix < 12)
     }
 }
