@@ -15,7 +15,7 @@ mod strict;
 mod table;
 
 pub use canonical::canonicalize;
-pub use lenient::complete;
+pub use lenient::{NEVER, complete};
 pub use strict::{Checked, check, unknown_fields};
 
 /// A text of the embedded table, or one that a custom resource brought.

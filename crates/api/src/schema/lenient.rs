@@ -6,7 +6,7 @@ use super::canonical::zero;
 use super::{Node, TypeRef};
 
 /// How Go writes the time that was never set.
-const NEVER: &str = "0001-01-01T00:00:00Z";
+pub const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// Brings a value into a form that a decoder reads which insists on its required fields: fields that are null go, and
 /// times that must be there are. Objects of a type that is not known to the schema stay as they are.

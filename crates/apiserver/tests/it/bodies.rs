@@ -69,7 +69,7 @@ async fn what_a_body_leaves_open_has_its_zero_value() {
     let (code, told) = api.ask(Method::PUT, place, "application/json", &made).await;
     assert_eq!(code, 200, "{told:#}");
     for condition in told["status"]["conditions"].as_array().expect("conditions") {
-        assert_eq!(condition["lastTransitionTime"], "0001-01-01T00:00:00Z", "Go's time that was never set");
+        assert!(condition["lastTransitionTime"].is_null(), "Go's time that was never set");
         assert_eq!(condition["message"], "");
     }
     // What cannot be read either way is refused as before.

@@ -245,3 +245,28 @@ async fn addresses_are_of_every_range_that_is_ready_and_counted_by_it() {
     let (code, _) = made("too-late", "10.11.0.4".into()).await;
     assert_eq!(code, 422, "the range is not ready any more");
 }
+
+#[tokio::test]
+async fn a_condition_may_say_nothing_of_its_time() {
+    use crate::support::Api;
+    let api = Api::start().await;
+    api.post("/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;
+    let services = "/api/v1/namespaces/default/services";
+    let spec = json!({"ports": [{"port": 80}]});
+    assert_eq!(api.post(services, &json!({"metadata": {"name": "s"}, "spec": spec})).await.0, 201);
+    let mut condition = json!({"type": "Odd", "status": "True", "reason": "R", "message": ""});
+    for time in [Some(Value::Null), None] {
+        match time {
+            Some(time) => condition["lastTransitionTime"] = time,
+            None => drop(condition.as_object_mut().and_then(|c| c.remove("lastTransitionTime"))),
+        }
+        let status = json!({"status": {"conditions": [condition]}});
+        let (code, told) = api.patch(&format!("{services}/s/status"), &status).await;
+        assert_eq!(code, 200, "{told:#}");
+        let conditions = &told["status"]["conditions"][0];
+        assert_eq!((&conditions["type"], &conditions["lastTransitionTime"]), (&json!("Odd"), &Value::Null));
+        assert!(conditions.as_object().is_some_and(|c| c.contains_key("lastTransitionTime")), "{told:#}");
+        let (_, read) = api.get(&format!("{services}/s")).await;
+        assert_eq!(read["status"], told["status"], "it is stored so");
+    }
+}

@@ -9,8 +9,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::OnceLock;
 
+use krate_api::schema::NEVER;
 use serde::ser::{self, Serialize};
 use serde_json::Value;
+
+/// A time that Go holds by value, and prints as null where it was never set; the typed structs must have one.
+const WHEN: &str = "lastTransitionTime";
 
 /// Versions whose types the table has apart from those of their group's newest.
 const OLDER: [&str; 1] = ["autoscaling/v1"];
@@ -419,7 +423,11 @@ impl ser::SerializeStruct for Struct<'_> {
         let at = self.out.len();
         let shape = value.serialize(Writer { out: &mut *self.out, group: self.group })?;
         let fact = self.facts.iter().position(|f| f.field == key);
-        if shape == Shape::Zero && NULL_WHEN_EMPTY.contains(&(self.name, key)) {
+        let text = self.out[at..].strip_prefix(b"\"");
+        if key == WHEN && text.is_some_and(|text| text.starts_with(NEVER.as_bytes())) {
+            self.out.truncate(at);
+            self.out.extend_from_slice(b"null");
+        } else if shape == Shape::Zero && NULL_WHEN_EMPTY.contains(&(self.name, key)) {
             self.out.truncate(at);
             self.out.extend_from_slice(b"null");
         } else if shape != Shape::Other && fact.is_none() {
