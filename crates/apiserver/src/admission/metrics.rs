@@ -115,6 +115,40 @@ pub struct Metrics {
     webhook_fail_open: IntCounterVec,
     /// Of mutating and of validating policies.
     policies: [(IntCounterVec, HistogramVec); 2],
+    pub pod_security: PodSecurity,
+}
+
+/// What is counted of PodSecurity.
+pub struct PodSecurity {
+    pub evaluations: IntCounterVec,
+    pub errors: IntCounterVec,
+}
+
+impl PodSecurity {
+    fn new(families: &Families) -> Self {
+        PodSecurity {
+            evaluations: families.counters(
+                Alpha,
+                "pod_security_evaluations_total",
+                "Writes that a namespace's policy was asked about, by what it said.",
+                &[
+                    "decision",
+                    "policy_level",
+                    "policy_version",
+                    "mode",
+                    "request_operation",
+                    "resource",
+                    "subresource",
+                ],
+            ),
+            errors: families.counters(
+                Alpha,
+                "pod_security_errors_total",
+                "Writes whose namespace's policy could not be read, or not as it was meant.",
+                &["fatal", "request_operation", "resource", "subresource"],
+            ),
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -161,6 +195,7 @@ impl Default for Metrics {
                 &["name", "type"],
             ),
             policies: [policy("mutating", MUTATING), policy("validating", VALIDATING)],
+            pod_security: PodSecurity::new(&families),
             families,
         }
     }

@@ -361,7 +361,7 @@ impl Chain {
             plugin("NodeRestriction", ALL, node_restriction::NodeRestriction::new(kinds())),
             plugin("TaintNodesByCondition", CREATE, pod_defaults::TaintNodesByCondition),
             plugin("AlwaysPullImages", WRITE, pod_defaults::AlwaysPullImages),
-            plugin("PodSecurity", WRITE, pod_security::PodSecurity::new(kinds())),
+            plugin("PodSecurity", WRITE, pod_security::PodSecurity::new(kinds(), counts())),
             plugin("Priority", ALL, priority::Priority::new(kinds())),
             plugin("DefaultTolerationSeconds", WRITE, pod_defaults::DefaultTolerationSeconds),
             plugin("DefaultStorageClass", CREATE, storage_class::DefaultStorageClass::new(kinds())),

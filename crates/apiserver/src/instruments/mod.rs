@@ -114,7 +114,12 @@ pub struct Instruments {
     watch_events: IntCounterVec,
     watch_sizes: HistogramVec,
     watch_lists: HistogramVec,
+    /// By [`VALIDATIONS`], and of what is none of them.
+    validations: [Histogram; 5],
 }
+
+/// What may be asked of fields that nobody knows; most requests ask nothing.
+const VALIDATIONS: [&str; 4] = ["", "Ignore", "Warn", "Strict"];
 
 /// Requests that differ in nothing that is told, with their rows.
 struct Sort {
@@ -155,6 +160,8 @@ impl Drop for Held {
 /// What a request asks for, in the words of the labels.
 pub struct Asked {
     sort: Arc<Sort>,
+    /// By what it wants of fields that nobody knows.
+    validation: Histogram,
     /// Held until the request is answered, or given up.
     _held: Held,
 }
@@ -229,6 +236,13 @@ impl Instruments {
         let result = |(counters, histograms): (&IntCounterVec, &HistogramVec), label: &str| {
             (counters.with_label_values(&[label]), histograms.with_label_values(&[label]))
         };
+        let validations = families.histograms(
+            Alpha,
+            "field_validation_request_duration_seconds",
+            "From request to answer, by what is asked of unknown fields.",
+            &["field_validation"],
+            OWN_SECONDS,
+        );
         Instruments {
             sorts: RwLock::default(),
             hashes: RandomState::new(),
@@ -327,6 +341,8 @@ impl Instruments {
                 &["group", "version", "resource", "scope"],
                 WATCH_LIST_SECONDS,
             ),
+            validations: [VALIDATIONS[0], VALIDATIONS[1], VALIDATIONS[2], VALIDATIONS[3], "invalid"]
+                .map(|value| validations.with_label_values(&[value])),
             registries: std::iter::once(families.0).chain(others).collect(),
         }
     }
@@ -416,7 +432,13 @@ impl Instruments {
         let place = [component, &info.group, &info.resource, scope(info), part, verb, &info.version];
         let dry_run = if query.get("dryRun").is_some_and(|run| !run.is_empty()) { "All" } else { "" };
         let sort = self.sort(place, dry_run, info);
-        Asked { _held: Held::new(sort.held.clone()), sort }
+        let mut asked = query.all("fieldValidation");
+        let validation = match (asked.next(), asked.next()) {
+            (None, _) => 0,
+            (Some(_), Some(_)) => VALIDATIONS.len(),
+            (Some(one), None) => VALIDATIONS.iter().position(|v| *v == one).unwrap_or(VALIDATIONS.len()),
+        };
+        Asked { _held: Held::new(sort.held.clone()), sort, validation: self.validations[validation].clone() }
     }
 
     fn sort(&self, place: [&str; 7], dry_run: &'static str, info: &RequestInfo) -> Arc<Sort> {
@@ -590,6 +612,7 @@ impl Drop for Ended {
     fn drop(&mut self) {
         let took = self.since.elapsed();
         self.asked.sort.duration.observe(took.as_secs_f64());
+        self.asked.validation.observe(took.as_secs_f64());
         if let Some(own) = &self.asked.sort.own_duration {
             own.observe(took.saturating_sub(self.elsewhere).as_secs_f64());
         }

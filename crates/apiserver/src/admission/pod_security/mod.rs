@@ -20,6 +20,7 @@ use krate_api::{StatusError, kinds};
 use self::checks::{details, reasons, violations};
 use self::policy::{Level, LevelVersion, Policy};
 use self::view::View;
+use super::metrics::Metrics;
 use super::{Admit, Attributes, Operation, lookup};
 use crate::kinds::Kinds;
 use crate::registry::erased::Object;
@@ -35,6 +36,17 @@ const IGNORED: &[&str] = &["attach", "binding", "eviction", "exec", "log", "port
 
 pub struct PodSecurity {
     kinds: Arc<Kinds>,
+    metrics: Arc<Metrics>,
+}
+
+/// The version whose policies are known here; of later ones nothing is.
+const NEWEST: u32 = 36;
+
+/// How the request stands in metrics: its operation, what it is about, and the part of it.
+fn asked(attributes: &Attributes) -> [&str; 3] {
+    let operation = if attributes.operation == Operation::Create { "create" } else { "update" };
+    let resource = if attributes.is(&kinds::POD) { "pod" } else { "controller" };
+    [operation, resource, &attributes.subresource]
 }
 
 type Annotations<'a> = Option<&'a BTreeMap<String, String>>;
@@ -70,8 +82,28 @@ fn images(spec: &PodSpec) -> Vec<(&str, Option<&str>)> {
 }
 
 impl PodSecurity {
-    pub fn new(kinds: Arc<Kinds>) -> Self {
-        PodSecurity { kinds }
+    pub fn new(kinds: Arc<Kinds>, metrics: Arc<Metrics>) -> Self {
+        PodSecurity { kinds, metrics }
+    }
+
+    fn evaluated(&self, attributes: &Attributes, allows: bool, policy: LevelVersion, mode: &str) {
+        let version = match policy.version {
+            _ if policy.level == Level::Privileged => "latest".to_owned(),
+            None => "latest".to_owned(),
+            Some(minor) if minor <= NEWEST => format!("v1.{minor}"),
+            Some(_) => "future".to_owned(),
+        };
+        let [operation, resource, subresource] = asked(attributes);
+        let decision = if allows { "allow" } else { "deny" };
+        let labels =
+            [decision, policy.level.name(), version.as_str(), mode, operation, resource, subresource];
+        self.metrics.pod_security.evaluations.with_label_values(&labels).inc();
+    }
+
+    fn failed(&self, attributes: &Attributes, fatal: &str) {
+        let [operation, resource, subresource] = asked(attributes);
+        let labels = [fatal, operation, resource, subresource];
+        self.metrics.pod_security.errors.with_label_values(&labels).inc();
     }
 
     async fn policy(&self, attributes: &Attributes) -> Result<(Policy, Option<String>), StatusError> {
@@ -91,12 +123,17 @@ impl PodSecurity {
         spec: &PodSpec,
         enforces: bool,
     ) -> Result<(), StatusError> {
-        let (policy, wrong) = self.policy(attributes).await?;
+        let read = self.policy(attributes).await.inspect_err(|_| self.failed(attributes, "true"));
+        let (policy, wrong) = read?;
         if wrong.is_none() && policy.is_privileged() {
+            if enforces {
+                self.evaluated(attributes, true, policy.enforce, "enforce");
+            }
             return Ok(());
         }
         if let Some(wrong) = wrong {
             attributes.annotate(UNREADABLE, wrong);
+            self.failed(attributes, "false");
         }
         let view = View::new(annotations, spec);
         let would = |policy: LevelVersion| {
@@ -109,7 +146,11 @@ impl PodSecurity {
                 violations(policy.enforce, &view)
             })
             .filter(|found| !found.is_empty());
+        if enforces {
+            self.evaluated(attributes, refused.is_none(), policy.enforce, "enforce");
+        }
         if let Some(text) = would(policy.audit) {
+            self.evaluated(attributes, false, policy.audit, "audit");
             attributes.annotate(AUDITED, format!("would {text}"));
         }
         if let Some(found) = refused {
@@ -117,6 +158,7 @@ impl PodSecurity {
             return Err(attributes.forbidden(why));
         }
         if let Some(text) = would(policy.warn) {
+            self.evaluated(attributes, false, policy.warn, "warn");
             attributes.warn(format!("would {text}"));
         }
         Ok(())
