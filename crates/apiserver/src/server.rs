@@ -85,6 +85,8 @@ pub struct Config {
     pub debugging: Debugging,
     /// Where traces go, if any are made.
     pub tracing: Option<Tracing>,
+    /// What other parts of this process count, to be told with what this server does.
+    pub registries: Vec<prometheus::Registry>,
 }
 
 /// How servers that stand behind this one know that it is this one that asks them.
@@ -117,6 +119,7 @@ impl Default for Config {
             audit: audit::Options::default(),
             debugging: Debugging::default(),
             tracing: None,
+            registries: Vec::new(),
         }
     }
 }
@@ -229,12 +232,17 @@ impl Server {
             shutdown: shutdown.clone(),
             backend: Arc::clone(&backend),
             instruments: Instruments::new(
-                encryption.as_deref().map(Encryption::metrics).into_iter().chain([
-                    audit_metrics.collector(),
-                    decisions,
-                    reload_metrics.collector(),
-                    allocator.metrics(),
-                ]),
+                encryption
+                    .as_deref()
+                    .map(Encryption::metrics)
+                    .into_iter()
+                    .chain([
+                        audit_metrics.collector(),
+                        decisions,
+                        reload_metrics.collector(),
+                        allocator.metrics(),
+                    ])
+                    .chain(config.registries),
             ),
             encryption,
             audit,

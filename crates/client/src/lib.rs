@@ -6,6 +6,7 @@
 
 mod events;
 mod informer;
+pub mod metrics;
 mod queue;
 mod reconcile;
 mod slim;

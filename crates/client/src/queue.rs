@@ -1,7 +1,7 @@
 //! A work queue: each key at most once in it, never worked on twice at the same time, put back later when that failed.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::metrics::{self, Measured};
 
 /// The back-off of a key that fails: upstream's default of 5 ms, doubled each time up to 1,000 s.
 const FIRST_DELAY: Duration = Duration::from_millis(5);
@@ -43,9 +45,10 @@ impl<T> Ord for Delayed<T> {
 
 struct State<T> {
     ready: VecDeque<T>,
-    /// In `ready`, or to be put there once it is done.
-    dirty: HashSet<T>,
-    processing: HashSet<T>,
+    /// In `ready`, or to be put there once it is done; since when.
+    dirty: HashMap<T, Instant>,
+    /// What is worked on, and since when.
+    processing: HashMap<T, Instant>,
     delayed: BinaryHeap<Delayed<T>>,
     failures: HashMap<T, u32>,
     closed: bool,
@@ -54,6 +57,15 @@ struct State<T> {
 struct Inner<T> {
     state: Mutex<State<T>>,
     changed: Notify,
+    /// What is counted of a queue that has a name.
+    counted: Option<metrics::Queue>,
+}
+
+impl<T: Send> Measured for Inner<T> {
+    fn now(&self) -> (usize, Vec<Duration>) {
+        let state = self.state.lock();
+        (state.ready.len(), state.processing.values().map(Instant::elapsed).collect())
+    }
 }
 
 /// Clones share the queue.
@@ -73,26 +85,41 @@ impl<T: Hash + Eq + Clone> Default for WorkQueue<T> {
     }
 }
 
+impl<T: Hash + Eq + Clone + Send + 'static> WorkQueue<T> {
+    /// A queue of which is told in metrics, by upstream's name for it.
+    pub fn named(name: &'static str) -> Self {
+        let queue = Self::made(Some(metrics::Queue::named(name)));
+        let known: Arc<dyn Measured> = queue.inner.clone();
+        metrics::tell_of(name, Arc::downgrade(&known));
+        queue
+    }
+}
+
 impl<T: Hash + Eq + Clone> WorkQueue<T> {
     pub fn new() -> Self {
+        Self::made(None)
+    }
+
+    fn made(counted: Option<metrics::Queue>) -> Self {
         WorkQueue {
             inner: Arc::new(Inner {
                 state: Mutex::new(State {
                     ready: VecDeque::new(),
-                    dirty: HashSet::new(),
-                    processing: HashSet::new(),
+                    dirty: HashMap::new(),
+                    processing: HashMap::new(),
                     delayed: BinaryHeap::new(),
                     failures: HashMap::new(),
                     closed: false,
                 }),
                 changed: Notify::new(),
+                counted,
             }),
         }
     }
 
     /// Asks for `key` to be worked on; a key that is being worked on will be again.
     pub fn add(&self, key: T) {
-        if self.inner.state.lock().add(key) {
+        if self.inner.state.lock().add(key, self.inner.counted.as_ref()) {
             self.inner.changed.notify_one();
         }
     }
@@ -101,6 +128,9 @@ impl<T: Hash + Eq + Clone> WorkQueue<T> {
     pub fn add_after(&self, key: T, delay: Duration) {
         if delay.is_zero() {
             return self.add(key);
+        }
+        if let Some(counted) = &self.inner.counted {
+            counted.retries.inc();
         }
         self.inner.state.lock().delayed.push(Delayed { at: Instant::now() + delay, key });
         // Whoever waits must learn of the new, maybe earlier, time.
@@ -134,14 +164,18 @@ impl<T: Hash + Eq + Clone> WorkQueue<T> {
         loop {
             let wake = {
                 let mut state = self.inner.state.lock();
-                state.promote(Instant::now());
+                let now = Instant::now();
+                state.promote(now, self.inner.counted.as_ref());
                 if state.closed {
                     self.inner.changed.notify_one();
                     return None;
                 }
                 if let Some(key) = state.ready.pop_front() {
-                    state.dirty.remove(&key);
-                    state.processing.insert(key.clone());
+                    let since = state.dirty.remove(&key);
+                    state.processing.insert(key.clone(), now);
+                    if let (Some(counted), Some(since)) = (&self.inner.counted, since) {
+                        counted.waited.observe((now - since).as_secs_f64());
+                    }
                     // Another one sees to the rest, or to the time of what is delayed.
                     if !state.ready.is_empty() || !state.delayed.is_empty() {
                         self.inner.changed.notify_one();
@@ -165,8 +199,11 @@ impl<T: Hash + Eq + Clone> WorkQueue<T> {
     /// The work on `key` has ended; if it was added meanwhile it is due again.
     pub fn done(&self, key: &T) {
         let mut state = self.inner.state.lock();
-        state.processing.remove(key);
-        if state.dirty.contains(key) {
+        let since = state.processing.remove(key);
+        if let (Some(counted), Some(since)) = (&self.inner.counted, since) {
+            counted.worked.observe(since.elapsed().as_secs_f64());
+        }
+        if state.dirty.contains_key(key) {
             state.ready.push_back(key.clone());
             self.inner.changed.notify_one();
         }
@@ -188,18 +225,25 @@ impl<T: Hash + Eq + Clone> WorkQueue<T> {
 }
 
 impl<T: Hash + Eq + Clone> State<T> {
-    fn add(&mut self, key: T) -> bool {
-        if self.closed || !self.dirty.insert(key.clone()) || self.processing.contains(&key) {
+    fn add(&mut self, key: T, counted: Option<&metrics::Queue>) -> bool {
+        if self.closed || self.dirty.contains_key(&key) {
+            return false;
+        }
+        if let Some(counted) = counted {
+            counted.adds.inc();
+        }
+        self.dirty.insert(key.clone(), Instant::now());
+        if self.processing.contains_key(&key) {
             return false;
         }
         self.ready.push_back(key);
         true
     }
 
-    fn promote(&mut self, now: Instant) {
+    fn promote(&mut self, now: Instant, counted: Option<&metrics::Queue>) {
         while self.delayed.peek().is_some_and(|d| d.at <= now) {
             if let Some(delayed) = self.delayed.pop() {
-                self.add(delayed.key);
+                self.add(delayed.key, counted);
             }
         }
     }
@@ -221,6 +265,34 @@ mod tests {
         assert_eq!(queue.next().await, Some("a"));
         queue.done(&"a");
         assert!(queue.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_queue_with_a_name_is_told_of_for_as_long_as_it_is_there() {
+        let queue = WorkQueue::named("told_of");
+        queue.add("a");
+        queue.add("a");
+        queue.add("b");
+        let told = |line: &str| {
+            let text = crate::metrics::text();
+            assert!(text.lines().any(|there| there == line), "{line}: {text}");
+        };
+        told("workqueue_adds_total{name=\"told_of\"} 2");
+        told("workqueue_depth{name=\"told_of\"} 2");
+        assert_eq!(queue.next().await, Some("a"));
+        told("workqueue_depth{name=\"told_of\"} 1");
+        told("workqueue_queue_duration_seconds_count{name=\"told_of\"} 1");
+        let unfinished = crate::metrics::text();
+        let of_it = |line: &&str| line.starts_with("workqueue_unfinished_work_seconds{name=\"told_of\"}");
+        let seconds = unfinished.lines().find(of_it).and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        assert!(seconds.is_some_and(|seconds: f64| seconds > 0.0), "{unfinished}");
+        queue.add_rate_limited("a");
+        queue.done(&"a");
+        told("workqueue_retries_total{name=\"told_of\"} 1");
+        told("workqueue_work_duration_seconds_count{name=\"told_of\"} 1");
+        drop(queue);
+        let text = crate::metrics::text();
+        assert!(!text.contains("workqueue_depth{name=\"told_of\"}"), "{text}");
     }
 
     #[tokio::test]

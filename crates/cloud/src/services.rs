@@ -38,7 +38,7 @@ pub async fn run(
         () = shutdown.cancelled() => return,
         () = async { tokio::join!(services.synced(), nodes.synced()); } => {}
     }
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("service");
     let q = queue.clone();
     services.handle(move |event| {
         let service = event.object();

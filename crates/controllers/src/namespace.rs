@@ -40,7 +40,7 @@ pub async fn run(cx: Context) {
     if !cx.ready(namespaces.synced()).await {
         return;
     }
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("namespace");
     let q = queue.clone();
     namespaces.handle(move |event| {
         let (old, namespace) = match event {

@@ -50,7 +50,7 @@ pub async fn run(cx: Context) {
         return;
     }
     pods.add_index(BY_NODE, by_node);
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("orphaned_pods_nodes");
     let q = queue.clone();
     nodes.handle(move |event| {
         if let Event::Deleted(node) = event {

@@ -53,7 +53,7 @@ pub async fn run(cx: Context) {
     {
         return;
     }
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("resourcequota_primary");
     let q = queue.clone();
     let again = replenish(&queue, &quotas);
     quotas.handle(move |event| match event {

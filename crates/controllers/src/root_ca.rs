@@ -38,7 +38,7 @@ pub async fn run(cx: Context) {
     {
         return;
     }
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("root_ca_cert_publisher");
     let q = queue.clone();
     namespaces.handle(move |event| {
         if !matches!(event, Event::Deleted(_)) {

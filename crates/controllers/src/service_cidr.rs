@@ -54,7 +54,7 @@ pub async fn run(cx: Context) {
     {
         return;
     }
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("servicecidrs");
     let (q, known) = (queue.clone(), ranges.clone());
     ranges.handle(move |event| {
         let range = event.object();

@@ -25,7 +25,7 @@ pub async fn run(cx: Context) {
     {
         return;
     }
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("serviceaccount");
     let q = queue.clone();
     namespaces.handle(move |event| {
         if !matches!(event, Event::Deleted(_)) {

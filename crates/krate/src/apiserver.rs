@@ -86,6 +86,7 @@ pub async fn start(
     // Whoever it vouches for is believed, unless flags say whom to believe instead.
     config.authentication.request_header =
         Some(auth::RequestHeader::of_front_proxy(front_proxy.certificate()));
+    config.registries.push(krate_client::metrics::registry());
     config.debugging.set_verbosity = Some(crate::log::set_verbosity);
     options.apply(&mut config)?;
     let advertise = config.advertise;

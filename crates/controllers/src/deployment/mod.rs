@@ -54,7 +54,7 @@ pub async fn run(cx: Context) {
     }
     sets.add_index(BY_CONTROLLER, set_by_controller);
     pods.add_index(BY_CONTROLLER, by_controller);
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("deployment");
     let q = queue.clone();
     deployments.handle(move |event| match event {
         // Its own status comes back as an event, and asks for nothing.

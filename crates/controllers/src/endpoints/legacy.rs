@@ -41,7 +41,7 @@ pub async fn run(cx: Context) {
     {
         return;
     }
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("endpoint");
     let q = queue.clone();
     services.handle(move |event| q.add(ObjectKey::of(&**event.object())));
     let (q, known) = (queue.clone(), services.clone());

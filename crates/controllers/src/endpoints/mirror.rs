@@ -61,7 +61,7 @@ pub async fn run(cx: Context) {
     }
     slices.add_index(BY_SERVICE, by_service);
     let expectations = Arc::new(Expectations::default());
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("endpoint_slice_mirroring");
     let q = queue.clone();
     services.handle(move |event| q.add(ObjectKey::of(&**event.object())));
     let q = queue.clone();

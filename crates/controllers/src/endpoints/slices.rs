@@ -51,7 +51,7 @@ pub async fn run(cx: Context) {
     }
     slices.add_index(BY_SERVICE, by_service);
     let expectations = Arc::new(Expectations::default());
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("endpoint_slice");
     let q = queue.clone();
     services.handle(move |event| q.add(ObjectKey::of(&**event.object())));
     let (q, known) = (queue.clone(), services.clone());

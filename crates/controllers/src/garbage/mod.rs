@@ -42,7 +42,7 @@ impl Shared {
 }
 
 pub async fn run(cx: Context) {
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("garbage_collector_attempt_to_delete");
     let shared = Shared {
         client: cx.client.clone(),
         graph: Arc::default(),

@@ -35,7 +35,7 @@ pub async fn run(cx: Context) {
         return;
     }
     pods.add_index(BY_NODE, |pod| node_of(pod).map(str::to_owned).into_iter().collect());
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("noexec_taint_pod");
     let (q, on) = (queue.clone(), pods.clone());
     nodes.handle(move |event| {
         let (old, node) = match event {

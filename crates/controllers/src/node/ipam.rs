@@ -31,7 +31,7 @@ pub async fn run(cx: Context) {
     if !cx.ready(nodes.synced()).await {
         return;
     }
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("cidrallocator-node");
     let given = Arc::new(Mutex::new(Ranges::new(cluster, cx.config.node_cidr_prefix)));
     let (q, seen) = (queue.clone(), Arc::clone(&given));
     nodes.handle(move |event| {

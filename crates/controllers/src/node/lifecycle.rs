@@ -68,7 +68,7 @@ pub async fn run(cx: Context) {
     }
     pods.add_index(BY_NODE, |pod| node_of(pod).map(str::to_owned).into_iter().collect());
     let heard = Heard::default();
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named("node_lifecycle_controller");
     let (h, q, known) = (Arc::clone(&heard), queue.clone(), nodes.clone());
     nodes.handle(move |event| node_event(event, &h, &q, &known));
     let h = Arc::clone(&heard);

@@ -32,6 +32,8 @@ pub trait Replicated:
 {
     /// The source of its events.
     const COMPONENT: &'static str;
+    /// The name of its queue in metrics.
+    const QUEUE: &'static str;
 
     fn replicas(&self) -> i32;
     fn min_ready_seconds(&self) -> i32;
@@ -60,6 +62,7 @@ const FAILURE: &str = "ReplicaFailure";
 
 impl Replicated for ReplicaSet {
     const COMPONENT: &'static str = "replicaset-controller";
+    const QUEUE: &'static str = "replicaset";
 
     fn replicas(&self) -> i32 {
         self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
@@ -119,6 +122,7 @@ impl Replicated for ReplicaSet {
 
 impl Replicated for ReplicationController {
     const COMPONENT: &'static str = "replication-controller";
+    const QUEUE: &'static str = "replicationmanager";
 
     fn replicas(&self) -> i32 {
         self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)

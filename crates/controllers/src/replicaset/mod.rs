@@ -64,7 +64,7 @@ pub async fn run<K: Replicated>(cx: Context) {
     }
     pods.add_index(BY_CONTROLLER, by_controller);
     let expectations = Arc::new(Expectations::default());
-    let queue = WorkQueue::new();
+    let queue = WorkQueue::named(K::QUEUE);
     let q = queue.clone();
     sets.handle(move |event| match event {
         // Its own status comes back as an event, and asks for nothing.

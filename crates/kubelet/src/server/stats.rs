@@ -154,7 +154,6 @@ pub async fn resource(server: &Server) -> Answer {
     whole(StatusCode::OK, FORMAT, out)
 }
 
-/// `/metrics`: the kubelet's own figures.
 /// `/metrics/probes`
 pub fn probes(server: &Server) -> Answer {
     let mut out = String::new();
@@ -177,6 +176,7 @@ pub fn probes(server: &Server) -> Answer {
     whole(StatusCode::OK, FORMAT, out)
 }
 
+/// `/metrics`: the kubelet's own figures, and those of its queues and its client.
 pub async fn own(server: &Server) -> Answer {
     let mut out = String::new();
     let name = vec![("node", server.shared.config.node_name.clone())];
@@ -223,5 +223,6 @@ pub async fn own(server: &Server) -> Answer {
         .rows(&mut out, one(limits.map_or(0, Iterator::count) as f64));
     crate::csi::write_figures(&mut out);
     volumes::gauges(server, &mut out).await;
+    out.push_str(&krate_client::metrics::text());
     whole(StatusCode::OK, FORMAT, out)
 }
