@@ -130,7 +130,10 @@ impl fmt::Display for FieldError {
 
 /// What validation found, in the order in which it was found.
 #[derive(Clone, Debug, Default)]
-pub struct FieldErrors(Vec<FieldError>);
+pub struct FieldErrors {
+    found: Vec<FieldError>,
+    forgiven: Vec<FieldError>,
+}
 
 /// A value as a field error shows it: in JSON, whose texts upstream makes safe for HTML where they are inside of others.
 fn shown(value: impl serde::Serialize) -> Option<String> {
@@ -147,11 +150,21 @@ impl FieldErrors {
     }
 
     pub fn push(&mut self, error: FieldError) {
-        self.0.push(error);
+        self.found.push(error);
+    }
+
+    /// Notes what is wrong and refuses nothing: it was so before, and is not this write's fault.
+    pub fn forgive(&mut self, errors: FieldErrors) {
+        self.forgiven.extend(errors.found);
+    }
+
+    /// What was forgiven, which the client is warned of.
+    pub fn forgiven(&self) -> impl Iterator<Item = &FieldError> {
+        self.forgiven.iter()
     }
 
     fn add(&mut self, fault: Fault, field: &FieldPath, value: Option<String>, detail: impl Into<String>) {
-        self.0.push(FieldError { fault, field: field.clone(), value, detail: detail.into() });
+        self.found.push(FieldError { fault, field: field.clone(), value, detail: detail.into() });
     }
 
     pub fn required(&mut self, field: &FieldPath, detail: impl Into<String>) {
@@ -191,8 +204,8 @@ impl FieldErrors {
 
     /// All faults in one text, each once: one is shown as it is, several are joined in brackets.
     pub fn aggregate(&self) -> String {
-        let mut texts: Vec<String> = Vec::with_capacity(self.0.len());
-        for text in self.0.iter().map(ToString::to_string) {
+        let mut texts: Vec<String> = Vec::with_capacity(self.found.len());
+        for text in self.found.iter().map(ToString::to_string) {
             if !texts.contains(&text) {
                 texts.push(text);
             }
@@ -201,19 +214,20 @@ impl FieldErrors {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.found.is_empty()
     }
 
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.found.len()
     }
 
     pub fn iter(&self) -> std::slice::Iter<'_, FieldError> {
-        self.0.iter()
+        self.found.iter()
     }
 
     pub fn extend(&mut self, other: FieldErrors) {
-        self.0.extend(other.0);
+        self.found.extend(other.found);
+        self.forgiven.extend(other.forgiven);
     }
 }
 
@@ -221,7 +235,7 @@ impl<'a> IntoIterator for &'a FieldErrors {
     type Item = &'a FieldError;
     type IntoIter = std::slice::Iter<'a, FieldError>;
     fn into_iter(self) -> Self::IntoIter {
-        self.0.iter()
+        self.found.iter()
     }
 }
 

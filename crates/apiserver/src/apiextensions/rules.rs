@@ -159,15 +159,7 @@ fn plain<'v>(value: &'v Json, schema: &Json) -> Option<&'v Json> {
 
 impl Check<'_> {
     fn add(&mut self, fault: Fault, at: &FieldPath, value: Option<&Json>, detail: String) {
-        let field = if at.as_str().is_empty() { FieldPath::new("<nil>") } else { at.clone() };
-        match (fault, value) {
-            (Fault::Invalid, Some(value)) => self.errors.invalid(&field, value, detail),
-            (Fault::Duplicate, Some(value)) => self.errors.duplicate(&field, value),
-            (Fault::Duplicate, None) => {
-                self.errors.push(FieldError { fault, field, value: None, detail: String::new() });
-            }
-            _ => self.errors.push(FieldError { fault, field, value: None, detail }),
-        }
+        add(self.errors, fault, at, value, detail);
     }
 
     fn part(&mut self, rules: &Rules, value: &Json, before: Before<'_>, schema: &Json, at: &FieldPath) {
@@ -232,11 +224,16 @@ impl Check<'_> {
             let variables = [("self", this.clone()), ("oldSelf", was)];
             match rule.program.evaluate(&variables[..], &mut self.budget) {
                 Ok(Value::Bool(true)) => {}
-                Ok(_) if before.kept && !rule.is_transition => {}
                 Ok(_) => {
                     let told = rule.told(&variables, &mut self.budget);
                     let at = rule.path.iter().fold(at.clone(), |at, path| at.child(path));
-                    self.add(rule.reason, &at, plain(value, schema), told);
+                    let mut error = FieldErrors::new();
+                    add(&mut error, rule.reason, &at, plain(value, schema), told);
+                    if before.kept && !rule.is_transition {
+                        self.errors.forgive(error);
+                    } else {
+                        self.errors.extend(error);
+                    }
                 }
                 Err(Error::OutOfBudget) => {
                     self.over = true;
@@ -265,6 +262,18 @@ impl Check<'_> {
                 }
             }
         }
+    }
+}
+
+fn add(errors: &mut FieldErrors, fault: Fault, at: &FieldPath, value: Option<&Json>, detail: String) {
+    let field = if at.as_str().is_empty() { FieldPath::new("<nil>") } else { at.clone() };
+    match (fault, value) {
+        (Fault::Invalid, Some(value)) => errors.invalid(&field, value, detail),
+        (Fault::Duplicate, Some(value)) => errors.duplicate(&field, value),
+        (Fault::Duplicate, None) => {
+            errors.push(FieldError { fault, field, value: None, detail: String::new() });
+        }
+        _ => errors.push(FieldError { fault, field, value: None, detail }),
     }
 }
 
@@ -347,8 +356,12 @@ mod tests {
                 "spec: Invalid value: failed rule: !has(self.at) || self.at.getFullYear() > 2000",
             ]
         );
-        // What was wrong before and has not changed is not this write's fault.
+        // What was wrong before and has not changed is not this write's fault, and is told nevertheless.
         assert_eq!(faults(&schema, &of(1), Some(&of(1))), [""; 0]);
+        let mut errors = FieldErrors::new();
+        Rules::new(&schema).check(&of(1), Some(&of(1)), &schema, &mut errors);
+        let forgiven: Vec<String> = errors.forgiven().map(ToString::to_string).collect();
+        assert_eq!(forgiven, ["spec.size: Forbidden: too small"]);
     }
 
     #[test]

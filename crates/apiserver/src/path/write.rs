@@ -343,6 +343,7 @@ async fn finish_update(
         Door::Status => registry.validate_status_update(&**object, old, &mut errors),
         Door::Server => {}
     }
+    call.warnings.extend(errors.forgiven().map(ToString::to_string));
     if !errors.is_empty() {
         return Err(call.invalid(&name, &errors));
     }
