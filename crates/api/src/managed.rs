@@ -17,12 +17,14 @@ mod set;
 mod sorted;
 mod typed;
 mod update;
+mod versions;
 mod view;
 
 pub use entries::{Entry, ManagedFields, Operation};
 pub use set::FieldSet;
 pub use typed::{Comparison, TypedError, compare, field_set, merge, remove};
 pub use update::{Request, apply, on_update, on_write};
+pub use versions::{Missing, Versions};
 
 /// The manager of a write whose caller gave no name.
 pub const UNKNOWN_MANAGER: &str = "unknown";
@@ -54,6 +56,12 @@ pub enum ManagedError {
     /// A value is not of its type: upstream answers this as a fault of its own.
     #[error("{what} ({object}): {fault}")]
     Typed { what: &'static str, object: String, fault: String },
+    /// Objects in other versions have to be asked for; then the same is to be tried again.
+    #[error("objects in other versions are not known yet")]
+    Unconverted,
+    /// An object in another version cannot be had.
+    #[error("failed to convert object: {0}")]
+    Conversion(String),
 }
 
 impl ManagedError {
@@ -74,7 +82,7 @@ impl ManagedError {
             ManagedError::ManagedFieldsGiven | ManagedError::Version { .. } => {
                 StatusError::bad_request(message)
             }
-            ManagedError::Typed { .. } => {
+            ManagedError::Typed { .. } | ManagedError::Unconverted | ManagedError::Conversion(_) => {
                 let mut status = StatusError::new(Reason::InternalError, message);
                 status.0.reason = None;
                 status

@@ -88,6 +88,7 @@ fn request(schema: TypeRef<'static>) -> Request<'static> {
         now: Timestamp::UNIX_EPOCH,
         schema,
         reset: &[&["status"]],
+        versions: None,
     }
 }
 

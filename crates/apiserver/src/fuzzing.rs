@@ -152,6 +152,7 @@ fn apply(bytes: &[u8]) {
         now: Timestamp::UNIX_EPOCH,
         schema: deployment(),
         reset: &[&["status"]],
+        versions: None,
     };
     for force in [false, true] {
         let first = managed::apply(None, &document(), by("first"), force);

@@ -187,6 +187,23 @@ impl Storage {
         self.converting.is_some() || self.registry.as_sent(&Bytes::from_static(b"{}")).is_some()
     }
 
+    /// Whether a webhook makes the versions of its objects of one another.
+    pub fn converts_by_webhook(&self) -> bool {
+        self.converting.is_some()
+    }
+
+    /// An object of another version of the kind in this one's.
+    ///
+    /// # Errors
+    /// A webhook does not convert it, or none does.
+    pub async fn convert(&self, object: serde_json::Value) -> Result<serde_json::Value, StatusError> {
+        let Some(converting) = &self.converting else {
+            return Err(StatusError::internal("nothing converts it"));
+        };
+        let made = Box::pin(converting.of_other(object)).await?;
+        serde_json::from_slice(&made).map_err(StatusError::internal)
+    }
+
     /// What is stored of an object.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ fn request<'a>(manager: &'a str, api_version: &'a str, schema: TypeRef<'a>) -> R
         now: Timestamp::from_second(1_700_000_000).expect("a time"),
         schema,
         reset: &[],
+        versions: None,
     }
 }
 
@@ -59,7 +60,7 @@ fn appliers_own_what_they_apply_and_lose_what_they_drop() {
     // An update takes fields over, and conflicts name its version.
     let mut updated = forced.clone();
     updated["data"]["u"] = json!("1");
-    on_update(Some(&forced), &mut updated, request("upd", "v1", t));
+    on_update(Some(&forced), &mut updated, request("upd", "v1", t)).expect("tracked");
     assert_eq!(owned(&updated), json!({"m2": {"f:data": {"f:a": {}}}, "upd": {"f:data": {"f:u": {}}}}));
     let conflict = apply_as(Some(&updated), "m3", json!({"u": "2"}), false).expect_err("a conflict");
     assert_eq!(conflict.to_string(), "Apply failed with 1 conflict: conflict with \"upd\" using v1: .data.u");
@@ -141,7 +142,7 @@ fn a_create_is_tracked_without_what_go_holds_by_value() {
     let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": {"a": "b"}},
         "spec": {"containers": [{"name": "c", "image": "i"}]}});
     schema::canonicalize(&mut pod, t);
-    on_update(None, &mut pod, request("", "v1", t));
+    on_update(None, &mut pod, request("", "v1", t)).expect("tracked");
     let entry = &pod["metadata"]["managedFields"][0];
     assert_eq!(entry["manager"], "unknown");
     assert_eq!(entry["operation"], "Update");
@@ -153,21 +154,21 @@ fn a_create_is_tracked_without_what_go_holds_by_value() {
     );
     // Nothing changes, nobody comes to own anything.
     let mut same = pod.clone();
-    on_update(Some(&pod), &mut same, request("other", "v1", t));
+    on_update(Some(&pod), &mut same, request("other", "v1", t)).expect("tracked");
     assert_eq!(same, pod);
     // The status is another endpoint's.
     let mut status = pod.clone();
     status["status"]["phase"] = json!("Running");
     let here = Request { reset: &[&["status"]], ..request("other", "v1", t) };
-    on_update(Some(&pod), &mut status, here);
+    on_update(Some(&pod), &mut status, here).expect("tracked");
     assert_eq!(status["metadata"], pod["metadata"]);
     let there = Request { subresource: "status", ..request("kubelet", "v1", t) };
-    on_update(Some(&pod), &mut status, there);
+    on_update(Some(&pod), &mut status, there).expect("tracked");
     assert_eq!(status["metadata"]["managedFields"][0]["subresource"], "status");
     // One empty entry resets.
     let mut reset = pod.clone();
     reset["metadata"]["managedFields"] = json!([{}]);
-    on_update(Some(&pod), &mut reset, request("other", "v1", t));
+    on_update(Some(&pod), &mut reset, request("other", "v1", t)).expect("tracked");
     assert_eq!(reset["metadata"].get("managedFields"), None);
 }
 
@@ -224,7 +225,7 @@ fn the_oldest_of_too_many_updaters_are_merged() {
         let now = Timestamp::from_second(1_700_000_000 + i).expect("a time");
         let manager = format!("m{i}");
         let before = (i > 0).then_some(&live);
-        on_update(before, &mut new, Request { now, ..request(&manager, "v1", t) });
+        on_update(before, &mut new, Request { now, ..request(&manager, "v1", t) }).expect("tracked");
         live = new;
     }
     let entries = live["metadata"]["managedFields"].as_array().expect("entries");
@@ -260,7 +261,8 @@ fn recorded_creates_have_the_recorded_managed_fields() {
             let mut stored = body.clone();
             strip(&mut stored);
             schema::canonicalize(&mut stored, t);
-            on_update(None, &mut stored, Request { reset: &[&["status"]], ..request("", api_version, t) });
+            on_update(None, &mut stored, Request { reset: &[&["status"]], ..request("", api_version, t) })
+                .expect("tracked");
             let got = &stored["metadata"]["managedFields"][0]["fieldsV1"];
             let missing = FieldSet::from_json(&entry["fieldsV1"]).difference(&FieldSet::from_json(got));
             if missing.is_empty() {
@@ -307,7 +309,7 @@ proptest! {
             v
         };
         let (mut live, applied) = (wrap(&live), wrap(&applied));
-        on_update(None, &mut live, request("a", "v1", t));
+        on_update(None, &mut live, request("a", "v1", t)).expect("tracked");
         if let Ok(out) = apply(Some(&live), &applied, request("b", "v1", t), true) {
             for (k, v) in applied["metadata"]["labels"].as_object().into_iter().flatten() {
                 prop_assert_eq!(&out["metadata"]["labels"][k], v);
@@ -316,5 +318,84 @@ proptest! {
             let again = apply(Some(&out), &applied, request("b", "v1", t), false);
             prop_assert_eq!(again, Ok(out));
         }
+    }
+}
+
+/// What is `a` in v1 is `b` in v2; v3 is not served, and v4 has not been asked for.
+#[derive(Debug)]
+struct Renaming(TypeRef<'static>);
+
+impl Versions for Renaming {
+    fn convert(&self, object: &Value, version: &str) -> Result<Value, Missing> {
+        let (from, to) = match version {
+            "v1" => ("b", "a"),
+            "v2" => ("a", "b"),
+            "v3" => return Err(Missing::Gone),
+            _ => return Err(Missing::Unknown),
+        };
+        let mut out = object.clone();
+        out["apiVersion"] = version.into();
+        if let Some(value) = out["data"].as_object_mut().and_then(|data| data.remove(from)) {
+            out["data"][to] = value;
+        }
+        Ok(out)
+    }
+
+    fn schema(&self, _: &str) -> Option<TypeRef<'_>> {
+        Some(self.0)
+    }
+}
+
+#[test]
+fn owners_by_another_version_own_what_is_theirs_by_that_version() {
+    let t = kind("", "ConfigMap");
+    let renaming = Renaming(t);
+    let across = |manager, version| Request { versions: Some(&renaming), ..request(manager, version, t) };
+    let of = |version: &str, data: Value| {
+        let mut object = config_map(data);
+        object["apiVersion"] = version.into();
+        object
+    };
+    let first =
+        apply(None, &of("v1", json!({"a": "1", "c": "1"})), across("one", "v1"), false).expect("applied");
+    // By another name it is the same field, and so in the way.
+    let there = renaming.convert(&first, "v2").expect("converted");
+    let mine = of("v2", json!({"b": "2"}));
+    let refused = apply(Some(&there), &mine, across("two", "v2"), false).expect_err("a conflict");
+    let conflict = Conflict { manager: "\"one\"".to_owned(), path: ".data.a".to_owned() };
+    assert_eq!(refused, ManagedError::Conflicts(vec![conflict]));
+    let second = apply(Some(&there), &mine, across("two", "v2"), true).expect("forced");
+    assert_eq!(second["data"], json!({"b": "2", "c": "1"}));
+    let sets = |object: &Value| -> Vec<(String, String, Value)> {
+        let entries = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        entries.iter().map(|e| (text(&e["manager"]), text(&e["apiVersion"]), e["fieldsV1"].clone())).collect()
+    };
+    let of_one = |fields: Value| ("one".to_owned(), "v1".to_owned(), json!({"f:data": fields}));
+    assert!(sets(&second).contains(&of_one(json!({"f:c": {}}))), "{:#}", second["metadata"]);
+    // Who comes back by another version does not lose by that what he wants no more: it goes.
+    let third =
+        apply(Some(&second), &of("v2", json!({"b": "2"})), across("one", "v2"), false).expect("applied");
+    assert_eq!(third["data"], json!({"b": "2"}));
+    let fourth = renaming.convert(&third, "v1").expect("converted");
+    let fourth = apply(Some(&fourth), &of("v1", json!({})), across("two", "v1"), false).expect("applied");
+    assert_eq!(fourth["data"], json!({"a": "2"}), "the other still wants it, by its other name");
+
+    // An update takes it away by every name.
+    let mut changed = renaming.convert(&second, "v1").expect("converted");
+    changed["data"]["a"] = "3".into();
+    let before = renaming.convert(&second, "v1").expect("converted");
+    on_update(Some(&before), &mut changed, across("three", "v1")).expect("tracked");
+    assert!(sets(&changed).iter().all(|(manager, ..)| manager != "two"), "{:#}", changed["metadata"]);
+
+    // Nobody owns by a version that is gone; one that is not known yet has to be asked for.
+    for (version, left) in [("v3", Ok(false)), ("v4", Err(ManagedError::Unconverted))] {
+        let mut before = first.clone();
+        before["metadata"]["managedFields"][0]["apiVersion"] = version.into();
+        let mut changed = before.clone();
+        changed["data"]["d"] = "1".into();
+        let tracked = on_update(Some(&before), &mut changed, across("three", "v1"));
+        let is_there = sets(&changed).iter().any(|(manager, ..)| manager == "one");
+        assert_eq!(tracked.map(|()| is_there), left, "{version}");
     }
 }

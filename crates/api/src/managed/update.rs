@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::entries::{self, Entry, Key, ManagedFields, Operation};
 use super::set::FieldSet;
-use super::typed::{self, Comparison};
+use super::typed;
+use super::versions::{Across, Changes, Versions};
 use super::view::{Tree, View};
 use super::{BEFORE_FIRST_APPLY, Conflict, ManagedError, whole_seconds};
 use crate::schema::{self, TypeRef};
@@ -27,6 +28,8 @@ pub struct Request<'a> {
     /// Fields that this endpoint resets, so that nobody comes to own them through it: `status` for an object with a
     /// status subresource, `spec` for the subresource.
     pub reset: &'a [&'a [&'a str]],
+    /// What makes one version of the kind of another, where they differ in more than their names.
+    pub versions: Option<&'a dyn Versions>,
 }
 
 /// Fields that no one owns.
@@ -47,18 +50,22 @@ const STRIPPED: &[&[&str]] = &[
 
 /// Tracks what a create (`live` is none), update or patch changed: `new` gets the managed fields that it is to be
 /// stored with. What the caller wrote into its managed fields is heeded, as upstream does.
-pub fn on_update(live: Option<&Value>, new: &mut Value, request: Request<'_>) {
+///
+/// # Errors
+/// Another version is not known ([`ManagedError::Unconverted`]), or cannot be.
+pub fn on_update(live: Option<&Value>, new: &mut Value, request: Request<'_>) -> Result<(), ManagedError> {
     let given = entries::entries(new).unwrap_or_default();
     let there = || live.and_then(entries::entries);
     let managed = ManagedFields::of_write(there, given, request.subresource);
     super::strip(new);
     let live = live.map(without_managed_fields);
-    if let Some(managed) = changed(live.as_ref(), new, managed, &request) {
+    if let Some(managed) = changed(live.as_ref(), new, managed, &request)? {
         managed.write(new);
     }
+    Ok(())
 }
 
-/// The same of objects as texts: the managed fields that the new one is to be stored with. `there` are those that are
+/// The same of objects as texts, of which no other version is made: the managed fields that the new one is to be stored with. `there` are those that are
 /// stored and `given` those that the new one brings; what the texts have of them does not matter.
 ///
 /// # Errors
@@ -72,7 +79,9 @@ pub fn on_write(
 ) -> Result<Option<Vec<ManagedFieldsEntry>>, serde_json::Error> {
     let managed = ManagedFields::of_write(|| there.cloned(), given.unwrap_or_default(), request.subresource);
     let live = live.map(read).transpose()?;
-    let managed = changed(live.as_ref(), &read(new)?, managed, &request);
+    let request = Request { versions: None, ..request };
+    // Without other versions there is nothing that could go wrong.
+    let managed = changed(live.as_ref(), &read(new)?, managed, &request).ok().flatten();
     Ok(managed.filter(|managed| !managed.0.is_empty()).map(ManagedFields::into_entries))
 }
 
@@ -90,12 +99,12 @@ fn changed<V: View + From<Value>>(
     new: &V,
     managed: ManagedFields,
     request: &Request<'_>,
-) -> Option<ManagedFields> {
+) -> Result<Option<ManagedFields>, ManagedError> {
     // An object that was stored without managed fields is not tracked until it is applied.
     if live.is_some() && managed.0.is_empty() {
-        return None;
+        return Ok(None);
     }
-    Some(track(live, new, managed, request))
+    track(live, new, managed, request).map(Some)
 }
 
 /// An object before it was created, as upstream sees it: what Go holds by value is there.
@@ -116,14 +125,15 @@ fn track<V: View + From<Value>>(
     new: &V,
     mut managed: ManagedFields,
     request: &Request<'_>,
-) -> ManagedFields {
+) -> Result<ManagedFields, ManagedError> {
     let compared = match live {
         Some(live) => typed::compare(live, new, request.schema),
         None => typed::compare(&V::from(nothing(request.schema)), new, request.schema),
     };
     let compared = compared.without(request.reset);
-    take_away(&mut managed, None, &compared);
-    let mut changed = compared.changed();
+    let changes = Changes::new(compared, &managed, (live, new), request)?;
+    take_away(&mut managed, None, &changes);
+    let mut changed = changes.into_own().changed();
     changed.forget(STRIPPED);
     if !changed.is_empty() {
         let key = Key::new(request.manager, Operation::Update, request.subresource, request.api_version);
@@ -132,19 +142,23 @@ fn track<V: View + From<Value>>(
         entry.gain(&changed, whole_seconds(request.now));
     }
     managed.cap();
-    managed
+    Ok(managed)
 }
 
 /// Takes what changed from those who owned it, and what is gone from everybody.
-fn take_away(managed: &mut ManagedFields, except: Option<&Key>, compared: &Comparison) {
-    for (key, entry) in &mut managed.0 {
+fn take_away(managed: &mut ManagedFields, except: Option<&Key>, changes: &Changes<'_>) {
+    managed.0.retain(|key, entry| {
         if except == Some(key) {
-            continue;
+            return true;
         }
-        for fields in [&compared.modified, &compared.added, &compared.removed] {
-            entry.lose(fields);
-        }
-    }
+        let version = entry.api_version.clone();
+        let lost = changes.with(&version, |compared| {
+            for fields in [&compared.modified, &compared.added, &compared.removed] {
+                entry.lose(fields);
+            }
+        });
+        lost.is_some()
+    });
     managed.drop_empty();
 }
 
@@ -180,7 +194,7 @@ pub fn apply(
     if let (Some(live), true) = (live, managed.0.is_empty()) {
         // What was there before anybody was tracked belongs to somebody of its own.
         let before = Request { manager: BEFORE_FIRST_APPLY, subresource: "", ..request };
-        managed = track(None, &without_managed_fields(live), managed, &before);
+        managed = track(None, &without_managed_fields(live), managed, &before)?;
     }
     match apply_once(live, applied, &request, managed.clone(), force) {
         Err(ManagedError::Conflicts(conflicts)) if request.manager == "kubectl" => {
@@ -232,21 +246,22 @@ fn apply_once(
     let entry = Entry::new(wanted, request.api_version, Some(whole_seconds(request.now)));
     managed.0.insert(key.clone(), entry);
     let pruned = match &before {
-        Some(last) if !last.set.is_empty() => prune(&merged, &managed, &last.set, t),
+        Some(last) if !last.set.is_empty() => prune(&merged, &managed, last, request)?,
         _ => merged,
     };
     let compared = typed::compare(&old, &pruned, t).without(request.reset);
-    let changed = compared.modified.union(&compared.added);
+    let both = (live.map(|_| &old), &pruned);
+    let changes = Changes::new(compared, &managed, both, request)?;
     if !force {
-        let conflicts = conflicts(&managed, &key, &changed);
+        let conflicts = conflicts(&managed, &key, &changes);
         if !conflicts.is_empty() {
             return Err(ManagedError::Conflicts(conflicts));
         }
     }
-    take_away(&mut managed, Some(&key), &compared);
+    take_away(&mut managed, Some(&key), &changes);
     managed.drop_empty();
     // Where neither the object nor anybody's fields change, what is there stays as it is.
-    if let (Some(live), true) = (live, compared.is_same()) {
+    if let (Some(live), true) = (live, changes.own().is_same()) {
         let there = ManagedFields::read(live).unwrap_or_default();
         if same_sets(&there, &managed) {
             return Ok(live.clone());
@@ -276,25 +291,49 @@ fn renew_last_applied(object: &mut Value, applied: &Value) {
     }
 }
 
-fn conflicts(managed: &ManagedFields, own: &Key, changed: &FieldSet) -> Vec<Conflict> {
+fn conflicts(managed: &ManagedFields, own: &Key, changes: &Changes<'_>) -> Vec<Conflict> {
     let of = |(key, entry): (&Key, &Entry)| -> Vec<Conflict> {
         let manager = key.shown(&entry.api_version);
-        let paths = entry.set.intersection(changed).paths();
+        let paths = changes.with(&entry.api_version, |compared| {
+            entry.set.intersection(&compared.modified.union(&compared.added)).paths()
+        });
+        let paths = paths.unwrap_or_default();
         paths.into_iter().map(|path| Conflict { manager: manager.clone(), path }).collect()
     };
     managed.0.iter().filter(|(key, _)| *key != own).flat_map(of).collect()
 }
 
 /// Takes away what the manager applied before and does not want any more, unless another manager does.
-fn prune(merged: &Value, managed: &ManagedFields, last: &FieldSet, t: TypeRef<'_>) -> Value {
-    let named = |set: &FieldSet| typed::with_named_fields(set, t);
-    let pruned = typed::remove(merged, &named(last), t);
-    let owned = managed.0.values().fold(FieldSet::new(), |all, entry| all.union(&entry.set));
-    // What others own comes back.
-    let all = named(&typed::field_set(merged, t));
-    let kept = named(&typed::field_set(&pruned, t)).union(&named(&owned));
-    let pruned = typed::remove(merged, &all.difference(&kept), t);
+fn prune(
+    merged: &Value,
+    managed: &ManagedFields,
+    last: &Entry,
+    request: &Request<'_>,
+) -> Result<Value, ManagedError> {
+    let across = Across::new(request);
+    let version = across.version(&last.api_version);
+    let Some((whole, t)) = across.object(merged, version)? else { return Ok(merged.clone()) };
+    let last = typed::with_named_fields(&last.set, t);
+    let mut pruned = typed::remove(&whole, &last, t);
+    // What others own comes back: first what they own by the same version, without which it may not be convertible.
+    let mut owned: BTreeMap<(bool, &str), FieldSet> = BTreeMap::new();
+    for entry in managed.0.values() {
+        let known_by = across.version(&entry.api_version);
+        owned.entry((known_by != version, known_by)).or_default().extend(&entry.set);
+    }
+    for ((_, known_by), owned) in &owned {
+        let (all, left) = (across.object(&whole, known_by)?, across.object(&pruned, known_by)?);
+        let (Some((all, t)), Some((left, _))) = (all, left) else { continue };
+        let named = |set: &FieldSet| typed::with_named_fields(set, t);
+        let kept = named(&typed::field_set(&left, t)).union(&named(owned));
+        let lost = named(&typed::field_set(&all, t)).difference(&kept);
+        pruned = typed::remove(&all, &lost, t);
+    }
     // What was never this manager's comes back.
-    let kept = named(&typed::field_set(&pruned, t));
-    typed::remove(merged, &all.difference(&kept).intersection(&named(last)), t)
+    let Some((left, _)) = across.object(&pruned, version)? else { return Ok(merged.clone()) };
+    let named = |value: &Value| typed::with_named_fields(&typed::field_set(value, t), t);
+    let lost = named(&whole).difference(&named(&left)).intersection(&last);
+    let pruned = typed::remove(&whole, &lost, t);
+    let made = across.object(&pruned, across.version(request.api_version))?;
+    Ok(made.map_or_else(|| merged.clone(), |(made, _)| made.into_owned()))
 }

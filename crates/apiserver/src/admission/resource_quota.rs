@@ -227,8 +227,9 @@ fn own_usage(before: &ResourceQuota, quota: &mut ResourceQuota) -> Result<(), St
         now: jiff::Timestamp::now(),
         schema,
         reset: &[&["spec"]],
+        versions: None,
     };
-    krate_api::managed::on_update(Some(&old), &mut new, request);
+    krate_api::managed::on_update(Some(&old), &mut new, request).map_err(|error| error.status())?;
     let entries = new["metadata"]["managedFields"].take();
     quota.metadata.managed_fields = serde_json::from_value(entries).map_err(StatusError::internal)?;
     Ok(())

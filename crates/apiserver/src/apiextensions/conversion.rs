@@ -299,6 +299,15 @@ impl Converting {
         Ok(whole.collect())
     }
 
+    /// An object of whatever version in this one.
+    ///
+    /// # Errors
+    /// It could not be converted.
+    pub async fn of_other(&self, object: Value) -> Result<Bytes, StatusError> {
+        let made = self.asked(&[object], &self.wanted).await?;
+        made.into_iter().next().ok_or_else(|| unclassified("no objects returned"))
+    }
+
     /// An object in the version, as the store is to have it.
     ///
     /// # Errors

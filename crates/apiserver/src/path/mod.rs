@@ -10,6 +10,7 @@ mod read;
 mod select;
 mod shape;
 mod subresource;
+mod versions;
 mod write;
 
 use bytes::Bytes;

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
-use krate_api::managed::{self, Request};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use krate_api::managed::{self, Request, Versions};
 use krate_api::schema::TypeRef;
 use krate_api::{FieldErrors, FieldPath, Gvk, Kind, Reason, StatusError};
 use serde_json::Value;
 
 use super::call::{Call, no_such_resource};
 use super::patch::value_of;
+use super::versions::Converted;
 use super::write::{change, create_object};
 use crate::http::{Reply, json_of_yaml};
 use crate::registry::erased::Object;
@@ -53,11 +55,12 @@ fn request<'a>(call: &'a Call, manager: &'a str, api_version: &'a str, schema: T
         now: Timestamp::now(),
         schema,
         reset: resets(call.kind(), subresource),
+        versions: None,
     }
 }
 
 /// Gives an object the managed fields that it is to be stored with. `live` is what is stored now.
-pub fn track(call: &Call, object: &mut dyn Object, live: Option<&Current>) -> Result<(), StatusError> {
+pub async fn track(call: &Call, object: &mut dyn Object, live: Option<&Current>) -> Result<(), StatusError> {
     let registry = Arc::clone(&call.storage.registry);
     let Some(schema) = registry.schema() else { return Ok(()) };
     let meta = object.meta_mut();
@@ -68,10 +71,42 @@ pub fn track(call: &Call, object: &mut dyn Object, live: Option<&Current>) -> Re
     let (manager, api_version) = (call.manager(), call.kind().api_version());
     let request = request(call, &manager, &api_version, schema);
     let there = live.and_then(|live| live.object.meta().managed_fields.as_ref());
+    let others = there.into_iter().flatten().any(|e| e.api_version.as_deref() != Some(&*api_version));
+    if let (Some(live), true) = (live, others)
+        && let Some(converted) = Converted::of(call)
+    {
+        let managed = across(live, &new, given, request, converted).await?;
+        object.meta_mut().managed_fields = managed;
+        return Ok(());
+    }
     let live = live.map(|live| &live.json[..]);
     let managed = managed::on_write(live, there, &new, given, request).map_err(StatusError::internal)?;
     object.meta_mut().managed_fields = managed;
     Ok(())
+}
+
+/// What [`track`] gives an object of which some know another version.
+async fn across(
+    live: &Current,
+    new: &[u8],
+    given: Option<Vec<ManagedFieldsEntry>>,
+    request: Request<'_>,
+    converted: Converted,
+) -> Result<Option<Vec<ManagedFieldsEntry>>, StatusError> {
+    let live = parse(&live.json)?;
+    let mut new = parse(new)?;
+    if let Some(given) = given {
+        new["metadata"]["managedFields"] = serde_json::to_value(given).map_err(StatusError::internal)?;
+    }
+    let mut converted = Some(converted);
+    let told = Converted::until_known(&mut converted, |versions| {
+        let mut new = new.clone();
+        managed::on_update(Some(&live), &mut new, Request { versions, ..request })?;
+        Ok(new)
+    });
+    let mut told = told.await?;
+    let managed = told.pointer_mut("/metadata/managedFields").map(Value::take);
+    managed.map(serde_json::from_value).transpose().map_err(StatusError::internal)
 }
 
 /// The managed fields of what is answered and not stored, such as a review: who asked owns what he sent.
@@ -86,8 +121,9 @@ pub fn of_answer(sent: &[u8], kind: Gvk<'_>, manager: &str, subresource: &str) -
         now: Timestamp::now(),
         schema,
         reset: &[],
+        versions: None,
     };
-    managed::on_update(None, &mut sent, request);
+    managed::on_update(None, &mut sent, request).map_err(|error| error.status())?;
     Ok(sent.pointer_mut("/metadata/managedFields").map(Value::take).unwrap_or_default())
 }
 
@@ -106,32 +142,45 @@ pub async fn apply(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     }
     let force = call.query.flag("force");
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
-    let current = match call.storage.current(&namespace, &name).await {
-        Ok(current) => current,
-        Err(error) if error.is(Reason::NotFound) && call.info.subresource.is_empty() => {
-            if let Some(uid) = applied["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty()) {
-                return Err(call.conflict(
-                    &name,
-                    format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found"),
-                ));
+    let mut converted = Converted::of(&call);
+    loop {
+        let current = match call.storage.current(&namespace, &name).await {
+            Ok(current) => current,
+            Err(error) if error.is(Reason::NotFound) && call.info.subresource.is_empty() => {
+                return create(call, &applied, force).await;
             }
-            let mut object = merged(&mut call, None, &applied, force)?;
-            // What is not there yet has no version to be held against.
-            object.meta_mut().resource_version = None;
-            let written = create_object(&mut call, object, Ownership::Settled).await?;
-            return call.written(StatusCode::CREATED, &written).await;
+            Err(error) => return Err(error),
+        };
+        let written = change(&mut call, current, true, Ownership::Settled, |call, current| {
+            let asked = applied.pointer("/metadata/resourceVersion").and_then(Value::as_str);
+            if asked.is_some_and(|asked| !asked.is_empty() && asked != current.revision.to_string()) {
+                return Err(None);
+            }
+            merged(call, Some(current), &applied, force, converted.as_ref()).map_err(Some)
+        })
+        .await;
+        // What others know it as has to be asked for; meanwhile it may have changed.
+        match (&mut converted, written) {
+            (Some(converted), Err(_)) if converted.wants() => converted.ask().await,
+            (_, written) => return call.written(StatusCode::OK, &written?).await,
         }
-        Err(error) => return Err(error),
-    };
-    let written = change(&mut call, current, true, Ownership::Settled, |call, current| {
-        let asked = applied.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
-        if !asked.is_empty() && asked != current.revision.to_string() {
-            return Err(None);
-        }
-        merged(call, Some(current), &applied, force).map_err(Some)
-    })
-    .await?;
-    call.written(StatusCode::OK, &written).await
+    }
+}
+
+/// Makes what is applied, which is not there yet.
+async fn create(mut call: Call, applied: &Value, force: bool) -> Result<Reply, StatusError> {
+    if let Some(uid) = applied["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty()) {
+        let why = "and no existing object was found";
+        return Err(call.conflict(
+            &call.info.name,
+            format!("uid mismatch: the provided object specified uid {uid}, {why}"),
+        ));
+    }
+    let mut object = merged(&mut call, None, applied, force, None)?;
+    // What is not there yet has no version to be held against.
+    object.meta_mut().resource_version = None;
+    let written = create_object(&mut call, object, Ownership::Settled).await?;
+    call.written(StatusCode::CREATED, &written).await
 }
 
 fn check_applied(call: &Call, applied: &Value) -> Result<(), StatusError> {
@@ -150,12 +199,14 @@ fn merged(
     current: Option<&Current>,
     applied: &Value,
     force: bool,
+    converted: Option<&Converted>,
 ) -> Result<Box<dyn Object>, StatusError> {
     let registry = Arc::clone(&call.storage.registry);
     let schema = registry.schema().ok_or_else(no_such_resource)?;
     let (manager, api_version) = (call.manager(), call.kind().api_version());
     let live = current.map(|current| value_of(&current.json, current.revision)).transpose()?;
-    let request = request(call, &manager, &api_version, schema);
+    let versions = converted.map(|converted| converted as &dyn Versions);
+    let request = Request { versions, ..request(call, &manager, &api_version, schema) };
     let out = managed::apply(live.as_ref(), applied, request, force).map_err(|error| error.status())?;
     let bytes = serde_json::to_vec(&out).map_err(StatusError::internal)?;
     let mut object = call.decode_checked(&bytes)?;

@@ -48,7 +48,7 @@ pub async fn create_object(
     registry.default(&mut *object);
     // Whoever creates owns what he sent and its defaults, and not what admission adds.
     if ownership == Ownership::Changes {
-        ownership::track(call, &mut *object, None)?;
+        ownership::track(call, &mut *object, None).await?;
     }
     let attempts = if named || prefix.is_none() { 1 } else { NAMES };
     let mut untried = Some(object);
@@ -317,7 +317,7 @@ async fn finish_update(
     }
     registry.default(&mut **object);
     if ownership == Ownership::Changes {
-        ownership::track(call, &mut **object, Some(current))?;
+        ownership::track(call, &mut **object, Some(current)).await?;
         object.meta_mut().resource_version = Some(current.revision.to_string());
     }
     let attributes = Attributes::of(call, Operation::Update, &**object);

@@ -227,3 +227,46 @@ async fn a_webhook_that_fails_fails_the_request_and_says_why() {
                 a != other";
     assert_eq!((code, &refused["message"]), (500, &json!(told)));
 }
+
+#[tokio::test]
+async fn owners_know_what_is_theirs_by_their_own_version() {
+    const APPLY: &str = "application/apply-patch+yaml";
+    let (api, _webhook, _) = started("/", "v1").await;
+    let apply = async |place: &str, version: &str, manager: &str, spec: Value| {
+        let path = format!("{place}/a?fieldManager={manager}");
+        api.ask(Method::PATCH, &path, APPLY, &host(version, "a", spec)).await
+    };
+    let sets = |object: &Value| -> Vec<(String, String, Value)> {
+        let entries = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        entries
+            .iter()
+            .map(|e| (text(&e["manager"]), text(&e["apiVersion"]), e["fieldsV1"]["f:spec"].clone()))
+            .collect()
+    };
+    let (code, made) = apply(V1, "v1", "one", json!({"address": "ten:80"})).await;
+    assert_eq!(code, 201, "{made:#}");
+    // What is one field of v1 is two of v2: who changes one of them is in the way of who owns the whole.
+    let (code, refused) = apply(V2, "v2", "two", json!({"port": "81"})).await;
+    assert_eq!(code, 409, "{refused:#}");
+    let cause = &refused["details"]["causes"][0];
+    assert_eq!(
+        (&cause["field"], &cause["message"]),
+        (&json!(".spec.address"), &json!("conflict with \"one\""))
+    );
+    // The same value is in nobody's way.
+    let (code, shared) = apply(V2, "v2", "two", json!({"port": "80"})).await;
+    assert_eq!((code, &shared["spec"]["host"]), (200, &json!("ten")), "{shared:#}");
+    let of = |manager: &str, version: &str, fields: Value| {
+        (manager.to_owned(), format!("example.com/{version}"), fields)
+    };
+    assert_eq!(
+        sets(&shared),
+        [of("one", "v1", json!({"f:address": {}})), of("two", "v2", json!({"f:port": {}}))]
+    );
+    // Who changes it takes it from all who own it by any version.
+    let patch = json!({"spec": {"address": "ten:82"}});
+    let (code, changed) = api.patch(&format!("{V1}/a?fieldManager=three"), &patch).await;
+    assert_eq!(code, 200, "{changed:#}");
+    assert_eq!(sets(&changed), [of("three", "v1", json!({"f:address": {}}))]);
+}
