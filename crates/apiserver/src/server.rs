@@ -355,7 +355,9 @@ impl Server {
         })
         .await?;
         let nodes = Arc::clone(&self.authorizer.nodes);
-        self.follow::<Pod>("", "pods", move |head, pod| match pod {
+        // A pod without a node gives no node a right.
+        let bound = |pod: &Head| pod.field("spec.nodeName").is_some_and(|node| !node.is_empty());
+        self.follow_some::<Pod>("", "pods", bound, move |head, pod| match pod {
             Some(pod) => nodes.set_pod(pod),
             None => nodes.forget_pod(&head.namespace, &head.name),
         })
@@ -454,19 +456,30 @@ impl Server {
         plural: &str,
         told: impl Fn(&Head, Option<&T>) + Send + Sync + 'static,
     ) -> Result<(), StatusError> {
+        self.follow_some(group, plural, |_| true, told).await
+    }
+
+    /// The same of those that `concern`; what does not is as if it were gone, and is not read.
+    async fn follow_some<T: 'static>(
+        &self,
+        group: &str,
+        plural: &str,
+        concern: fn(&Head) -> bool,
+        told: impl Fn(&Head, Option<&T>) + Send + Sync + 'static,
+    ) -> Result<(), StatusError> {
         let Some(storage) = self.kinds.of(group, plural) else { return Ok(()) };
         let start = |at| WatchQuery::new(Scope::all(), Start::State(at));
         let mut watcher =
             storage.cache.watch(start(Freshness::Latest)).await.map_err(crate::storage::refused)?;
         // What is there is known before the first request is served.
         while let Some(event) = watcher.try_next() {
-            tell(&storage, &event, &told);
+            tell(&storage, &event, concern, &told);
         }
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    () = follow_on(&mut watcher, &storage, &told) => {}
+                    () = follow_on(&mut watcher, &storage, concern, &told) => {}
                     () = shutdown.cancelled() => return,
                 }
                 // The watch was given up because this was too slow: begin anew with what there is.
@@ -480,13 +493,23 @@ impl Server {
     }
 }
 
-async fn follow_on<T: 'static>(watcher: &mut Watcher, storage: &Storage, told: &impl Fn(&Head, Option<&T>)) {
+async fn follow_on<T: 'static>(
+    watcher: &mut Watcher,
+    storage: &Storage,
+    concern: fn(&Head) -> bool,
+    told: &impl Fn(&Head, Option<&T>),
+) {
     while let Some(event) = watcher.next().await {
-        tell(storage, &event, told);
+        tell(storage, &event, concern, told);
     }
 }
 
-fn tell<T: 'static>(storage: &Storage, event: &CacheEvent, told: &impl Fn(&Head, Option<&T>)) {
+fn tell<T: 'static>(
+    storage: &Storage,
+    event: &CacheEvent,
+    concern: fn(&Head) -> bool,
+    told: &impl Fn(&Head, Option<&T>),
+) {
     let (cached, gone) = match event {
         CacheEvent::Initial(object) => (Some(object), false),
         CacheEvent::Change(Change::Deleted, change) => (change.prev.as_ref(), true),
@@ -494,7 +517,7 @@ fn tell<T: 'static>(storage: &Storage, event: &CacheEvent, told: &impl Fn(&Head,
         CacheEvent::Bookmark { .. } => (None, false),
     };
     let Some(cached) = cached else { return };
-    if gone {
+    if gone || !concern(&cached.head) {
         told(&cached.head, None);
     } else if let Ok(object) = storage.registry.decode(&cached.value) {
         told(&cached.head, <dyn Object>::is::<T>(&*object));

@@ -51,15 +51,16 @@ pub async fn all<T: Clone + 'static>(
     Ok(list.items.iter().filter_map(|cached| typed(&storage, &cached.value, cached.revision)).collect())
 }
 
-/// The labels of a namespace; `None` if it is not there.
+/// The labels of a namespace or a node; `None` if it is not there.
 ///
 /// # Errors
 /// The store cannot be read.
-pub async fn namespace_labels(
+pub async fn labels(
     kinds: &Kinds,
+    plural: &str,
     name: &str,
 ) -> Result<Option<BTreeMap<String, String>>, StatusError> {
-    let Some(storage) = kinds.of("", "namespaces") else { return Ok(None) };
+    let Some(storage) = kinds.of("", plural) else { return Ok(None) };
     for freshness in [Freshness::Any, Freshness::Latest] {
         if let Some(cached) = storage.cache.get("", name, freshness).await.map_err(refused)? {
             let labels = cached.head.labels.iter();

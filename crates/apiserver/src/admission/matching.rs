@@ -118,7 +118,7 @@ async fn namespace_matches(
     if attributes.namespace.is_empty() || !attributes.kind.is_namespaced() {
         return Ok(true);
     }
-    let labels = lookup::namespace_labels(kinds, &attributes.namespace).await?;
+    let labels = lookup::labels(kinds, "namespaces", &attributes.namespace).await?;
     let missing = || StatusError::not_found("", "namespaces", &attributes.namespace);
     Ok(selector.matches(&labels.ok_or_else(missing)?))
 }

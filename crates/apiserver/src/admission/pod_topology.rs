@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use krate_api::{StatusError, kinds};
 
 use super::{Admit, Attributes, lookup};
@@ -29,8 +29,7 @@ impl PodTopologyLabels {
 /// # Errors
 /// The store cannot be read.
 pub async fn of_node(kinds: &Kinds, node: &str) -> Result<BTreeMap<String, String>, StatusError> {
-    let found = lookup::find::<Node>(kinds, "", "nodes", "", node).await?;
-    let mut labels = found.and_then(|node| node.metadata.labels).unwrap_or_default();
+    let mut labels = lookup::labels(kinds, "nodes", node).await?.unwrap_or_default();
     labels.retain(|key, _| LABELS.contains(&key.as_str()));
     Ok(labels)
 }

@@ -22,6 +22,9 @@ pub struct Ranges {
     next: u128,
     /// How many nodes hold a block; more than one only where somebody else gave it twice.
     taken: HashMap<Block, u32>,
+    /// Whether none was free when last looked, and nothing was given back since: nodes beyond the last range ask again and
+    /// again.
+    full: bool,
     of: HashMap<String, Vec<IpNet>>,
 }
 
@@ -31,7 +34,7 @@ impl Ranges {
     pub fn new(cluster: IpNet, prefix: u8) -> Self {
         let power = prefix.checked_sub(cluster.prefix_len()).filter(|_| prefix <= cluster.max_prefix_len());
         let cluster = cluster.trunc();
-        Ranges { cluster, prefix, power, next: 0, taken: HashMap::new(), of: HashMap::new() }
+        Ranges { cluster, prefix, power, next: 0, taken: HashMap::new(), full: false, of: HashMap::new() }
     }
 
     /// A node has these ranges, and no others.
@@ -49,6 +52,7 @@ impl Ranges {
     pub fn release(&mut self, node: &str) {
         for range in self.of.remove(node).unwrap_or_default() {
             let Some(block) = self.block(&range) else { continue };
+            self.full = false;
             if let Some(holders) = self.taken.get_mut(&block) {
                 *holders -= 1;
                 if *holders == 0 {
@@ -63,7 +67,13 @@ impl Ranges {
         if let Some(has) = self.of.get(node).and_then(|ranges| ranges.first()) {
             return Some(*has);
         }
-        let slot = self.free_from(self.next).or_else(|| self.free_from(0))?;
+        if self.full {
+            return None;
+        }
+        let Some(slot) = self.free_from(self.next).or_else(|| self.free_from(0)) else {
+            self.full = true;
+            return None;
+        };
         self.next = slot.wrapping_add(1);
         let range = self.range(slot);
         self.hold(node, vec![range]);

@@ -107,7 +107,7 @@ impl PodSecurity {
     }
 
     async fn policy(&self, attributes: &Attributes) -> Result<(Policy, Option<String>), StatusError> {
-        let labels = lookup::namespace_labels(&self.kinds, &attributes.namespace).await?;
+        let labels = lookup::labels(&self.kinds, "namespaces", &attributes.namespace).await?;
         let labels = labels.ok_or_else(|| {
             StatusError::internal(format!("failed to lookup namespace \"{}\"", attributes.namespace))
         })?;
