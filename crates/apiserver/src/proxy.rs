@@ -1,12 +1,14 @@
 //! What is passed on: logs, exec, attach and port-forward to a pod's node, and `proxy` to nodes, pods and Services. The
 //! server understands nothing of what is said; it opens the way and carries bytes.
 
+mod links;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderName, UPGRADE};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -26,24 +28,42 @@ use crate::admission::Attributes;
 use crate::http::{self as wire, Body, Reply};
 use crate::logs;
 use crate::path::{Call, no_such_resource};
+use crate::reach::{self, Trust};
 use crate::request::Query;
 use crate::server::Server;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const KUBELET_PORT: i32 = 10250;
 
-/// How nodes are reached.
+/// How nodes and what runs on them are reached.
 pub struct Nodes {
     tls: TlsConnector,
+    /// For pods and Services, which are reached at an address that no certificate names.
+    anyone: TlsConnector,
 }
 
 /// Where a request is passed on to.
 struct Target {
     host: String,
     port: u16,
-    tls: bool,
+    over: Over,
     /// With its query.
     path: String,
+}
+
+#[derive(Clone, Copy)]
+enum Over {
+    Plain,
+    /// TLS, by any certificate.
+    Tls,
+    /// TLS with a kubelet: both ends prove who they are.
+    Kubelet,
+}
+
+impl Over {
+    fn of(tls: bool) -> Self {
+        if tls { Over::Tls } else { Over::Plain }
+    }
 }
 
 impl Nodes {
@@ -66,7 +86,8 @@ impl Nodes {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
-        Ok(Nodes { tls: TlsConnector::from(Arc::new(config)) })
+        let anyone = reach::connector(Trust::Anyone, None)?;
+        Ok(Nodes { tls: TlsConnector::from(Arc::new(config)), anyone })
     }
 }
 
@@ -93,8 +114,11 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
             let (host, port) = node_address(&call, name).await?;
             match asked.map(str::parse::<u16>) {
                 // The kubelet's own port, whatever scheme was said.
-                None => Target { host, port, tls: true, path: rest(&call) },
-                Some(Ok(asked)) => Target { host, port: asked, tls: tls || asked == port, path: rest(&call) },
+                None => Target { host, port, over: Over::Kubelet, path: rest(&call) },
+                Some(Ok(asked)) => {
+                    let over = if asked == port { Over::Kubelet } else { Over::of(tls) };
+                    Target { host, port: asked, over, path: rest(&call) }
+                }
                 Some(Err(_)) => {
                     return Err(StatusError::bad_request(format!(
                         "invalid node request {:?}",
@@ -124,10 +148,29 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         }
         _ => return Err(no_such_resource()),
     };
+    if call.info.subresource != "proxy" {
+        return pass_on(call, target, body).await;
+    }
     if let Some(reply) = to_slash(&call) {
         return Ok(reply);
     }
-    pass_on(call, target, body).await
+    let place = place(&call, &target);
+    if let Ok(forwarded) = HeaderValue::try_from(format!("{}/{}", place.prefix, call.info.rest)) {
+        call.headers.insert("x-forwarded-uri", forwarded);
+    }
+    let reply = pass_on(call, target, body).await?;
+    Ok(links::set_right(reply, place))
+}
+
+/// Where what is passed on to stands, for whoever reads its pages.
+fn place(call: &Call, target: &Target) -> links::Place {
+    let path = call.info.path.strip_suffix(&call.info.rest).unwrap_or(&call.info.path);
+    let asked_host = call.headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+    links::Place {
+        prefix: path.trim_end_matches('/').to_owned(),
+        host: format!("{}:{}", target.host, target.port),
+        asked_host,
+    }
 }
 
 /// Who asks for what is behind a proxy without saying where is sent to its root, against which links are read.
@@ -264,7 +307,7 @@ async fn kubelet_target(call: &Call, what: &str) -> Result<Option<Target>, Statu
     };
     let query =
         if matches!(what, "exec" | "attach") { streams(&call.raw_query) } else { call.raw_query.clone() };
-    Ok(Some(Target { host, port, tls: true, path: with_query(path, &query) }))
+    Ok(Some(Target { host, port, over: Over::Kubelet, path: with_query(path, &query) }))
 }
 
 /// The API says `stdin=true`, the kubelet `input=1`.
@@ -347,7 +390,7 @@ async fn pod_target(call: &Call) -> Result<Target, StatusError> {
         Some(port) => port.parse().map_err(|_| StatusError::bad_request(format!("{port:?} is no port")))?,
         None => first.and_then(|p| u16::try_from(p).ok()).unwrap_or(80),
     };
-    Ok(Target { host, port, tls, path: rest(call) })
+    Ok(Target { host, port, over: Over::of(tls), path: rest(call) })
 }
 
 async fn service_target(call: &Call) -> Result<Target, StatusError> {
@@ -377,7 +420,7 @@ async fn service_target(call: &Call) -> Result<Target, StatusError> {
         if let (Some(port), false) = (port, addresses.is_empty()) {
             let host = addresses[rand::random_range(0..addresses.len())].ip.clone();
             let port = u16::try_from(port.port).map_err(unreachable)?;
-            return Ok(Target { host, port, tls, path: rest(call) });
+            return Ok(Target { host, port, over: Over::of(tls), path: rest(call) });
         }
     }
     Err(none())
@@ -387,13 +430,14 @@ async fn pass_on(call: Call, target: Target, body: Bytes) -> Result<Reply, Statu
     let connect = TcpStream::connect((target.host.as_str(), target.port));
     let stream = tokio::time::timeout(CONNECT, connect).await.map_err(unreachable)?.map_err(unreachable)?;
     let _ = stream.set_nodelay(true);
-    if target.tls {
-        let name = ServerName::try_from(target.host.clone()).map_err(unreachable)?;
-        let stream = call.server.nodes.tls.connect(name, stream).await.map_err(unreachable)?;
-        over(call, target, body, TokioIo::new(stream)).await
-    } else {
-        over(call, target, body, TokioIo::new(stream)).await
-    }
+    let tls = match target.over {
+        Over::Plain => return over(call, target, body, TokioIo::new(stream)).await,
+        Over::Tls => &call.server.nodes.anyone,
+        Over::Kubelet => &call.server.nodes.tls,
+    };
+    let name = ServerName::try_from(target.host.clone()).map_err(unreachable)?;
+    let stream = tls.connect(name, stream).await.map_err(unreachable)?;
+    over(call, target, body, TokioIo::new(stream)).await
 }
 
 async fn over<S>(mut call: Call, target: Target, body: Bytes, stream: S) -> Result<Reply, StatusError>

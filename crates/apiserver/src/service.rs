@@ -206,7 +206,7 @@ impl Service {
             let passed = aggregation::pass_on(&self.server, &remote, parts, body, upgrade, &user);
             return Ok(Box::pin(passed).await);
         }
-        if parts.method == Method::OPTIONS {
+        if parts.method == Method::OPTIONS && info.subresource != "proxy" {
             return Err(path::method_not_allowed());
         }
         if debugging::is_at(&info.path) {

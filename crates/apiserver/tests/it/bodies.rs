@@ -2,8 +2,11 @@
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::asking::pod;
+use crate::hook::Webhook;
 use crate::support::Api;
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -38,20 +41,68 @@ async fn a_key_that_a_yaml_document_says_twice_is_told() {
 #[tokio::test]
 async fn a_proxy_without_a_path_leads_to_its_root() {
     let api = started().await;
-    let (code, made) = api.post("/api/v1/namespaces/default/pods", &pod("p", json!({}))).await;
-    assert_eq!(code, 201, "{made:#}");
-    let place = "/api/v1/namespaces/default/pods/p";
-    let status =
-        json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}});
-    let (code, told) = api.patch(&format!("{place}/status"), &status).await;
-    assert_eq!(code, 200, "{told:#}");
-    // What is passed on goes by what the server has seen.
-    api.get(place).await;
+    let place = format!("{}/p", there(&api).await);
     let (head, _) = api.raw(Method::GET, format!("{place}/proxy?a=b"), &[], "").await;
     assert_eq!(head.status, StatusCode::MOVED_PERMANENTLY);
     assert_eq!(head.headers["location"], "/api/v1/namespaces/default/pods/p/proxy/?a=b");
     let (head, _) = api.raw(Method::POST, format!("{place}/proxy"), &[], "").await;
     assert_ne!(head.status, StatusCode::MOVED_PERMANENTLY, "only who reads is sent elsewhere");
+}
+
+/// A pod on loopback, as its status says.
+async fn there(api: &Api) -> &'static str {
+    let (code, made) = api.post("/api/v1/namespaces/default/pods", &pod("p", json!({}))).await;
+    assert_eq!(code, 201, "{made:#}");
+    let status =
+        json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}});
+    let (code, told) = api.patch("/api/v1/namespaces/default/pods/p/status", &status).await;
+    assert_eq!(code, 200, "{told:#}");
+    // What is passed on goes by what the server has seen.
+    api.get("/api/v1/namespaces/default/pods/p").await;
+    "/api/v1/namespaces/default/pods"
+}
+
+#[tokio::test]
+async fn a_proxy_takes_any_certificate_and_any_method() {
+    let api = started().await;
+    let pods = there(&api).await;
+    let hook = Webhook::start(|path, _| Some(json!({ "path": path }))).await;
+    let place = format!("{pods}/https:p:{}/proxy/a/b?c=d", hook.address.port());
+    for method in [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS] {
+        let (head, body) = api.raw(method.clone(), place.clone(), &[], "").await;
+        let said = String::from_utf8_lossy(&body);
+        assert_eq!((head.status, &*said), (StatusCode::OK, r#"{"path":"/a/b"}"#), "{method}");
+    }
+    let (head, _) = api.raw(Method::OPTIONS, format!("{pods}/p/log"), &[], "").await;
+    assert_eq!(head.status, StatusCode::METHOD_NOT_ALLOWED, "only of a proxy");
+}
+
+#[tokio::test]
+async fn links_of_a_page_behind_a_proxy_lead_through_it() {
+    let api = started().await;
+    let pods = there(&api).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\n") {
+            asked.push(stream.read_u8().await.expect("a request"));
+        }
+        let page = "<a href='/other'>other</a>";
+        let length = page.len();
+        let said =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {length}\r\n\r\n{page}");
+        stream.write_all(said.as_bytes()).await.expect("it is told");
+        String::from_utf8(asked).expect("a request")
+    });
+    let (head, body) = api.raw(Method::GET, format!("{pods}/p:{port}/proxy/a/page"), &[], "").await;
+    assert_eq!(head.status, StatusCode::OK);
+    let wanted = format!("<a href=\"{pods}/p:{port}/proxy/other\">other</a>");
+    assert_eq!(String::from_utf8_lossy(&body), wanted);
+    let asked = serving.await.expect("it was asked");
+    let forwarded = format!("x-forwarded-uri: {pods}/p:{port}/proxy/a/page\r\n");
+    assert!(asked.starts_with("GET /a/page ") && asked.contains(&forwarded), "{asked}");
 }
 
 #[tokio::test]
