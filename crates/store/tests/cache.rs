@@ -285,6 +285,22 @@ async fn a_page_beyond_memory_comes_from_the_store_until_it_is_compacted() {
 }
 
 #[tokio::test]
+async fn a_page_in_memory_is_told_until_its_revision_is_compacted() {
+    let s = subject().await;
+    let r1 = s.put("a/p", "v=1").await;
+    let r2 = s.put("a/q", "v=1").await;
+    let at = |revision| ListQuery::new(Scope::all(), Freshness::Exact(revision));
+    assert_eq!(s.pods.list(&at(r1)).await.unwrap().items.len(), 1);
+    s.store.compact(r2).await.unwrap();
+    let error = s.pods.list(&at(r1)).await.unwrap_err();
+    assert!(
+        matches!(error, CacheError::TooOld { asked, oldest } if asked == r1 && oldest == r2),
+        "{error:?}"
+    );
+    assert_eq!(s.pods.list(&at(r2)).await.unwrap().items.len(), 2);
+}
+
+#[tokio::test]
 async fn a_slow_watcher_is_given_up_and_the_others_are_not() {
     let s = subject().await;
     let mut slow = s.watch(Scope::all(), Selector::everything(), Start::Now).await;

@@ -252,8 +252,8 @@ impl Resource {
         Ok(state.objects.get(&key[..]).cloned())
     }
 
-    /// A page of objects. A revision that memory does not reach back to is read from the store; `TooOld` when it is
-    /// compacted there.
+    /// A page of objects. A revision that memory does not reach back to is read from the store; `TooOld` when the store
+    /// has compacted it.
     pub async fn list(&self, query: &ListQuery) -> Result<List, CacheError> {
         self.wait(query.freshness).await?;
         let fresh = *self.common.fresh.borrow();
@@ -265,9 +265,22 @@ impl Resource {
                 _ => (Some(state.objects.clone()), fresh.max(state.revision)),
             }
         };
-        match objects {
-            Some(objects) => Ok(self.page(query, &objects, revision, &self.counts.lists)),
-            None => self.page_of_store(query, revision).await,
+        let Some(objects) = objects else { return self.page_of_store(query, revision).await };
+        if matches!(query.freshness, Freshness::Exact(_)) {
+            self.check_kept(revision).await?;
+        }
+        Ok(self.page(query, &objects, revision, &self.counts.lists))
+    }
+
+    /// Memory may reach back further than the store, whose compaction is the end of a revision all the same, so that a
+    /// list's pages expire alike wherever they come from (KEP-4988).
+    async fn check_kept(&self, revision: Revision) -> Result<(), CacheError> {
+        // Nothing is stored under the prefix itself.
+        let nothing = KeyRange::single(self.prefix.clone());
+        match self.common.backend.range(nothing, Some(revision), Limit::NONE).await {
+            Ok(_) => Ok(()),
+            Err(Error::Compacted { at }) => Err(CacheError::TooOld { asked: revision, oldest: at }),
+            Err(other) => Err(other.into()),
         }
     }
 
