@@ -101,6 +101,14 @@ impl DataDir {
         }
     }
 
+    /// Where devices are described that containers ask for by name: where they are for all of the machine, and the
+    /// cluster's own, which count most.
+    pub fn cdi(&self) -> Vec<PathBuf> {
+        let mut all = krate_runtime::Config::usual_cdi();
+        all.push(self.root.join("cdi"));
+        all
+    }
+
     pub fn kubeconfig(&self) -> PathBuf {
         self.root.join("admin.kubeconfig")
     }

@@ -26,6 +26,16 @@ pub struct Config {
     pub network: Arc<dyn PodNetwork>,
     /// How images are fetched.
     pub registries: Registries,
+    /// Where devices are described that containers ask for by name (the Container Device Interface); the later directory
+    /// counts.
+    pub cdi: Vec<PathBuf>,
+}
+
+impl Config {
+    /// Where descriptions of devices are on most machines.
+    pub fn usual_cdi() -> Vec<PathBuf> {
+        crate::cdi::DIRECTORIES.map(PathBuf::from).to_vec()
+    }
 }
 
 impl std::fmt::Debug for Config {
@@ -38,6 +48,7 @@ impl std::fmt::Debug for Config {
             .field("instance", &self.instance)
             .field("streaming_address", &self.streaming_address)
             .field("registries", &self.registries)
+            .field("cdi", &self.cdi)
             .finish_non_exhaustive()
     }
 }

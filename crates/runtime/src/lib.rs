@@ -3,6 +3,7 @@
 //! one small shim process a pod, which outlives the server; the server finds everything again after it was killed.
 //! It knows nothing of the API server, and of the pod network only [`PodNetwork`].
 
+mod cdi;
 mod cgroup;
 mod config;
 pub mod image;

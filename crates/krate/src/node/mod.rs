@@ -247,6 +247,7 @@ fn runtime_config(dir: &DataDir, network: Late) -> krate_runtime::Config {
         streaming_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         network: std::sync::Arc::new(network),
         registries: dir.registries(),
+        cdi: dir.cdi(),
     }
 }
 

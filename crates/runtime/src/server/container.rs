@@ -18,6 +18,7 @@ use super::node::{Container, Node, Sandbox, new_id};
 use super::record::{self, ContainerRecord};
 use super::sandbox::namespace_options;
 use super::status::{LOST, START_FAILED};
+use crate::cdi;
 use crate::cgroup::{self, Cgroup};
 use crate::image::lease::Claim;
 use crate::image::store::Image;
@@ -134,7 +135,10 @@ fn prepare(
         files,
         held: node.held,
     };
-    let written = spec::build(&inputs).map_err(|e| unknown("generate the container's specification", e))?;
+    let mut written =
+        spec::build(&inputs).map_err(|e| unknown("generate the container's specification", e))?;
+    cdi::inject(&mut written.spec, &config, &node.config.cdi)
+        .map_err(|e| unknown("generate the container's specification", e))?;
     for (name, part) in [("config.json", Some(&written.spec)), (executor::FILE, written.lock.as_ref())] {
         let Some(part) = part else { continue };
         let text = serde_json::to_vec(part).map_err(|e| unknown("write the specification", e))?;

@@ -38,6 +38,7 @@ pub fn dispatch() {
         streaming_address: "127.0.0.1:0".parse().unwrap(),
         network: Arc::new(Loopback),
         registries: Registries { directories: vec![base.join("certs.d")], ..Registries::default() },
+        cdi: vec![base.join("cdi")],
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let outcome = runtime.block_on(krate_runtime::serve(config, CancellationToken::new(), None));
