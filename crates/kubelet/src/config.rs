@@ -158,6 +158,8 @@ pub struct Config {
     /// How often the node's status is looked at, and how often it is told without having changed.
     pub status_look: Duration,
     pub status_tell: Duration,
+    /// How long a DRA driver may be away until the ResourceSlices of its devices here go (upstream's 30 seconds).
+    pub slices_kept: Duration,
     /// Labels and taints that the node is registered with.
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
@@ -223,6 +225,7 @@ impl Config {
             told_images: Some(50),
             status_look: Duration::from_secs(10),
             status_tell: Duration::from_mins(5),
+            slices_kept: Duration::from_secs(30),
             labels: BTreeMap::new(),
             taints: Vec::new(),
         }

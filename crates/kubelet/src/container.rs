@@ -253,6 +253,8 @@ impl Start<'_> {
         for answer in granted {
             give(&mut config, answer);
         }
+        let claimed = self.shared.dra.cdi_devices(pod, container)?;
+        config.cdi_devices.extend(claimed.into_iter().map(|name| cri::CdiDevice { name }));
         Ok(config)
     }
 

@@ -67,6 +67,13 @@ pub async fn run(shared: SharedRef, informer: Informer<Pod>) {
                     workers.orphans(&shared);
                 }
             }
+            () = shared.dra.plugins.told.notified() => {
+                for uid in shared.dra.concerned() {
+                    if let Some(handle) = workers.handles.get(&uid) {
+                        handle.signal.wake();
+                    }
+                }
+            }
             () = shared.evictions.changed() => workers.handles.values().for_each(|h| h.signal.wake()),
             Some(told) = told_by_runtime.recv() => {
                 match told {
@@ -252,6 +259,7 @@ async fn remove_orphans(shared: &SharedRef, known: &HashSet<String>) -> Result<(
         shared.cri.stop_sandbox(&sandbox.id).await?;
         shared.cri.remove_sandbox(&sandbox.id).await?;
     }
+    shared.dra.keep(known).await;
     let (root, mut known) = (shared.config.root_dir.clone(), known.clone());
     for uid in volumes::pods(&root).into_iter().filter(|uid| !known.contains(uid)).collect::<Vec<_>>() {
         let parts = volumes::release_parts(&shared.config.pod_dir(&uid)).map_err(|e| e.to_string());

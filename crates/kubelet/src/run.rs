@@ -19,6 +19,7 @@ use crate::cpus::{self, Cpus};
 use crate::cri::Cri;
 use crate::csi::{Csi, CsiPlugins, Drivers};
 use crate::devices::{self, Devices};
+use crate::dra::{Dra, DraPlugins};
 use crate::eviction::{self, Evictions};
 use crate::features::Features;
 use crate::garbage::{self, ImageGarbage};
@@ -104,12 +105,19 @@ pub async fn run(
         drivers,
         Arc::clone(&changed),
     ));
+    let dra =
+        Dra::new(client.clone(), &config.node_name, &config.root_dir, config.slices_kept, shutdown.clone());
+    let dra = dra.map_err(|error| Error::File {
+        what: "create ResourceClaim cache, please drain node and remove DRA state file".to_owned(),
+        error,
+    })?;
     let shared: SharedRef = Arc::new(Shared {
         cpus,
         memory,
         topology,
         devices: Arc::clone(&devices),
         csi,
+        dra,
         objects: Objects::new(&client),
         pods: own_pods.clone(),
         statics: Mutex::default(),
@@ -144,7 +152,10 @@ pub async fn run(
     let registering = tokio::spawn(devices::run(devices, shutdown.clone()));
     let announced = {
         let (root, stop) = (shared.config.root_dir.clone(), shutdown.clone());
-        let handlers: plugins::Handlers = Arc::new([Arc::new(CsiPlugins(Arc::clone(&shared.csi.drivers)))]);
+        let handlers: plugins::Handlers = Arc::new([
+            Arc::new(CsiPlugins(Arc::clone(&shared.csi.drivers))),
+            Arc::new(DraPlugins(Arc::clone(&shared.dra.plugins))),
+        ]);
         tokio::spawn(async move { plugins::run(&root, handlers, stop).await })
     };
     let node_watch = watch_node(&shared, &changed);

@@ -18,6 +18,7 @@ use crate::cpus::Cpus;
 use crate::cri::Cri;
 use crate::csi::Csi;
 use crate::devices::Devices;
+use crate::dra::Dra;
 use crate::eviction::Evictions;
 use crate::features::Features;
 use crate::fieldpath::{Addresses, Allocatable};
@@ -50,6 +51,7 @@ pub struct Shared {
     pub memory: Memory,
     pub topology: Topology,
     pub csi: Arc<Csi>,
+    pub dra: Dra,
     pub images: Images,
     /// The first part of container ids in statuses.
     pub runtime_name: String,

@@ -170,6 +170,11 @@ impl Job {
             self.event(EventType::Warning, "FailedCreatePodSandBox", message);
             return Err(AGAIN);
         }
+        if let Err(why) = shared.dra.prepare(&self.pod).await {
+            let message = format!("Failed to prepare dynamic resources: {why}");
+            self.event(EventType::Warning, "FailedPrepareDynamicResources", message);
+            return Err(AGAIN);
+        }
         let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler };
         let id = match shared.cri.runtime().run_pod_sandbox(request).await {
             Ok(answer) => answer.into_inner().pod_sandbox_id,

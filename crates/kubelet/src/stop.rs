@@ -9,11 +9,10 @@ use krate_client::EventType;
 use tokio::time::Instant;
 
 use crate::cri::rpc_error;
-use crate::hooks;
 use crate::observed::{ContainerSeen, Observed};
 use crate::plan::stop_order;
 use crate::shared::Shared;
-use crate::spec;
+use crate::{hooks, names, spec};
 
 /// Seconds that a container has at least after its hook.
 const LEAST: i64 = 2;
@@ -73,5 +72,6 @@ pub async fn pod(shared: Arc<Shared>, pod: Arc<Pod>, seen: Observed, grace: i64)
     for sandbox in &seen.sandboxes {
         shared.cri.stop_sandbox(&sandbox.id).await.map_err(|s| rpc_error(&s))?;
     }
-    Ok(())
+    // Before the API is told that the pod has ended: then its claims are others'.
+    shared.dra.unprepare(&names::uid(&pod)).await
 }

@@ -1,4 +1,4 @@
-//! What is said at `v1.PodResourcesLister`. Claims are not told.
+//! What is said at `v1.PodResourcesLister`.
 
 /// The service's name in gRPC's paths.
 pub const SERVICE: &str = "v1.PodResourcesLister";
@@ -36,6 +36,9 @@ pub struct ContainerResources {
     /// Memory that it has alone.
     #[prost(message, repeated, tag = "4")]
     pub memory: Vec<ContainerMemory>,
+    /// What it has by claims.
+    #[prost(message, repeated, tag = "5")]
+    pub dynamic_resources: Vec<DynamicResource>,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -48,6 +51,36 @@ pub struct ContainerMemory {
     pub size: u64,
     #[prost(message, optional, tag = "3")]
     pub topology: Option<TopologyInfo>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct DynamicResource {
+    #[prost(string, tag = "2")]
+    pub claim_name: String,
+    #[prost(string, tag = "3")]
+    pub claim_namespace: String,
+    #[prost(message, repeated, tag = "4")]
+    pub claim_resources: Vec<ClaimResource>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ClaimResource {
+    #[prost(message, repeated, tag = "1")]
+    pub cdi_devices: Vec<CdiDevice>,
+    #[prost(string, tag = "2")]
+    pub driver_name: String,
+    #[prost(string, tag = "3")]
+    pub pool_name: String,
+    #[prost(string, tag = "4")]
+    pub device_name: String,
+    #[prost(string, optional, tag = "5")]
+    pub share_id: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CdiDevice {
+    #[prost(string, tag = "1")]
+    pub name: String,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]

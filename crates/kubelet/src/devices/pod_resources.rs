@@ -10,7 +10,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::body::Body;
@@ -19,9 +19,11 @@ use tonic_prost::ProstCodec;
 
 use super::api::{NumaNode, TopologyInfo};
 use super::lister_api::{
-    AllocatableResourcesResponse, ContainerDevices, ContainerMemory, ContainerResources, Empty,
-    GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesResponse, PodResources, SERVICE,
+    AllocatableResourcesResponse, CdiDevice, ClaimResource, ContainerDevices, ContainerMemory,
+    ContainerResources, DynamicResource, Empty, GetPodResourcesRequest, GetPodResourcesResponse,
+    ListPodResourcesResponse, PodResources, SERVICE,
 };
+use crate::dra::Given;
 use crate::memory::Block;
 use crate::names;
 use crate::shared::SharedRef;
@@ -72,6 +74,7 @@ impl Lister {
             devices: self.told(given.get(&container.name).cloned().unwrap_or_default()),
             cpu_ids: self.0.cpus.alone(&uid, &container.name).0.into_iter().map(i64::from).collect(),
             memory: self.0.memory.blocks(&uid, &container.name).into_iter().map(told_block).collect(),
+            dynamic_resources: self.claimed(pod, container),
         });
         PodResources {
             name: pod.metadata.name.clone().unwrap_or_default(),
@@ -102,6 +105,25 @@ impl Lister {
             }
         }
         told
+    }
+
+    /// What a container has by claims.
+    fn claimed(&self, pod: &Pod, container: &Container) -> Vec<DynamicResource> {
+        let one = |(driver_name, device): Given| ClaimResource {
+            cdi_devices: device.cdi_device_ids.into_iter().map(|name| CdiDevice { name }).collect(),
+            driver_name,
+            pool_name: device.pool_name,
+            device_name: device.device_name,
+            share_id: device.share_id,
+        };
+        let claims = self.0.dra.given(pod, container).into_iter();
+        claims
+            .map(|(claim_name, devices)| DynamicResource {
+                claim_name,
+                claim_namespace: names::namespace(pod),
+                claim_resources: devices.into_iter().map(one).collect(),
+            })
+            .collect()
     }
 
     fn list(&self) -> ListPodResourcesResponse {

@@ -224,5 +224,6 @@ pub async fn own(server: &Server) -> Answer {
     crate::csi::write_figures(&mut out);
     volumes::gauges(server, &mut out).await;
     out.push_str(&krate_client::metrics::text());
+    server.shared.dra.write_figures(&mut out);
     whole(StatusCode::OK, FORMAT, out)
 }

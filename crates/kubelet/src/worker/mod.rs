@@ -495,6 +495,11 @@ impl Worker {
             failed: self.failed.as_ref(),
             now: Timestamp::now(),
         });
+        self.shared.dra.tell_health(&self.pod, &mut made);
+        // To the scheduler the claims of a pod that has ended are free; so it has not before they are.
+        if made.phase.as_deref().is_some_and(status::is_over) && self.shared.dra.is_used_by(&self.uid) {
+            made.phase = self.pod.status.as_ref().and_then(|s| s.phase.clone());
+        }
         if let Some(message) = &self.disrupted {
             eviction::mark(&mut made, self.pod.metadata.generation, message);
         }

@@ -178,6 +178,15 @@ impl Api {
                 }
                 answer(StatusCode::OK, &stored)
             }
+            Method::DELETE if path.rsplit('/').next().is_some_and(is_collection) => {
+                let all = state.objects.iter().filter(|(at, o)| is_in(&path, at) && selected(&query, o));
+                let gone: Vec<String> = all.map(|(at, _)| at.clone()).collect();
+                for at in gone {
+                    state.take(&at);
+                }
+                let done = json!({"kind": "Status", "apiVersion": "v1", "status": "Success", "metadata": {}});
+                answer(StatusCode::OK, &done)
+            }
             Method::DELETE => match state.take(&path) {
                 Some(object) => answer(StatusCode::OK, &object),
                 None => refused(404, "NotFound"),
@@ -253,6 +262,14 @@ impl Api {
 fn is_collection(name: &str) -> bool {
     matches!(
         name,
-        "pods" | "nodes" | "services" | "configmaps" | "secrets" | "leases" | "events" | "csidrivers"
+        "pods"
+            | "nodes"
+            | "services"
+            | "configmaps"
+            | "secrets"
+            | "leases"
+            | "events"
+            | "csidrivers"
+            | "resourceslices"
     )
 }
