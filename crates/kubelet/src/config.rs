@@ -158,6 +158,10 @@ pub struct Config {
     /// How often the node's status is looked at, and how often it is told without having changed.
     pub status_look: Duration,
     pub status_tell: Duration,
+    /// How often volumes are looked at that may change while nobody tells (upstream's sync of a pod).
+    pub sync: Duration,
+    /// How old the figures of volumes may be; none: they are not asked for.
+    pub volume_stats: Option<Duration>,
     /// How long a DRA driver may be away until the ResourceSlices of its devices here go (upstream's 30 seconds).
     pub slices_kept: Duration,
     /// Labels and taints that the node is registered with.
@@ -225,6 +229,8 @@ impl Config {
             told_images: Some(50),
             status_look: Duration::from_secs(10),
             status_tell: Duration::from_mins(5),
+            sync: Duration::from_mins(1),
+            volume_stats: Some(Duration::from_mins(1)),
             slices_kept: Duration::from_secs(30),
             labels: BTreeMap::new(),
             taints: Vec::new(),

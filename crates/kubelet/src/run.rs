@@ -17,7 +17,7 @@ use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cpus::{self, Cpus};
 use crate::cri::Cri;
-use crate::csi::{Csi, CsiPlugins, Drivers};
+use crate::csi::{Csi, CsiPlugins, Drivers, Times};
 use crate::devices::{self, Devices};
 use crate::dra::{Dra, DraPlugins};
 use crate::eviction::{self, Evictions};
@@ -101,6 +101,7 @@ pub async fn run(
         client.clone(),
         &config.node_name,
         config.root_dir.clone(),
+        Times { sync: config.sync, stats: config.volume_stats },
         events.clone(),
         drivers,
         Arc::clone(&changed),

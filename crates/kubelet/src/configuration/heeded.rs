@@ -83,6 +83,8 @@ pub struct Heeded {
     pub node_status_max_images: i32,
     node_status_update_frequency: GoDuration,
     node_status_report_frequency: GoDuration,
+    sync_frequency: GoDuration,
+    volume_stats_agg_period: GoDuration,
 
     #[serde(default)]
     cluster_domain: String,
@@ -318,6 +320,9 @@ impl Heeded {
         config.told_images = usize::try_from(self.node_status_max_images).ok();
         config.status_look = self.node_status_update_frequency.get();
         config.status_tell = self.node_status_report_frequency.get();
+        config.sync = self.sync_frequency.get();
+        config.volume_stats =
+            Duration::try_from(self.volume_stats_agg_period.0).ok().filter(|age| !age.is_zero());
     }
 
     fn resources(&self, config: &mut Config) {

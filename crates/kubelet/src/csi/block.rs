@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use jiff::{SignedDuration, Timestamp};
 use krate_client::EventType;
 
 use super::api::{Capability, NodePublishVolumeRequest, NodeStageVolumeRequest};
@@ -17,9 +16,6 @@ use crate::volumes::{Content, Context, Mounted, VolumeError, make_private_direct
 
 const SET_UP: &str = "MapVolume.SetUpDevice failed";
 const MAP: &str = "MapVolume.MapPodDevice failed";
-/// How often a device that may grow is looked at again.
-const AGAIN: SignedDuration = SignedDuration::from_secs(60);
-
 impl Csi {
     pub(super) async fn device(
         &self,
@@ -75,7 +71,7 @@ impl Csi {
         Ok(Mounted {
             content: Content::Device(path),
             read_only: wanted.read_only,
-            refresh_at: grows.then(|| Timestamp::now() + AGAIN),
+            refresh_at: grows.then(|| self.next_look()),
         })
     }
 

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::storage::v1::CSIDriver;
 
 use super::api::{Capability, NodePublishVolumeRequest, NodeStageVolumeRequest};
@@ -18,9 +17,6 @@ use super::{STORAGE, TOTAL};
 use crate::cri::rpc_error;
 use crate::names;
 use crate::volumes::{Content, Context, Mounted, VolumeError};
-
-/// How often a volume that may change is looked at again (upstream's sync of a pod).
-const AGAIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// What is known when something is done with a volume.
 pub(super) struct Work<'a> {
@@ -129,7 +125,7 @@ impl Csi {
         Ok(Mounted {
             content: Content::Files(path),
             read_only: wanted.read_only,
-            refresh_at: (republishes || grows).then(|| Timestamp::now() + AGAIN),
+            refresh_at: (republishes || grows).then(|| self.next_look()),
         })
     }
 

@@ -22,7 +22,7 @@ use crate::histogram::{Histograms, OF_STORAGE};
 
 pub use drivers::{CsiPlugins, Drivers};
 pub use inline::Inline;
-pub use state::Csi;
+pub use state::{Csi, Times};
 pub use stats::VolumeStats;
 pub use wanted::Wanted;
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::authentication::v1::TokenRequestStatus;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
@@ -35,11 +35,21 @@ pub type Key = (String, String);
 /// Of a pod's UID, a driver, and an audience.
 pub type TokenKey = (String, String, String);
 
+/// How often things are looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Volumes that may change while nobody tells.
+    pub sync: Duration,
+    /// How old figures may be; none: drivers are not asked for any.
+    pub stats: Option<Duration>,
+}
+
 pub struct Csi {
     pub(super) client: Client,
     pub(super) node: String,
     pub(super) root: Root,
     pub(super) events: EventRecorder,
+    pub(super) times: Times,
     pub drivers: Arc<Drivers>,
     /// Of each volume something is done by one at a time.
     locks: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
@@ -64,6 +74,7 @@ impl Csi {
         client: Client,
         node: &str,
         root: PathBuf,
+        times: Times,
         events: EventRecorder,
         drivers: Arc<Drivers>,
         changed: Arc<Notify>,
@@ -76,6 +87,7 @@ impl Csi {
             node: node.to_owned(),
             root,
             events,
+            times,
             drivers,
             locks: Mutex::default(),
             in_use: Mutex::new(in_use),
@@ -87,6 +99,11 @@ impl Csi {
             reported: watch::Sender::default(),
             changed,
         }
+    }
+
+    /// When a volume that may change while nobody tells is looked at again.
+    pub(super) fn next_look(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now() + self.times.sync.max(Duration::from_secs(1))
     }
 
     /// The lock of one volume.

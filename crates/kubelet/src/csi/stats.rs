@@ -1,15 +1,12 @@
 //! How full volumes are, as their drivers say.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 
 use super::api::{Capability, Unit};
 use super::state::{Csi, Given};
 use crate::histogram::Histograms;
-
-/// How old what is told may be (upstream's `volumeStatsAggPeriod`).
-const FRESH: Duration = Duration::from_mins(1);
 
 /// How long it takes to find out.
 pub static COLLECTION: Histograms = Histograms::new(
@@ -41,8 +38,9 @@ pub type Kept = Vec<VolumeStats>;
 impl Csi {
     /// How full a pod's volumes are, as far as their drivers say that; what was found out a moment ago is told again.
     pub async fn volume_stats(&self, uid: &str) -> Vec<VolumeStats> {
+        let Some(age) = self.times.stats else { return Vec::new() };
         let kept =
-            self.stats.lock().get(uid).filter(|(at, _)| at.elapsed() < FRESH).map(|(_, kept)| kept.clone());
+            self.stats.lock().get(uid).filter(|(at, _)| at.elapsed() < age).map(|(_, kept)| kept.clone());
         if let Some(kept) = kept {
             return kept;
         }
