@@ -176,6 +176,8 @@ async fn volumes_that_need_not_be_attached_are_not() {
     let cluster = cluster().await;
     let driver: CSIDriver = object(json!({"metadata": {"name": DRIVER}, "spec": {"attachRequired": false}}));
     cluster.all::<CSIDriver>().create(&PostParams::default(), &driver).await.expect("a driver");
+    // The controller looks at the same copy: it must know the driver before the pod.
+    cluster.informers.of::<CSIDriver>().subscribe().recv().await.expect("the driver");
     volume(&cluster).await;
     pod(&cluster, "first", "one").await;
     // That of a driver of which the API says nothing is attached, and it comes later.
