@@ -14,6 +14,7 @@ mod garbage;
 mod meta;
 mod namespace;
 mod node;
+mod own_status;
 mod pod_gc;
 mod protection;
 mod replicaset;

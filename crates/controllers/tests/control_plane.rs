@@ -246,6 +246,27 @@ async fn a_namespace_waits_for_finalizers_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_that_somebody_else_wrote_is_set_right() {
+    let cluster = cluster().await;
+    let deployments = cluster.of::<Deployment>("default");
+    deployments.create(&PostParams::default(), &deployment("web", 2, "web:1")).await.expect("it is made");
+    until(deployments.clone(), "rolled out", |all| all.iter().any(|d| is_rolled_out(d, 2))).await;
+    let sets = cluster.of::<ReplicaSet>("default");
+    let ready =
+        |all: &[ReplicaSet]| all.iter().any(|s| s.status.as_ref().and_then(|s| s.ready_replicas) == Some(2));
+    until(sets.clone(), "ready", ready).await;
+    let set = sets.list(&ListParams::default()).await.expect("a list").items.remove(0).name_any();
+    let wrong = Patch::Merge(json!({"status": {"readyReplicas": 0, "availableReplicas": 0}}));
+    let params = PatchParams::default();
+    let told = sets.patch_status(&set, &params, &wrong).await.expect("it is written");
+    assert!(!ready(&[told]));
+    until(sets, "ready again", ready).await;
+    let told = deployments.patch_status("web", &params, &wrong).await.expect("it is written");
+    assert!(!is_rolled_out(&told, 2));
+    until(deployments, "rolled out again", |all| all.iter().any(|d| is_rolled_out(d, 2))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_quota_counts_itself() {
     let cluster = cluster().await;
     let quotas = cluster.of::<ResourceQuota>("default");

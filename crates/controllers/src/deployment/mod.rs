@@ -7,7 +7,7 @@ mod sync;
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use krate_client::{
     Api, Client, Event, EventRecorder, EventType, Informer, ObjectKey, Reconcile, Requeue, WorkQueue,
@@ -20,6 +20,7 @@ use serde_json::json;
 use crate::meta::{
     controller_key, controller_of, controller_reference, is_deleting, labels, name, namespace, selector, uid,
 };
+use crate::own_status::OwnStatus;
 use crate::replicaset::{BY_CONTROLLER, by_controller};
 use crate::{Context, Error};
 
@@ -32,6 +33,7 @@ struct Controller {
     deployments: Informer<Deployment>,
     sets: Informer<ReplicaSet>,
     pods: Informer<Pod>,
+    own: Arc<OwnStatus<DeploymentStatus>>,
 }
 
 fn set_by_controller(rs: &ReplicaSet) -> Vec<String> {
@@ -55,10 +57,12 @@ pub async fn run(cx: Context) {
     sets.add_index(BY_CONTROLLER, set_by_controller);
     pods.add_index(BY_CONTROLLER, by_controller);
     let queue = WorkQueue::named("deployment");
-    let q = queue.clone();
+    let own = Arc::<OwnStatus<DeploymentStatus>>::default();
+    let (q, written) = (queue.clone(), Arc::clone(&own));
     deployments.handle(move |event| match event {
-        // Its own status comes back as an event, and asks for nothing.
-        Event::Modified { old, new } if only_status_changed(old, new) => {}
+        Event::Modified { old, new }
+            if only_status_changed(old, new)
+                && written.is_back(&ObjectKey::of(&**new), new.status.as_ref()) => {}
         _ => q.add(ObjectKey::of(&**event.object())),
     });
     let (q, informer) = (queue.clone(), deployments.clone());
@@ -82,8 +86,14 @@ pub async fn run(cx: Context) {
             q.add(key);
         }
     });
-    let reconciler =
-        Controller { recorder: cx.recorder(COMPONENT), client: cx.client.clone(), deployments, sets, pods };
+    let reconciler = Controller {
+        recorder: cx.recorder(COMPONENT),
+        client: cx.client.clone(),
+        deployments,
+        sets,
+        pods,
+        own,
+    };
     cx.work(COMPONENT, reconciler, queue, WORKERS).await;
 }
 

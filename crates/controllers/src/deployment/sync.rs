@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
-use krate_client::{Api, EventType, Requeue, is_conflict, is_not_found, reference};
+use krate_client::{Api, EventType, ObjectKey, Requeue, is_conflict, is_not_found, reference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
@@ -121,12 +121,18 @@ impl Sync<'_> {
     async fn write_status(&mut self, status: DeploymentStatus) -> Result<Requeue, Error> {
         let left = seconds_to_deadline(&self.d, &status, &now());
         if self.d.status.as_ref() != Some(&status) {
+            let (key, own) = (ObjectKey::of(&self.d), &self.controller.own);
+            own.writes(key.clone(), status.clone());
             self.d.status = Some(status);
             let written = self.api().replace_status(name(&self.d), &PostParams::default(), &self.d).await;
             match written {
                 Ok(d) => self.d = d,
-                Err(error) if is_not_found(&error) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    own.failed(&key);
+                    if !is_not_found(&error) {
+                        return Err(error.into());
+                    }
+                }
             }
         }
         Ok(left.map_or(Requeue::Done, |s| Requeue::After(Duration::from_secs(s.unsigned_abs()))))

@@ -34,7 +34,9 @@ pub trait Replicated:
     const COMPONENT: &'static str;
     /// The name of its queue in metrics.
     const QUEUE: &'static str;
+    type Status: Clone + PartialEq + Send + 'static;
 
+    fn status(&self) -> Option<&Self::Status>;
     fn replicas(&self) -> i32;
     fn min_ready_seconds(&self) -> i32;
     fn template(&self) -> PodTemplateSpec;
@@ -63,6 +65,11 @@ const FAILURE: &str = "ReplicaFailure";
 impl Replicated for ReplicaSet {
     const COMPONENT: &'static str = "replicaset-controller";
     const QUEUE: &'static str = "replicaset";
+    type Status = ReplicaSetStatus;
+
+    fn status(&self) -> Option<&ReplicaSetStatus> {
+        self.status.as_ref()
+    }
 
     fn replicas(&self) -> i32 {
         self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
@@ -123,6 +130,11 @@ impl Replicated for ReplicaSet {
 impl Replicated for ReplicationController {
     const COMPONENT: &'static str = "replication-controller";
     const QUEUE: &'static str = "replicationmanager";
+    type Status = ReplicationControllerStatus;
+
+    fn status(&self) -> Option<&ReplicationControllerStatus> {
+        self.status.as_ref()
+    }
 
     fn replicas(&self) -> i32 {
         self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)

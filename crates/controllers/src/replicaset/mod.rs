@@ -26,6 +26,7 @@ use crate::meta::{
     condition, controller_key, controller_of, controller_reference, is_active, is_deleting, labels, name,
     namespace, phase, uid,
 };
+use crate::own_status::OwnStatus;
 use crate::{Context, Error};
 
 /// How many pods one round makes or deletes at the most.
@@ -44,12 +45,13 @@ pub fn by_controller(pod: &Pod) -> Vec<String> {
     }
 }
 
-struct Controller<K> {
+struct Controller<K: Replicated> {
     client: Client,
     recorder: EventRecorder,
     sets: Informer<K>,
     pods: Informer<Pod>,
     expectations: Arc<Expectations>,
+    own: Arc<OwnStatus<K::Status>>,
 }
 
 pub async fn run<K: Replicated>(cx: Context) {
@@ -65,10 +67,11 @@ pub async fn run<K: Replicated>(cx: Context) {
     pods.add_index(BY_CONTROLLER, by_controller);
     let expectations = Arc::new(Expectations::default());
     let queue = WorkQueue::named(K::QUEUE);
-    let q = queue.clone();
+    let own = Arc::<OwnStatus<K::Status>>::default();
+    let (q, written) = (queue.clone(), Arc::clone(&own));
     sets.handle(move |event| match event {
-        // Its own status comes back as an event, and asks for nothing.
-        Event::Modified { old, new } if K::only_status_changed(old, new) => {}
+        Event::Modified { old, new }
+            if K::only_status_changed(old, new) && written.is_back(&ObjectKey::of(&**new), new.status()) => {}
         _ => q.add(ObjectKey::of(&**event.object())),
     });
     let (q, expected, informer) = (queue.clone(), Arc::clone(&expectations), sets.clone());
@@ -79,6 +82,7 @@ pub async fn run<K: Replicated>(cx: Context) {
         sets,
         pods,
         expectations,
+        own,
     };
     cx.work(K::COMPONENT, reconciler, queue, WORKERS).await;
 }
@@ -179,9 +183,14 @@ impl<K: Replicated> Reconcile for Controller<K> {
         let failure = managed.as_ref().err().map(ToString::to_string);
         if let Some(updated) = set.with_status(&counts, failure.as_deref(), active.len()) {
             let api = Api::<K>::namespaced(self.client.clone(), &key.namespace);
-            match api.replace_status(&key.name, &PostParams::default(), &updated).await {
-                Err(error) if !is_not_found(&error) => return Err(error.into()),
-                _ => {}
+            if let Some(status) = updated.status() {
+                self.own.writes(key.clone(), status.clone());
+            }
+            if let Err(error) = api.replace_status(&key.name, &PostParams::default(), &updated).await {
+                self.own.failed(&key);
+                if !is_not_found(&error) {
+                    return Err(error.into());
+                }
             }
         }
         managed?;
