@@ -293,6 +293,94 @@ async fn resources_change_while_a_pod_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_stays_ready_while_its_image_changes() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    node.api.create(POD, pod(&json!({"containers": [{"name": "c", "image": "there:1"}]})));
+    node.api.until("the pod runs", POD, is_ready).await;
+    let before = node.api.told().len();
+    node.api.update(POD, &json!({"spec": {"containers": [{"name": "c", "image": "pulled:1"}]}}));
+    let replaced = |pod: &Value| {
+        let container = &pod["status"]["containerStatuses"][0];
+        (container["restartCount"] == 1 && container["state"]["running"].is_object()).then(|| pod.clone())
+    };
+    let found = node.api.until("another runs in its place", POD, replaced).await;
+    assert!(found["status"]["containerStatuses"][0]["lastState"]["terminated"].is_object(), "{found}");
+    for status in &node.api.told()[before..] {
+        assert!(is_ready(&json!({ "status": status })).is_some(), "told in between: {status}");
+    }
+
+    // An image that is not there takes longer, and that is told.
+    node.api.update(POD, &json!({"spec": {"containers": [{"name": "c", "image": "missing:1"}]}}));
+    let lacking = |pod: &Value| {
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        waiting["reason"].as_str().is_some_and(|r| r.contains("ImagePull")).then(|| pod.clone())
+    };
+    let found = node.api.until("it says what it lacks", POD, lacking).await;
+    assert!(is_ready(&found).is_none(), "{found}");
+    node.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_image_need_not_wait_for_the_failures_of_the_one_before() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    node.api.create(POD, pod(&json!({"containers": [{"name": "c", "image": "there:1"}]})));
+    node.api.until("the pod runs", POD, is_ready).await;
+    node.runtime.end(&node.runtime.container("c").unwrap().0, 1);
+    let runs_after = |restarts: i32| {
+        move |pod: &Value| {
+            let container = &pod["status"]["containerStatuses"][0];
+            (container["restartCount"] == restarts && container["state"]["running"].is_object())
+                .then(|| container.clone())
+        }
+    };
+    node.api.until("it runs again", POD, runs_after(1)).await;
+    node.runtime.end(&node.runtime.container("c").unwrap().0, 1);
+    let waits = |pod: &Value| {
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        (waiting["reason"] == "CrashLoopBackOff").then_some(())
+    };
+    node.api.until("it waits", POD, waits).await;
+    node.api.update(POD, &json!({"spec": {"containers": [{"name": "c", "image": "pulled:1"}]}}));
+    let found = node.api.until("the other one runs", POD, runs_after(2)).await;
+    let time = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let ended = time(&found["lastState"]["terminated"]["finishedAt"]);
+    let waited = time(&found["state"]["running"]["startedAt"]).duration_since(ended);
+    assert!(waited < jiff::SignedDuration::from_secs(10), "it waited as the one before: {waited}");
+    node.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_killed_for_a_probe_waits_by_the_failure_before() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    // Nobody listens there.
+    let probe =
+        json!({"tcpSocket": {"host": "127.0.0.1", "port": 1}, "periodSeconds": 1, "failureThreshold": 1});
+    node.api.create(
+        POD,
+        pod(&json!({"containers": [{"name": "c", "image": "there:1", "livenessProbe": probe}]})),
+    );
+    // The first one has none before it, and that of the second is the first that counts.
+    let waits = |pod: &Value| {
+        let container = &pod["status"]["containerStatuses"][0];
+        (container["state"]["waiting"]["reason"] == "CrashLoopBackOff").then(|| container.clone())
+    };
+    let found = node.api.until("it waits", POD, waits).await;
+    assert_eq!(found["restartCount"], 2, "{found}");
+    let message = found["state"]["waiting"]["message"].as_str().unwrap();
+    assert!(message.starts_with("back-off 10s restarting failed container=c"), "{message}");
+    node.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn others_go_for_a_pod_that_the_node_must_not_do_without() {
     const CRITICAL: &str = "/api/v1/namespaces/n/pods/critical";
     if !available() {

@@ -22,7 +22,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::backoff::{Backoff, go_duration};
-use crate::observed::Observed;
+use crate::observed::{ContainerSeen, Observed};
 use crate::plan::{self, Plan};
 use crate::probes::Probes;
 use crate::shared::SharedRef;
@@ -75,13 +75,18 @@ pub struct Worker {
     is_seen: bool,
     last_words: HashMap<String, String>,
     waiting: Arc<Mutex<Waiting>>,
+    /// By the container's name and what it is to run.
     backoffs: HashMap<String, Backoff>,
     volumes: Arc<tokio::sync::Mutex<MountedVolumes>>,
     probes: Probes,
     starting: Option<JoinHandle<Option<Duration>>>,
+    /// What is being started, while anything is.
+    being_started: HashSet<String>,
     stopping: Option<JoinHandle<Result<(), String>>>,
     kills: JoinSet<String>,
     killing: HashSet<String>,
+    /// The containers that this worker killed so that another takes their place.
+    replaced: HashSet<String>,
     failed: Option<Verdict>,
     resize: resizing::Resize,
     /// Containers that were killed for what is no fault of theirs: they start again at once.
@@ -116,9 +121,11 @@ impl Worker {
             backoffs: HashMap::new(),
             volumes: Arc::default(),
             starting: None,
+            being_started: HashSet::new(),
             stopping: None,
             kills: JoinSet::new(),
             killing: HashSet::new(),
+            replaced: HashSet::new(),
             failed: None,
             resize: resizing::Resize::default(),
             faultless: HashSet::new(),
@@ -353,13 +360,23 @@ impl Worker {
             return false;
         }
         let Some(ended) = self.seen.current(name).filter(|c| c.is_exited()) else { return true };
-        let (finished, now) = (ended.finished(), Timestamp::now());
-        if self.faultless.contains(name) {
+        let (id, finished, now) = (ended.id().to_owned(), ended.finished(), Timestamp::now());
+        let is_under_way = self.starting.is_some() && self.being_started.contains(name);
+        if is_under_way || self.faultless.contains(name) {
             return true;
         }
-        let new = || Backoff::up_to(self.shared.config.longest_backoff);
-        let backoff = self.backoffs.entry(name.to_owned()).or_insert_with(new);
-        let Some(wait) = backoff.wait(finished, now) else { return true };
+        // Why it could not be started is told until that is tried again.
+        let is_told = |(reason, _): &(String, String)| reason != "CrashLoopBackOff";
+        if self.is_backing_off() && self.waiting.lock().get(name).is_some_and(is_told) {
+            return true;
+        }
+        let Some(failed) = self.failure(name) else { return true };
+        let backoff = *self.backoff(name);
+        let Some(mut wait) = backoff.wait(failed, now) else { return true };
+        if self.replaced.remove(&id) {
+            // It is not replaced in one go, and so its own end is a failure like any other.
+            wait = backoff.wait(finished, now).unwrap_or(wait);
+        }
         let message = format!(
             "back-off {} restarting failed container={name} pod={}",
             go_duration(backoff.delay()),
@@ -376,16 +393,36 @@ impl Worker {
         false
     }
 
+    /// The failure that a start comes after. To a container that the kubelet itself has killed to start it anew, that is
+    /// the one before: upstream kills and starts in one go, and judges by what it saw when it began.
+    fn failure(&self, name: &str) -> Option<Timestamp> {
+        let ended = self.seen.current(name).filter(|c| c.is_exited())?;
+        if !self.replaced.contains(ended.id()) {
+            return Some(ended.finished());
+        }
+        self.seen.last_two(name).1.filter(|c| c.is_exited()).map(ContainerSeen::finished)
+    }
+
+    /// How a container waits after failures. One that has been given another image has not failed yet, as upstream has it.
+    fn backoff(&mut self, name: &str) -> &mut Backoff {
+        let found = self.pod.spec.as_ref().and_then(|spec| spec::find(spec, name));
+        let hash = found.map(|(_, container)| names::container_hash(&container)).unwrap_or_default();
+        let longest = self.shared.config.longest_backoff;
+        self.backoffs.entry(format!("{name}_{hash}")).or_insert_with(|| Backoff::up_to(longest))
+    }
+
     fn note_starts(&mut self, starting: &[String]) {
         let now = Timestamp::now();
+        self.being_started = starting.iter().cloned().collect();
         for name in starting {
             if self.faultless.remove(name) {
                 self.waiting.lock().remove(name);
                 continue;
             }
-            if let Some(ended) = self.seen.current(name).filter(|c| c.is_exited()) {
-                let new = || Backoff::up_to(self.shared.config.longest_backoff);
-                self.backoffs.entry(name.clone()).or_insert_with(new).next(ended.finished(), now);
+            if self.seen.current(name).is_some_and(ContainerSeen::is_exited) {
+                if let Some(failed) = self.failure(name) {
+                    self.backoff(name).next(failed, now);
+                }
                 self.waiting.lock().remove(name);
             }
         }
@@ -396,6 +433,8 @@ impl Worker {
         if !self.killing.insert(kill.id.clone()) {
             return;
         }
+        self.replaced.retain(|id| self.seen.containers.iter().any(|c| c.id() == id));
+        self.replaced.insert(kill.id.clone());
         if kill.is_resize {
             self.faultless.insert(kill.name.clone());
         }

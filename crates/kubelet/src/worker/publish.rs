@@ -3,18 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use krate_client::{is_conflict, is_not_found};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Map, Value, json};
 
-use super::{AGAIN, Worker};
+use super::{AGAIN, Stage, Worker};
 use crate::names;
 use crate::static_pods::is_static;
 
 /// How long the API may take.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long a container that makes way for another may be gone before the API hears of it.
+const CHANGEOVER: Duration = Duration::from_secs(1);
 
 /// A resource version as a number that grows (KEP-5504); 0 when it is none.
 pub fn version(pod: &Pod) -> u64 {
@@ -61,6 +65,9 @@ impl Worker {
     pub(super) async fn publish(&mut self) {
         if self.removed {
             return;
+        }
+        if let Some(left) = self.changeover() {
+            return self.wake_after(left);
         }
         if is_static(&self.pod) {
             return self.publish_mirror().await;
@@ -113,6 +120,28 @@ impl Worker {
             }
         }
         self.wake_after(Duration::from_millis(50));
+    }
+
+    /// How long what is seen may still be left untold, since a container has ended to make way for another that is about
+    /// to run. Upstream kills and starts in one go and looks only afterwards: a pod whose image changes stays ready, and
+    /// so do the endpoints of its Services. What takes longer, a pull above all, is told.
+    fn changeover(&self) -> Option<Duration> {
+        if self.stage != Stage::Active || self.failed.is_some() {
+            return None;
+        }
+        let now = Timestamp::now();
+        let ended = self.seen.containers.iter().filter(|c| c.is_exited() && self.replaced.contains(c.id()));
+        let ended = ended.filter(|c| {
+            let current = self.seen.current(c.name());
+            current.is_some_and(|now| now.id() == c.id() || !now.is_exited() && !now.is_running())
+        });
+        let making_way = ended.filter(|c| self.killing.contains(c.id()) || self.starting.is_some());
+        making_way
+            .filter_map(|c| {
+                let gone = Duration::try_from(now.duration_since(c.finished())).unwrap_or_default();
+                CHANGEOVER.checked_sub(gone).filter(|left| !left.is_zero())
+            })
+            .max()
     }
 
     pub(super) fn not_told(&mut self, error: &dyn std::fmt::Display) {
