@@ -15,11 +15,15 @@ pub fn complete(value: &mut Value, t: TypeRef<'_>) {
         (Node::Object(_), Value::Object(fields)) => object(fields, t),
         (Node::Map { value: inner, .. }, Value::Object(fields)) => {
             let inner = t.schema().get(*inner);
-            fields.values_mut().for_each(|value| item(value, inner));
+            for value in fields.values_mut() {
+                item(value, inner);
+            }
         }
         (Node::List { item: inner, .. }, Value::Array(items)) => {
             let inner = t.schema().get(*inner);
-            items.iter_mut().for_each(|value| item(value, inner));
+            for value in items {
+                item(value, inner);
+            }
         }
         _ => {}
     }
