@@ -26,12 +26,15 @@ pub async fn run(client: Client, node: String, lasts: i32) {
     loop {
         let renewing = tokio::time::timeout(PATIENCE, renew(&client, &api, &node, lasts)).await;
         let wait = match renewing {
-            Ok(Ok(())) => {
+            Ok(Ok(true)) => {
                 pause = AGAIN;
                 after
             }
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "the node's lease could not be renewed");
+            Ok(outcome) => {
+                match outcome {
+                    Err(error) => tracing::debug!(%error, "the node's lease could not be renewed"),
+                    Ok(_) => tracing::debug!("a lease is made when its node is there"),
+                }
                 pause = (pause * 2).min(Duration::from_secs(7));
                 pause
             }
@@ -41,28 +44,31 @@ pub async fn run(client: Client, node: String, lasts: i32) {
     }
 }
 
-async fn renew(client: &Client, api: &Api<Lease>, node: &str, lasts: i32) -> kube::Result<()> {
+/// Renews the lease, or makes it. False while there is no node that it could belong to: without one it would never be
+/// collected.
+async fn renew(client: &Client, api: &Api<Lease>, node: &str, lasts: i32) -> kube::Result<bool> {
     let now = MicroTime(Timestamp::now());
     let patch = Patch::Merge(json!({"spec": {
         "holderIdentity": node, "leaseDurationSeconds": lasts, "renewTime": now}}));
     match api.patch(node, &PatchParams::default(), &patch).await {
+        Ok(lease) => {
+            if lease.metadata.owner_references.is_none_or(|owners| owners.is_empty())
+                && let Some(owner) = owner(client, node).await?
+            {
+                let patch = Patch::Merge(json!({"metadata": {"ownerReferences": [owner]}}));
+                api.patch(node, &PatchParams::default(), &patch).await?;
+            }
+            return Ok(true);
+        }
         Err(error) if is_not_found(&error) => {}
-        other => return other.map(drop),
+        Err(error) => return Err(error),
     }
-    // Without its node it would never be collected.
-    let owner = Api::<Node>::all(client.clone()).get_opt(node).await?;
-    let owner = owner.and_then(|node| node.metadata.uid).map(|uid| OwnerReference {
-        api_version: "v1".to_owned(),
-        kind: "Node".to_owned(),
-        name: node.to_owned(),
-        uid,
-        ..Default::default()
-    });
+    let Some(owner) = owner(client, node).await? else { return Ok(false) };
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(node.to_owned()),
             namespace: Some(NAMESPACE.to_owned()),
-            owner_references: owner.map(|o| vec![o]),
+            owner_references: Some(vec![owner]),
             ..Default::default()
         },
         spec: Some(LeaseSpec {
@@ -72,5 +78,16 @@ async fn renew(client: &Client, api: &Api<Lease>, node: &str, lasts: i32) -> kub
             ..Default::default()
         }),
     };
-    api.create(&PostParams::default(), &lease).await.map(drop)
+    api.create(&PostParams::default(), &lease).await.map(|_| true)
+}
+
+async fn owner(client: &Client, node: &str) -> kube::Result<Option<OwnerReference>> {
+    let found = Api::<Node>::all(client.clone()).get_opt(node).await?;
+    Ok(found.and_then(|node| node.metadata.uid).map(|uid| OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: node.to_owned(),
+        uid,
+        ..Default::default()
+    }))
 }
