@@ -19,12 +19,12 @@ pub fn is_host_network(pod: &Pod) -> bool {
 /// A pod's host name and, if it has a subdomain, its full name.
 pub fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<String>) {
     let spec = pod.spec.as_ref();
-    let asked = spec.and_then(|s| s.hostname.clone()).filter(|h| !h.is_empty());
-    let mut short = asked.unwrap_or_else(|| pod.name_any());
-    if short.len() > LONGEST {
-        short.truncate(LONGEST);
-        short.truncate(short.trim_end_matches(['-', '.']).len());
+    // It stands for itself, whatever else the pod is called (KEP-4762).
+    if let Some(name) = spec.and_then(|s| s.hostname_override.clone()) {
+        return (shortened(name), None);
     }
+    let asked = spec.and_then(|s| s.hostname.clone()).filter(|h| !h.is_empty());
+    let mut short = shortened(asked.unwrap_or_else(|| pod.name_any()));
     let full = spec
         .and_then(|s| s.subdomain.as_ref())
         .filter(|s| !s.is_empty())
@@ -35,6 +35,14 @@ pub fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<String>) {
         short.clone_from(full);
     }
     (short, full)
+}
+
+fn shortened(mut name: String) -> String {
+    if name.len() > LONGEST {
+        name.truncate(LONGEST);
+        name.truncate(name.trim_end_matches(['-', '.']).len());
+    }
+    name
 }
 
 /// The text of `/etc/hosts`; `host` is the node's own, for pods on its network.
@@ -153,6 +161,11 @@ mod tests {
         let named = json!({"containers": [], "hostname": "a", "subdomain": "s"});
         let full = "a.s.n.svc.cluster.local".to_owned();
         assert_eq!(hostname(&pod(named), domain), ("a".into(), Some(full)));
+        let other =
+            json!({"containers": [], "hostname": "a", "subdomain": "s", "hostnameOverride": "b.example.com"});
+        assert_eq!(hostname(&pod(other.clone()), domain), ("b.example.com".into(), None));
+        let text = hosts(&pod(other), &["10.0.0.7".to_owned()], domain, None);
+        assert!(text.ends_with("\n10.0.0.7\tb.example.com\n"), "{text}");
         let mut long = pod(json!({"containers": []}));
         long.metadata.name = Some(format!("{}-{}", "x".repeat(62), "y"));
         assert_eq!(hostname(&long, domain).0, "x".repeat(62));
