@@ -42,6 +42,9 @@ async fn a_node_is_ready_at_once() {
         .api
         .until("the lease is held", lease, |l| l["spec"]["holderIdentity"].as_str().map(str::to_owned));
     assert_eq!(held.await, "node");
+    let lease = node.api.get(lease).unwrap();
+    let owner = &lease["metadata"]["ownerReferences"][0];
+    assert_eq!((&owner["kind"], &owner["uid"]), (&json!("Node"), &found["metadata"]["uid"]));
     node.down().await;
 }
 
@@ -377,6 +380,23 @@ async fn who_is_killed_for_a_probe_waits_by_the_failure_before() {
     assert_eq!(found["restartCount"], 2, "{found}");
     let message = found["state"]["waiting"]["message"].as_str().unwrap();
     assert!(message.starts_with("back-off 10s restarting failed container=c"), "{message}");
+    node.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ran_briefly_is_told_to_have_started() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    node.api.create(
+        POD,
+        pod(&json!({"restartPolicy": "Never",
+            "containers": [{"name": "c", "image": "there:1", "command": ["brief"]}]})),
+    );
+    node.api.until("the pod succeeds", POD, phase("Succeeded")).await;
+    let started = |_: &Value| node.api.events().iter().any(|(reason, _)| reason == "Started").then_some(());
+    node.api.until("its start is told", POD, started).await;
     node.down().await;
 }
 

@@ -321,6 +321,10 @@ impl Worker {
         let verdicts = self.probes.verdicts();
         let mut plan = plan::plan(&pod, &self.seen, &verdicts);
         if plan.kill_pod && plan.new_sandbox.is_none() {
+            if self.starting.is_some() {
+                // What ran so briefly that it is over before its start was told: that comes first.
+                return;
+            }
             // Nothing is left to run.
             self.end(self.own_grace());
             return;
