@@ -168,6 +168,7 @@ fn report(channel: BorrowedFd<'_>, outcome: Outcome, started: impl FnOnce(i32) -
 #[allow(unsafe_code)]
 fn in_fork(stdio: &Stdio, child: impl FnOnce(BorrowedFd<'_>)) -> io::Result<(Pid, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
+    let shim = Pid::this();
     // SAFETY: the shim has one thread, so the child finds every lock free.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok((child, ours)),
@@ -175,8 +176,12 @@ fn in_fork(stdio: &Stdio, child: impl FnOnce(BorrowedFd<'_>)) -> io::Result<(Pid
             drop(ours);
             let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
             close_all_but(streams.into_iter().flatten().map(AsFd::as_fd).chain([theirs.as_fd()]));
-            // A start that nobody would hear of must not go on.
+            // A start that nobody would hear of must not go on: neither when the shim dies now, nor when it did already.
             let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+            if Pid::parent() != shim {
+                // SAFETY: nothing of the shim's may be flushed or dropped twice.
+                unsafe { libc::_exit(1) }
+            }
             forget_the_shim();
             let run = std::panic::AssertUnwindSafe(|| child(theirs.as_fd()));
             let code = i32::from(std::panic::catch_unwind(run).is_err());

@@ -255,8 +255,13 @@ impl Node {
             let left = groups_in(&directory);
             assert!(left.is_empty(), "control groups are left: {left:?}");
         }
-        let shims = self.shims();
-        assert!(shims.is_empty(), "processes are left: {shims:?}");
+        // What was killed while it started something ends with it, but in its own time.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.shims().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let left: Vec<_> = self.shims().into_iter().map(described).collect();
+        assert!(left.is_empty(), "processes are left: {left:#?}");
     }
 
     /// Shims with a log below our directory.
@@ -306,6 +311,14 @@ impl Drop for Node {
             }
         }
     }
+}
+
+/// A process, for who wonders why it is still there.
+fn described(pid: i32) -> String {
+    let read = |what: &str| std::fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default();
+    let status = read("status");
+    let of = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+    format!("{pid} {} {} {} in {}", of("Name:"), of("State:"), of("PPid:"), read("wchan"))
 }
 
 fn cgroups(path: &str) -> Vec<PathBuf> {
