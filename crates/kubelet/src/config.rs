@@ -15,6 +15,7 @@ use crate::garbage::ImagePolicy;
 use crate::memory::MemoryPolicy;
 use crate::providers::Providers;
 use crate::topology::TopologyPolicy;
+use crate::users::UNIT;
 
 /// When a container's log is put aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +136,8 @@ pub struct Config {
     pub cpus: CpuPolicy,
     pub memory: MemoryPolicy,
     pub topology: TopologyPolicy,
+    /// User and group ids of a pod that has users of its own.
+    pub ids_per_pod: u32,
     /// Where the kernel tells what the machine's processors and memory are; elsewhere only to show how another is dealt
     /// with.
     pub sysfs: PathBuf,
@@ -216,6 +219,7 @@ impl Config {
             cpus: CpuPolicy::default(),
             memory: MemoryPolicy::default(),
             topology: TopologyPolicy::default(),
+            ids_per_pod: UNIT,
             sysfs: PathBuf::from("/sys"),
             eviction: EvictionConfig::default(),
             image_gc: ImagePolicy::default(),

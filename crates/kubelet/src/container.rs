@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_cri::v1::{
     self as cri, ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig, LinuxContainerResources,
-    NamespaceMode, PodSandboxConfig,
+    NamespaceMode, PodSandboxConfig, UserNamespace,
 };
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use krate_client::EventType;
@@ -21,7 +21,7 @@ use crate::naming::{self, is_host_network};
 use crate::observed::ContainerSeen;
 use crate::shared::{Shared, container_reference};
 use crate::volumes::{Content, MountedVolumes};
-use crate::{hooks, mounts, names, resources, sandbox, security, stop};
+use crate::{hooks, mounts, names, resources, sandbox, security, stop, users};
 
 /// Why a container does not start: its reason to wait, and when to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,6 +213,7 @@ impl Start<'_> {
             image,
             &self.shared.config.root_dir,
             self.shared.config.seccomp_default,
+            self.users(),
         );
         if let Some(target) = self.target {
             let namespaces = security.namespace_options.get_or_insert_default();
@@ -255,7 +256,19 @@ impl Start<'_> {
         }
         let claimed = self.shared.dra.cdi_devices(pod, container)?;
         config.cdi_devices.extend(claimed.into_iter().map(|name| cri::CdiDevice { name }));
+        if let Some(own) = users::own(self.sandbox) {
+            // Files have the owners in the container that they have on the host.
+            for mount in &mut config.mounts {
+                (mount.uid_mappings, mount.gid_mappings) = (own.uids.clone(), own.gids.clone());
+            }
+        }
         Ok(config)
+    }
+
+    /// The namespace of the sandbox's users, whichever it is.
+    fn users(&self) -> Option<&UserNamespace> {
+        let security = self.sandbox.linux.as_ref()?.security_context.as_ref()?;
+        security.namespace_options.as_ref()?.userns_options.as_ref()
     }
 
     fn labels(&self) -> HashMap<String, String> {

@@ -57,6 +57,7 @@ mod static_pods;
 mod status;
 mod stop;
 mod topology;
+mod users;
 mod volumes;
 mod worker;
 

@@ -31,6 +31,7 @@ use crate::probes::Counts;
 use crate::resources::PodResources;
 use crate::shared::{Shared, SharedRef};
 use crate::topology::Topology;
+use crate::users::{self, Users};
 use crate::{logs, naming, numa, plugins, pods, server};
 
 /// Why the kubelet cannot run.
@@ -46,6 +47,8 @@ pub enum Error {
     Topology(String),
     #[error("{0}")]
     Memory(String),
+    #[error("create user namespace manager: {0}")]
+    Users(String),
     #[error("running with swap on is not supported, please disable swap or set --fail-swap-on flag to false")]
     Swap,
 }
@@ -112,9 +115,13 @@ pub async fn run(
         what: "create ResourceClaim cache, please drain node and remove DRA state file".to_owned(),
         error,
     })?;
+    let ids = users::range(config.ids_per_pod).map_err(Error::Users)?;
+    let users = Users::new(&config.root_dir.join("pods"), config.ids_per_pod, ids, config.max_pods)
+        .map_err(Error::Users)?;
     let shared: SharedRef = Arc::new(Shared {
         cpus,
         memory,
+        users,
         topology,
         devices: Arc::clone(&devices),
         csi,

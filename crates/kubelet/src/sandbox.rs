@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use k8s_cri::v1::{
     LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PortMapping,
-    Protocol,
+    Protocol, UserNamespace,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -27,6 +27,7 @@ pub fn config(
     attempt: u32,
     cgroup: String,
     host_dns: &k8s_cri::v1::DnsConfig,
+    users: &UserNamespace,
 ) -> PodSandboxConfig {
     let mut labels: HashMap<String, String> = pod.labels().clone().into_iter().collect();
     labels.extend(names::pod_labels(pod));
@@ -59,7 +60,7 @@ pub fn config(
         annotations,
         linux: Some(LinuxPodSandboxConfig {
             cgroup_parent: cgroup,
-            security_context: Some(security::sandbox(pod)),
+            security_context: Some(security::sandbox(pod, users)),
             sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
             resources: Some(of_pod),
             ..Default::default()
@@ -96,7 +97,14 @@ mod tests {
             "spec": {"containers": [{"name": "c", "ports": [{"containerPort": 53, "hostPort": 5353, "protocol": "UDP"}]}]}}))
         .unwrap();
         let kubelet = Config::new("node", "10.0.0.1".parse().unwrap(), "/tmp/x");
-        let made = config(&kubelet, &pod, 2, "/kubepods/podu".into(), &k8s_cri::v1::DnsConfig::default());
+        let made = config(
+            &kubelet,
+            &pod,
+            2,
+            "/kubepods/podu".into(),
+            &k8s_cri::v1::DnsConfig::default(),
+            &UserNamespace::default(),
+        );
         assert_eq!(made.labels["app"], "x");
         assert_eq!(made.labels[names::POD_UID], "u");
         assert_eq!(made.metadata.unwrap().attempt, 2);

@@ -5,7 +5,7 @@ use std::path::Path;
 use k8s_cri::v1::security_profile::ProfileType;
 use k8s_cri::v1::{
     Capability, Image, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, SecurityProfile, SupplementalGroupsPolicy,
+    NamespaceOption, SecurityProfile, SupplementalGroupsPolicy, UserNamespace,
 };
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Container, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
@@ -33,7 +33,7 @@ fn mode(host: bool) -> i32 {
     (if host { NamespaceMode::Node } else { NamespaceMode::Pod }) as i32
 }
 
-fn namespaces(spec: &PodSpec) -> NamespaceOption {
+fn namespaces(spec: &PodSpec, users: Option<&UserNamespace>) -> NamespaceOption {
     let pid = if spec.host_pid == Some(true) {
         NamespaceMode::Node
     } else if spec.share_process_namespace == Some(true) {
@@ -45,6 +45,7 @@ fn namespaces(spec: &PodSpec) -> NamespaceOption {
         network: mode(spec.host_network == Some(true)),
         ipc: mode(spec.host_ipc == Some(true)),
         pid: pid as i32,
+        userns_options: users.cloned(),
         ..Default::default()
     }
 }
@@ -96,7 +97,8 @@ fn groups_policy(pod: &PodSecurityContext) -> i32 {
     }) as i32
 }
 
-pub fn sandbox(pod: &Pod) -> LinuxSandboxSecurityContext {
+/// `users`: the namespace of the pod's users.
+pub fn sandbox(pod: &Pod, users: &UserNamespace) -> LinuxSandboxSecurityContext {
     let default = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default);
     let of_pod = spec.security_context.clone().unwrap_or_default();
@@ -106,7 +108,7 @@ pub fn sandbox(pod: &Pod) -> LinuxSandboxSecurityContext {
         .chain(spec.init_containers.iter().flatten())
         .any(|c| c.security_context.as_ref().is_some_and(|s| s.privileged == Some(true)));
     LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(spec)),
+        namespace_options: Some(namespaces(spec, Some(users))),
         run_as_user: int(of_pod.run_as_user),
         run_as_group: int(of_pod.run_as_group),
         supplemental_groups: groups(&of_pod),
@@ -121,13 +123,14 @@ pub fn sandbox(pod: &Pod) -> LinuxSandboxSecurityContext {
 }
 
 /// What a container runs as: its own context, over its pod's, over its image's user.
-/// `root` is the kubelet's own directory; with `seccomp_default`, who says nothing of it has the runtime's own filter.
+/// `users` is the namespace of the pod's users. `root` is the kubelet's own directory; with `seccomp_default`, who says nothing of it has the runtime's own filter.
 pub fn container(
     pod: &Pod,
     container: &Container,
     image: &Image,
     root: &Path,
     seccomp_default: bool,
+    users: Option<&UserNamespace>,
 ) -> LinuxContainerSecurityContext {
     let default = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default);
@@ -147,7 +150,7 @@ pub fn container(
             ..Default::default()
         }),
         privileged,
-        namespace_options: Some(namespaces(spec)),
+        namespace_options: Some(namespaces(spec, users)),
         run_as_user: int(user),
         run_as_username: if user.is_none() { image.username.clone() } else { String::new() },
         run_as_group: int(own.run_as_group.or(of_pod.run_as_group)),
@@ -238,7 +241,7 @@ mod tests {
             json!({"runAsUser": 1, "fsGroup": 9, "supplementalGroups": [8], "seccompProfile": {"type": "RuntimeDefault"}}),
             json!({"runAsUser": 2, "allowPrivilegeEscalation": false, "capabilities": {"add": ["NET_ADMIN"]}}),
         );
-        let told = super::container(&pod, &container, &image(Some(0), ""), Path::new("/k"), false);
+        let told = super::container(&pod, &container, &image(Some(0), ""), Path::new("/k"), false, None);
         assert_eq!(told.run_as_user.unwrap().value, 2);
         assert_eq!(told.supplemental_groups, [9, 8]);
         assert!(told.no_new_privs && !told.privileged && !told.masked_paths.is_empty());
@@ -248,12 +251,14 @@ mod tests {
             json!({}),
             json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p/audit.json"}}),
         );
-        let told =
-            super::container(&pod, &container, &image(None, ""), Path::new("/k"), false).seccomp.unwrap();
+        let told = super::container(&pod, &container, &image(None, ""), Path::new("/k"), false, None)
+            .seccomp
+            .unwrap();
         assert_eq!(told.localhost_ref, "/k/seccomp/p/audit.json");
         let (pod, container) = self::pod(json!({}), json!({}));
         for (is_default, kind) in [(false, ProfileType::Unconfined), (true, ProfileType::RuntimeDefault)] {
-            let told = super::container(&pod, &container, &image(None, ""), Path::new("/k"), is_default);
+            let told =
+                super::container(&pod, &container, &image(None, ""), Path::new("/k"), is_default, None);
             assert_eq!(told.seccomp.unwrap().profile_type(), kind);
         }
     }

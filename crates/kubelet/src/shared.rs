@@ -32,6 +32,7 @@ use crate::probes::Counts;
 use crate::spec::{self, Kind};
 use crate::static_pods::mirrored;
 use crate::topology::Topology;
+use crate::users::Users;
 
 pub struct Shared {
     pub config: Config,
@@ -49,6 +50,7 @@ pub struct Shared {
     pub devices: Arc<Devices>,
     pub cpus: Cpus,
     pub memory: Memory,
+    pub users: Users,
     pub topology: Topology,
     pub csi: Arc<Csi>,
     pub dra: Dra,
@@ -88,6 +90,7 @@ impl Shared {
         self.devices.release(uid);
         self.cpus.release(uid);
         self.memory.release(uid);
+        self.users.release(uid);
     }
 
     /// Whatever other pods than these have alone is free.
@@ -95,6 +98,7 @@ impl Shared {
         self.devices.keep(known);
         self.cpus.keep(known);
         self.memory.keep(known);
+        self.users.keep(known);
     }
 
     /// Notes that the pods' loop has come round.

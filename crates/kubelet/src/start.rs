@@ -118,7 +118,12 @@ impl Job {
         let known = self.seen.sandbox();
         let number =
             attempt.unwrap_or_else(|| known.and_then(|s| s.metadata.as_ref()).map_or(0, |m| m.attempt));
-        let config = sandbox::config(&shared.config, &self.pod, number, cgroup, &shared.host_dns);
+        let users = shared.users.of(&self.pod).map_err(|why| {
+            let message = format!("Failed to create pod sandbox: {why}");
+            self.event(EventType::Warning, "FailedCreatePodSandBox", message);
+            AGAIN
+        })?;
+        let config = sandbox::config(&shared.config, &self.pod, number, cgroup, &shared.host_dns, &users);
         if attempt.is_none()
             && let Some(known) = known
         {

@@ -8,6 +8,7 @@ use krate_api::Quantity;
 use super::heeded::Heeded;
 use crate::cpus::CpuSet;
 use crate::topology::Policy;
+use crate::users::UNIT;
 
 /// What may be reserved.
 const RESERVABLE: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pid"];
@@ -36,6 +37,7 @@ pub fn problems(heeded: &Heeded) -> Vec<String> {
     processors(heeded, &mut found);
     placement(heeded, &mut found);
     reserved_memory(heeded, &mut found);
+    users(heeded, &mut found);
     for reserved in [&heeded.system_reserved, &heeded.kube_reserved] {
         found.extend(reserved.iter().filter_map(|(name, amount)| reservation(name, amount)));
     }
@@ -241,6 +243,20 @@ fn reserved_memory(heeded: &Heeded, found: &mut Vec<String>) {
                 )));
             }
         }
+    }
+}
+
+/// How many ids no pod can have.
+fn users(heeded: &Heeded, found: &mut Vec<String>) {
+    const FIELD: &str = "userNamespaces.idsPerPod";
+    let unit = i64::from(UNIT);
+    match heeded.user_namespaces.ids_per_pod {
+        Some(ids) if ids < unit => found.push(wrong(format!("{FIELD} must not be less than {unit}"))),
+        Some(ids) if ids % unit != 0 => found.push(wrong(format!("{FIELD} must be a multiple of {unit}"))),
+        Some(ids) if ids > i64::from(u32::MAX) => {
+            found.push(wrong(format!("{FIELD} must not be more than {}", u32::MAX)));
+        }
+        _ => {}
     }
 }
 

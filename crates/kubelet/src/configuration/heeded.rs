@@ -22,6 +22,7 @@ use crate::eviction::EvictionConfig;
 use crate::garbage::ImagePolicy;
 use crate::memory::{MemoryPolicy, Reservation};
 use crate::topology::{Policy, TopologyPolicy, parse_options};
+use crate::users::UNIT;
 
 /// A duration as Go writes it, with its sign: what it must not be is said by [`check`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -175,10 +176,19 @@ pub struct Heeded {
     eviction_max_pod_grace_period: i64,
     merge_default_eviction_settings: bool,
 
+    #[serde(default)]
+    pub user_namespaces: UserNamespaces,
+
     pub shutdown_grace_period: GoDuration,
     pub shutdown_grace_period_critical_pods: GoDuration,
     #[serde(default)]
     pub shutdown_grace_period_by_pod_priority: Vec<ShutdownPeriod>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UserNamespaces {
+    pub ids_per_pod: Option<i64>,
 }
 
 /// What of a NUMA node's memory is not for pods.
@@ -457,6 +467,8 @@ impl Heeded {
         config.cluster_dns = self.cluster_dns;
         config.resolv_conf = self.resolv_conf;
         config.seccomp_default = self.seccomp_default;
+        let ids = self.user_namespaces.ids_per_pod.and_then(|ids| u32::try_from(ids).ok());
+        config.ids_per_pod = ids.unwrap_or(UNIT);
         config.allowed_unsafe_sysctls = self.allowed_unsafe_sysctls;
         config.longest_backoff = self.crash_loop_back_off.max_container_restart_period.get();
         config.static_pods = StaticPods {

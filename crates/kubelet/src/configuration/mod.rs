@@ -275,6 +275,9 @@ mod tests {
                 json!({"reservedMemory": [{"limits": {"memory": "1"}}, {"limits": {"memory": "1"}}]}),
                 "duplicate value for NUMA node 0 and resource \"memory\"",
             ),
+            (json!({"userNamespaces": {"idsPerPod": 1}}), "idsPerPod must not be less than 65536"),
+            (json!({"userNamespaces": {"idsPerPod": 65537}}), "idsPerPod must be a multiple of 65536"),
+            (json!({"userNamespaces": {"idsPerPod": 4_294_967_296i64}}), "must not be more than 4294967295"),
             (json!({"topologyManagerScope": "node"}), "\"node\" must be one of: \"container\", or \"pod\""),
             (
                 json!({"topologyManagerPolicy": "restricted", "topologyManagerPolicyOptions": {"x": "1"}}),

@@ -142,7 +142,13 @@ impl RuntimeService for Runtime {
         let condition =
             |kind: &str| RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
         let conditions = vec![condition("RuntimeReady"), condition("NetworkReady")];
-        Ok(Response::new(StatusResponse { status: Some(RuntimeStatus { conditions }), ..Default::default() }))
+        let features = RuntimeHandlerFeatures { user_namespaces: true, ..Default::default() };
+        let handler = RuntimeHandler { features: Some(features), ..Default::default() };
+        Ok(Response::new(StatusResponse {
+            status: Some(RuntimeStatus { conditions }),
+            runtime_handlers: vec![handler],
+            ..Default::default()
+        }))
     }
 
     async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
