@@ -13,15 +13,11 @@ use serde_json::json;
 
 use crate::fieldpath::Allocatable;
 use crate::observed::{ContainerSeen, Observed};
-use crate::resources::{self, PERIOD, PodResources};
+use crate::resources::{self, PERIOD, PodResources, Qos};
+use crate::spec::containers;
 
 /// Resources by container.
 pub type Resources = BTreeMap<String, ResourceRequirements>;
-
-fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
-    let spec = pod.spec.iter();
-    spec.flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers))
-}
 
 fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     let status = pod.status.iter();
@@ -103,6 +99,25 @@ pub fn used(pods: &[Arc<Pod>], but: &str) -> PodResources {
             ..sum
         }
     })
+}
+
+/// Why a pod cannot have other resources for as long as it runs: what containers of guaranteed pods have alone stays as
+/// it was given. `managers` are those who give what is had alone: by resource, and as upstream calls them.
+pub fn fixed(pod: &Pod, asked: &Resources, granted: &Resources, managers: &[(&str, &str)]) -> Option<String> {
+    if resources::qos(pod) != Qos::Guaranteed {
+        return None;
+    }
+    let amount = |of: &ResourceRequirements, name: &str| {
+        let amounts = of.requests.as_ref().and_then(|r| r.get(name));
+        amounts.or_else(|| of.limits.as_ref()?.get(name)).and_then(|q| Quantity::parse(&q.0).ok())
+    };
+    let is_other = |name: &str| {
+        asked.iter().any(|(container, of)| {
+            granted.get(container).is_some_and(|had| amount(of, name) != amount(had, name))
+        })
+    };
+    let (_, manager) = managers.iter().find(|(name, _)| is_other(name))?;
+    Some(format!("Resize is infeasible for Guaranteed Pods alongside {manager}"))
 }
 
 /// Whether the node has room for a pod that asks this, beside what is used.
@@ -276,6 +291,34 @@ mod tests {
                 resources: Some(ContainerResources { linux: Some(linux), windows: None }),
                 ..Default::default()
             },
+        }
+    }
+
+    #[test]
+    fn what_is_had_alone_stays_as_it_was_given() {
+        let of = |cpu: &str, memory: &str, class: &str| {
+            let mut pod = pod(&json!({}), &json!({"cpu": cpu, "memory": memory}), &json!([]));
+            pod.status.get_or_insert_default().qos_class = Some(class.to_owned());
+            pod
+        };
+        let (cpu, memory) =
+            (("cpu", "CPU Manager policy \"static\""), ("memory", "Memory Manager policy \"Static\""));
+        let said =
+            |manager: &str| Some(format!("Resize is infeasible for Guaranteed Pods alongside {manager}"));
+        for (class, wanted, managers, expected) in [
+            ("Guaranteed", ("2", "1Gi"), &[cpu, memory][..], said("CPU Manager policy \"static\"")),
+            ("Guaranteed", ("1", "2Gi"), &[cpu, memory], said("Memory Manager policy \"Static\"")),
+            ("Guaranteed", ("1", "2Gi"), &[cpu], None),
+            ("Guaranteed", ("1000m", "1024Mi"), &[cpu, memory], None),
+            ("Guaranteed", ("2", "2Gi"), &[], None),
+            ("Burstable", ("2", "2Gi"), &[cpu, memory], None),
+        ] {
+            let (granted, pod) = (asked(&of("1", "1Gi", class)), of(wanted.0, wanted.1, class));
+            assert_eq!(
+                fixed(&pod, &asked(&pod), &granted, managers),
+                expected,
+                "{class} {wanted:?} {managers:?}"
+            );
         }
     }
 

@@ -7,6 +7,8 @@ use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use krate_api::Quantity;
 
+use crate::spec::containers;
+
 pub const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
 /// Microseconds: the period of the processor quota.
@@ -60,12 +62,6 @@ pub fn memory_request(resources: Option<&ResourceRequirements>) -> Option<i64> {
 
 pub fn memory_limit(resources: Option<&ResourceRequirements>) -> Option<i64> {
     limit(resources, "memory").map(|q| q.value())
-}
-
-fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
-    let spec = pod.spec.as_ref();
-    let own = spec.map(|s| s.containers.iter()).into_iter().flatten();
-    own.chain(spec.and_then(|s| s.init_containers.as_ref()).into_iter().flatten())
 }
 
 /// The class of service, from the containers' resources, unless the API server has written it down already.
@@ -160,20 +156,23 @@ fn is_sidecar(container: &Container) -> bool {
 }
 
 /// The sum over what runs together, or the largest of what runs alone before it.
-fn total(pod: &Pod, of: fn(Option<&ResourceRequirements>) -> Option<i64>) -> i64 {
+pub fn together(pod: &Pod, of: impl Fn(&Container) -> i64) -> i64 {
     let Some(spec) = &pod.spec else { return 0 };
-    let own = |c: &Container| of(c.resources.as_ref()).unwrap_or(0);
     let (mut sidecars, mut largest) = (0, 0);
     for init in spec.init_containers.iter().flatten() {
         if is_sidecar(init) {
-            sidecars += own(init);
+            sidecars += of(init);
             largest = largest.max(sidecars);
         } else {
-            largest = largest.max(sidecars + own(init));
+            largest = largest.max(sidecars + of(init));
         }
     }
-    let together: i64 = spec.containers.iter().map(own).sum::<i64>() + sidecars;
+    let together: i64 = spec.containers.iter().map(of).sum::<i64>() + sidecars;
     together.max(largest)
+}
+
+fn total(pod: &Pod, of: fn(Option<&ResourceRequirements>) -> Option<i64>) -> i64 {
+    together(pod, |container| of(container.resources.as_ref()).unwrap_or(0))
 }
 
 /// What the pod asks for as a whole (KEP-2837), which goes over the sum of its containers.

@@ -23,6 +23,7 @@ use crate::admission::Refusal;
 use crate::plan::is_sidecar;
 use crate::resources::{self, Qos};
 use crate::shared::{Shared, SharedRef};
+use crate::spec::containers;
 use crate::topology::{Aligned, Boundary, Counts, Hints, Mask, Policy, unexpected};
 use crate::{checkpoint, names};
 pub use options::CpuOptions;
@@ -340,12 +341,6 @@ fn taken(owned: &Owned) -> CpuSet {
     owned.values().flat_map(BTreeMap::values).fold(CpuSet::default(), |sum, set| sum.with(set))
 }
 
-/// A pod's containers, in the order in which they are started.
-fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
-    let spec = pod.spec.iter();
-    spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
-}
-
 /// What init containers have had, which end before others begin, and nobody has taken over.
 fn reusable(pod: &Pod, owned: Option<&BTreeMap<String, CpuSet>>) -> CpuSet {
     let Some(spec) = &pod.spec else { return CpuSet::default() };
@@ -368,19 +363,10 @@ fn wanted_alone(pod: &Pod, container: &Container) -> usize {
     if is_whole { usize::try_from(milli / 1000).unwrap_or(0) } else { 0 }
 }
 
-/// The same for all of a pod's containers: those that run together, or the most that run before them.
+/// The same for all of a pod's containers.
 fn wanted_by(pod: &Pod) -> usize {
-    let Some(spec) = &pod.spec else { return 0 };
-    let (mut sidecars, mut largest) = (0, 0);
-    for init in spec.init_containers.iter().flatten() {
-        let wanted = wanted_alone(pod, init);
-        if is_sidecar(init) {
-            sidecars += wanted;
-        } else {
-            largest = largest.max(sidecars + wanted);
-        }
-    }
-    largest.max(sidecars + spec.containers.iter().map(|c| wanted_alone(pod, c)).sum::<usize>())
+    let wanted = resources::together(pod, |container| wanted_alone(pod, container) as i64);
+    usize::try_from(wanted).unwrap_or(0)
 }
 
 /// Keeps containers on the processors that are theirs, until the kubelet ends.
@@ -409,7 +395,8 @@ async fn look(shared: &Shared, told: &mut HashMap<String, CpuSet>) -> Result<(),
     for container in containers.iter().filter(|c| c.state() == ContainerState::ContainerRunning) {
         let label = |name: &str| container.labels.get(name).map(String::as_str).unwrap_or_default();
         let wanted = shared.cpus.of(label(names::POD_UID), label(names::CONTAINER_NAME));
-        if told.get(&container.id) == Some(&wanted) {
+        // With none left to share, one that runs stays where it is: an empty set would be all.
+        if wanted.is_empty() || told.get(&container.id) == Some(&wanted) {
             continue;
         }
         let change = LinuxContainerResources { cpuset_cpus: wanted.to_string(), ..Default::default() };

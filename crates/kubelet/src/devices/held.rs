@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::api::ContainerAllocateResponse;
 use crate::checkpoint;
 use crate::plan::is_sidecar;
+use crate::resources;
 
 /// The devices of one resource that a container has, and what its plugin answered for them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -72,18 +73,8 @@ pub fn asked(container: &Container, resource: &str) -> usize {
 
 /// How much a pod asks for: what runs together, or the most that runs alone before it.
 pub fn asked_by(pod: &Pod, resource: &str) -> usize {
-    let Some(spec) = &pod.spec else { return 0 };
-    let (mut sidecars, mut largest) = (0, 0);
-    for init in spec.init_containers.iter().flatten() {
-        if is_sidecar(init) {
-            sidecars += asked(init, resource);
-            largest = largest.max(sidecars);
-        } else {
-            largest = largest.max(sidecars + asked(init, resource));
-        }
-    }
-    let together: usize = spec.containers.iter().map(|c| asked(c, resource)).sum::<usize>() + sidecars;
-    together.max(largest)
+    let asked = resources::together(pod, |container| asked(container, resource) as i64);
+    usize::try_from(asked).unwrap_or(0)
 }
 
 /// The file, as far as upstream's is of use to others: which container has which devices.

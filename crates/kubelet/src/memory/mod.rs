@@ -18,6 +18,7 @@ use crate::cpus::CpuSet;
 use crate::numa::NumaNode;
 use crate::plan::is_sidecar;
 use crate::resources::{self, Qos};
+use crate::spec::containers;
 use crate::topology::{Counts, Hint, Hints, Mask, unexpected};
 use crate::{checkpoint, names};
 pub use machine::Block;
@@ -248,11 +249,6 @@ fn has_alone(pod: &Pod) -> bool {
     resources::qos(pod) == Qos::Guaranteed && !resources::is_of_pod(pod)
 }
 
-fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
-    let spec = pod.spec.iter();
-    spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
-}
-
 /// Bytes that a container asks for. Its limits stand in for requests, as everywhere.
 fn asked(container: &Container) -> Amounts {
     let resources = container.resources.as_ref();
@@ -268,34 +264,15 @@ fn asked(container: &Container) -> Amounts {
     asked
 }
 
-/// The same for all of a pod's containers: what runs together, or the most that runs before it.
+/// The same for all of a pod's containers.
 fn asked_by(pod: &Pod) -> Amounts {
-    let Some(spec) = &pod.spec else { return Amounts::new() };
-    let add = |to: &mut Amounts, more: &Amounts| {
-        for (kind, bytes) in more {
-            *to.entry(kind.clone()).or_default() += bytes;
-        }
+    let kinds = pod.spec.iter().flat_map(|spec| &spec.containers).flat_map(|own| asked(own).into_keys());
+    let of = |kind: String| {
+        let bytes = |container: &Container| asked(container).get(&kind).map_or(0, |b| b.cast_signed());
+        let bytes = resources::together(pod, bytes).unsigned_abs();
+        (kind, bytes)
     };
-    let (mut sidecars, mut together) = (Amounts::new(), Amounts::new());
-    let mut before = Amounts::new();
-    for init in spec.init_containers.iter().flatten() {
-        let own = asked(init);
-        if is_sidecar(init) {
-            add(&mut sidecars, &own);
-            continue;
-        }
-        for (kind, bytes) in own {
-            let with = bytes + sidecars.get(&kind).copied().unwrap_or(0);
-            let most = before.entry(kind).or_default();
-            *most = (*most).max(with);
-        }
-    }
-    spec.containers.iter().for_each(|container| add(&mut together, &asked(container)));
-    for (kind, bytes) in &mut together {
-        let with = *bytes + sidecars.get(kind).copied().unwrap_or(0);
-        *bytes = with.max(before.get(kind).copied().unwrap_or(0));
-    }
-    together
+    kinds.map(of).collect()
 }
 
 /// What was given already is hinted again, as long as it is what is asked for.

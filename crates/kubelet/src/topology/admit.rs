@@ -9,6 +9,7 @@ use super::{Aligned, Boundary, Hint, Hints, Policy};
 use crate::admission::Refusal;
 use crate::names;
 use crate::shared::Shared;
+use crate::spec::containers;
 
 const REASON: &str = "TopologyAffinityError";
 const MESSAGE: &str = "Resources cannot be allocated with Topology locality";
@@ -31,8 +32,6 @@ pub async fn admit(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
 
 async fn give(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
     let topology = &shared.topology;
-    let Some(spec) = &pod.spec else { return Ok(()) };
-    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
     let (policy, whole) =
         (&topology.policy, topology.policy.whole_pods && topology.policy.policy != Policy::None);
     let scope = if whole { Aligned::Pod } else { Aligned::Container };
@@ -52,7 +51,7 @@ async fn give(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
         if admitted { Ok(hint) } else { Err(refuse()) }
     };
     let of_pod = if whole { Some(agree(None)?) } else { None };
-    for container in containers {
+    for container in containers(pod) {
         let hint = of_pod.map_or_else(|| agree(Some(container)), Ok)?;
         of_container(shared, pod, container, hint).await.inspect_err(|_| {
             if policy.policy != Policy::None {

@@ -50,7 +50,18 @@ impl Worker {
         }
         let generation = self.pod.metadata.generation.unwrap_or_default();
         let used = resize::used(&self.shared.all_pods(), &self.uid);
-        match resize::fits(resources::pod(&self.pod), used, self.shared.node) {
+        let mut managers = Vec::new();
+        if self.shared.config.cpus.is_static {
+            managers.push(("cpu", "CPU Manager policy \"static\""));
+        }
+        if self.shared.config.memory.is_static {
+            managers.push(("memory", "Memory Manager policy \"Static\""));
+        }
+        let fits = match resize::fixed(&self.pod, &asked, granted, &managers) {
+            Some(why) => Err(("Infeasible", why)),
+            None => resize::fits(resources::pod(&self.pod), used, self.shared.node),
+        };
+        match fits {
             Ok(()) => {
                 self.resize.granted = Some(asked);
                 self.resize.quiet_until = None;
