@@ -117,7 +117,9 @@ fn containers_have_the_volumes_of_a_driver() {
         &[Capability::StageUnstageVolume, Capability::GetVolumeStats, Capability::SingleNodeMultiWriter],
     );
     let socket = cluster.dir.join("kubelet/plugins_registry/csi.sock");
-    let _running = runtime.block_on(async { driver.start(&socket) });
+    let inside = runtime.enter();
+    let _running = driver.start(&socket);
+    drop(inside);
     eventually("the driver is listed", SOON, || {
         let all = json(&cluster, "get csinodes -o json");
         (all["items"][0]["spec"]["drivers"][0]["name"] == NAME).then_some(())

@@ -70,7 +70,9 @@ fn containers_have_the_devices_of_their_claims() {
     let runtime = runtime.expect("a runtime");
     let driver = Driver::new("example.com/thing=device", V1);
     let socket = cluster.dir.join("kubelet/plugins_registry/dra.sock");
-    let _running = runtime.block_on(async { driver.start(&socket) });
+    let inside = runtime.enter();
+    let _running = driver.start(&socket);
+    drop(inside);
     let node = cluster.kubectl("get nodes -o jsonpath={.items[0].metadata.name}");
     let script = "[ -c /dev/thing ] && echo $THING > /dev/thing && grep host /shared && ! touch /shared && \
                   echo $THING > /dev/termination-log";
