@@ -364,7 +364,8 @@ mod tests {
         const MEMORY: &str = "memory.limit_in_bytes";
         const BOTH: &str = "memory.memsw.limit_in_bytes";
         const MANY: &[(&str, &str)] = &[(BOTH, "400"), (MEMORY, "300")];
-        let cases: [(i64, i64, Option<u64>, &[(&str, &str)]); 7] = [
+        type Case = (i64, i64, Option<u64>, &'static [(&'static str, &'static str)]);
+        let cases: [Case; 7] = [
             (300, 0, Some(200), &[(BOTH, "300"), (MEMORY, "300")]),
             (300, 400, Some(200), MANY),
             (100, 0, Some(200), &[(MEMORY, "100"), (BOTH, "100")]),

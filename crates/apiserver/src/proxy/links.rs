@@ -194,11 +194,12 @@ impl Coding {
 }
 
 type Out = Arc<Mutex<Vec<u8>>>;
+type Sink = Box<dyn FnMut(&[u8]) + Send>;
 
 /// A page on its way.
 struct Page {
     coding: Coding,
-    rewriter: HtmlRewriter<'static, Box<dyn FnMut(&[u8]) + Send>>,
+    rewriter: HtmlRewriter<'static, Sink>,
     out: Out,
 }
 
@@ -215,8 +216,7 @@ impl Page {
         }
         let rewriter = HtmlRewriter::new(
             settings,
-            Box::new(move |chunk: &[u8]| sink.lock().extend_from_slice(chunk))
-                as Box<dyn FnMut(&[u8]) + Send>,
+            Box::new(move |chunk: &[u8]| sink.lock().extend_from_slice(chunk)) as Sink,
         );
         Page { coding, rewriter, out }
     }

@@ -70,12 +70,11 @@ impl Reconcile for Controller {
                     continue;
                 }
                 // A pod may have come that the informer has not heard of yet.
-                let live = match &live {
-                    Some(live) => live,
-                    None => {
-                        let pods = Api::<Pod>::namespaced(self.client.clone(), &key);
-                        live.insert(pods.list(&ListParams::default()).await?.items)
-                    }
+                let live = if let Some(live) = &live {
+                    live
+                } else {
+                    let pods = Api::<Pod>::namespaced(self.client.clone(), &key);
+                    live.insert(pods.list(&ListParams::default()).await?.items)
                 };
                 if live.iter().any(|pod| uses(pod, &claim)) {
                     continue;
