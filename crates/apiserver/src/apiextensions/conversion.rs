@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use k8s_openapi::api::admissionregistration::v1::{ServiceReference, WebhookClientConfig};
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::metrics::{Failure, METRICS};
 use crate::admission::webhook::Client;
 use crate::kinds::Kinds;
 use crate::path::unclassified;
@@ -31,6 +32,8 @@ const GROUP: &str = "apiextensions.k8s.io";
 
 /// The webhook of a definition.
 pub struct Webhook {
+    /// The definition's name.
+    definition: String,
     client: Client,
     review_versions: Vec<String>,
     kinds: Arc<Kinds>,
@@ -50,6 +53,7 @@ impl Webhook {
         });
         let config = WebhookClientConfig { ca_bundle: config.ca_bundle, service, url: config.url };
         Some(Webhook {
+            definition: definition.metadata.name.clone().unwrap_or_default(),
             client: Client::reading(config, LARGEST),
             review_versions: webhook.conversion_review_versions.clone(),
             kinds: Arc::clone(kinds),
@@ -63,31 +67,45 @@ impl Webhook {
     async fn convert(&self, objects: &[Value], wanted: &str) -> Result<Vec<Value>, String> {
         let mut out = Vec::with_capacity(objects.len());
         for some in objects.chunks(AT_ONCE) {
-            out.extend(self.ask(some, wanted).await?);
+            let since = Instant::now();
+            let answer = self.ask(some, wanted).await;
+            let took = since.elapsed();
+            METRICS.asked(answer.as_ref().err().map(|(failure, _)| *failure), took);
+            let from = some.first().map(|object| text(object, "apiVersion")).unwrap_or_default();
+            METRICS.converted(&self.definition, (from, wanted), answer.is_ok(), took);
+            out.extend(answer.map_err(|(_, why)| why)?);
         }
         Ok(out)
     }
 
-    async fn ask(&self, objects: &[Value], wanted: &str) -> Result<Vec<Value>, String> {
+    async fn ask(&self, objects: &[Value], wanted: &str) -> Result<Vec<Value>, (Failure, String)> {
         let version = self.review_versions.iter().find(|v| matches!(v.as_str(), "v1" | "v1beta1"));
-        let version = version.ok_or("no supported conversion review versions")?;
+        let none = || (Failure::Call, "no supported conversion review versions".to_owned());
+        let version = version.ok_or_else(none)?;
         let uid = Uuid::new_v4().to_string();
         let review = json!({
             "kind": "ConversionReview", "apiVersion": format!("{GROUP}/{version}"),
             "request": {"uid": uid, "desiredAPIVersion": wanted, "objects": objects},
         });
         let what = objects.first().map(kind_of).unwrap_or_default();
-        let failed = |why: String| format!("conversion webhook for {what} failed: {why}");
-        let answer = self.client.call(&self.kinds, &review, TIMEOUT).await.map_err(failed)?;
-        let converted = converted(answer, (version == "v1").then_some(uid.as_str())).map_err(failed)?;
+        let failed =
+            |failure: Failure, why: String| (failure, format!("conversion webhook for {what} failed: {why}"));
+        let answer = self.client.call(&self.kinds, &review, TIMEOUT).await;
+        let answer = answer.map_err(|why| failed(Failure::Call, why))?;
+        let converted = converted(answer, (version == "v1").then_some(uid.as_str()))
+            .map_err(|why| failed(Failure::Malformed, why))?;
         if converted.len() != objects.len() {
             let (got, expected) = (converted.len(), objects.len());
-            return Err(format!("conversion webhook for {what} returned {got} objects, expected {expected}"));
+            let why = format!("conversion webhook for {what} returned {got} objects, expected {expected}");
+            return Err((Failure::Partial, why));
         }
         let alone = objects.len() == 1;
         let pairs = objects.iter().zip(converted).enumerate();
         pairs
-            .map(|(i, (original, made))| accept(&what, alone.then_some(()), i, original, made, wanted))
+            .map(|(i, (original, made))| {
+                accept(&what, alone.then_some(()), i, original, made, wanted)
+                    .map_err(|why| (Failure::Invalid, why))
+            })
             .collect()
     }
 }

@@ -9,6 +9,7 @@ mod conversion;
 pub(crate) mod declared;
 mod establish;
 mod jsonpath;
+pub(crate) mod metrics;
 mod names;
 mod object;
 mod prune;

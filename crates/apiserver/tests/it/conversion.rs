@@ -264,6 +264,14 @@ async fn owners_know_what_is_theirs_by_their_own_version() {
         sets(&shared),
         [of("one", "v1", json!({"f:address": {}})), of("two", "v2", json!({"f:port": {}}))]
     );
+    let (_, metrics) = api.get("/metrics").await;
+    let counted =
+        |start: &str| metrics.as_str().is_some_and(|text| text.lines().any(|line| line.starts_with(start)));
+    assert!(counted("apiserver_conversion_webhook_request_total{failure_type=\"\",result=\"success\"}"));
+    assert!(counted(
+        "apiserver_crd_conversion_webhook_duration_seconds_count{crd_name=\"hosts.example.com\",\
+         from_version=\"v2\",succeeded=\"true\",to_version=\"v1\"}"
+    ));
     // Who changes it takes it from all who own it by any version.
     let patch = json!({"spec": {"address": "ten:82"}});
     let (code, changed) = api.patch(&format!("{V1}/a?fieldManager=three"), &patch).await;
