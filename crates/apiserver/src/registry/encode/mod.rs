@@ -424,10 +424,9 @@ impl ser::SerializeStruct for Struct<'_> {
         let shape = value.serialize(Writer { out: &mut *self.out, group: self.group })?;
         let fact = self.facts.iter().position(|f| f.field == key);
         let text = self.out[at..].strip_prefix(b"\"");
-        if key == WHEN && text.is_some_and(|text| text.starts_with(NEVER.as_bytes())) {
-            self.out.truncate(at);
-            self.out.extend_from_slice(b"null");
-        } else if shape == Shape::Zero && NULL_WHEN_EMPTY.contains(&(self.name, key)) {
+        let is_never = || text.is_some_and(|text| text.starts_with(NEVER.as_bytes()));
+        let hollow = shape == Shape::Zero && NULL_WHEN_EMPTY.contains(&(self.name, key));
+        if hollow || (key == WHEN && is_never()) {
             self.out.truncate(at);
             self.out.extend_from_slice(b"null");
         } else if shape != Shape::Other && fact.is_none() {
