@@ -326,7 +326,7 @@ mod tests {
             Users::new(root.path(), UNIT, (2 * UNIT, u64::from(UNIT) * 2), 2).map(drop)
         };
         let good = range(2 * UNIT, 0, UNIT);
-        assert_eq!(of(&[good.clone()], &[good.clone()]), Ok(()));
+        assert_eq!(of(std::slice::from_ref(&good), std::slice::from_ref(&good)), Ok(()));
         for (users, groups, said) in [
             (vec![], vec![], "no more than one mapping allowed."),
             (vec![good.clone()], vec![], "GID and UID mappings should be identical."),
