@@ -40,6 +40,7 @@ pub fn admit(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
     let spec = pod.spec.as_ref().unwrap_or(&default);
     pressure(pod, spec, &shared.evictions.pressure())?;
     sysctls(spec, &shared.config.allowed_unsafe_sysctls)?;
+    system(spec)?;
     let strict = spec.security_context.as_ref().and_then(|s| s.supplemental_groups_policy.as_deref());
     if strict == Some("Strict") && !shared.features.borrow().supplemental_groups_policy {
         return refuse(
@@ -56,6 +57,14 @@ pub fn admit(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
         storage: shared.node.ephemeral_storage,
     };
     fits(Amounts::of(pod), used, whole)
+}
+
+/// The system that a pod is for is this one (KEP-2802).
+fn system(spec: &PodSpec) -> Result<(), Refusal> {
+    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
+        return refuse("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS");
+    }
+    Ok(())
 }
 
 /// The pods that take room on the node beside this one.
@@ -220,6 +229,14 @@ mod tests {
         let mut of = of;
         of["containers"] = json!([]);
         serde_json::from_value(of).unwrap()
+    }
+
+    #[test]
+    fn a_pod_for_another_system_is_refused() {
+        let reason = |of: Value| system(&spec(of)).map_err(|r| r.reason);
+        assert_eq!(reason(json!({})), Ok(()));
+        assert_eq!(reason(json!({"os": {"name": "linux"}})), Ok(()));
+        assert_eq!(reason(json!({"os": {"name": "windows"}})), Err("PodOSNotSupported"));
     }
 
     #[test]

@@ -120,17 +120,16 @@ fn names(spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
     }
     if let Some(name) = &spec.hostname_override {
         let at = at.child("hostnameOverride");
-        if name.is_empty() {
-            errors.required(&at, "");
-        } else {
-            dns_subdomain(name, &at, errors);
+        if spec.set_hostname_as_fqdn == Some(true) {
+            errors.forbidden(&at, "may not be specified when setHostnameAsFQDN is true");
+        }
+        if spec.host_network == Some(true) {
+            errors.forbidden(&at, "may not be specified when hostNetwork is true");
         }
         if name.len() > 64 {
             errors.too_long(&at, 64);
         }
-        if spec.host_network == Some(true) {
-            errors.forbidden(&at, "may not be specified when `spec.hostNetwork` is true");
-        }
+        dns_subdomain(name, &at, errors);
     }
 }
 
@@ -179,6 +178,33 @@ fn dns(spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
     for (i, option) in config.options.iter().flatten().enumerate() {
         if option.name.as_deref().is_none_or(str::is_empty) {
             errors.required(&at.child("options").index(i), "must not be empty");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_host_name_is_overridden_where_it_is_the_pods_own() {
+        let said = |mut spec: Value, name: &str| {
+            spec["containers"] = json!([]);
+            spec["hostnameOverride"] = json!(name);
+            let mut errors = FieldErrors::new();
+            names(&serde_json::from_value(spec).expect("a spec"), &FieldPath::new("spec"), &mut errors);
+            errors.aggregate()
+        };
+        assert_eq!(said(json!({"hostname": "a", "subdomain": "b"}), "c.example.com"), "[]");
+        for (spec, name, wanted) in [
+            (json!({"setHostnameAsFQDN": true}), "c", "may not be specified when setHostnameAsFQDN is true"),
+            (json!({"hostNetwork": true}), "c", "may not be specified when hostNetwork is true"),
+            (json!({}), "", "a lowercase RFC 1123 subdomain must consist of"),
+            (json!({}), &*"c".repeat(65), "spec.hostnameOverride: Too long: may not be more than 64"),
+        ] {
+            let said = said(spec, name);
+            assert!(said.contains(wanted) && said.starts_with("spec.hostnameOverride: "), "{said}");
         }
     }
 }
