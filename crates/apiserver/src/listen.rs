@@ -75,7 +75,10 @@ pub fn tls(certificate: &str, key: &str, client_ca: &str) -> Result<Arc<ServerCo
 fn ciphers() -> CryptoProvider {
     let mut provider = rustls::crypto::ring::default_provider();
     let is_first = |suite: &SupportedCipherSuite| {
-        use rustls::CipherSuite::*;
+        use rustls::CipherSuite::{
+            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            TLS13_AES_128_GCM_SHA256,
+        };
         matches!(
             suite.suite(),
             TLS13_AES_128_GCM_SHA256

@@ -173,13 +173,11 @@ impl Storage {
     /// # Errors
     /// A webhook does not convert one of them.
     pub async fn all_sent(&self, items: Vec<Bytes>) -> Result<Vec<Bytes>, StatusError> {
-        match &self.converting {
-            Some(converting) => Box::pin(converting.of_stored(&items)).await,
-            None => {
-                let sent = |json: Bytes| self.registry.as_sent(&json).unwrap_or(json);
-                Ok(items.into_iter().map(sent).collect())
-            }
+        if let Some(converting) = &self.converting {
+            return Box::pin(converting.of_stored(&items)).await;
         }
+        let sent = |json: Bytes| self.registry.as_sent(&json).unwrap_or(json);
+        Ok(items.into_iter().map(sent).collect())
     }
 
     /// Whether what is in the cache is not what is sent.

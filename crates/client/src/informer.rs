@@ -168,7 +168,7 @@ impl<K: InformerObject> Informer<K> {
                 }
                 Ok(watcher::Event::Apply(Slim(object))) => self.apply(object),
                 Ok(watcher::Event::Delete(Slim(object))) => {
-                    self.remove(&ObjectKey::of(&object), Some(object))
+                    self.remove(&ObjectKey::of(&object), Some(object));
                 }
                 Err(error) => {
                     tracing::debug!(%error, kind = std::any::type_name::<K>(), "watch failed; trying again");

@@ -1,5 +1,5 @@
-//! Processors of their own: with the static policy, containers of guaranteed pods have whole ones alone, and all others
-//! leave them to them.
+//! Processors and memory of their own: with the static policies, containers of guaranteed pods have whole processors alone,
+//! and all others leave them to them; what they have is of one NUMA node, or they are refused.
 
 mod support;
 
@@ -17,11 +17,17 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 cpuManagerPolicy: static
 reservedSystemCPUs: '0'
+memoryManagerPolicy: Static
+systemReserved: {memory: 412Mi}
+reservedMemory: [{numaNode: 0, limits: {memory: 512Mi}}]
+evictionHard: {memory.available: 100Mi}
+topologyManagerPolicy: single-numa-node
+topologyManagerScope: pod
 ";
 
-/// The processors that a container may use, as the kernel tells.
-fn allowed(cluster: &Cluster, pod: &str) -> String {
-    let said = cluster.kubectl(&format!("-n pods exec {pod} -- grep Cpus_allowed_list /proc/self/status"));
+/// What a container may use, as the kernel tells: `Cpus` or `Mems`.
+fn allowed(cluster: &Cluster, pod: &str, what: &str) -> String {
+    let said = cluster.kubectl(&format!("-n pods exec {pod} -- grep {what}_allowed_list /proc/self/status"));
     said.split_whitespace().last().unwrap_or_default().to_owned()
 }
 
@@ -58,12 +64,25 @@ fn a_guaranteed_pod_has_a_processor_alone() {
         cluster.kubectl(&format!("-n pods wait --for=condition=Ready pod/{name} --timeout=60s"));
     };
     create("shared", &json!({}));
-    assert_eq!(allowed(&cluster, "shared"), online);
+    assert_eq!(allowed(&cluster, "shared", "Cpus"), online);
     create("own", &json!({"limits": {"cpu": "1", "memory": "32Mi"}}));
-    let own: u32 = allowed(&cluster, "own").parse().expect("it has one");
+    let own: u32 = allowed(&cluster, "own", "Cpus").parse().expect("it has one");
     assert_ne!(own, 0, "which is reserved");
+    // The kernel took the nodes of its memory too: of this machine, all that there are.
+    assert!(allowed(&cluster, "own", "Mems").starts_with('0'));
+    let nodes = cluster.kubectl("get nodes -o name");
+    let node = nodes.trim().trim_start_matches("node/");
+    let figures = cluster.kubectl(&format!("get --raw /api/v1/nodes/{node}/proxy/metrics"));
+    for line in [
+        "kubelet_cpu_manager_exclusive_cpu_allocation_count 1",
+        "kubelet_memory_manager_pinning_requests_total 1",
+        "kubelet_memory_manager_pinning_errors_total 0",
+        "kubelet_topology_manager_admission_errors_total 0",
+    ] {
+        assert!(figures.lines().any(|found| found == line), "{line}\n{figures}");
+    }
     let left = eventually("the other one leaves it", SOON, || {
-        let left = allowed(&cluster, "shared");
+        let left = allowed(&cluster, "shared", "Cpus");
         (left != online).then_some(left)
     });
     let parts = left.split(',').flat_map(|part| {
@@ -73,5 +92,5 @@ fn a_guaranteed_pod_has_a_processor_alone() {
     });
     assert!(parts.into_iter().all(|cpu| cpu != own), "{left} has {own}");
     cluster.kubectl("-n pods delete pod own --wait=true");
-    eventually("it has it back", SOON, || (allowed(&cluster, "shared") == online).then_some(()));
+    eventually("it has it back", SOON, || (allowed(&cluster, "shared", "Cpus") == online).then_some(()));
 }

@@ -14,6 +14,7 @@ use libcontainer::oci_spec::runtime::{LinuxCapabilities, Spec};
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::default::{DefaultExecutor, get_executor};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use serde::{Deserialize, Serialize};
 
 use crate::oci::seccomp::Filter;
@@ -49,6 +50,7 @@ impl Locking {
 
 impl Executor for Locking {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        heed_broken_pipes().map_err(|error| ExecutorError::Other(error.to_string()))?;
         if let Some(lock) = &self.lock {
             load(&lock.filter).map_err(|error| {
                 ExecutorError::Other(format!("failed to load the seccomp filter: {error}"))
@@ -66,6 +68,14 @@ impl Executor for Locking {
     fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         get_executor().setup_envs(envs)
     }
+}
+
+/// A program finds SIGPIPE as any other does: this process has it ignored.
+#[allow(unsafe_code)]
+fn heed_broken_pipes() -> nix::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no code of ours.
+    unsafe { sigaction(Signal::SIGPIPE, &default) }.map(drop)
 }
 
 #[allow(unsafe_code)]

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use super::executor::Locking;
@@ -182,7 +182,9 @@ fn in_fork(stdio: &Stdio, child: impl FnOnce(BorrowedFd<'_>)) -> io::Result<(Pid
                 // SAFETY: nothing of the shim's may be flushed or dropped twice.
                 unsafe { libc::_exit(1) }
             }
-            forget_the_shim();
+            // What must not be inherited of the shim. That SIGPIPE is ignored stays so until the container's own program: a
+            // hook that does not read what it is told is no reason to die.
+            let _ = SigSet::all().thread_unblock();
             let run = std::panic::AssertUnwindSafe(|| child(theirs.as_fd()));
             let code = i32::from(std::panic::catch_unwind(run).is_err());
             // SAFETY: nothing of the shim's may be flushed or dropped twice.
@@ -206,15 +208,6 @@ fn close_all_but<'a>(kept: impl IntoIterator<Item = BorrowedFd<'a>>) {
         }
         first = first.max(fd.saturating_add(1));
     }
-}
-
-/// Undoes what a payload must not inherit: the blocked signals and the ignored SIGPIPE.
-#[allow(unsafe_code)]
-fn forget_the_shim() {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours.
-    let _ = unsafe { sigaction(Signal::SIGPIPE, &default) };
-    let _ = SigSet::all().thread_unblock();
 }
 
 /// The first process of a process namespace that a pod's containers share. It reaps, and ends when the returned
