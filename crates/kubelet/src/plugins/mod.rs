@@ -121,12 +121,9 @@ pub async fn run(root: &Path, handlers: Handlers, stop: CancellationToken) {
 async fn follow(socket: PathBuf, handlers: Handlers, gone: CancellationToken) {
     let mut pause = FIRST_PAUSE;
     let (handler, plugin) = loop {
-        let outcome = tokio::select! {
-            () = gone.cancelled() => return,
-            outcome = register(&socket, &handlers) => outcome,
-        };
-        match outcome {
+        match register(&socket, &handlers, &gone).await {
             Ok(taken) => break taken,
+            Err(_) if gone.is_cancelled() => return,
             Err(error) => tracing::warn!(socket = %socket.display(), error, "a plugin is not registered"),
         }
         tokio::select! {
@@ -140,9 +137,20 @@ async fn follow(socket: PathBuf, handlers: Handlers, gone: CancellationToken) {
     handler.deregister(&plugin).await;
 }
 
-async fn register(socket: &Path, handlers: &Handlers) -> Result<(Arc<dyn Handler>, Announced), String> {
+/// Registers the plugin of a socket. It goes on to its end, so that nothing of a plugin is left half done when its socket is
+/// `gone` meanwhile; but then it waits for nobody.
+async fn register(
+    socket: &Path,
+    handlers: &Handlers,
+    gone: &CancellationToken,
+) -> Result<(Arc<dyn Handler>, Announced), String> {
     let at = socket.display();
-    listened(socket).await.map_err(|e| {
+    let is_gone = || format!("RegisterPlugin error -- socket {at} is gone");
+    let heard = tokio::select! {
+        () = gone.cancelled() => return Err(is_gone()),
+        heard = listened(socket) => heard,
+    };
+    heard.map_err(|e| {
         format!(
             "RegisterPlugin error -- dial failed at socket {at}, err: failed to dial socket {at}, err: {e}"
         )
@@ -169,7 +177,14 @@ async fn register(socket: &Path, handlers: &Handlers) -> Result<(Arc<dyn Handler
         let why = format!("RegisterPlugin error -- plugin validation failed with err: {why}");
         return Err(refuse(&caller, why).await);
     }
-    if let Err(why) = handler.register(&plugin).await {
+    let taken = tokio::select! {
+        () = gone.cancelled() => {
+            handler.deregister(&plugin).await;
+            return Err(is_gone());
+        }
+        taken = handler.register(&plugin) => taken,
+    };
+    if let Err(why) = taken {
         let why = format!("RegisterPlugin error -- plugin registration failed with err: {why}");
         return Err(refuse(&caller, why).await);
     }

@@ -35,7 +35,7 @@ impl Worker {
             return None;
         }
         if self.pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_over) {
-            return Some(self.own_grace());
+            return (!self.starts_what_is_over()).then(|| self.own_grace());
         }
         if let Some(eviction) = self.shared.evictions.of(&self.uid) {
             self.failed = Some((eviction.reason.to_owned(), eviction.message));
@@ -53,6 +53,12 @@ impl Worker {
         self.failed = Some(("DeadlineExceeded".to_owned(), message.to_owned()));
         self.shared.pod_event(&self.pod, EventType::Normal, "DeadlineExceeded", message);
         Some(self.own_grace())
+    }
+
+    /// Whether what is being started ran so briefly that it is over before its start was told: that comes first.
+    pub(super) fn starts_what_is_over(&self) -> bool {
+        let is_over = |name: &String| self.seen.containers.iter().any(|c| c.name() == name && c.is_exited());
+        self.starting.is_some() && self.being_started.iter().all(is_over)
     }
 
     /// Begins to stop all, or to hurry.

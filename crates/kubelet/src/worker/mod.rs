@@ -321,8 +321,7 @@ impl Worker {
         let verdicts = self.probes.verdicts();
         let mut plan = plan::plan(&pod, &self.seen, &verdicts);
         if plan.kill_pod && plan.new_sandbox.is_none() {
-            if self.starting.is_some() {
-                // What ran so briefly that it is over before its start was told: that comes first.
+            if self.starts_what_is_over() {
                 return;
             }
             // Nothing is left to run.

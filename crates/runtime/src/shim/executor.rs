@@ -50,7 +50,7 @@ impl Locking {
 
 impl Executor for Locking {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        heed_broken_pipes().map_err(|error| ExecutorError::Other(error.to_string()))?;
+        heed_signals();
         if let Some(lock) = &self.lock {
             load(&lock.filter).map_err(|error| {
                 ExecutorError::Other(format!("failed to load the seccomp filter: {error}"))
@@ -70,12 +70,14 @@ impl Executor for Locking {
     }
 }
 
-/// A program finds SIGPIPE as any other does: this process has it ignored.
+/// A program finds signals as it expects them: this process has SIGPIPE ignored, and whoever started us may have others.
 #[allow(unsafe_code)]
-fn heed_broken_pipes() -> nix::Result<()> {
+fn heed_signals() {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours.
-    unsafe { sigaction(Signal::SIGPIPE, &default) }.map(drop)
+    for signal in Signal::iterator() {
+        // SAFETY: the default action runs no code of ours. Two signals cannot be set, and need not be.
+        let _ = unsafe { sigaction(signal, &default) };
+    }
 }
 
 #[allow(unsafe_code)]

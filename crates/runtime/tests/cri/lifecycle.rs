@@ -310,6 +310,16 @@ fn users_and_rights_are_as_asked() {
     assert_eq!(node.exec(&id, &["cat", "/data/volume/file"]).1, "mounted");
     let (_, status, _) = node.exec(&id, &["cat", "/proc/1/status"]);
     assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    // Nothing of how the shim hears signals is left: neither in the first process nor in a further one.
+    let (_, further, _) = node.exec(&id, &["cat", "/proc/self/status"]);
+    for status in [status, further] {
+        assert!(status.contains("SigBlk:\t0000000000000000\n"), "{status}");
+        let ignored =
+            status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).expect("what is ignored");
+        // A shell has SIGQUIT ignored by itself.
+        let pipe = 1 << (nix::sys::signal::Signal::SIGPIPE as u64 - 1);
+        assert_eq!(u64::from_str_radix(ignored, 16).expect("a mask") & pipe, 0, "{status}");
+    }
     let mut root = shell("root", "sleep 1000");
     root.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
     let id = node.run(&pod, &config, root);
