@@ -1,7 +1,10 @@
-use http::StatusCode;
+use std::time::Instant;
+
+use http::{HeaderMap, Method, StatusCode};
 
 use super::*;
 use crate::http as wire;
+use crate::request::Query;
 
 fn asked(instruments: &Instruments, method: &Method, path: &str, query: &str) -> Asked {
     let query = Query::parse(Some(query));

@@ -55,24 +55,17 @@ impl Joined {
             done: false,
         };
         // The objects' own text is not looked at for this: it is read once, when it is sent.
+        let shown = |length: usize, skipped: usize| length - skipped.saturating_sub(1);
         body.left += match &items.made {
-            Some(made) => {
-                made.iter().map(|item| body.rest_of(item).map_or(item.len(), |rest| 1 + rest.len())).sum()
+            Some(made) => made.iter().map(|item| shown(item.len(), body.skipped_of(item))).sum::<usize>(),
+            None => {
+                let objects = items.objects.iter();
+                objects.map(|o| shown(o.text.len(o.revision), body.skipped(o))).sum()
             }
-            None => items
-                .objects
-                .iter()
-                .map(|o| o.text.len(o.revision) - body.skipped(o).saturating_sub(1))
-                .sum::<usize>(),
         };
         body.objects = items.objects.into_iter();
         body.made = items.made.map(Vec::into_iter);
         body
-    }
-
-    /// What of an object is behind the kind that it begins with.
-    fn rest_of<'a>(&self, item: &'a [u8]) -> Option<&'a [u8]> {
-        item.strip_prefix(self.type_meta.as_ref()?.as_bytes())
     }
 
     /// How much of an object of the cache is left out.
@@ -80,31 +73,34 @@ impl Joined {
         if self.type_meta.is_some() { object.text.opening() } else { 0 }
     }
 
+    /// The same of one that was made.
+    fn skipped_of(&self, item: &[u8]) -> usize {
+        self.type_meta.as_ref().filter(|known| item.starts_with(known.as_bytes())).map_or(0, String::len)
+    }
+
     /// Appends the next object; false at the end.
     fn put_next(&mut self, piece: &mut BytesMut) -> bool {
-        let made = self.made.as_mut().map(Iterator::next);
-        let object = if made.is_none() { self.objects.next() } else { None };
-        if !matches!(made, Some(Some(_))) && object.is_none() {
-            return false;
-        }
-        if !std::mem::take(&mut self.first) {
-            piece.put_u8(b',');
-        }
-        if let Some(object) = object {
-            let skipped = self.skipped(&object);
+        let comma = !self.first;
+        let begin = |piece: &mut BytesMut, skipped: usize| {
+            if comma {
+                piece.put_u8(b',');
+            }
             if skipped > 0 {
                 piece.put_u8(b'{');
             }
+        };
+        if let Some(made) = &mut self.made {
+            let Some(item) = made.next() else { return false };
+            let skipped = self.skipped_of(&item);
+            begin(piece, skipped);
+            piece.put_slice(&item[skipped..]);
+        } else {
+            let Some(object) = self.objects.next() else { return false };
+            let skipped = self.skipped(&object);
+            begin(piece, skipped);
             object.text.put(object.revision, skipped, piece);
-        } else if let Some(item) = made.flatten() {
-            match self.rest_of(&item) {
-                Some(rest) => {
-                    piece.put_u8(b'{');
-                    piece.put_slice(rest);
-                }
-                None => piece.put_slice(&item),
-            }
         }
+        self.first = false;
         true
     }
 

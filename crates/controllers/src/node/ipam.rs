@@ -78,7 +78,11 @@ impl Reconcile for Allocator {
         let api = Api::<Node>::all(self.client.clone());
         match api.patch(&key, &PatchParams::default(), &Patch::Merge(patch)).await {
             Ok(_) => Ok(Requeue::Done),
-            Err(error) if is_not_found(&error) => Ok(Requeue::Done),
+            Err(error) if is_not_found(&error) => {
+                // That it went may have been heard before it was given a range.
+                self.given.lock().release(&key);
+                Ok(Requeue::Done)
+            }
             Err(error) => Err(error.into()),
         }
     }
