@@ -46,15 +46,9 @@ fn a_guaranteed_pod_has_a_processor_alone() {
     let configuration = files.path().join("kubelet.yaml");
     std::fs::write(&configuration, CONFIGURATION).expect("written");
     let cluster = Cluster::start(kubectl, &["--kubelet-config", &configuration.to_string_lossy()]);
-    let file = cluster.dir.join("busybox.tar");
-    image::write(&busybox, IMAGE, "latest", &file);
-    cluster.krate_says(&["image", "import", &file.to_string_lossy()]);
+    cluster.import(&busybox, IMAGE, "latest");
     cluster.kubectl("create namespace pods");
-    eventually("the namespace has its account", SOON, || {
-        let out =
-            cluster.kubectl_command("-n pods get serviceaccount default").output().expect("kubectl runs");
-        out.status.success().then_some(())
-    });
+    cluster.takes_pods("pods");
     let create = |name: &str, resources: &Value| {
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "pods"},
             "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "image": IMAGE,

@@ -25,18 +25,6 @@ use support::{Cluster, image};
 const SOON: Duration = Duration::from_mins(2);
 const IMAGE: &str = "docker.io/library/busybox:latest";
 
-fn apply(cluster: &Cluster, objects: &[Value]) {
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    let mut command = cluster.kubectl_command("create --validate=false -f -");
-    let mut child = command.stdin(Stdio::piped()).spawn().expect("kubectl starts");
-    child.stdin.take().expect("piped").write_all(list.to_string().as_bytes()).expect("written");
-    assert!(child.wait().expect("it ends").success(), "kubectl create failed");
-}
-
-fn json(cluster: &Cluster, args: &str) -> Value {
-    serde_json::from_str(&cluster.kubectl(args)).expect("json")
-}
-
 /// A pod of one container that runs a script.
 fn pod(name: &str, script: &str, volumes: &Value, container: &Value) -> Value {
     let mut all = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
@@ -75,7 +63,7 @@ fn bind(cluster: &Cluster, name: &str) {
 
 /// Attaches all that is asked for; whether there was as much as that.
 fn attach(cluster: &Cluster, count: usize) -> Option<()> {
-    let all = json(cluster, "get volumeattachments -o json");
+    let all = cluster.json("get volumeattachments -o json");
     let all = all["items"].as_array().expect("items");
     for attachment in all.iter().filter(|a| a["status"]["attached"] != true) {
         let name = attachment["metadata"]["name"].as_str().expect("a name");
@@ -88,7 +76,7 @@ fn attach(cluster: &Cluster, count: usize) -> Option<()> {
 
 fn runs(cluster: &Cluster, pods: &[&str]) {
     eventually(&format!("{pods:?} run"), SOON, || {
-        let all = json(cluster, "get pods -o json");
+        let all = cluster.json("get pods -o json");
         let is_so = |name: &&str| {
             let pod = all["items"].as_array()?.iter().find(|pod| pod["metadata"]["name"] == *name)?;
             assert_ne!(pod["status"]["phase"], "Failed", "{pod}");
@@ -107,9 +95,7 @@ fn containers_have_the_volumes_of_a_driver() {
     };
     let files = tempfile::tempdir().expect("a directory");
     let mut cluster = Cluster::start(kubectl, &[]);
-    let file = cluster.dir.join("busybox.tar");
-    image::write(&busybox, IMAGE, "latest", &file);
-    cluster.krate_says(&["image", "import", &file.to_string_lossy()]);
+    cluster.import(&busybox, IMAGE, "latest");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let driver = Driver::at(
@@ -121,7 +107,7 @@ fn containers_have_the_volumes_of_a_driver() {
     let _running = driver.start(&socket);
     drop(inside);
     eventually("the driver is listed", SOON, || {
-        let all = json(&cluster, "get csinodes -o json");
+        let all = cluster.json("get csinodes -o json");
         (all["items"][0]["spec"]["drivers"][0]["name"] == NAME).then_some(())
     });
     apply(
@@ -130,8 +116,8 @@ fn containers_have_the_volumes_of_a_driver() {
             "spec": {"attachRequired": true, "podInfoOnMount": true,
                 "volumeLifecycleModes": ["Persistent", "Ephemeral"]}})],
     );
-    apply(&cluster, &volume("files", "Filesystem"));
-    apply(&cluster, &volume("disk", "Block"));
+    cluster.create(&volume("files", "Filesystem"));
+    cluster.create(&volume("disk", "Block"));
     bind(&cluster, "files");
     bind(&cluster, "disk");
     let claimed = |name: &str| json!([{"name": "v", "persistentVolumeClaim": {"claimName": name}}]);
@@ -164,7 +150,7 @@ fn containers_have_the_volumes_of_a_driver() {
     // What is said of it is seen by those who watch.
     let node = cluster.kubectl("get nodes -o jsonpath={.items[0].metadata.name}");
     eventually("its figures are told", SOON, || {
-        let summary = json(&cluster, &format!("get --raw /api/v1/nodes/{node}/proxy/stats/summary"));
+        let summary = cluster.json(&format!("get --raw /api/v1/nodes/{node}/proxy/stats/summary"));
         let pods = summary["pods"].as_array()?;
         let one = pods.iter().find(|pod| pod["podRef"]["name"] == "one")?;
         let volume = one["volume"].as_array()?.iter().find(|volume| volume["name"] == "v")?.clone();
@@ -186,9 +172,9 @@ fn containers_have_the_volumes_of_a_driver() {
     // What runs goes on while nobody watches, and another pod finds what the first has left.
     cluster.kill();
     cluster.up();
-    apply(&cluster, &[pod("two", "[ $(cat /v/word) = kept ] && sleep 100000", &claimed("files"), &mounts)]);
+    cluster.create(&[pod("two", "[ $(cat /v/word) = kept ] && sleep 100000", &claimed("files"), &mounts)]);
     runs(&cluster, &["one", "two"]);
-    let status = json(&cluster, "get pod one -o json")["status"].clone();
+    let status = cluster.json("get pod one -o json")["status"].clone();
     assert_eq!(status["containerStatuses"][0]["restartCount"], 0, "{status}");
     cluster.kubectl("delete pod one --timeout=120s");
     cluster.kubectl("exec two -- cat /v/word");
@@ -202,7 +188,7 @@ fn containers_have_the_volumes_of_a_driver() {
         let is_empty = |path: &str| fs::read_dir(kubelet.join(path)).into_iter().flatten().next().is_none();
         (is_empty("pods") && !mounts.contains(&*kubelet.to_string_lossy())).then_some(())
     });
-    let status = json(&cluster, "get nodes -o json")["items"][0]["status"].clone();
+    let status = cluster.json("get nodes -o json")["items"][0]["status"].clone();
     assert!(status.get("volumesInUse").is_none() && status.get("volumesAttached").is_none(), "{status}");
     assert_eq!(driver.count("NodeUnstageVolume"), 2);
     assert_eq!(fs::read_to_string(kept.join("word")).expect("it is kept"), "kept\n");

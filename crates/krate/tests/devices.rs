@@ -26,20 +26,14 @@ fn containers_have_the_devices_that_they_ask_for() {
     };
     let files = tempfile::tempdir().expect("a directory");
     let cluster = Cluster::start(kubectl, &[]);
-    let file = cluster.dir.join("busybox.tar");
-    image::write(&busybox, IMAGE, "latest", &file);
-    cluster.krate_says(&["image", "import", &file.to_string_lossy()]);
+    cluster.import(&busybox, IMAGE, "latest");
     cluster.kubectl("create namespace pods");
-    eventually("the namespace has its account", SOON, || {
-        let out =
-            cluster.kubectl_command("-n pods get serviceaccount default").output().expect("kubectl runs");
-        out.status.success().then_some(())
-    });
+    cluster.takes_pods("pods");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let plugin = Plugin::new(&[("a", true), ("b", true)]);
     let _running = runtime.block_on(plugin.start(&cluster.dir.join("kubelet/device-plugins")));
-    let json = |args: &str| -> Value { serde_json::from_str(&cluster.kubectl(args)).expect("json") };
+    let json = |args: &str| cluster.json(args);
     eventually("the node tells of them", SOON, || {
         let nodes = json("get nodes -o json");
         (nodes["items"][0]["status"]["allocatable"][RESOURCE] == "2").then_some(())

@@ -11,31 +11,17 @@ mod dra;
 mod plugin;
 
 use std::fs;
-use std::io::Write as _;
-use std::process::Stdio;
 use std::time::Duration;
 
 use krate_kubelet::dra_api::V1;
 use krate_testkit::eventually;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use dra::{Driver, NAME};
 use support::{Cluster, image};
 
 const SOON: Duration = Duration::from_mins(1);
 const IMAGE: &str = "docker.io/library/busybox:latest";
-
-fn apply(cluster: &Cluster, objects: &[Value]) {
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    let mut command = cluster.kubectl_command("create --validate=false -f -");
-    let mut child = command.stdin(Stdio::piped()).spawn().expect("kubectl starts");
-    child.stdin.take().expect("piped").write_all(list.to_string().as_bytes()).expect("written");
-    assert!(child.wait().expect("it ends").success(), "kubectl create failed");
-}
-
-fn json(cluster: &Cluster, args: &str) -> Value {
-    serde_json::from_str(&cluster.kubectl(args)).expect("json")
-}
 
 #[test]
 fn containers_have_the_devices_of_their_claims() {
@@ -46,13 +32,8 @@ fn containers_have_the_devices_of_their_claims() {
     };
     let files = tempfile::tempdir().expect("a directory");
     let cluster = Cluster::start(kubectl, &[]);
-    let file = cluster.dir.join("busybox.tar");
-    image::write(&busybox, IMAGE, "latest", &file);
-    cluster.krate_says(&["image", "import", &file.to_string_lossy()]);
-    eventually("the namespace has its account", SOON, || {
-        let out = cluster.kubectl_command("get serviceaccount default").output().expect("kubectl runs");
-        out.status.success().then_some(())
-    });
+    cluster.import(&busybox, IMAGE, "latest");
+    cluster.takes_pods("default");
     // The device is described: a node, a variable, a file, and a program that is run on the host for it.
     let (shared, marker) = (files.path().join("shared"), files.path().join("hooked"));
     fs::write(&shared, "from the host\n").expect("written");
@@ -76,8 +57,7 @@ fn containers_have_the_devices_of_their_claims() {
     let node = cluster.kubectl("get nodes -o jsonpath={.items[0].metadata.name}");
     let script = "[ -c /dev/thing ] && echo $THING > /dev/thing && grep host /shared && ! touch /shared && \
                   echo $THING > /dev/termination-log";
-    apply(
-        &cluster,
+    cluster.create(
         &[
             json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": "claim"},
                 "spec": {"devices": {"requests": [{"name": "one", "exactly": {"deviceClassName": "thing"}}]}}}),
@@ -95,7 +75,7 @@ fn containers_have_the_devices_of_their_claims() {
         "reservedFor": [{"resource": "pods", "name": "one", "uid": uid}]}});
     cluster.kubectl(&format!("patch resourceclaim claim --subresource=status --type=merge -p {allocated}"));
     let ended = eventually("it is done", SOON, || {
-        let pod = json(&cluster, "get pod one -o json");
+        let pod = cluster.json("get pod one -o json");
         let phase = pod["status"]["phase"].as_str().unwrap_or_default();
         ["Succeeded", "Failed"].contains(&phase).then(|| pod["status"].clone())
     });

@@ -33,10 +33,8 @@ fn a_node_that_is_short_of_memory_evicts_pods() {
     let file = files.path().join("kubelet.yaml");
     std::fs::write(&file, configuration).expect("written");
     let cluster = Cluster::start(kubectl, &["--kubelet-config", &file.to_string_lossy()]);
-    let archive = cluster.dir.join("busybox.tar");
-    image::write(&busybox, IMAGE, "latest", &archive);
-    cluster.krate_says(&["image", "import", &archive.to_string_lossy()]);
-    let json = |args: &str| -> Value { serde_json::from_str(&cluster.kubectl(args)).expect("json") };
+    cluster.import(&busybox, IMAGE, "latest");
+    let json = |args: &str| cluster.json(args);
     eventually("the node says that it is short", SOON, || {
         let nodes = json("get nodes -o json");
         let conditions = nodes["items"][0]["status"]["conditions"].as_array()?.clone();

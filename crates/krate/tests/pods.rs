@@ -390,15 +390,9 @@ fn each_pod_comes_to_what_it_must() {
     let configuration = files.path().join("kubelet.yaml");
     std::fs::write(&configuration, CONFIGURATION).expect("written");
     let cluster = Cluster::start(kubectl, &["--kubelet-config", &configuration.to_string_lossy()]);
-    let file = cluster.dir.join("busybox.tar");
-    image::write(&busybox, IMAGE, "latest", &file);
-    cluster.krate_says(&["image", "import", &file.to_string_lossy()]);
+    cluster.import(&busybox, IMAGE, "latest");
     cluster.kubectl("create namespace pods");
-    eventually("the namespace has its account", SOON, || {
-        let out =
-            cluster.kubectl_command("-n pods get serviceaccount default").output().expect("kubectl runs");
-        out.status.success().then_some(())
-    });
+    cluster.takes_pods("pods");
     let documents: Vec<String> = cases()
         .iter()
         .map(|case| {

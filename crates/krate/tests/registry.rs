@@ -122,11 +122,7 @@ fn a_plugin_knows_the_account_for_an_image() {
         push(&cluster, dir, &busybox, name);
     }
     cluster.kubectl("create namespace pods");
-    eventually("the namespace has its account", SOON, || {
-        let out =
-            cluster.kubectl_command("-n pods get serviceaccount default").output().expect("kubectl runs");
-        out.status.success().then_some(())
-    });
+    cluster.takes_pods("pods");
     for (name, repository) in
         [("known", "team/busybox"), ("again", "team/busybox"), ("stranger", "other/busybox")]
     {

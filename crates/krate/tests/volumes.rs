@@ -5,10 +5,8 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
 use krate_testkit::eventually;
@@ -251,14 +249,6 @@ fn waiting() -> Vec<(Value, &'static str, &'static str)> {
     ]
 }
 
-fn apply(cluster: &Cluster, objects: &[Value]) {
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    let mut command = cluster.kubectl_command("create --validate=false -f -");
-    let mut child = command.stdin(Stdio::piped()).spawn().expect("kubectl starts");
-    child.stdin.take().expect("piped").write_all(list.to_string().as_bytes()).expect("written");
-    assert!(child.wait().expect("it ends").success(), "kubectl create failed");
-}
-
 fn name(pod: &Value) -> String {
     pod["metadata"]["name"].as_str().expect("a name").to_owned()
 }
@@ -312,25 +302,16 @@ fn pods_get_what_they_ask_for() {
     };
     let files = HostFiles::new();
     let mut cluster = Cluster::start(kubectl, &[]);
-    let file = cluster.dir.join("image.tar");
-    image::write(&busybox, IMAGE, IMAGE, &file);
-    cluster.krate_says(&["image", "import", &file.to_string_lossy()]);
+    cluster.import(&busybox, IMAGE, IMAGE);
     let host = files.0.as_path();
     let dir = host.to_string_lossy().into_owned();
-    eventually("the node takes pods", SOON, || {
-        cluster
-            .kubectl_command("get serviceaccount default")
-            .output()
-            .ok()
-            .filter(|o| o.status.success())
-            .map(drop)
-    });
-    apply(&cluster, &objects(&dir));
+    cluster.takes_pods("default");
+    cluster.create(&objects(&dir));
     bind(&cluster);
     let (good, refused, waiting) = (good(&dir), refused(), waiting());
-    apply(&cluster, &good);
-    apply(&cluster, &refused.iter().chain(&waiting).map(|(pod, ..)| pod.clone()).collect::<Vec<_>>());
-    apply(&cluster, &[follower(), on_a_claim_that_is_never_bound(&cluster)]);
+    cluster.create(&good);
+    cluster.create(&refused.iter().chain(&waiting).map(|(pod, ..)| pod.clone()).collect::<Vec<_>>());
+    cluster.create(&[follower(), on_a_claim_that_is_never_bound(&cluster)]);
 
     eventually("the good pods have succeeded", SOON, || {
         let all = pods(&cluster);

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use krate_api::Quantity;
 
+use crate::plan::is_sidecar;
 use crate::spec::containers;
 
 pub const MIN_SHARES: i64 = 2;
@@ -149,10 +150,6 @@ pub struct PodResources {
     /// Bytes of huge pages, by the size of the page as the kernel names it.
     pub huge_pages: BTreeMap<String, i64>,
     pub pids_limit: Option<i64>,
-}
-
-fn is_sidecar(container: &Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
 }
 
 /// The sum over what runs together, or the largest of what runs alone before it.

@@ -56,12 +56,11 @@ impl Joined {
         };
         // The objects' own text is not looked at for this: it is read once, when it is sent.
         let shown = |length: usize, skipped: usize| length - skipped.saturating_sub(1);
-        body.left += match &items.made {
-            Some(made) => made.iter().map(|item| shown(item.len(), body.skipped_of(item))).sum::<usize>(),
-            None => {
-                let objects = items.objects.iter();
-                objects.map(|o| shown(o.text.len(o.revision), body.skipped(o))).sum()
-            }
+        body.left += if let Some(made) = &items.made {
+            made.iter().map(|item| shown(item.len(), body.skipped_of(item))).sum::<usize>()
+        } else {
+            let objects = items.objects.iter();
+            objects.map(|o| shown(o.text.len(o.revision), body.skipped(o))).sum()
         };
         body.objects = items.objects.into_iter();
         body.made = items.made.map(Vec::into_iter);

@@ -5,17 +5,20 @@
 pub mod image;
 pub mod traces;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use krate_testkit::{Child, Host, Net};
+use krate_testkit::{Child, Host, Net, eventually};
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 
 const KRATE: &str = env!("CARGO_BIN_EXE_krate");
 /// How long a start may take on a busy machine before the test gives up.
+/// How long a namespace may take to have its account.
+const SOON: Duration = Duration::from_mins(2);
 const START: Duration = Duration::from_secs(90);
 
 /// The kubectl to speak with; says aloud when there is none.
@@ -118,6 +121,35 @@ impl Cluster {
             .env("HOME", &self.dir)
             .stdin(Stdio::null());
         command
+    }
+
+    /// What `kubectl` answers in JSON.
+    pub fn json(&self, args: &str) -> Value {
+        serde_json::from_str(&self.kubectl(args)).expect("json")
+    }
+
+    /// Creates objects, whatever is said of their fields.
+    pub fn create(&self, objects: &[Value]) {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let mut command = self.kubectl_command("create --validate=false -f -");
+        let mut child = command.stdin(Stdio::piped()).spawn().expect("kubectl starts");
+        child.stdin.take().expect("piped").write_all(list.to_string().as_bytes()).expect("written");
+        assert!(child.wait().expect("it ends").success(), "kubectl create failed");
+    }
+
+    /// Gives the node an image of busybox by this name. Images of different `label` have different ids.
+    pub fn import(&self, busybox: &Path, reference: &str, label: &str) {
+        let file = self.dir.join("image.tar");
+        image::write(busybox, reference, label, &file);
+        self.krate_says(&["image", "import", &file.to_string_lossy()]);
+    }
+
+    /// Waits until pods may be created in a namespace.
+    pub fn takes_pods(&self, namespace: &str) {
+        eventually("the namespace has its account", SOON, || {
+            let out = self.kubectl_command(&format!("-n {namespace} get serviceaccount default")).output();
+            out.expect("kubectl runs").status.success().then_some(())
+        });
     }
 
     /// Asks a URL from the cluster's host. The error is what curl said.

@@ -8,7 +8,7 @@ use super::api::{Capability, NodePublishVolumeRequest, NodeStageVolumeRequest};
 use super::client::{Use, capability, is_final, merged};
 use super::files::Work;
 use super::paths::{self, PLUGIN, VolumeData};
-use super::state::{Csi, Given};
+use super::state::Csi;
 use super::wanted::Wanted;
 use crate::cri::rpc_error;
 use crate::names;
@@ -58,15 +58,7 @@ impl Csi {
         }
         let known = self.given.lock().get(&key).map(|given| given.size);
         let size = self.expand(context, &work, &path, staged.as_deref(), known).await?;
-        let given = Given {
-            driver: wanted.driver.clone(),
-            handle: wanted.handle.clone(),
-            volume: wanted.volume.to_owned(),
-            claim: wanted.from.and_then(|(_, claim)| claim.metadata.name.clone()),
-            path: path.clone(),
-            size,
-        };
-        self.given.lock().insert(key, given);
+        self.given.lock().insert(key, wanted.given(path.clone(), size));
         let grows = work.able.has(Capability::ExpandVolume);
         Ok(Mounted {
             content: Content::Device(path),

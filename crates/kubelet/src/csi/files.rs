@@ -1,17 +1,18 @@
 //! Volumes whose files pods see: made ready for the node once, and published to each pod.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use k8s_openapi::api::storage::v1::CSIDriver;
+use tonic::Status;
 
 use super::api::{Capability, NodePublishVolumeRequest, NodeStageVolumeRequest};
 use super::attach::NotAttached;
 use super::client::{Capabilities, Driver, Use, capability, is_final, merged};
 use super::paths::{self, PLUGIN, VolumeData};
-use super::state::{Csi, Given};
+use super::state::Csi;
 use super::wanted::Wanted;
 use super::{STORAGE, TOTAL};
 use crate::cri::rpc_error;
@@ -113,15 +114,7 @@ impl Csi {
         let grows = wanted.is_persistent() && work.able.has(Capability::ExpandVolume);
         let known = self.given.lock().get(&key).map(|given| given.size);
         let size = self.expand(context, &work, &path, staged.as_deref(), known).await?;
-        let given = Given {
-            driver: wanted.driver.clone(),
-            handle: wanted.handle.clone(),
-            volume: wanted.volume.to_owned(),
-            claim: wanted.from.and_then(|(_, claim)| claim.metadata.name.clone()),
-            path: path.clone(),
-            size,
-        };
-        self.given.lock().insert(key, given);
+        self.given.lock().insert(key, wanted.given(path.clone(), size));
         Ok(Mounted {
             content: Content::Files(path),
             read_only: wanted.read_only,
@@ -166,13 +159,7 @@ impl Csi {
             };
             if let Err(status) = work.driver.stage(request).await {
                 // What was there before this kubelet came may be in use.
-                if is_final(&status)
-                    && !was_there
-                    && let Err(error) = paths::forget(&path)
-                {
-                    tracing::debug!(path = %path.display(), %error, "a place for a volume is left");
-                }
-                return Err(rpc_error(&status));
+                return Err(failed_at(&path, was_there, &status));
             }
         }
         self.staged.lock().insert(wanted.unique());
@@ -237,13 +224,7 @@ impl Csi {
         };
         if let Err(status) = work.driver.publish(request).await {
             // What a pod sees already stays, whatever becomes of bringing it up to date.
-            if is_final(&status)
-                && !was_there
-                && let Err(error) = paths::forget(&path)
-            {
-                tracing::debug!(path = %path.display(), %error, "a place for a volume is left");
-            }
-            return Err(rpc_error(&status));
+            return Err(failed_at(&path, was_there, &status));
         }
         if !delegates && wanted.is_given_to_group(policy) {
             let began = Instant::now();
@@ -255,4 +236,15 @@ impl Csi {
         }
         Ok(())
     }
+}
+
+/// Says why a driver failed, and takes away the place that was made for it, if nothing goes on there.
+fn failed_at(path: &Path, was_there: bool, status: &Status) -> String {
+    if is_final(status)
+        && !was_there
+        && let Err(error) = paths::forget(path)
+    {
+        tracing::debug!(path = %path.display(), %error, "a place for a volume is left");
+    }
+    rpc_error(status)
 }

@@ -1,6 +1,7 @@
 //! What a pod wants of a CSI driver, from a PersistentVolume or from its own description.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::{
     CSIVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Secret, SecretReference,
@@ -10,7 +11,7 @@ use krate_client::message;
 use kube::{Api, ResourceExt as _};
 
 use super::paths;
-use super::state::Csi;
+use super::state::{Csi, Given};
 use crate::names;
 use crate::objects::granted;
 use crate::volumes::VolumeError;
@@ -37,6 +38,18 @@ pub struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
+    /// What a pod has by it, given at `path` with this many bytes.
+    pub fn given(&self, path: PathBuf, size: i64) -> Given {
+        Given {
+            driver: self.driver.clone(),
+            handle: self.handle.clone(),
+            volume: self.volume.to_owned(),
+            claim: self.from.and_then(|(_, claim)| claim.metadata.name.clone()),
+            path,
+            size,
+        }
+    }
+
     /// The volume of a PersistentVolume; none, when that is not of a CSI driver.
     pub fn persistent(
         volume: &'a str,
