@@ -11,8 +11,6 @@ mod csi;
 mod plugin;
 
 use std::fs;
-use std::io::Write as _;
-use std::process::Stdio;
 use std::time::Duration;
 
 use krate_kubelet::csi_api::Capability;
@@ -110,12 +108,11 @@ fn containers_have_the_volumes_of_a_driver() {
         let all = cluster.json("get csinodes -o json");
         (all["items"][0]["spec"]["drivers"][0]["name"] == NAME).then_some(())
     });
-    apply(
-        &cluster,
-        &[json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": NAME},
+    cluster.create(&[
+        json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": NAME},
             "spec": {"attachRequired": true, "podInfoOnMount": true,
-                "volumeLifecycleModes": ["Persistent", "Ephemeral"]}})],
-    );
+                "volumeLifecycleModes": ["Persistent", "Ephemeral"]}}),
+    ]);
     cluster.create(&volume("files", "Filesystem"));
     cluster.create(&volume("disk", "Block"));
     bind(&cluster, "files");
@@ -123,24 +120,21 @@ fn containers_have_the_volumes_of_a_driver() {
     let claimed = |name: &str| json!([{"name": "v", "persistentVolumeClaim": {"claimName": name}}]);
     let mounts = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]});
     let keep = "echo kept > /v/word && stat -c %g /v/word > /v/group && sleep 100000";
-    apply(
-        &cluster,
-        &[
-            pod("one", keep, &claimed("files"), &mounts),
-            pod(
-                "device",
-                "[ -b /dev/disk ] && sleep 100000",
-                &claimed("disk"),
-                &json!({"volumeDevices": [{"name": "v", "devicePath": "/dev/disk"}]}),
-            ),
-            pod(
-                "own",
-                "echo x > /v/x && sleep 100000",
-                &json!([{"name": "v", "csi": {"driver": NAME}}]),
-                &mounts,
-            ),
-        ],
-    );
+    cluster.create(&[
+        pod("one", keep, &claimed("files"), &mounts),
+        pod(
+            "device",
+            "[ -b /dev/disk ] && sleep 100000",
+            &claimed("disk"),
+            &json!({"volumeDevices": [{"name": "v", "devicePath": "/dev/disk"}]}),
+        ),
+        pod(
+            "own",
+            "echo x > /v/x && sleep 100000",
+            &json!([{"name": "v", "csi": {"driver": NAME}}]),
+            &mounts,
+        ),
+    ]);
     eventually("both are attached", SOON, || attach(&cluster, 2));
     runs(&cluster, &["one", "device", "own"]);
     let kept = files.path().join("volumes/files");

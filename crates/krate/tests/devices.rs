@@ -9,7 +9,7 @@ mod plugin;
 use std::time::Duration;
 
 use krate_testkit::eventually;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use plugin::{Plugin, RESOURCE};
 use support::{Cluster, image};
