@@ -9,7 +9,7 @@ mod take;
 mod topology;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::admission::Refusal;
+use crate::checkpoint::Checkpoint;
 use crate::plan::is_sidecar;
 use crate::resources::{self, Qos};
 use crate::shared::{Shared, SharedRef};
@@ -78,7 +79,7 @@ pub struct Cpus {
     reserved: Option<CpuSet>,
     owned: Mutex<Owned>,
     changed: Notify,
-    file: PathBuf,
+    file: Checkpoint,
 }
 
 impl Cpus {
@@ -93,7 +94,7 @@ impl Cpus {
         topology: Topology,
         near: Policy,
     ) -> Result<Self, String> {
-        let file = root.join(STATE);
+        let file = Checkpoint::at(root.join(STATE));
         let mut cpus = Cpus {
             topology,
             options: policy.options,
@@ -104,7 +105,7 @@ impl Cpus {
         };
         if !policy.is_static {
             // What was given under another policy is taken back by who starts the containers anew.
-            let _ = std::fs::remove_file(&cpus.file);
+            let _ = std::fs::remove_file(cpus.file.path());
             return Ok(cpus);
         }
         policy.options.fit(&cpus.topology, near).map_err(|why| format!("new static policy error: {why}"))?;
@@ -126,7 +127,7 @@ impl Cpus {
         if !reserved.without(&all).is_empty() {
             return Err(format!("[cpumanager] the reserved processors {reserved} are not all there ({all})"));
         }
-        let known: State = checkpoint::load(&cpus.file);
+        let known: State = checkpoint::load(cpus.file.path());
         let mut owned = Owned::new();
         for (uid, containers) in known.entries {
             for (name, set) in containers {
@@ -320,16 +321,19 @@ impl Cpus {
 
     fn save(&self) {
         let text = |set: &CpuSet| set.to_string();
-        let entries = self.owned.lock().clone();
-        let state = State {
-            policy_name: "static".to_owned(),
-            default_cpu_set: self.of("", "").to_string(),
-            entries: entries
-                .into_iter()
-                .map(|(uid, of)| (uid, of.iter().map(|(name, set)| (name.clone(), text(set))).collect()))
-                .collect(),
-        };
-        if let Err(error) = checkpoint::save(&self.file, &state) {
+        let saved = self.file.write(|path| {
+            let entries = self.owned.lock().clone();
+            let state = State {
+                policy_name: "static".to_owned(),
+                default_cpu_set: self.of("", "").to_string(),
+                entries: entries
+                    .into_iter()
+                    .map(|(uid, of)| (uid, of.iter().map(|(name, set)| (name.clone(), text(set))).collect()))
+                    .collect(),
+            };
+            checkpoint::save(path, &state)
+        });
+        if let Err(error) = saved {
             tracing::warn!(%error, "who has which processors could not be written down");
         }
         self.changed.notify_one();

@@ -109,8 +109,8 @@ impl NodeInfo {
     /// # Errors
     /// In upstream's words.
     pub async fn update(&self, driver: &str, info: &NodeGetInfoResponse) -> Result<(), String> {
-        let uid = self.uid.lock().await.clone().unwrap_or_default();
-        self.list(&uid, driver, info).await
+        let uid = self.uid.lock().await;
+        self.list(uid.as_deref().unwrap_or_default(), driver, info).await
     }
 
     /// Takes a driver away from what the API knows of the node.

@@ -194,20 +194,21 @@ pub fn forget(mounted: &Path) -> io::Result<()> {
 /// node and that no pod has are told with none.
 pub fn all_in_use(root: &Root) -> BTreeMap<String, Vec<String>> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let devices = root.all_devices();
     for uid in crate::volumes::pods(&root.0) {
         for (_, data) in root.all_published(&uid) {
             if data.volume_lifecycle_mode != "Ephemeral" {
                 found.entry(unique(&data.driver_name, &data.volume_handle)).or_default().push(uid.clone());
             }
         }
-        for (name, data) in root.all_devices() {
-            if root.device_published(&name, &uid).exists() {
+        for (name, data) in &devices {
+            if root.device_published(name, &uid).exists() {
                 found.entry(unique(&data.driver_name, &data.volume_handle)).or_default().push(uid.clone());
             }
         }
     }
     let staged = root.all_staged().into_iter().map(|(_, data)| data);
-    for data in staged.chain(root.all_devices().into_iter().map(|(_, data)| data)) {
+    for data in staged.chain(devices.into_iter().map(|(_, data)| data)) {
         found.entry(unique(&data.driver_name, &data.volume_handle)).or_default();
     }
     found

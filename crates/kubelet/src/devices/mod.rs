@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use self::api::{ContainerAllocateResponse, Device, HEALTHY};
 use self::held::{Grant, Held, asked};
 use self::plugin::Plugin;
+use crate::checkpoint::Checkpoint;
 use crate::names;
 
 pub use registration::{is_extended, run};
@@ -78,6 +79,7 @@ struct State {
 #[derive(Debug)]
 pub struct Devices {
     directory: PathBuf,
+    file: Checkpoint,
     state: Mutex<State>,
     /// Devices are chosen for one container at a time.
     choosing: tokio::sync::Mutex<()>,
@@ -89,7 +91,8 @@ impl Devices {
     /// The devices of a kubelet with this directory, with what its pods held before it was started anew.
     pub fn new(root: &Path, changed: Arc<Notify>) -> Self {
         let directory = root.join(DIRECTORY);
-        let held = held::load(&directory.join(CHECKPOINT));
+        let file = Checkpoint::at(directory.join(CHECKPOINT));
+        let held = held::load(file.path());
         // Until their plugins announce themselves again, there are none of them.
         let names: BTreeSet<String> =
             held.values().flat_map(|of| of.grants.values()).flat_map(BTreeMap::keys).cloned().collect();
@@ -98,6 +101,7 @@ impl Devices {
         Devices {
             state: Mutex::new(State { resources, held }),
             directory,
+            file,
             choosing: tokio::sync::Mutex::default(),
             changed,
         }
@@ -251,10 +255,11 @@ impl Devices {
     }
 
     fn save(&self) {
-        let held = self.state.lock().held.clone();
-        if let Err(error) =
-            held::save(&self.directory.join(CHECKPOINT), &held, &|resource, id| self.nodes(resource, id))
-        {
+        let saved = self.file.write(|path| {
+            let held = self.state.lock().held.clone();
+            held::save(path, &held, &|resource, id| self.nodes(resource, id))
+        });
+        if let Err(error) = saved {
             tracing::warn!(%error, "which pod has which devices could not be written down");
         }
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::api;
+use crate::checkpoint;
 
 const KIND: &str = "DRACheckpoint";
 const VERSION: &str = "checkpoint.dra.kubelet.k8s.io/v1";
@@ -149,10 +150,7 @@ pub fn save(path: &Path, claims: &BTreeMap<ClaimKey, Claim>) -> io::Result<()> {
     let data =
         serde_json::to_string(&Data { kind: KIND.to_owned(), api_version: VERSION.to_owned(), claims })?;
     let file = File { checksum: checksum(&data), data };
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, serde_json::to_vec(&file)?)?;
-    std::fs::File::open(&partial)?.sync_all()?;
-    std::fs::rename(partial, path)
+    checkpoint::save(path, &file)
 }
 
 /// What was known when the file was written; nothing where there is none.

@@ -8,7 +8,7 @@ mod plugins;
 mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::claims::{Claim, ClaimKey, DriverState};
 use self::plugins::{BOUNDS, Plugin, Plugins};
+use crate::checkpoint::Checkpoint;
 use crate::cri::rpc_error;
 use crate::histogram::Histograms;
 use crate::names;
@@ -46,7 +47,7 @@ pub type Given = (String, claims::Device);
 
 pub struct Dra {
     client: Client,
-    path: PathBuf,
+    file: Checkpoint,
     pub plugins: Arc<Plugins>,
     claims: Mutex<BTreeMap<ClaimKey, Claim>>,
     /// With each claim something is done by one at a time.
@@ -69,7 +70,7 @@ impl Dra {
         let path = root.join(CHECKPOINT);
         Ok(Dra {
             claims: Mutex::new(claims::load(&path)?),
-            path,
+            file: Checkpoint::at(path),
             plugins: Plugins::new(client.clone(), node, patience, stop),
             client,
             locks: Mutex::default(),
@@ -88,8 +89,11 @@ impl Dra {
     }
 
     fn save(&self) -> Result<(), String> {
-        let claims = self.claims.lock().clone();
-        claims::save(&self.path, &claims).map_err(|e| format!("checkpoint ResourceClaim state: {e}"))
+        let saved = self.file.write(|path| {
+            let claims = self.claims.lock().clone();
+            claims::save(path, &claims)
+        });
+        saved.map_err(|e| format!("checkpoint ResourceClaim state: {e}"))
     }
 
     /// Has a pod's claims prepared. What is prepared stays so.
@@ -200,7 +204,9 @@ impl Dra {
         {
             let mut known = self.claims.lock();
             for key in keys {
-                let Some(claim) = known.get_mut(&key) else { continue };
+                // It may have been unprepared while its lock was waited for.
+                let used = known.get_mut(&key).filter(|claim| claim.pod_uids.contains(uid));
+                let Some(claim) = used else { continue };
                 if claim.pod_uids.len() > 1 {
                     claim.pod_uids.remove(uid);
                     continue;

@@ -4,7 +4,7 @@
 mod machine;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Refusal;
+use crate::checkpoint::Checkpoint;
 use crate::cpus::CpuSet;
 use crate::numa::NumaNode;
 use crate::plan::is_sidecar;
@@ -61,7 +62,7 @@ pub struct Memory {
     /// The machine when nobody has any. None: nobody ever has.
     empty: Option<Machine>,
     assigned: Mutex<Assignments>,
-    file: PathBuf,
+    file: Checkpoint,
 }
 
 impl Memory {
@@ -70,13 +71,13 @@ impl Memory {
     /// # Errors
     /// Upstream's message, when what is reserved by node is not what is kept in all, or is of a node that is not there.
     pub fn new(root: &Path, policy: &MemoryPolicy, nodes: &[NumaNode], kept: i64) -> Result<Self, String> {
-        let file = root.join(STATE);
+        let file = Checkpoint::at(root.join(STATE));
         if !policy.is_static {
-            let _ = std::fs::remove_file(&file);
+            let _ = std::fs::remove_file(file.path());
             return Ok(Memory { empty: None, assigned: Mutex::default(), file });
         }
         let empty = Machine::new(nodes, &reserved(&policy.reserved, nodes, kept)?);
-        let known: State = checkpoint::load(&file);
+        let known: State = checkpoint::load(file.path());
         let mut assigned = Assignments::new();
         for (uid, containers) in known.entries {
             let mut machine = empty.clone();
@@ -200,10 +201,12 @@ impl Memory {
 
     fn save(&self) {
         let Some(mut machine_state) = self.empty.clone() else { return };
-        let entries = self.assigned.lock().clone();
-        replay(&mut machine_state, &entries);
-        let state = State { policy_name: "Static".to_owned(), machine_state, entries };
-        if let Err(error) = checkpoint::save(&self.file, &state) {
+        let saved = self.file.write(|path| {
+            let entries = self.assigned.lock().clone();
+            replay(&mut machine_state, &entries);
+            checkpoint::save(path, &State { policy_name: "Static".to_owned(), machine_state, entries })
+        });
+        if let Err(error) = saved {
             tracing::warn!(%error, "who has which memory could not be written down");
         }
     }
