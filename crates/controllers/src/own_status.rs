@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use krate_client::ObjectKey;
+use krate_client::{Event, ObjectKey};
 use parking_lot::Mutex;
 
 /// The statuses that were written and have not come back yet.
@@ -24,6 +24,13 @@ impl<S: PartialEq> OwnStatus<S> {
     /// A status was not written after all.
     pub fn failed(&self, key: &ObjectKey) {
         self.0.lock().remove(key);
+    }
+
+    /// Nothing comes back of what is gone.
+    pub fn forget_if_gone<K>(&self, key: &ObjectKey, event: &Event<K>) {
+        if let Event::Deleted(_) = event {
+            self.failed(key);
+        }
     }
 
     /// Whether a status that an event tells of is the one that was written.

@@ -113,9 +113,12 @@ fn listen(informers: &Informers, queue: &WorkQueue<Key>, memory: &Arc<Mutex<Memo
             Event::Modified { old, new } => old.spec.attach_required != new.spec.attach_required,
             _ => true,
         };
+        if !is_changed {
+            return;
+        }
         let driver = name(&**event.object());
         let volumes = all.volumes.list().into_iter().filter_map(|pv| Volume::of(&pv));
-        for volume in volumes.filter(|volume| is_changed && volume.driver == driver) {
+        for volume in volumes.filter(|volume| volume.driver == driver) {
             q.add(Key::Volume(volume));
         }
     });
@@ -150,13 +153,13 @@ fn listen(informers: &Informers, queue: &WorkQueue<Key>, memory: &Arc<Mutex<Memo
 
 /// What is looked at of a node: most of its changes are of no concern here.
 fn concern(node: &Node) -> impl PartialEq {
-    let status = node.status.clone().unwrap_or_default();
+    let status = node.status.as_ref();
     (
-        status.volumes_in_use,
-        status.volumes_attached,
+        status.and_then(|s| s.volumes_in_use.as_ref()),
+        status.and_then(|s| s.volumes_attached.as_ref()),
         is_healthy(node),
         is_out_of_service(node),
-        node.metadata.annotations.clone(),
+        node.metadata.annotations.as_ref(),
     )
 }
 
@@ -191,7 +194,9 @@ impl Attacher {
     async fn volume(&self, volume: &Volume) -> Result<Requeue, Error> {
         let wanted = self.informers.wanted(volume);
         let attached = self.informers.attached(volume);
-        self.memory.lock().unwanted.retain(|(of, node), _| of != volume || !wanted.contains_key(node));
+        self.memory.lock().unwanted.retain(|(of, node), _| {
+            of != volume || (attached.contains_key(node) && !wanted.contains_key(node))
+        });
         let mut again: Option<Duration> = None;
         let mut look = |after: Option<Duration>| {
             again = after.map_or(again, |after| Some(again.map_or(after, |known| known.min(after))));

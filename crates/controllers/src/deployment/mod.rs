@@ -63,7 +63,11 @@ pub async fn run(cx: Context) {
         Event::Modified { old, new }
             if only_status_changed(old, new)
                 && written.is_back(&ObjectKey::of(&**new), new.status.as_ref()) => {}
-        _ => q.add(ObjectKey::of(&**event.object())),
+        _ => {
+            let key = ObjectKey::of(&**event.object());
+            written.forget_if_gone(&key, event);
+            q.add(key);
+        }
     });
     let (q, informer) = (queue.clone(), deployments.clone());
     sets.handle(move |event| {

@@ -72,7 +72,11 @@ pub async fn run<K: Replicated>(cx: Context) {
     sets.handle(move |event| match event {
         Event::Modified { old, new }
             if K::only_status_changed(old, new) && written.is_back(&ObjectKey::of(&**new), new.status()) => {}
-        _ => q.add(ObjectKey::of(&**event.object())),
+        _ => {
+            let key = ObjectKey::of(&**event.object());
+            written.forget_if_gone(&key, event);
+            q.add(key);
+        }
     });
     let (q, expected, informer) = (queue.clone(), Arc::clone(&expectations), sets.clone());
     pods.handle(move |event| pod_event(event, &informer, &q, &expected));
