@@ -30,7 +30,7 @@ use crate::logs;
 use crate::path::{Call, no_such_resource};
 use crate::reach::{self, Trust};
 use crate::request::Query;
-use crate::server::Server;
+use crate::server::{Server, path};
 
 const CONNECT: Duration = Duration::from_secs(5);
 const KUBELET_PORT: i32 = 10250;
@@ -164,10 +164,10 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
 
 /// Where what is passed on to stands, for whoever reads its pages.
 fn place(call: &Call, target: &Target) -> links::Place {
-    let path = call.info.path.strip_suffix(&call.info.rest).unwrap_or(&call.info.path);
+    let info = &call.info;
     let asked_host = call.headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
     links::Place {
-        prefix: path.trim_end_matches('/').to_owned(),
+        prefix: format!("{}/proxy", path(call.kind(), &info.namespace, &info.name)),
         host: format!("{}:{}", target.host, target.port),
         asked_host,
     }

@@ -229,21 +229,21 @@ impl Collector for Queues {
 
 /// What is known of a request before it is sent.
 pub(crate) struct Call {
-    pub method: String,
-    pub host: String,
+    pub method: http::Method,
+    pub host: Arc<str>,
 }
 
 impl Call {
     /// Notes what was sent, if its size is known.
     pub fn sends(&self, bytes: Option<u64>) {
         if let Some(bytes) = bytes {
-            METRICS.sent.with_label_values(&[&*self.method, &*self.host]).observe(bytes as f64);
+            METRICS.sent.with_label_values(&[self.method.as_str(), &*self.host]).observe(bytes as f64);
         }
     }
 
     /// Notes the answer by its code, or that there is none.
     pub fn ended(&self, code: &str, took: Duration, bytes: Option<u64>) {
-        let call = [&*self.method, &*self.host];
+        let call = [self.method.as_str(), &*self.host];
         METRICS.requests.with_label_values(&[code, call[0], call[1]]).inc();
         METRICS.durations.with_label_values(&call).observe(took.as_secs_f64());
         if let Some(bytes) = bytes {

@@ -1,6 +1,7 @@
 //! The two ways to an API server: HTTPS as a kubeconfig says, or a service of this process.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -24,7 +25,9 @@ use crate::metrics::Call;
 pub async fn from_kubeconfig(path: &Path) -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
     let kubeconfig = Kubeconfig::read_from(path)?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(ClientBuilder::try_from(config)?.with_layer(&layer_fn(Counted)).build())
+    let host: Arc<str> = config.cluster_url.authority().map_or("", |authority| authority.as_str()).into();
+    let counted = layer_fn(move |inner| Counted { inner, host: Arc::clone(&host) });
+    Ok(ClientBuilder::try_from(config)?.with_layer(&counted).build())
 }
 
 /// A client whose requests are handed to `service` as they are: no socket, no TLS. Who asks is the service's affair.
@@ -36,11 +39,15 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    Client::new(Counted(service), "default")
+    Client::new(Counted { inner: service, host: "".into() }, "default")
 }
 
 /// A way to an API server of which is told in metrics.
-struct Counted<S>(S);
+struct Counted<S> {
+    inner: S,
+    /// None within this process. Requests come without one: it is added to them further on.
+    host: Arc<str>,
+}
 
 impl<S, B> Service<Request<Body>> for Counted<S>
 where
@@ -54,15 +61,14 @@ where
     type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
-        let call = Call { method: request.method().as_str().to_owned(), host: authority.unwrap_or_default() };
+        let call = Call { method: request.method().clone(), host: Arc::clone(&self.host) };
         call.sends(request.body().size_hint().exact());
         let since = Instant::now();
-        let answer = self.0.call(request);
+        let answer = self.inner.call(request);
         async move {
             let answer = answer.await;
             match &answer {
@@ -88,8 +94,9 @@ mod tests {
             let body = Body::from(br#"{"kind": "Status", "code": 404}"#.to_vec());
             Response::builder().status(code).body(body)
         };
-        let client = in_process(tower::service_fn(answer));
-        for path in ["http://api.test/there", "http://api.test/gone", "http://api.test/gone"] {
+        let counted = Counted { inner: tower::service_fn(answer), host: "api.test".into() };
+        let client = Client::new(counted, "default");
+        for path in ["/there", "/gone", "/gone"] {
             let request = Request::get(path).body(Vec::new()).expect("a request");
             let _ = client.request_text(request).await;
         }

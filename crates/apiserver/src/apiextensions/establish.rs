@@ -9,7 +9,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, CustomResourceDefinitionCondition, CustomResourceDefinitionSpec,
 };
 use krate_api::{FieldErrors, FieldPath, Kind, Reason, StatusError};
-use krate_store::cache::{CacheEvent, Freshness, Head, Kind as Change, ListQuery, Scope, Start, WatchQuery};
+use krate_store::cache::{CacheEvent, Freshness, Head, ListQuery, Scope, Start, WatchQuery};
 use parking_lot::Mutex;
 
 use super::conversion::{Converting, Webhook};
@@ -77,13 +77,7 @@ impl Establisher {
     }
 
     async fn hear(&self, event: &CacheEvent) {
-        let (cached, gone) = match event {
-            CacheEvent::Initial(object) => (Some(object), false),
-            CacheEvent::Change(Change::Deleted, change) => (change.prev.as_ref(), true),
-            CacheEvent::Change(_, change) => (change.current.as_ref(), false),
-            CacheEvent::Bookmark { .. } => (None, false),
-        };
-        let Some(cached) = cached else { return };
+        let Some((cached, gone)) = event.about() else { return };
         if gone {
             self.uninstall(&cached.head).await;
             // Whoever waited for its names gets them now.

@@ -15,8 +15,8 @@ use super::{Instruments, scope};
 use crate::http::Reply;
 use crate::request::{Query, RequestInfo};
 
-/// What may be asked of fields that nobody knows; most requests ask nothing.
-pub(super) const VALIDATIONS: [&str; 4] = ["", "Ignore", "Warn", "Strict"];
+/// What may be asked of fields that nobody knows, and what all else is called; most requests ask nothing.
+pub(super) const VALIDATIONS: [&str; 5] = ["", "Ignore", "Warn", "Strict", "invalid"];
 
 /// Requests that differ in nothing that is told, with their rows.
 pub(super) struct Sort {
@@ -91,8 +91,8 @@ impl Instruments {
         let mut asked = query.all("fieldValidation");
         let validation = match (asked.next(), asked.next()) {
             (None, _) => 0,
-            (Some(_), Some(_)) => VALIDATIONS.len(),
-            (Some(one), None) => VALIDATIONS.iter().position(|v| *v == one).unwrap_or(VALIDATIONS.len()),
+            (Some(_), Some(_)) => VALIDATIONS.len() - 1,
+            (Some(one), None) => VALIDATIONS.iter().position(|v| *v == one).unwrap_or(VALIDATIONS.len() - 1),
         };
         Asked { _held: Held::new(sort.held.clone()), sort, validation: self.validations[validation].clone() }
     }

@@ -11,7 +11,7 @@ use flate2::write::{DeflateDecoder, DeflateEncoder, GzEncoder, MultiGzDecoder};
 use futures::stream;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use lol_html::errors::RewritingError;
 use lol_html::html_content::Element;
@@ -110,6 +110,10 @@ pub fn set_right(mut reply: Reply, place: Place) -> Reply {
     }
     let Some(coding) = page(reply.headers()) else { return reply };
     reply.headers_mut().remove(CONTENT_LENGTH);
+    if reply.body().is_end_stream() {
+        // The answer to a HEAD, or nothing at all.
+        return reply;
+    }
     reply.map(|body| pages(body, Page::new(place, coding)))
 }
 

@@ -8,9 +8,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBind
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use krate_api::{StatusError, kinds};
-use krate_store::cache::{
-    CacheEvent, Freshness, Head, Kind as Change, ListQuery, Scope, Start, WatchQuery, Watcher,
-};
+use krate_store::cache::{CacheEvent, Freshness, Head, ListQuery, Scope, Start, WatchQuery, Watcher};
 
 use super::Server;
 use crate::registry::core::service::Allocator;
@@ -166,13 +164,7 @@ fn tell<T: 'static>(
     concern: fn(&Head) -> bool,
     told: &impl Fn(&Head, Option<&T>),
 ) {
-    let (cached, gone) = match event {
-        CacheEvent::Initial(object) => (Some(object), false),
-        CacheEvent::Change(Change::Deleted, change) => (change.prev.as_ref(), true),
-        CacheEvent::Change(_, change) => (change.current.as_ref(), false),
-        CacheEvent::Bookmark { .. } => (None, false),
-    };
-    let Some(cached) = cached else { return };
+    let Some((cached, gone)) = event.about() else { return };
     if gone || !concern(&cached.head) {
         told(&cached.head, None);
     } else if let Ok(object) = storage.registry.decode(&cached.value) {

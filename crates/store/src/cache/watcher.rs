@@ -43,6 +43,16 @@ impl CacheEvent {
         }
     }
 
+    /// The object that is told of, and whether it is gone; `None` for a bookmark.
+    pub fn about(&self) -> Option<(&Arc<Object>, bool)> {
+        match self {
+            CacheEvent::Initial(object) => Some((object, false)),
+            CacheEvent::Change(Kind::Deleted, change) => Some((change.prev.as_ref()?, true)),
+            CacheEvent::Change(_, change) => Some((change.current.as_ref()?, false)),
+            CacheEvent::Bookmark { .. } => None,
+        }
+    }
+
     /// `None` for a bookmark.
     pub fn kind(&self) -> Option<Kind> {
         match self {

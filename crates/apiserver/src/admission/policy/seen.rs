@@ -1,5 +1,7 @@
 //! What expressions of policies and match conditions may name, and of what types it is.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::admissionregistration::v1::Variable;
 
 use super::{Compiled, compile};
@@ -18,8 +20,6 @@ pub struct Seen<'a> {
     /// Whether there are parameters, and their type, where it is known.
     pub params: Option<Option<&'a Type>>,
     pub authorizer: bool,
-    /// Whether it may make objects and patches.
-    pub makes_objects: bool,
 }
 
 impl Seen<'_> {
@@ -42,7 +42,7 @@ impl Seen<'_> {
             declared.declare("authorizer", Type::object(AUTHORIZER, []));
             declared.declare("authorizer.requestResource", Type::object(RESOURCE_CHECK, []));
         }
-        if self.makes_objects { declared.making_objects() } else { declared }
+        declared
     }
 }
 
@@ -55,9 +55,9 @@ pub struct Composed {
 
 impl Composed {
     pub fn new(variables: &[Variable], mut declared: Declared) -> Self {
-        let mut fields = std::collections::BTreeMap::new();
+        let mut fields = BTreeMap::new();
         let mut compiled = Vec::new();
-        let kind = |fields: &std::collections::BTreeMap<String, Type>| {
+        let kind = |fields: &BTreeMap<String, Type>| {
             let fields = Fields::These(fields.clone());
             Type::Object(Object { name: VARIABLES.to_owned(), fields }.into())
         };

@@ -100,14 +100,11 @@ fn check(server: &Server, spec: &ValidatingAdmissionPolicySpec) -> Vec<Expressio
         .into_iter()
         .filter_map(|named| {
             let object = types.of(&named)?;
-            let seen = Seen {
-                object: Some(&object),
-                params: params.as_ref().map(Option::as_ref),
-                authorizer: true,
-                makes_objects: false,
-            };
+            let seen =
+                Seen { object: Some(&object), params: params.as_ref().map(Option::as_ref), authorizer: true };
             let variables = spec.variables.as_deref().unwrap_or_default();
-            Some((named, Composed::new(variables, seen.declared()).seen_by(seen.declared())))
+            let seen = seen.declared();
+            Some((named, Composed::new(variables, seen.clone()).seen_by(seen)))
         })
         .collect();
     let mut warnings = Vec::new();

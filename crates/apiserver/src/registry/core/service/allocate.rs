@@ -20,7 +20,7 @@ use krate_store::{Backend, CompareAndSet, Error as StoreError, KeyRange, Limit};
 use prometheus::Registry;
 
 use super::metrics::Metrics;
-use super::ranges::{Range, RangeError, Ranges};
+use super::ranges::{Range, RangeError, Ranges, family};
 use super::{is_headless, needs_health_port, needs_node_ports};
 use crate::registry::Context;
 use crate::registry::encode;
@@ -281,10 +281,6 @@ fn now_in_seconds() -> jiff::Timestamp {
     jiff::Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
-fn family(ip: IpAddr) -> &'static str {
-    if ip.is_ipv4() { "IPv4" } else { "IPv6" }
-}
-
 /// One allocation for one Service.
 struct Work<'a> {
     allocator: &'a Allocator,
@@ -530,7 +526,8 @@ impl Lifecycle for Allocator {
             Self::release(&*self.store, taken).await;
             return Err(error);
         }
-        self.count_ports(context.dry_run || taken.is_empty()).await;
+        let no_port = !taken.iter().any(|held| matches!(held, Held::Port(_)));
+        self.count_ports(context.dry_run || no_port).await;
         let has = Self::held(new);
         let left: Vec<Held> =
             if context.dry_run { Vec::new() } else { had.difference(&has).cloned().collect() };
@@ -543,7 +540,7 @@ impl Lifecycle for Allocator {
     async fn after_delete(&self, old: &(dyn Any + Send + Sync)) {
         if let Some(service) = old.downcast_ref::<Service>() {
             Self::release(&*self.store, Self::held(service)).await;
-            self.count_ports(!needs_node_ports(&service.spec.clone().unwrap_or_default())).await;
+            self.count_ports(!service.spec.as_ref().is_some_and(needs_node_ports)).await;
         }
     }
 }

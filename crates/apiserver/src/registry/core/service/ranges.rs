@@ -78,11 +78,15 @@ fn is_ready(object: &ServiceCIDR) -> bool {
     object.metadata.deletion_timestamp.is_none() && said.unwrap_or(true)
 }
 
+pub(super) fn family(ip: IpAddr) -> &'static str {
+    if ip.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
 /// The addresses of a range, by their distance from its first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
     first: IpAddr,
-    /// How many there are, counted up to 2¹⁶, which are enough of a larger range.
+    /// How many there are, counted up to 2²⁰, which are enough of a larger range.
     size: u32,
     prefix: u8,
 }
@@ -101,7 +105,7 @@ impl Range {
     }
 
     pub fn family(&self) -> &'static str {
-        if self.first.is_ipv4() { "IPv4" } else { "IPv6" }
+        family(self.first)
     }
 
     fn masked(&self, ip: IpAddr) -> IpAddr {
