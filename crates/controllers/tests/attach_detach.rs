@@ -4,7 +4,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -33,6 +33,7 @@ async fn cluster() -> Cluster {
         let params = PatchParams::default();
         cluster.all::<Node>().patch(node, &params, &Patch::Merge(managed)).await.expect("a node");
     }
+    until(cluster.of::<ServiceAccount>("default"), "given an account", |all| !all.is_empty()).await;
     cluster
 }
 
