@@ -16,7 +16,6 @@ const LONGEST: Duration = Duration::from_secs(20);
 const LARGEST: usize = 64 * 1024;
 /// How long inputs are changed, for each target; `KRATE_FUZZ_SECONDS` names another, `KRATE_FUZZ_TARGET` one target, and
 /// `KRATE_FUZZ_LAST` a file that has each input while it is tried.
-/// How long inputs are changed at most, for each target; `KRATE_FUZZ_SECONDS` names another.
 const CHANGING: Duration = Duration::from_millis(300);
 /// How many changes of a target's inputs are tried where no time is named: always the same ones.
 const CHANGES: usize = 10_000;

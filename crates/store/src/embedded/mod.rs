@@ -6,6 +6,7 @@
 
 mod directory;
 mod engine;
+mod queue;
 mod state;
 mod storage;
 mod writer;
@@ -21,10 +22,11 @@ use async_trait::async_trait;
 use engine::Engine;
 use futures::stream;
 use parking_lot::RwLock;
+use queue::Queue;
 use state::{Loader, State};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread::JoinHandle,
 };
 use tokio::sync::{Notify, oneshot, watch};
@@ -69,7 +71,7 @@ impl Default for Options {
 /// A store in a directory of this machine.
 pub struct Embedded {
     shared: Arc<Shared>,
-    requests: mpsc::Sender<Request>,
+    requests: Arc<Queue>,
     writer: Option<JoinHandle<()>>,
     /// Where it is kept, if in a file of its own.
     file: Option<PathBuf>,
@@ -106,7 +108,8 @@ impl Embedded {
         let live = state.live.clone();
         let newest = watch::Sender::new(Some(state.newest));
         let shared = Arc::new(Shared { state: RwLock::new(state), newest });
-        let (requests, queue) = mpsc::channel();
+        let requests = Arc::new(Queue::default());
+        let queue = requests.clone();
         let writer = Writer {
             shared: shared.clone(),
             opener,
@@ -118,14 +121,14 @@ impl Embedded {
         };
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || writer.run(queue))
+            .spawn(move || writer.run(&queue))
             .map_err(|e| Error::Io(e.to_string()))?;
         Ok(Embedded { shared, requests, writer: Some(writer), file: None, _lock: lock })
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request) -> Result<T> {
         let (answer, answered) = oneshot::channel();
-        self.requests.send(request(answer)).map_err(|_| Error::Closed)?;
+        self.requests.push(request(answer))?;
         answered.await.map_err(|_| Error::Closed)?
     }
 }
@@ -133,7 +136,7 @@ impl Embedded {
 impl Drop for Embedded {
     /// Waits for the group being written, closes the file and ends all watches.
     fn drop(&mut self) {
-        let _ = self.requests.send(Request::Close);
+        let _ = self.requests.push(Request::Close);
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }

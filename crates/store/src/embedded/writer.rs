@@ -4,22 +4,17 @@
 use super::{
     Shared,
     engine::{Engine, Failure},
+    queue::{Last, Queue},
     state::{Change, Live},
     storage::Opener,
 };
 use crate::types::{Committed, CompareAndSet, Error, Expect, KeyValue, Op, Result, Revision};
 use std::{
-    sync::{
-        Arc,
-        mpsc::{Receiver, TryRecvError},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
 
-/// Requests in one group at most, and bytes of their values.
-const GROUP_OPS: usize = 1024;
-const GROUP_BYTES: usize = 4 << 20;
 /// Records that compaction removes with one group.
 const FORGET_AT_ONCE: usize = 512;
 /// How long writes are refused without asking the disk again after it failed.
@@ -49,54 +44,28 @@ pub struct Broken {
     since: Instant,
 }
 
-enum Next {
-    Group(Vec<Request>),
-    Idle,
-    End,
-}
-
 impl Writer {
-    pub fn run(mut self, requests: Receiver<Request>) {
+    pub fn run(mut self, requests: &Queue) {
+        let serving = requests.serve();
+        let mut last = Last::default();
         loop {
-            match self.next(&requests) {
-                Next::Group(group) => {
-                    if self.serve(group) {
-                        break;
-                    }
-                }
+            let group = if self.forget.is_empty() || self.broken.is_some() {
+                requests.take(last)
+            } else if let Some(group) = requests.try_take() {
+                group
+            } else {
                 // Nobody waits: the time is compaction's.
-                Next::Idle => {
-                    let _ = self.write(&[], None);
-                }
-                Next::End => break,
+                let _ = self.write(&[], None);
+                continue;
+            };
+            let (since, answered) = (Instant::now(), group.len());
+            if self.serve(group) {
+                break;
             }
+            last = Last { answered, took: since.elapsed() };
         }
+        drop(serving);
         self.shared.close();
-    }
-
-    fn next(&self, requests: &Receiver<Request>) -> Next {
-        let first = if self.forget.is_empty() || self.broken.is_some() {
-            match requests.recv() {
-                Ok(request) => request,
-                Err(_) => return Next::End,
-            }
-        } else {
-            match requests.try_recv() {
-                Ok(request) => request,
-                Err(TryRecvError::Empty) => return Next::Idle,
-                Err(TryRecvError::Disconnected) => return Next::End,
-            }
-        };
-        let mut bytes = size(&first);
-        let mut group = vec![first];
-        while group.len() < GROUP_OPS
-            && bytes < GROUP_BYTES
-            && let Ok(request) = requests.try_recv()
-        {
-            bytes += size(&request);
-            group.push(request);
-        }
-        Next::Group(group)
     }
 
     /// Whether it was asked to end.
@@ -210,13 +179,6 @@ impl Writer {
         self.engine = None;
         self.broken = Some(Broken { error: error.clone(), unsynced, since: Instant::now() });
         error
-    }
-}
-
-fn size(request: &Request) -> usize {
-    match request {
-        Request::Commit(CompareAndSet { op: Op::Put(value), .. }, _) => value.len(),
-        _ => 0,
     }
 }
 
