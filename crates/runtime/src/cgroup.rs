@@ -129,6 +129,11 @@ impl Cgroup {
         Some(views)
     }
 
+    /// The directories of the group, as far as it was made: those that its processes are in.
+    pub fn joined(&self) -> Vec<PathBuf> {
+        self.directories().into_iter().filter(|directory| directory.is_dir()).collect()
+    }
+
     pub fn exists(&self) -> bool {
         self.directories().iter().any(|directory| directory.is_dir())
     }

@@ -13,6 +13,7 @@ mod server;
 mod shim;
 mod snapshot;
 mod streaming;
+mod userns;
 
 pub use config::{
     Config, Loopback, NetworkError, PodAddresses, PodIdentity, PodNetwork, PortMapping, Protocol, Registries,

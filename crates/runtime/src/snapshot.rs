@@ -1,22 +1,46 @@
 //! Root file systems: an image's layers below, what the container writes above.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::userns;
+
+/// What the views of layers below a root are called.
+const BELOW: &str = "below";
+
 /// Longest option text that the kernel takes, with a margin.
 const MAX_OPTIONS: usize = 4000;
 
-/// Mounts `layers` (the lowest first) with a writable layer in `scratch` at `target`.
-pub fn mount_writable(layers: &[PathBuf], scratch: &Path, target: &Path) -> io::Result<()> {
+/// Whose the files of a pod with users of its own are.
+#[derive(Clone, Copy, Debug)]
+pub struct Owners<'a> {
+    /// The namespace of its users.
+    pub users: BorrowedFd<'a>,
+    /// The user and group of the host's that its root is.
+    pub root: (u32, u32),
+}
+
+/// Mounts `layers` (the lowest first) with a writable layer in `scratch` at `target`. What is written belongs to whoever
+/// writes it, so that of a pod's own users only the layers below need to be told.
+pub fn mount_writable(
+    layers: &[PathBuf],
+    scratch: &Path,
+    target: &Path,
+    owners: Option<Owners<'_>>,
+) -> io::Result<()> {
     let (upper, work) = (scratch.join("upper"), scratch.join("work"));
     for directory in [&upper, &work, &target.to_owned()] {
         std::fs::create_dir_all(directory)?;
     }
-    overlay(layers, Some((&upper, &work)), target)
+    if let Some(Owners { root: (user, group), .. }) = owners {
+        chown(&upper, Some(user), Some(group))?;
+    }
+    overlay(layers, Some((&upper, &work)), target, owners)
 }
 
 /// Writes a layer that goes over every image's: the places that something is mounted on in each container. Without
@@ -33,17 +57,25 @@ pub fn write_places(layer: &Path) -> io::Result<()> {
 }
 
 /// Mounts `layers` at `target`, for reading only.
-pub fn mount_readonly(layers: &[PathBuf], target: &Path) -> io::Result<()> {
+pub fn mount_readonly(layers: &[PathBuf], target: &Path, owners: Option<Owners<'_>>) -> io::Result<()> {
     std::fs::create_dir_all(target)?;
     if let [only] = layers {
-        mount(Some(only), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        match owners {
+            Some(owners) => userns::show(only, owners.users, target)?,
+            None => mount(Some(only), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?,
+        }
         let readonly = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         return Ok(mount(None::<&str>, target, None::<&str>, readonly, None::<&str>)?);
     }
-    overlay(layers, None, target)
+    overlay(layers, None, target, owners)
 }
 
-fn overlay(layers: &[PathBuf], writable: Option<(&Path, &Path)>, target: &Path) -> io::Result<()> {
+fn overlay(
+    layers: &[PathBuf],
+    writable: Option<(&Path, &Path)>,
+    target: &Path,
+    owners: Option<Owners<'_>>,
+) -> io::Result<()> {
     let empty;
     let layers = if layers.is_empty() {
         // An image without layers is an empty directory.
@@ -54,6 +86,9 @@ fn overlay(layers: &[PathBuf], writable: Option<(&Path, &Path)>, target: &Path) 
     } else {
         layers
     };
+    // The overlay keeps copies of its own of these views, which are taken away again at the end.
+    let views = owners.map(|owners| Views::new(layers, target, owners)).transpose()?;
+    let layers = views.as_ref().map_or(layers, |views| &views.layers);
     let mut above = String::new();
     if let Some((upper, work)) = writable {
         above = format!(",upperdir={},workdir={}", upper.display(), work.display());
@@ -85,6 +120,54 @@ fn overlay(layers: &[PathBuf], writable: Option<(&Path, &Path)>, target: &Path) 
         Err(Errno::EINVAL) => Ok(with(&options)?),
         outcome => Ok(outcome?),
     }
+}
+
+/// Layers as the users of a pod see them, for as long as this lives: a view of each directory that has some.
+#[derive(Debug)]
+struct Views {
+    places: Vec<PathBuf>,
+    layers: Vec<PathBuf>,
+}
+
+impl Views {
+    fn new(layers: &[PathBuf], target: &Path, owners: Owners<'_>) -> io::Result<Self> {
+        let mut views = Self { places: Vec::new(), layers: Vec::new() };
+        let mut shown: Vec<&Path> = Vec::new();
+        for layer in layers {
+            let (Some(parent), Some(name)) = (layer.parent(), layer.file_name()) else {
+                return Err(io::ErrorKind::InvalidFilename.into());
+            };
+            let number = shown.iter().position(|known| *known == parent).unwrap_or(shown.len());
+            let place = target.with_extension(format!("{BELOW}-{number}"));
+            if number == shown.len() {
+                std::fs::create_dir_all(&place)?;
+                views.places.push(place.clone());
+                userns::show(parent, owners.users, &place)?;
+                shown.push(parent);
+            }
+            views.layers.push(place.join(name));
+        }
+        Ok(views)
+    }
+}
+
+impl Drop for Views {
+    fn drop(&mut self) {
+        for place in &self.places {
+            // What stays is taken away with all that is mounted beside the target.
+            let _ = unmount(place).and_then(|()| std::fs::remove_dir(place));
+        }
+    }
+}
+
+/// Unmounts whatever is mounted in `directory`, at whose names it was told to be mounted by the functions here.
+pub fn unmount_within(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type()?.is_dir() {
+            unmount(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Unmounts what is mounted at `target`, whoever still uses it.

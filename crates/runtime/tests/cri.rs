@@ -19,6 +19,8 @@ mod registry;
 mod security;
 #[path = "cri/streams.rs"]
 mod streams;
+#[path = "cri/users.rs"]
+mod users;
 
 use libtest_mimic::{Arguments, Trial};
 use nix::mount::{MsFlags, mount};
@@ -44,6 +46,7 @@ fn main() {
         .chain(pulling::TESTS)
         .chain(security::TESTS)
         .chain(streams::TESTS)
+        .chain(users::TESTS)
         .map(|(name, test)| {
             Trial::test(*name, move || {
                 if usable {

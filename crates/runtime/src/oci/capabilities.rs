@@ -121,6 +121,13 @@ pub fn held() -> u64 {
     mask("CapPrm:") & mask("CapBnd:")
 }
 
+/// The capabilities that the kernel knows.
+pub fn known() -> u64 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
+    let last: u32 = text.trim().parse().unwrap_or(ALL.len() as u32 - 1);
+    u64::MAX >> (63 - last.min(63))
+}
+
 /// Whether a process with these capabilities may lower its own out-of-memory score.
 pub fn may_raise_limits(held: u64) -> bool {
     is_held("CAP_SYS_RESOURCE", held)

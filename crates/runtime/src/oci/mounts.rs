@@ -2,8 +2,10 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use k8s_cri::v1::{Mount, MountPropagation};
+use k8s_cri::v1::{IdMapping, Mount, MountPropagation};
 use serde_json::{Value, json};
+
+use crate::userns::{Ids, Range};
 
 /// Files that the sandbox gives to each of its containers, unless they bring their own.
 #[derive(Clone, Debug)]
@@ -18,13 +20,14 @@ pub struct SandboxFiles {
 pub const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// All mounts, in the order in which they are made: each after what it lies in. `views` are the places of version 1's
-/// hierarchies below [`CGROUPS`], and what of the host's is seen there.
+/// hierarchies below [`CGROUPS`], and what of the host's is seen there. `ids` are the pod's, when they are not the host's.
 pub fn mounts(
     asked: &[Mount],
     files: &SandboxFiles,
     privileged: bool,
     readonly_rootfs: bool,
     views: Option<&[(String, PathBuf)]>,
+    ids: Option<&Ids>,
 ) -> Vec<Value> {
     let access = if privileged { "rw" } else { "ro" };
     let mut all = vec![
@@ -52,8 +55,12 @@ pub fn mounts(
         if let Some(source) = source
             && !brings(destination)
         {
-            all.push(json!({ "destination": destination, "type": "bind", "source": source,
-                             "options": ["rbind", "rprivate", access] }));
+            let mut mount = json!({ "destination": destination, "type": "bind", "source": source,
+                                    "options": ["rbind", "rprivate", access] });
+            if let Some(Ids { users, groups }) = ids {
+                map(&mut mount, users, groups);
+            }
+            all.push(mount);
         }
     }
     // What a pod brings replaces what everybody has, and what would lie in it.
@@ -97,8 +104,20 @@ fn volume(mount: &Mount) -> Value {
         (true, false) => "ro",
         (false, _) => "rw",
     };
-    json!({ "destination": clean(&mount.container_path), "type": "bind", "source": mount.host_path,
-            "options": ["rbind", propagation, access] })
+    let mut volume = json!({ "destination": clean(&mount.container_path), "type": "bind",
+                             "source": mount.host_path, "options": ["rbind", propagation, access] });
+    let ranges = |all: &[IdMapping]| all.iter().map(Range::from).collect::<Vec<_>>();
+    let (users, groups) = (ranges(&mount.uid_mappings), ranges(&mount.gid_mappings));
+    if !(users.is_empty() && groups.is_empty()) {
+        map(&mut volume, &users, &groups);
+    }
+    volume
+}
+
+/// The files of a mount belong to these ids of the host's.
+fn map(mount: &mut Value, users: &[Range], groups: &[Range]) {
+    mount["uidMappings"] = json!(users);
+    mount["gidMappings"] = json!(groups);
 }
 
 /// Whether a pod itself says what is at a path.
@@ -152,7 +171,7 @@ mod tests {
     fn a_pods_own_mount_replaces_the_common_one() {
         let own =
             Mount { container_path: "/etc/hosts/".into(), host_path: "/mine".into(), ..Default::default() };
-        let made = mounts(&[own], &files(), false, false, None);
+        let made = mounts(&[own], &files(), false, false, None, None);
         assert_eq!(at(&made, "/etc/hosts").len(), 1);
         assert_eq!(at(&made, "/etc/hosts")[0]["source"], "/mine");
         assert_eq!(at(&made, "/etc/resolv.conf")[0]["source"], "/s/resolv.conf");
@@ -171,7 +190,7 @@ mod tests {
             mount("/data/inner", true, MountPropagation::PropagationHostToContainer),
             mount("/data", false, MountPropagation::PropagationPrivate),
         ];
-        let made = mounts(&asked, &files(), false, false, None);
+        let made = mounts(&asked, &files(), false, false, None, None);
         let last: Vec<_> = made.iter().rev().take(2).map(|m| m["destination"].as_str().unwrap()).collect();
         assert_eq!(last, ["/data/inner", "/data"]);
         assert_eq!(at(&made, "/data/inner")[0]["options"], json!(["rbind", "rslave", "ro"]));
@@ -181,14 +200,14 @@ mod tests {
     #[test]
     fn the_groups_of_a_container_are_bound_read_only_unless_a_pod_brings_its_own() {
         let views = [("cpu".to_owned(), PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/p/c"))];
-        let made = mounts(&[], &files(), false, false, Some(&views));
+        let made = mounts(&[], &files(), false, false, Some(&views), None);
         assert_eq!(at(&made, CGROUPS)[0]["type"], "tmpfs");
         let bound = at(&made, "/sys/fs/cgroup/cpu")[0];
         assert_eq!((&bound["type"], &bound["source"]), (&json!("bind"), &json!(views[0].1)));
         assert!(bound["options"].as_array().unwrap().contains(&json!("ro")));
         let own =
             Mount { container_path: format!("{CGROUPS}/"), host_path: "/h".into(), ..Default::default() };
-        let made = mounts(&[own], &files(), false, false, Some(&views));
+        let made = mounts(&[own], &files(), false, false, Some(&views), None);
         assert_eq!((at(&made, CGROUPS).len(), at(&made, "/sys/fs/cgroup/cpu").len()), (1, 0));
     }
 }

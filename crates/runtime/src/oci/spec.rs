@@ -10,6 +10,7 @@ use super::user::User;
 use super::{apparmor, capabilities, devices, mounts, process, resources, seccomp};
 use crate::cgroup;
 use crate::image::store::RunConfig;
+use crate::userns::Ids;
 
 /// Paths hidden from containers when nothing is said (containerd's defaults).
 const MASKED: [&str; 10] = [
@@ -53,6 +54,8 @@ pub struct Inputs<'a> {
     pub hostname: &'a str,
     pub cgroup: String,
     pub namespaces: Namespaces,
+    /// The users and groups of its pod, when those are not the host's.
+    pub ids: Option<&'a Ids>,
     pub files: SandboxFiles,
     /// The capabilities that there are to give.
     pub held: u64,
@@ -96,7 +99,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
 
     let mut part = Map::from_iter([
         ("cgroupsPath".to_owned(), json!(inputs.cgroup)),
-        ("namespaces".to_owned(), namespaces(&inputs.namespaces, privileged)),
+        ("namespaces".to_owned(), namespaces(inputs, privileged)),
         ("resources".to_owned(), resources::resources(limits, rules)),
         ("devices".to_owned(), given.into_iter().map(|given| given.device).collect()),
     ]);
@@ -111,16 +114,21 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
         }
         part.insert("readonlyPaths".into(), readonly);
     }
+    if let Some(Ids { users, groups }) = inputs.ids {
+        part.insert("uidMappings".into(), json!(users));
+        part.insert("gidMappings".into(), json!(groups));
+    }
     if let Some(propagation) = mounts::rootfs_propagation(&config.mounts) {
         part.insert("rootfsPropagation".into(), propagation.into());
     }
     let mut env = process::env(&config.envs, inputs.image, inputs.hostname, config.tty);
-    if let Some(home) = &inputs.user.home
-        && !env.iter().any(|pair| pair.starts_with("HOME="))
-    {
-        env.push(format!("HOME={home}"));
+    if !env.iter().any(|pair| pair.starts_with("HOME=")) {
+        // As runc, for whom the image knows no other.
+        env.push(format!("HOME={}", inputs.user.home.as_deref().unwrap_or("/")));
     }
-    let rights = |asked, all| capabilities::capabilities(asked, all, inputs.held);
+    // Over users of its own, a pod may have every right.
+    let held = if inputs.ids.is_some() { capabilities::known() } else { inputs.held };
+    let rights = |asked, all| capabilities::capabilities(asked, all, held);
     let mut granted = rights(security.capabilities.as_ref(), privileged);
     let bounding: Vec<&str> =
         granted["bounding"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -152,6 +160,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
                 privileged,
                 security.readonly_rootfs,
                 views.as_deref(),
+                inputs.ids,
             ),
         "linux": part,
     });
@@ -161,8 +170,13 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
     Ok(Built { spec, lock })
 }
 
-fn namespaces(wanted: &Namespaces, privileged: bool) -> Value {
+fn namespaces(inputs: &Inputs<'_>, privileged: bool) -> Value {
+    let wanted = &inputs.namespaces;
     let mut all = vec![json!({ "type": "mount" })];
+    if inputs.ids.is_some() {
+        // The pod's, which its shim holds.
+        all.push(json!({ "type": "user" }));
+    }
     for (kind, path) in [("network", &wanted.network), ("ipc", &wanted.ipc), ("uts", &wanted.uts)] {
         if let Some(path) = path {
             all.push(json!({ "type": kind, "path": path }));
@@ -208,6 +222,7 @@ mod tests {
             hostname: "pod",
             cgroup: "/kubepods/p/c".into(),
             namespaces,
+            ids: None,
             files,
             held: u64::MAX,
         };
@@ -263,6 +278,7 @@ mod tests {
             hostname: "",
             cgroup: "/c".into(),
             namespaces: Namespaces::default(),
+            ids: None,
             files,
             held: 0,
         };

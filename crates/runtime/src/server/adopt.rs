@@ -1,6 +1,7 @@
 //! Finding again what runs, after a new start; and hearing how it ends.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -55,7 +56,8 @@ async fn adopt_sandbox(node: &Arc<Node>, record: SandboxRecord) {
     let sandbox = Sandbox::new(record, false);
     node.sandboxes.write().insert(id.clone(), Arc::clone(&sandbox));
     match subscribe(node, &id).await {
-        Ok((connection, seen)) => {
+        Ok((connection, seen, users)) => {
+            users.map(|users| sandbox.users.set(users));
             sandbox.ready.store(true, Ordering::Release);
             for container in node.containers_of(&id) {
                 meet(node, &container, seen.get(&container.id()));
@@ -74,11 +76,15 @@ async fn adopt_sandbox(node: &Arc<Node>, record: SandboxRecord) {
     }
 }
 
-async fn subscribe(node: &Node, id: &str) -> std::io::Result<(Connection, HashMap<String, Seen>)> {
+/// What a shim knows: its containers, and the namespace of the pod's users when they are not the host's.
+type Known = (Connection, HashMap<String, Seen>, Option<OwnedFd>);
+
+async fn subscribe(node: &Node, id: &str) -> std::io::Result<Known> {
     let mut connection = Connection::open(&node.shim(id)).await?;
     match connection.ask(&Request::Subscribe, &[]).await? {
-        (Reply::Containers { containers, .. }, _) => {
-            Ok((connection, containers.into_iter().map(|seen| (seen.id.clone(), seen)).collect()))
+        (Reply::Containers { containers, .. }, fds) => {
+            let seen = containers.into_iter().map(|seen| (seen.id.clone(), seen)).collect();
+            Ok((connection, seen, fds.into_iter().next()))
         }
         (other, _) => Err(std::io::Error::other(format!("unexpected answer of the shim: {other:?}"))),
     }

@@ -1,17 +1,20 @@
 //! The life of a container.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_cri::v1::{
     ContainerConfig, ContainerEventType, ContainerState, CreateContainerRequest,
-    LinuxContainerSecurityContext, NamespaceMode, UpdateContainerResourcesRequest,
+    LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, UpdateContainerResourcesRequest,
+    UserNamespace,
 };
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::fchownat;
 use tonic::Status;
 
 use super::node::{Container, Node, Sandbox, new_id};
@@ -29,7 +32,8 @@ use crate::oci::user::{self, Accounts};
 use crate::shim::client;
 use crate::shim::executor;
 use crate::shim::protocol::{Exit, Reply, Request, Start};
-use crate::snapshot;
+use crate::snapshot::{self, Owners};
+use crate::userns::Ids;
 
 fn unknown(what: &str, error: impl std::fmt::Display) -> Status {
     Status::unknown(format!("failed to {what}: {error}"))
@@ -82,21 +86,25 @@ fn prepare(
     let mut layers = image.config.rootfs.diff_ids.clone();
     let below = layers.iter().map(|layer| node.images.layer(layer));
     let places: Vec<PathBuf> = below.chain([layout.places()]).collect();
-    snapshot::mount_writable(&places, &own, &rootfs).map_err(|e| unknown("mount the root file system", e))?;
-
     let none = LinuxContainerSecurityContext::default();
     let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()).unwrap_or(&none);
+    let ids = ids(sandbox, security)?;
+    let owners = ids.as_ref().map(|ids| owners(sandbox, ids)).transpose()?;
+    snapshot::mount_writable(&places, &own, &rootfs, owners)
+        .map_err(|e| unknown("mount the root file system", e))?;
+
     let user = user::resolve(security, &image.config.config.user, &Accounts::read(&rootfs))
         .map_err(|e| unknown("resolve the user", e))?;
     let pid = pid_namespace(node, sandbox, security)?;
     let mut claims = Vec::new();
-    let image_mounts = mount_images(node, &bundle, &mut config, &mut layers, &mut claims)?;
+    let image_mounts = mount_images(node, &bundle, &mut config, owners, &mut layers, &mut claims)?;
     for mount in config.mounts.iter().filter(|mount| !Path::new(&mount.host_path).exists()) {
         std::fs::create_dir_all(&mount.host_path)
             .map_err(|e| unknown(&format!("make the host's directory {}", mount.host_path), e))?;
     }
     let directory = process::directory(&config, &image.config.config);
-    make_within(&rootfs, &directory).map_err(|e| unknown("make the working directory", e))?;
+    make_within(&rootfs, &directory, owners.map(|owners| owners.root))
+        .map_err(|e| unknown("make the working directory", e))?;
 
     let (parent, hostname, log_directory, namespaces) = {
         let record = sandbox.record.read();
@@ -132,6 +140,7 @@ fn prepare(
         hostname: &hostname,
         cgroup: cgroup.clone(),
         namespaces,
+        ids: ids.as_ref(),
         files,
         held: node.held,
     };
@@ -155,6 +164,7 @@ fn prepare(
         image_ref: image.digests.first().unwrap_or(&image.id).clone(),
         layers,
         image: image.config.config.clone(),
+        host_user: ids.map_or(Some(user.uid), |ids| ids.host_user(user.uid)),
         user,
         cgroup,
         image_mounts,
@@ -166,6 +176,33 @@ fn prepare(
     };
     record::save(&own, record::CONTAINER, &record).map_err(|e| unknown("record the container", e))?;
     Ok((record, claims))
+}
+
+/// The users and groups that the container has to itself with its pod, if it has.
+fn ids(sandbox: &Sandbox, security: &LinuxContainerSecurityContext) -> Result<Option<Ids>, Status> {
+    let options = |all: &NamespaceOption| all.userns_options.clone();
+    let asked = security.namespace_options.as_ref().and_then(options);
+    let of_pod = options(&namespace_options(&sandbox.record.read().config));
+    let parsed = |options: &Option<UserNamespace>| {
+        Ids::asked(options.as_ref())
+            .map_err(|e| Status::invalid_argument(format!("user namespace configuration: {e}")))
+    };
+    let (own, ids) = (parsed(&asked)?, parsed(&of_pod)?);
+    if own != ids {
+        return Err(Status::invalid_argument(format!(
+            "user namespace config for sandbox is different from container. Sandbox userns config: {of_pod:?} - Container \
+             userns config: {asked:?}"
+        )));
+    }
+    Ok(ids)
+}
+
+fn owners<'a>(sandbox: &'a Sandbox, ids: &Ids) -> Result<Owners<'a>, Status> {
+    let lost = || Status::failed_precondition("the namespace of the pod's users is gone");
+    let users = sandbox.users.get().ok_or_else(lost)?.as_fd();
+    let unmapped = || Status::invalid_argument("user namespace configuration: the pod has no root");
+    let root = (ids.host_user(0).ok_or_else(unmapped)?, ids.host_group(0).ok_or_else(unmapped)?);
+    Ok(Owners { users, root })
 }
 
 /// Finds an image, whose layers stay until the claim is dropped.
@@ -202,6 +239,7 @@ fn mount_images(
     node: &Node,
     bundle: &Path,
     config: &mut ContainerConfig,
+    owners: Option<Owners<'_>>,
     used: &mut Vec<String>,
     claims: &mut Vec<Claim>,
 ) -> Result<Vec<PathBuf>, Status> {
@@ -212,18 +250,20 @@ fn mount_images(
         let layers: Vec<PathBuf> =
             image.config.rootfs.diff_ids.iter().map(|layer| node.images.layer(layer)).collect();
         let place = bundle.join(format!("image-{number}"));
-        snapshot::mount_readonly(&layers, &place).map_err(|e| unknown("mount an image", e))?;
+        snapshot::mount_readonly(&layers, &place, owners).map_err(|e| unknown("mount an image", e))?;
         used.extend(image.config.rootfs.diff_ids);
         claims.push(claim);
         mount.host_path = place.display().to_string();
         mount.readonly = true;
+        // Its files have their owners already.
+        (mount.uid_mappings, mount.gid_mappings) = (Vec::new(), Vec::new());
         mounted.push(place);
     }
     Ok(mounted)
 }
 
-/// Makes a directory in a root file system, with links followed inside it only.
-fn make_within(rootfs: &Path, directory: &str) -> io::Result<()> {
+/// Makes a directory in a root file system, with links followed inside it only. It belongs to `owner`, or to the host's root.
+fn make_within(rootfs: &Path, directory: &str, owner: Option<(u32, u32)>) -> io::Result<()> {
     let mut parent =
         openat(AT_FDCWD, rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let root = parent.try_clone()?;
@@ -239,6 +279,10 @@ fn make_within(rootfs: &Path, directory: &str) -> io::Result<()> {
         parent = match openat2(&root, &walked, how()) {
             Err(nix::errno::Errno::ENOENT) => {
                 mkdirat(&parent, name, Mode::from_bits_truncate(0o755))?;
+                if let Some((user, group)) = owner {
+                    let (user, group) = (Some(user.into()), Some(group.into()));
+                    fchownat(&parent, name, user, group, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                }
                 openat2(&root, &walked, how())?
             }
             outcome => outcome?,
@@ -264,6 +308,7 @@ pub async fn start(node: &Arc<Node>, id: &str) -> Result<(), Status> {
         log_path: record.log_path.clone(),
         tty: record.config.tty,
         stdin: record.config.stdin,
+        user: record.host_user,
         oom_files: cgroup.oom_files(),
         kill_cgroup: cgroup.processes(),
     };
@@ -359,12 +404,10 @@ pub fn discard(node: &Node, id: &str, image_mounts: Vec<PathBuf>, cgroup: Option
         cgroup.remove()?;
     }
     let bundle = node.layout.bundle(id);
-    let found = std::fs::read_dir(&bundle).into_iter().flatten().flatten().map(|entry| entry.path());
-    let images = found
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("image-")));
-    for place in images.chain(image_mounts).chain([node.layout.rootfs(id)]) {
+    for place in image_mounts {
         snapshot::unmount(&place)?;
     }
+    snapshot::unmount_within(&bundle)?;
     for directory in [bundle, node.layout.container(id)] {
         match std::fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -450,7 +493,7 @@ mod tests {
     fn a_directory_is_made_inside() {
         let root = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/", root.path().join("up")).unwrap();
-        make_within(root.path(), "/up/a/b").unwrap();
+        make_within(root.path(), "/up/a/b", None).unwrap();
         assert!(root.path().join("a/b").is_dir());
     }
 }

@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 use tonic::Status;
 
 use super::node::{Container, Node};
-use crate::cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::shim::client::{self, Connection};
 use crate::shim::protocol::{Exec, Reply, Request};
 
@@ -72,8 +72,9 @@ pub async fn start(
     let exec = Exec {
         container: record.id.clone(),
         bundle,
-        runtime_root: node.layout.runtime(&record.id),
         process,
+        user: record.host_user,
+        cgroups: Cgroup::new(&record.cgroup).joined(),
         tty,
     };
     let shim = node.shim(&record.sandbox);

@@ -1,9 +1,10 @@
 //! All sandboxes and containers of this node, and who hears of their changes.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use k8s_cri::v1::{ContainerEventResponse, ContainerEventType, ContainerState};
 use parking_lot::RwLock;
@@ -23,6 +24,8 @@ pub struct Sandbox {
     pub record: RwLock<SandboxRecord>,
     /// Its shim lives.
     pub ready: AtomicBool,
+    /// The namespace of its users, when they are not the host's. Its shim has told it.
+    pub users: OnceLock<OwnedFd>,
     /// Held while it is stopped or removed.
     pub changing: Mutex<()>,
 }
@@ -32,6 +35,7 @@ impl Sandbox {
         Arc::new(Self {
             record: RwLock::new(record),
             ready: AtomicBool::new(ready),
+            users: OnceLock::new(),
             changing: Mutex::default(),
         })
     }

@@ -60,6 +60,9 @@ pub struct ContainerRecord {
     pub layers: Vec<String>,
     pub image: RunConfig,
     pub user: User,
+    /// Which user of the host's that is.
+    #[serde(default)]
+    pub host_user: Option<u32>,
     pub cgroup: String,
     /// Mount points in its bundle beside the root.
     pub image_mounts: Vec<PathBuf>,

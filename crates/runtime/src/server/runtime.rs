@@ -329,7 +329,7 @@ impl RuntimeService for Runtime {
                 name: String::new(),
                 features: Some(cri::RuntimeHandlerFeatures {
                     recursive_read_only_mounts: true,
-                    user_namespaces: false,
+                    user_namespaces: true,
                 }),
             }],
             features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true }),

@@ -21,6 +21,7 @@ use crate::config::{PodAddresses, PortMapping, Protocol};
 use crate::shim::client::{self, Spawned};
 use crate::shim::protocol::Init;
 use crate::snapshot;
+use crate::userns::Ids;
 
 /// Bytes of a pod's shared memory (containerd's default).
 const SHM: u64 = 64 << 20;
@@ -44,9 +45,8 @@ pub async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Result<Stri
         )));
     }
     let options = namespace_options(&config);
-    if options.userns_options.as_ref().is_some_and(|user| user.mode() == NamespaceMode::Pod) {
-        return Err(Status::unimplemented("user namespaces are not supported by this runtime"));
-    }
+    let ids = Ids::asked(options.userns_options.as_ref())
+        .map_err(|e| Status::invalid_argument(format!("user namespace configuration: {e}")))?;
     let taken =
         node.sandboxes.read().values().any(|s| s.record.read().config.metadata.as_ref() == Some(&metadata));
     if taken {
@@ -74,7 +74,7 @@ pub async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Result<Stri
         own_cgroup,
     };
     let sandbox = Sandbox::new(record, false);
-    match build(node, &sandbox, &options).await {
+    match build(node, &sandbox, &options, ids).await {
         Ok(()) => {}
         Err(error) => {
             let _ = tear_down(node, &sandbox).await;
@@ -88,7 +88,12 @@ pub async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Result<Stri
     Ok(id)
 }
 
-async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, options: &NamespaceOption) -> Result<(), Status> {
+async fn build(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    options: &NamespaceOption,
+    ids: Option<Ids>,
+) -> Result<(), Status> {
     let (id, config) = {
         let record = sandbox.record.read();
         (record.id.clone(), record.config.clone())
@@ -110,9 +115,10 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, options: &NamespaceOpti
         new_uts: !host_network,
         shared_pid: options.pid() == NamespaceMode::Pod,
         hostname: config.hostname.clone(),
-        sysctls: sysctls(&config, host_network),
+        sysctls: sysctls(&config, host_network, ids.as_ref()),
+        users: ids,
     };
-    let Spawned { pid, pause, connection } = node
+    let Spawned { pid, pause, users, connection } = node
         .zygote
         .spawn(&init, &state.join("shim.log"))
         .await
@@ -121,6 +127,7 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, options: &NamespaceOpti
         let mut record = sandbox.record.write();
         (record.shim, record.pause) = (pid, pause);
     }
+    users.map(|users| sandbox.users.set(users));
     sandbox.ready.store(true, Ordering::Release);
     // Written before the network is attached, so that a new server knows what to take back.
     node.save_sandbox(sandbox).map_err(|e| failed("record the sandbox", e))?;
@@ -143,11 +150,15 @@ pub fn netns(shim: i32) -> PathBuf {
 
 /// What is set in a pod's own namespaces: what it asks for, and that its users may ping and listen on any port, as
 /// containerd has it.
-fn sysctls(config: &PodSandboxConfig, host_network: bool) -> BTreeMap<String, String> {
+fn sysctls(config: &PodSandboxConfig, host_network: bool, ids: Option<&Ids>) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     if !host_network {
+        // A pod cannot name groups that it does not have.
+        let (first, last) = ids
+            .and_then(|ids| ids.groups.first())
+            .map_or((0, i32::MAX as u32), |range| (range.container, range.container + (range.length - 1)));
         all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
-        all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        all.insert("net.ipv4.ping_group_range".to_owned(), format!("{first} {last}"));
     }
     if let Some(linux) = &config.linux {
         all.extend(linux.sysctls.clone());

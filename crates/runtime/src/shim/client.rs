@@ -88,6 +88,8 @@ impl Connection {
 pub struct Spawned {
     pub pid: i32,
     pub pause: Option<i32>,
+    /// The namespace of the pod's users, when they are not the host's.
+    pub users: Option<OwnedFd>,
     pub connection: Connection,
 }
 
@@ -112,7 +114,9 @@ impl Zygote {
         self.fork(&init.sandbox_id, &[theirs.into(), log.into()]).await?;
         let mut connection = Connection::new(ours)?;
         match connection.ask(&Request::Init(init.clone()), &[]).await? {
-            (Reply::Ready { pid, pause }, _) => Ok(Spawned { pid, pause, connection }),
+            (Reply::Ready { pid, pause }, fds) => {
+                Ok(Spawned { pid, pause, users: fds.into_iter().next(), connection })
+            }
             (other, _) => Err(io::Error::other(format!("unexpected answer of the shim: {other:?}"))),
         }
     }

@@ -1,5 +1,5 @@
-//! Starting processes in containers. libcontainer wants a process of its own, with one thread, that it may fork
-//! and change at will: so each start happens in a fork of the shim, which reports back and ends.
+//! Starting containers. libcontainer wants a process of its own, with one thread, that it may fork and change at will: so
+//! each start happens in a fork of the shim, which reports back and ends.
 
 use std::error::Error as _;
 use std::io;
@@ -13,7 +13,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use super::executor::Locking;
-use super::protocol::{Exec, Incoming, Reply, Start, send};
+use super::protocol::{Incoming, Reply, Start, send};
+use super::{stage, users};
 
 /// What a new process reads from and writes to.
 #[derive(Debug, Default)]
@@ -23,12 +24,15 @@ pub struct Stdio {
     pub stderr: Option<OwnedFd>,
 }
 
-/// Starts a container's first process. The answer comes through the socket: one [`Reply`], with the terminal's
-/// master when there is one.
-pub fn start(start: &Start, stdio: Stdio) -> io::Result<(Pid, UnixStream)> {
-    in_fork(&stdio, |channel| {
+/// Starts a container's first process; `own` is the namespace of the pod's users, when they are not the host's. The answer
+/// comes through the socket: one [`Reply`], with the terminal's master when there is one.
+pub fn start(start: &Start, own: Option<BorrowedFd<'_>>, stdio: Stdio) -> io::Result<(Pid, UnixStream)> {
+    in_fork(&stdio, own.as_slice(), |channel| {
         let outcome = console(start.tty, &start.bundle, "tty.sock", |console| {
             take_stdio(&stdio)?;
+            if let Some(own) = own {
+                stage::set(&start.bundle, own).map_err(|e| format!("preparing the mounts: {e}"))?;
+            }
             let mut container = ContainerBuilder::new(start.id.clone(), SyscallType::Linux)
                 .with_root_path(&start.runtime_root)
                 .map_err(told)?
@@ -46,34 +50,7 @@ pub fn start(start: &Start, stdio: Stdio) -> io::Result<(Pid, UnixStream)> {
     })
 }
 
-/// Starts one more process in a running container.
-pub fn exec(exec: &Exec, serial: u64, stdio: Stdio) -> io::Result<(Pid, UnixStream)> {
-    in_fork(&stdio, |channel| {
-        // libcontainer leaves a socket behind for each such process, so each gets a directory that goes
-        // away with it, in which the container's record appears by a link.
-        let scratch = exec.bundle.join(format!("exec-{serial}"));
-        let outcome = prepare(exec, &scratch).and_then(|process| {
-            console(exec.tty, &scratch, "tty.sock", |console| {
-                take_stdio(&stdio)?;
-                ContainerBuilder::new(exec.container.clone(), SyscallType::Linux)
-                    .with_root_path(&scratch)
-                    .map_err(told)?
-                    .with_console_socket(console)
-                    .with_executor(locking(&exec.bundle)?)
-                    .as_tenant()
-                    .with_process(Some(process))
-                    .with_detach(true)
-                    .build()
-                    .map_err(told)
-                    .map(nix_pid)
-            })
-        });
-        let _ = std::fs::remove_dir_all(&scratch);
-        report(channel, outcome, |pid| Reply::ExecStarted { pid });
-    })
-}
-
-fn locking(bundle: &Path) -> Result<Locking, String> {
+pub fn locking(bundle: &Path) -> Result<Locking, String> {
     Locking::of(bundle).map_err(|e| format!("reading how the container is locked in: {e}"))
 }
 
@@ -82,19 +59,7 @@ fn nix_pid(pid: impl Into<i32>) -> i32 {
     pid.into()
 }
 
-fn prepare(exec: &Exec, scratch: &Path) -> Result<std::path::PathBuf, String> {
-    let record = scratch.join(&exec.container);
-    std::fs::create_dir_all(&record).map_err(|e| format!("making {}: {e}", record.display()))?;
-    let original = exec.runtime_root.join(&exec.container).join("state.json");
-    std::fs::copy(&original, record.join("state.json"))
-        .map_err(|e| format!("reading {}: {e}", original.display()))?;
-    let process = scratch.join("process.json");
-    let text = serde_json::to_vec(&exec.process).map_err(|e| e.to_string())?;
-    std::fs::write(&process, text).map_err(|e| format!("writing {}: {e}", process.display()))?;
-    Ok(process)
-}
-
-type Outcome = Result<(i32, Option<OwnedFd>), String>;
+pub type Outcome = Result<(i32, Option<OwnedFd>), String>;
 
 /// Runs `launch` with a console socket when a terminal is wanted, and fetches the terminal's master from it.
 fn console(
@@ -116,13 +81,13 @@ fn console(
     Ok((pid, Some(receive_one(&connection).map_err(|e| format!("receiving the terminal: {e}"))?)))
 }
 
-fn receive_one(connection: &UnixStream) -> io::Result<OwnedFd> {
+pub fn receive_one(connection: &UnixStream) -> io::Result<OwnedFd> {
     let mut incoming = Incoming::default();
     incoming.fill(connection.as_fd())?;
     incoming.take_fds().into_iter().next().ok_or_else(|| io::Error::other("no descriptor came"))
 }
 
-fn take_stdio(stdio: &Stdio) -> Result<(), String> {
+pub fn take_stdio(stdio: &Stdio) -> Result<(), String> {
     let null = std::fs::File::options()
         .read(true)
         .write(true)
@@ -154,7 +119,7 @@ fn told(error: libcontainer::error::LibcontainerError) -> String {
     text
 }
 
-fn report(channel: BorrowedFd<'_>, outcome: Outcome, started: impl FnOnce(i32) -> Reply) {
+pub fn report(channel: BorrowedFd<'_>, outcome: Outcome, started: impl FnOnce(i32) -> Reply) {
     let sent = match &outcome {
         Ok((pid, Some(master))) => send(channel, &started(*pid), &[master.as_fd()]),
         Ok((pid, None)) => send(channel, &started(*pid), &[]),
@@ -164,9 +129,13 @@ fn report(channel: BorrowedFd<'_>, outcome: Outcome, started: impl FnOnce(i32) -
     drop(sent);
 }
 
-/// Runs `child` in a fork, which is over when it returns.
+/// Runs `child` in a fork, which is over when it returns. Of the shim's descriptors it has `stdio` and those that are `kept`.
 #[allow(unsafe_code)]
-fn in_fork(stdio: &Stdio, child: impl FnOnce(BorrowedFd<'_>)) -> io::Result<(Pid, UnixStream)> {
+pub fn in_fork(
+    stdio: &Stdio,
+    kept: &[BorrowedFd<'_>],
+    child: impl FnOnce(BorrowedFd<'_>),
+) -> io::Result<(Pid, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     let shim = Pid::this();
     // SAFETY: the shim has one thread, so the child finds every lock free.
@@ -175,7 +144,8 @@ fn in_fork(stdio: &Stdio, child: impl FnOnce(BorrowedFd<'_>)) -> io::Result<(Pid
         ForkResult::Child => {
             drop(ours);
             let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
-            close_all_but(streams.into_iter().flatten().map(AsFd::as_fd).chain([theirs.as_fd()]));
+            let streams = streams.into_iter().flatten().map(AsFd::as_fd);
+            close_all_but(streams.chain(kept.iter().copied()).chain([theirs.as_fd()]));
             // A start that nobody would hear of must not go on: neither when the shim dies now, nor when it did already.
             let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
             if Pid::parent() != shim {
@@ -210,10 +180,10 @@ fn close_all_but<'a>(kept: impl IntoIterator<Item = BorrowedFd<'a>>) {
     }
 }
 
-/// The first process of a process namespace that a pod's containers share. It reaps, and ends when the returned
-/// socket is closed, be it by the shim's death.
+/// The first process of a process namespace that a pod's containers share; `own` is the namespace of the pod's users, when
+/// they are not the host's. It reaps, and ends when the returned socket is closed, be it by the shim's death.
 #[allow(unsafe_code)]
-pub fn pause() -> io::Result<(Pid, UnixStream)> {
+pub fn pause(own: Option<BorrowedFd<'_>>) -> io::Result<(Pid, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     // SAFETY: as in `in_fork`. Two forks, because the namespace holds only the children of who asked for it,
     // and the shim's other children belong elsewhere.
@@ -238,8 +208,10 @@ pub fn pause() -> io::Result<(Pid, UnixStream)> {
         }
         ForkResult::Child => {
             drop(ours);
-            close_all_but([theirs.as_fd()]);
-            let made = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID)
+            close_all_but(own.into_iter().chain([theirs.as_fd()]));
+            let made = own
+                .map_or(Ok(()), users::enter)
+                .and_then(|()| nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID))
                 // SAFETY: as above.
                 .and_then(|()| unsafe { fork() });
             let answer = match made {
@@ -289,6 +261,15 @@ pub fn first_connection() -> io::Result<UnixStream> {
     let null = std::fs::File::open("/dev/null")?;
     nix::unistd::dup2_stdin(null)?;
     Ok(UnixStream::from(owned))
+}
+
+/// Gives a pipe to a user of the host's, who may then open it again.
+pub fn own(stream: impl AsFd, user: u32) -> io::Result<()> {
+    use nix::sys::stat::{SFlag, fstat};
+    if SFlag::from_bits_truncate(fstat(&stream)?.st_mode).contains(SFlag::S_IFIFO) {
+        nix::unistd::fchown(stream, Some(user.into()), None)?;
+    }
+    Ok(())
 }
 
 /// A pipe's two ends, the second for a child.

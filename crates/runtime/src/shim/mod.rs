@@ -4,12 +4,15 @@
 
 pub mod client;
 mod container;
+mod exec;
 pub mod executor;
 mod launch;
 pub mod log;
 pub mod protocol;
 mod sandbox;
 mod serve;
+mod stage;
+mod users;
 pub mod zygote;
 
 use std::io;
@@ -38,7 +41,8 @@ fn run(server: &UnixStream) -> io::Result<()> {
                 pid: std::process::id().cast_signed(),
                 pause: sandbox.pause.as_ref().map(|(pid, _)| pid.as_raw()),
             };
-            send(server.as_fd(), &ready, &[])?;
+            let riders: Vec<_> = sandbox.users.iter().map(AsFd::as_fd).collect();
+            send(server.as_fd(), &ready, &riders)?;
             serve::Shim::new(sandbox, server.try_clone()?)?.serve()
         }
         Err(error) => send(server.as_fd(), &Reply::Error(error.to_string()), &[]),

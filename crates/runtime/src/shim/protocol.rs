@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
+use crate::userns::Ids;
+
 /// Longest frame that is accepted, in bytes: an exec's environment and arguments fit in it many times over.
 pub const MAX_FRAME: usize = 16 << 20;
 
@@ -28,6 +30,8 @@ pub struct Init {
     pub new_network: bool,
     pub new_ipc: bool,
     pub new_uts: bool,
+    /// The pod's users and groups, when it has them to itself: the namespaces above are then theirs.
+    pub users: Option<Ids>,
     /// All of the pod's containers share one process namespace, and so a first process is needed in it.
     pub shared_pid: bool,
     pub hostname: String,
@@ -46,6 +50,8 @@ pub struct Start {
     pub log_path: Option<PathBuf>,
     pub tty: bool,
     pub stdin: bool,
+    /// Which user of the host's the first process is: it may open its own streams again.
+    pub user: Option<u32>,
     /// Files whose `oom_kill` counter says whether the kernel killed for want of memory.
     pub oom_files: Vec<PathBuf>,
     /// The cgroup whose processes are killed along with the first one, when they do not share its process
@@ -57,9 +63,12 @@ pub struct Start {
 pub struct Exec {
     pub container: String,
     pub bundle: PathBuf,
-    pub runtime_root: PathBuf,
     /// The process in the OCI form.
     pub process: serde_json::Value,
+    /// Which user of the host's that is: it may open its own streams again.
+    pub user: Option<u32>,
+    /// Directories of the container's control groups.
+    pub cgroups: Vec<PathBuf>,
     /// With a terminal the reply carries its master; else three descriptors come with the request.
     pub tty: bool,
 }
@@ -122,7 +131,8 @@ pub struct ContainerRecord {
 pub enum Reply {
     Ok,
     Error(String),
-    /// The sandbox stands: the shim's process, and the first process of a shared process namespace.
+    /// The sandbox stands: the shim's process, and the first process of a shared process namespace. The namespace of the
+    /// pod's users comes with it, if they are not the host's.
     Ready {
         pid: i32,
         pause: Option<i32>,
@@ -140,6 +150,7 @@ pub enum Reply {
         stdin: bool,
         tty: bool,
     },
+    /// As `Ready`, and with what is known of the containers.
     Containers {
         pid: i32,
         pause: Option<i32>,

@@ -1,7 +1,8 @@
 //! Making a pod's namespaces: the shim enters new ones itself, and they last as long as it does.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
@@ -10,8 +11,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use super::launch;
 use super::protocol::Init;
+use super::{launch, users};
 
 /// The socket's name in the sandbox's state directory.
 pub const SOCKET: &str = "shim.sock";
@@ -21,6 +22,8 @@ pub const SOCKET: &str = "shim.sock";
 pub struct Sandbox {
     pub listener: UnixListener,
     pub signals: SignalFd,
+    /// The namespace of the pod's users, when they are not the host's. The shim itself stays with the host's.
+    pub users: Option<OwnedFd>,
     pub pause: Option<(Pid, UnixStream)>,
     pub state_dir: PathBuf,
 }
@@ -39,18 +42,25 @@ pub fn enter(init: &Init) -> io::Result<Sandbox> {
     flags.set(CloneFlags::CLONE_NEWNET, init.new_network);
     flags.set(CloneFlags::CLONE_NEWIPC, init.new_ipc);
     flags.set(CloneFlags::CLONE_NEWUTS, init.new_uts);
-    unshare(flags).map_err(|e| told("making the namespaces", e))?;
+    let users = match &init.users {
+        Some(ids) => Some(users::make(ids, flags).map_err(|e| told("making the namespaces", e))?),
+        None => {
+            unshare(flags).map_err(|e| told("making the namespaces", e))?;
+            None
+        }
+    };
     if init.new_network {
         loopback_up().map_err(|e| told("bringing loopback up", e))?;
     }
     if init.new_uts && !init.hostname.is_empty() {
         nix::unistd::sethostname(&init.hostname).map_err(|e| told("setting the host name", e))?;
     }
-    for (name, value) in &init.sysctls {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        std::fs::write(&path, value).map_err(|e| told(&format!("setting sysctl {name}"), e))?;
+    match &users {
+        // Some are for the owner of the namespace alone, and name ids as the pod has them.
+        Some(users) => users::inside(users.as_fd(), || set(&init.sysctls))?,
+        None => set(&init.sysctls)?,
     }
-    let pause = if init.shared_pid { Some(launch::pause()?) } else { None };
+    let pause = if init.shared_pid { Some(launch::pause(users.as_ref().map(AsFd::as_fd))?) } else { None };
 
     // By its short name, since a socket's address holds no long path.
     std::env::set_current_dir(&init.state_dir)?;
@@ -58,7 +68,14 @@ pub fn enter(init: &Init) -> io::Result<Sandbox> {
     let listener = UnixListener::bind(SOCKET)?;
     listener.set_nonblocking(true)?;
     std::env::set_current_dir("/")?;
-    Ok(Sandbox { listener, signals, pause, state_dir: init.state_dir.clone() })
+    Ok(Sandbox { listener, signals, users, pause, state_dir: init.state_dir.clone() })
+}
+
+fn set(sysctls: &BTreeMap<String, String>) -> io::Result<()> {
+    sysctls.iter().try_for_each(|(name, value)| {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        std::fs::write(&path, value).map_err(|e| told(&format!("setting sysctl {name}"), e))
+    })
 }
 
 fn told(what: &str, error: impl Into<io::Error>) -> io::Error {

@@ -259,7 +259,8 @@ impl Shim {
                     pause: self.sandbox.pause.as_ref().map(|(pid, _)| pid.as_raw()),
                     containers: self.containers.values().map(|c| c.record.clone()).collect(),
                 };
-                self.reply(client, &containers, Vec::new());
+                let users = self.sandbox.users.as_ref().map(OwnedFd::try_clone).transpose()?;
+                self.reply(client, &containers, users.into_iter().collect());
                 return Ok(());
             }
             Request::Forget { id } => {
@@ -299,8 +300,11 @@ impl Shim {
             let (read, write) = launch::pipe()?;
             (stderr, stdio.stderr) = (Some(read), Some(write));
         }
+        for stream in [&stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().flatten() {
+            start.user.map_or(Ok(()), |user| launch::own(stream, user))?;
+        }
         let container = Container::new(start.clone(), stdin, stdout, stderr)?;
-        let (pid, channel) = launch::start(&start, stdio)?;
+        let (pid, channel) = launch::start(&start, self.sandbox.users.as_ref().map(AsFd::as_fd), stdio)?;
         channel.set_nonblocking(true)?;
         self.containers.insert(id.clone(), container);
         self.serial += 1;
@@ -311,13 +315,15 @@ impl Shim {
     }
 
     fn exec(&mut self, client: u64, exec: &Exec, fds: Vec<OwnedFd>) -> io::Result<()> {
-        if !self.container(&exec.container)?.is_running() {
+        let container = self.container(&exec.container)?;
+        if !container.is_running() {
             return Err(io::Error::other("the container is not running"));
         }
+        let first = container.record.pid;
         let mut fds = fds.into_iter();
         let stdio = Stdio { stdin: fds.next(), stdout: fds.next(), stderr: fds.next() };
+        let (pid, channel) = super::exec::exec(exec, first, stdio)?;
         self.serial += 1;
-        let (pid, channel) = launch::exec(exec, self.serial, stdio)?;
         channel.set_nonblocking(true)?;
         let launch =
             Launch { pid: pid.as_raw(), channel, incoming: Incoming::default(), client, container: None };

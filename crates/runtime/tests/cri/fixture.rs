@@ -9,10 +9,10 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerStatus, CreateContainerRequest, ImageSpec,
+    ContainerConfig, ContainerMetadata, ContainerStatus, CreateContainerRequest, IdMapping, ImageSpec,
     LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
     NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RunPodSandboxRequest,
-    StartContainerRequest,
+    StartContainerRequest, UserNamespace,
 };
 use krate_runtime::{Config, Loopback, Registries};
 use tokio_util::sync::CancellationToken;
@@ -340,6 +340,25 @@ fn groups_in(directory: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// Users and groups for a pod or container to have to itself: as many as upstream's kubelet gives, from the host's `first`.
+pub fn users(first: u32) -> UserNamespace {
+    let range = IdMapping { host_id: first, container_id: 0, length: 65536 };
+    UserNamespace { mode: NamespaceMode::Pod as i32, uids: vec![range], gids: vec![range] }
+}
+
+/// Gives a pod users of its own.
+pub fn own_users(pod: &mut PodSandboxConfig, first: u32) {
+    let security = pod.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    security.namespace_options.as_mut().unwrap().userns_options = Some(users(first));
+}
+
+/// A container of such a pod.
+pub fn of_users(mut container: ContainerConfig, first: u32) -> ContainerConfig {
+    let security = container.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    security.namespace_options.as_mut().unwrap().userns_options = Some(users(first));
+    container
 }
 
 fn options(pid: NamespaceMode) -> NamespaceOption {

@@ -11,7 +11,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use super::fixture::{Node, shell};
+use super::fixture::{Node, of_users, own_users, shell};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("exec_over_websocket_tells_output_and_exit_code", exec_over_websocket),
@@ -66,18 +66,26 @@ fn exec_url(node: &Node, id: &str, command: &str, stdin: bool, tty: bool) -> Str
     node.block_on(node.cri().exec(ask)).unwrap().into_inner().url
 }
 
-fn with_pod(test: impl FnOnce(&Node, &str, &str)) {
+/// The same in a pod that has the host's users, and in one that has its own.
+fn with_pod(test: impl Fn(&Node, &str, &str)) {
+    const FIRST: u32 = 20 * 65536;
     let node = Node::start();
     node.import_busybox();
-    let config = node.pod("streams");
-    let pod = node.run_pod(&config);
     let script = "nc -ll -p 8080 -e /bin/cat & while read line; do echo got $line; done; sleep 1000";
-    let mut main = shell("main", script);
-    main.stdin = true;
-    let id = node.run(&pod, &config, main);
-    test(&node, &pod, &id);
-    node.remove_pod(&pod);
-    node.assert_nothing_left();
+    for own in [false, true] {
+        let mut config = node.pod("streams");
+        let mut main = shell("main", script);
+        if own {
+            own_users(&mut config, FIRST);
+            main = of_users(main, FIRST);
+        }
+        main.stdin = true;
+        let pod = node.run_pod(&config);
+        let id = node.run(&pod, &config, main);
+        test(&node, &pod, &id);
+        node.remove_pod(&pod);
+        node.assert_nothing_left();
+    }
 }
 
 fn exec_over_websocket() {
