@@ -241,11 +241,6 @@ fn waiting() -> Vec<(Value, &'static str, &'static str)> {
             "FailedMount",
             "configmap \"not-there\" not found",
         ),
-        (
-            pod("own-users", "true", &json!({"hostUsers": false})),
-            "FailedCreatePodSandBox",
-            "can't set `spec.hostUsers: false`, runtime does not support user namespaces",
-        ),
     ]
 }
 

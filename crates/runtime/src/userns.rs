@@ -95,6 +95,20 @@ fn on_host(ranges: &[Range], inside: u32) -> Option<u32> {
     })
 }
 
+/// Whether this host makes user namespaces, and views of all that pods see in them: of files in memory, as secrets are, since
+/// Linux 6.3.
+pub fn is_supported() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    version(&release) >= (6, 3) && most.trim().parse::<u64>().is_ok_and(|most| most > 0)
+}
+
+/// The first two numbers of a kernel's release.
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 /// A copy of the mount at `source`, with all mounts below it if `whole`, that is not seen anywhere yet.
 ///
 /// # Errors
@@ -198,6 +212,15 @@ mod tests {
             (NamespaceMode::Target, &[(0, 1, 1)], "unsupported user namespace mode: \"TARGET\""),
         ] {
             assert_eq!(asked(mode, uids), Err(why.to_owned()));
+        }
+    }
+
+    #[test]
+    fn kernels_are_told_apart() {
+        for (release, numbers) in
+            [("6.18.44-fc-v669\n", (6, 18)), ("5.19", (5, 19)), ("6.3-rc1", (6, 3)), ("", (0, 0))]
+        {
+            assert_eq!(version(release), numbers, "{release}");
         }
     }
 

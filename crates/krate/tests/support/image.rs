@@ -39,7 +39,7 @@ pub fn parts(busybox: &Path, label: &str, command: &[&str]) -> (Vec<u8>, Vec<u8>
         .expect("program");
     for applet in [
         "sh", "cat", "echo", "httpd", "mkdir", "sleep", "wget", "nslookup", "ls", "ps", "env", "nc", "true",
-        "stat", "grep", "touch", "id", "head",
+        "stat", "grep", "touch", "id", "head", "tar",
     ] {
         layer
             .append_link(&mut head(0, 0o777, tar::EntryType::Symlink), format!("bin/{applet}"), "busybox")

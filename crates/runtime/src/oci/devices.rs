@@ -8,8 +8,8 @@ use k8s_cri::v1::Device;
 use nix::sys::stat::{major, minor};
 use serde_json::{Value, json};
 
-/// Directories below `/dev` that are not devices of the host.
-const NOT_DEVICES: [&str; 6] = ["pts", "shm", "fd", "mqueue", ".udev", "console"];
+/// What below `/dev` is not a device of the host, or is one that each container has of its own.
+const NOT_DEVICES: [&str; 7] = ["pts", "ptmx", "shm", "fd", "mqueue", ".udev", "console"];
 
 /// A device as the specification has it, and the rule that allows it.
 #[derive(Debug, PartialEq)]

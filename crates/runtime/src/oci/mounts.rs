@@ -16,20 +16,36 @@ pub struct SandboxFiles {
     pub shm: PathBuf,
 }
 
+/// That a container's users are its pod's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Users<'a> {
+    pub ids: &'a Ids,
+    /// While the network is the host's.
+    pub host_network: bool,
+}
+
 /// Where a container sees its control groups.
 pub const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// All mounts, in the order in which they are made: each after what it lies in. `views` are the places of version 1's
-/// hierarchies below [`CGROUPS`], and what of the host's is seen there. `ids` are the pod's, when they are not the host's.
+/// hierarchies below [`CGROUPS`], and what of the host's is seen there.
 pub fn mounts(
     asked: &[Mount],
     files: &SandboxFiles,
     privileged: bool,
     readonly_rootfs: bool,
     views: Option<&[(String, PathBuf)]>,
-    ids: Option<&Ids>,
+    users: Option<Users<'_>>,
 ) -> Vec<Value> {
     let access = if privileged { "rw" } else { "ro" };
+    let sys = if users.is_some_and(|users| users.host_network) {
+        // A namespace of users may show only the networks that are its own.
+        json!({ "destination": "/sys", "type": "bind", "source": "/sys",
+                "options": ["rbind", "rslave", "nosuid", "noexec", "nodev", access] })
+    } else {
+        json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
+                "options": ["nosuid", "noexec", "nodev", access] })
+    };
     let mut all = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc",
                 "options": ["nosuid", "noexec", "nodev"] }),
@@ -39,8 +55,7 @@ pub fn mounts(
                 "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] }),
         json!({ "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
                 "options": ["nosuid", "noexec", "nodev"] }),
-        json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
-                "options": ["nosuid", "noexec", "nodev", access] }),
+        sys,
     ];
     all.extend(cgroups(views, access));
     let brings = |path: &str| brings(asked, path);
@@ -57,7 +72,7 @@ pub fn mounts(
         {
             let mut mount = json!({ "destination": destination, "type": "bind", "source": source,
                                     "options": ["rbind", "rprivate", access] });
-            if let Some(Ids { users, groups }) = ids {
+            if let Some(Users { ids: Ids { users, groups }, .. }) = users {
                 map(&mut mount, users, groups);
             }
             all.push(mount);

@@ -5,27 +5,12 @@ use std::path::{Path, PathBuf};
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext};
 use serde_json::{Map, Value, json};
 
-use super::mounts::SandboxFiles;
+use super::mounts::{SandboxFiles, Users};
 use super::user::User;
 use super::{apparmor, capabilities, devices, mounts, process, resources, seccomp};
 use crate::cgroup;
 use crate::image::store::RunConfig;
 use crate::userns::Ids;
-
-/// Paths hidden from containers when nothing is said (containerd's defaults).
-const MASKED: [&str; 10] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/sys/firmware",
-];
-const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The namespaces that a container enters; what is absent is the host's.
 #[derive(Clone, Debug, Default)]
@@ -105,14 +90,13 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
     ]);
     let views = cgroup::Cgroup::new(&inputs.cgroup).views();
     if !privileged {
-        part.insert("maskedPaths".into(), paths(&security.masked_paths, &MASKED));
-        let mut readonly = paths(&security.readonly_paths, &READONLY);
-        if let (Some(_), Value::Array(all)) = (&views, &mut readonly)
-            && !mounts::brings(&config.mounts, mounts::CGROUPS)
-        {
-            all.push(mounts::CGROUPS.into());
+        // As they are told, and none where there are none (`procMount: Unmasked`).
+        part.insert("maskedPaths".into(), json!(security.masked_paths));
+        let mut readonly = security.readonly_paths.clone();
+        if views.is_some() && !mounts::brings(&config.mounts, mounts::CGROUPS) {
+            readonly.push(mounts::CGROUPS.into());
         }
-        part.insert("readonlyPaths".into(), readonly);
+        part.insert("readonlyPaths".into(), json!(readonly));
     }
     if let Some(Ids { users, groups }) = inputs.ids {
         part.insert("uidMappings".into(), json!(users));
@@ -160,7 +144,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
                 privileged,
                 security.readonly_rootfs,
                 views.as_deref(),
-                inputs.ids,
+                inputs.ids.map(|ids| Users { ids, host_network: inputs.namespaces.network.is_none() }),
             ),
         "linux": part,
     });
@@ -192,11 +176,6 @@ fn namespaces(inputs: &Inputs<'_>, privileged: bool) -> Value {
         all.push(json!({ "type": "cgroup" }));
     }
     all.into()
-}
-
-/// CRI gives the whole list, or none to mean the usual.
-fn paths(asked: &[String], usual: &[&str]) -> Value {
-    if asked.is_empty() { json!(usual) } else { json!(asked) }
 }
 
 #[cfg(test)]
@@ -231,7 +210,13 @@ mod tests {
 
     #[test]
     fn an_ordinary_container() {
-        let config = ContainerConfig { command: vec!["/bin/true".into()], ..Default::default() };
+        let security =
+            LinuxContainerSecurityContext { masked_paths: vec!["/proc/kcore".into()], ..Default::default() };
+        let config = ContainerConfig {
+            command: vec!["/bin/true".into()],
+            linux: Some(LinuxContainerConfig { security_context: Some(security), ..Default::default() }),
+            ..Default::default()
+        };
         let namespaces = Namespaces { network: Some("/proc/1/ns/net".into()), ..Default::default() };
         let spec = built(&config, &RunConfig::default(), namespaces);
         let process = spec.process().as_ref().unwrap();
@@ -241,7 +226,7 @@ mod tests {
         let env = process.env().as_ref().unwrap();
         assert!(env.iter().any(|e| e.starts_with("PATH=")) && env.contains(&"HOME=/home/x".to_owned()));
         let linux = spec.linux().as_ref().unwrap();
-        assert_eq!(linux.masked_paths().as_ref().unwrap().len(), MASKED.len());
+        assert_eq!(linux.masked_paths().as_ref().unwrap(), &["/proc/kcore"]);
         let kinds: Vec<_> =
             linux.namespaces().as_ref().unwrap().iter().map(oci_spec::runtime::LinuxNamespace::typ).collect();
         assert!(kinds.contains(&LinuxNamespaceType::Pid) && kinds.contains(&LinuxNamespaceType::Network));

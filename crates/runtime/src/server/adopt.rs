@@ -57,7 +57,9 @@ async fn adopt_sandbox(node: &Arc<Node>, record: SandboxRecord) {
     node.sandboxes.write().insert(id.clone(), Arc::clone(&sandbox));
     match subscribe(node, &id).await {
         Ok((connection, seen, users)) => {
-            users.map(|users| sandbox.users.set(users));
+            if let Some(users) = users {
+                let _ = sandbox.users.set(users);
+            }
             sandbox.ready.store(true, Ordering::Release);
             for container in node.containers_of(&id) {
                 meet(node, &container, seen.get(&container.id()));

@@ -17,6 +17,7 @@ use super::{container, exec, metrics, sandbox, stats, status};
 use crate::shim::client;
 use crate::shim::protocol;
 use crate::streaming::Ask;
+use crate::userns;
 
 #[derive(Clone, Debug)]
 pub struct Runtime(pub Arc<Node>);
@@ -329,7 +330,7 @@ impl RuntimeService for Runtime {
                 name: String::new(),
                 features: Some(cri::RuntimeHandlerFeatures {
                     recursive_read_only_mounts: true,
-                    user_namespaces: true,
+                    user_namespaces: userns::is_supported(),
                 }),
             }],
             features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true }),

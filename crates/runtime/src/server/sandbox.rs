@@ -127,7 +127,9 @@ async fn build(
         let mut record = sandbox.record.write();
         (record.shim, record.pause) = (pid, pause);
     }
-    users.map(|users| sandbox.users.set(users));
+    if let Some(users) = users {
+        let _ = sandbox.users.set(users);
+    }
     sandbox.ready.store(true, Ordering::Release);
     // Written before the network is attached, so that a new server knows what to take back.
     node.save_sandbox(sandbox).map_err(|e| failed("record the sandbox", e))?;

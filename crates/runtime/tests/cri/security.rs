@@ -1,9 +1,9 @@
 //! What containers are kept from.
 
 use k8s_cri::v1::security_profile::ProfileType;
-use k8s_cri::v1::{CreateContainerRequest, Int64Value, SecurityProfile};
+use k8s_cri::v1::{Capability, CreateContainerRequest, Int64Value, SecurityProfile};
 
-use super::fixture::{Node, shell};
+use super::fixture::{Node, of_users, own_users, shell};
 
 type Test = (&'static str, fn());
 
@@ -11,6 +11,7 @@ pub const TESTS: &[Test] = &[
     ("calls_are_filtered_by_the_usual_profile", calls_are_filtered_by_the_usual_profile),
     ("calls_are_filtered_by_a_profile_of_the_nodes", calls_are_filtered_by_a_profile_of_the_nodes),
     ("a_profile_that_is_not_there_is_told", a_profile_that_is_not_there_is_told),
+    ("what_is_hidden_is_what_is_asked", what_is_hidden_is_what_is_asked),
 ];
 
 fn filtered(
@@ -106,5 +107,43 @@ fn a_profile_that_is_not_there_is_told() {
     let error = node.block_on(node.cri().create_container(request)).unwrap_err();
     assert!(error.message().contains("failed to load seccomp profile \"/no/such/profile.json\""), "{error}");
     node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+fn what_is_hidden_is_what_is_asked() {
+    const FIRST: u32 = 30 * 65536;
+    let node = Node::start();
+    node.import_busybox();
+    for own in [false, true] {
+        let mut config = node.pod("hidden");
+        if own {
+            own_users(&mut config, FIRST);
+        }
+        let pod = node.run_pod(&config);
+        for hidden in [true, false] {
+            let mut wanted = shell(if hidden { "masked" } else { "unmasked" }, "sleep 1000");
+            if own {
+                wanted = of_users(wanted, FIRST);
+            }
+            let security = wanted.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+            security.capabilities =
+                Some(Capability { add_capabilities: vec!["NET_ADMIN".into()], ..Default::default() });
+            if hidden {
+                security.masked_paths = vec!["/proc/keys".into(), "/sys/firmware".into()];
+                security.readonly_paths = vec!["/proc/sys".into()];
+            }
+            let id = node.run(&pod, &config, wanted);
+            let (_, mounts, _) = node.exec(&id, &["cat", "/proc/self/mounts"]);
+            for path in ["/proc/keys", "/proc/sys"] {
+                let is_covered = mounts.lines().any(|line| line.split(' ').nth(1) == Some(path));
+                assert_eq!(is_covered, hidden, "{path}: {mounts}");
+            }
+            // With nothing in the way, it may change what is its own pod's.
+            let set = "echo 1 > /proc/sys/net/ipv4/tcp_syncookies";
+            let (code, _, said) = node.exec(&id, &["/bin/sh", "-c", set]);
+            assert_eq!(code == 0, !hidden, "{own}: {said}");
+        }
+        node.remove_pod(&pod);
+    }
     node.assert_nothing_left();
 }

@@ -19,6 +19,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("processes_of_a_pod_with_its_own_users_are_shared", processes_are_shared),
     ("streams_can_be_opened_again", streams_are_opened_again),
     ("settings_of_a_pod_with_its_own_users", settings),
+    ("a_pod_with_its_own_users_may_be_on_the_hosts_network", on_the_hosts_network),
+    ("root_of_a_pod_has_a_terminal", has_a_terminal),
     ("users_that_make_no_sense_are_refused", refusals),
 ];
 
@@ -176,11 +178,11 @@ fn rights_stay_inside() {
             "/bin/busybox mount -t tmpfs none /tmp; hostname elsewhere; test $(hostname) = elsewhere",
         );
         for forbidden in [
-            "echo 1 > /proc/sys/vm/swappiness",
-            "/bin/busybox date -s 2020-01-01",
-            "/bin/busybox mknod /tmp/disk b 8 0",
-            "/bin/busybox chroot /proc/1/root/../../.. /bin/true && kill -0 2",
-            "/bin/busybox swapoff -a && echo 0 > /proc/1/oom_score_adj && /bin/busybox dmesg -n 1",
+            "echo 60 > /proc/sys/vm/swappiness",
+            "/bin/busybox mknod /tmp/null c 1 3",
+            "/bin/busybox mount -t cgroup -o pids none /tmp",
+            "head -c 1 /dev/loop0",
+            "pattern=$(cat /proc/sys/kernel/core_pattern); echo $pattern > /proc/sys/kernel/core_pattern",
         ] {
             assert_ne!(node.exec(id, &["/bin/sh", "-c", forbidden]).0, 0, "{forbidden}");
         }
@@ -290,6 +292,40 @@ fn settings() {
     let pingers = say(&node, &id, "cat /proc/sys/net/ipv4/ping_group_range");
     assert_eq!(pingers.split_whitespace().collect::<Vec<_>>(), ["0", "65535"]);
     assert_eq!(say(&node, &id, "hostname"), "settings");
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+fn on_the_hosts_network() {
+    let node = Node::start();
+    node.import_busybox();
+    let mut config = node.pod("network");
+    own_users(&mut config, FIRST);
+    let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    security.namespace_options.as_mut().unwrap().network = NamespaceMode::Node as i32;
+    let pod = node.run_pod(&config);
+    let mut wanted = of_users(shell("c", "sleep 1000"), FIRST);
+    let options = self::security(&mut wanted).namespace_options.as_mut().unwrap();
+    options.network = NamespaceMode::Node as i32;
+    let id = node.run(&pod, &config, wanted);
+    let own = fs::read_link("/proc/self/ns/net").unwrap().display().to_string();
+    assert_eq!(say(&node, &id, "/bin/busybox readlink /proc/self/ns/net"), own);
+    say(&node, &id, "test -d /sys/class/net/lo; test -n \"$(ls /sys/fs/cgroup)\"");
+    assert_ne!(node.exec(&id, &["/bin/sh", "-c", "echo x > /sys/x"]).0, 0);
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+fn has_a_terminal() {
+    let node = Node::start();
+    node.import_busybox();
+    let (config, pod) = pod_of_users(&node, "terminal");
+    let mut wanted = of_users(shell("c", "test -t 0 && echo here > /dev/tty; sleep 1000"), FIRST);
+    wanted.tty = true;
+    let id = node.run(&pod, &config, wanted);
+    let log = node.base.path().join("logs/terminal/c.log");
+    until(|| fs::read_to_string(&log).unwrap_or_default().contains("here"));
+    assert_eq!(say(&node, &id, "/bin/busybox stat -c %t:%u:%g /dev/console"), "88:0:5");
     node.remove_pod(&pod);
     node.assert_nothing_left();
 }
