@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tonic::transport::Channel;
 
-use super::fixture::{Node, shell};
+use super::fixture::{Node, of_users, own_users, shell};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("nothing_leaks_when_servers_and_shims_are_killed", churn),
@@ -88,10 +88,15 @@ fn churn() {
         let lives: Vec<_> = (0..PODS)
             .map(|pod| {
                 let shared = if dice.random() { NamespaceMode::Pod } else { NamespaceMode::Container };
-                let config = node.pod_with(&format!("p{round}-{pod}"), shared);
-                let containers = (0..dice.random_range(0..3))
+                let mut config = node.pod_with(&format!("p{round}-{pod}"), shared);
+                let mut containers: Vec<_> = (0..dice.random_range(0..3))
                     .map(|n| shell(&format!("c{n}"), SCRIPTS[dice.random_range(0..SCRIPTS.len())]))
                     .collect();
+                if dice.random() {
+                    let first = 65536 * (1 + pod as u32);
+                    own_users(&mut config, first);
+                    containers = containers.into_iter().map(|c| of_users(c, first)).collect();
+                }
                 let pause = LIFE.mul_f64(dice.random());
                 let life = Life { config, containers, ends: dice.random(), pause };
                 node.spawn(live(node.cri(), life))
