@@ -42,13 +42,11 @@ pub fn enter(init: &Init) -> io::Result<Sandbox> {
     flags.set(CloneFlags::CLONE_NEWNET, init.new_network);
     flags.set(CloneFlags::CLONE_NEWIPC, init.new_ipc);
     flags.set(CloneFlags::CLONE_NEWUTS, init.new_uts);
-    let users = match &init.users {
-        Some(ids) => Some(users::make(ids, flags).map_err(|e| told("making the namespaces", e))?),
-        None => {
-            unshare(flags).map_err(|e| told("making the namespaces", e))?;
-            None
-        }
-    };
+    let users = init.users.as_ref().map(|ids| users::make(ids, flags)).transpose();
+    let users = users.map_err(|e| told("making the namespaces", e))?;
+    if users.is_none() {
+        unshare(flags).map_err(|e| told("making the namespaces", e))?;
+    }
     if init.new_network {
         loopback_up().map_err(|e| told("bringing loopback up", e))?;
     }

@@ -28,8 +28,8 @@ pub fn make(ids: &Ids, beside: CloneFlags) -> io::Result<OwnedFd> {
     let outcome = holder.answer().and_then(|()| {
         let of = |file: &str| format!("/proc/{}/{file}", holder.pid);
         let users = File::open(of("ns/user"))?;
-        std::fs::write(of("uid_map"), text(&ids.users))?;
-        std::fs::write(of("gid_map"), text(&ids.groups))?;
+        std::fs::write(of("uid_map"), lines(&ids.users))?;
+        std::fs::write(of("gid_map"), lines(&ids.groups))?;
         for (flag, file) in [
             (CloneFlags::CLONE_NEWNET, "ns/net"),
             (CloneFlags::CLONE_NEWIPC, "ns/ipc"),
@@ -45,8 +45,10 @@ pub fn make(ids: &Ids, beside: CloneFlags) -> io::Result<OwnedFd> {
     outcome
 }
 
-fn text(ranges: &[Range]) -> String {
-    ranges.iter().map(|range| format!("{} {} {}\n", range.container, range.host, range.length)).collect()
+/// In the form that the kernel reads: the first id inside, the first one outside, and how many there are.
+fn lines(ranges: &[Range]) -> String {
+    let line = |range: &Range| format!("{} {} {}", range.container, range.host, range.length);
+    ranges.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Enters a user namespace as its root, for the rest of this process's life.
