@@ -15,7 +15,12 @@ use support::{Cluster, image};
 const SOON: Duration = Duration::from_mins(2);
 const IMAGE: &str = "docker.io/library/busybox:latest";
 /// As many ids as each of these pods has.
-const LENGTH: u32 = 65536;
+const LENGTH: u32 = 2 * 65536;
+const CONFIGURATION: &str = "
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+userNamespaces: {idsPerPod: 131072}
+";
 
 /// A pod of one container that has users of its own; `spec` and `container` say more of it.
 fn pod(name: &str, script: &str, mut spec: Value, container: Value) -> Value {
@@ -35,8 +40,8 @@ fn merge(into: &mut Value, more: Value) {
 fn lasting(name: &str, context: Value) -> Value {
     pod(
         name,
-        "echo $(id -u) reads $(cat /v/map/color) and $(cat /v/secret/password); echo mine > /v/disk/file
-         [ -s /var/run/secrets/kubernetes.io/serviceaccount/token ]
+        "echo $(id -u) reads $(cat /v/map/color) and $(cat /v/secret/password) of $(stat -Lc %g /v/*/color /v/*/password)
+         [ -s /var/run/secrets/kubernetes.io/serviceaccount/token ]; echo mine > /v/disk/file
          touch /v/disk/begun; sleep 100000",
         json!({"securityContext": context, "volumes": [
             {"name": "disk", "emptyDir": {}}, {"name": "memory", "emptyDir": {"medium": "Memory"}},
@@ -47,7 +52,7 @@ fn lasting(name: &str, context: Value) -> Value {
                 {"name": "map", "mountPath": "/v/map"}, {"name": "secret", "mountPath": "/v/secret"}],
             "lifecycle": {"postStart": {"exec": {"command": ["touch", "/v/memory/hooked"]}}},
             "readinessProbe": {"periodSeconds": 1, "exec": {"command":
-                ["/bin/sh", "-c", "[ -e /v/disk/begun ] && [ -e /v/memory/hooked ] && grep -q 65536 /proc/self/uid_map"]}}}),
+                ["/bin/sh", "-c", "[ -e /v/disk/begun ] && [ -e /v/memory/hooked ] && grep -q 131072 /proc/self/uid_map"]}}}),
     )
 }
 
@@ -60,7 +65,7 @@ fn is_ready(cluster: &Cluster, name: &str) -> bool {
 fn first_id(cluster: &Cluster, pod: &str) -> u32 {
     let map = cluster.kubectl(&format!("exec {pod} -- cat /proc/self/uid_map"));
     let [inside, first, length] = map.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{map}") };
-    assert_eq!((inside, length), ("0", "65536"), "{map}");
+    assert_eq!((inside, length.parse()), ("0", Ok(LENGTH)), "{map}");
     first.parse().expect("a number")
 }
 
@@ -77,7 +82,9 @@ fn pods_have_users_of_their_own() {
     else {
         return;
     };
-    let mut cluster = Cluster::start(kubectl, &[]);
+    let configuration = std::env::temp_dir().join(format!("krate-users-{}.yaml", std::process::id()));
+    fs::write(&configuration, CONFIGURATION).expect("written");
+    let mut cluster = Cluster::start(kubectl, &["--kubelet-config", &configuration.to_string_lossy()]);
     cluster.import(&busybox, IMAGE, IMAGE);
     cluster.takes_pods("default");
     let node = &cluster.json("get nodes -o json")["items"][0];
@@ -94,18 +101,31 @@ fn pods_have_users_of_their_own() {
         json!({"restartPolicy": "Never"}),
         json!({"securityContext": {"privileged": true}}),
     );
+    let sleeper = |name: &str, mount: &str| {
+        json!({"name": name, "image": IMAGE, "imagePullPolicy": "Never", "command": ["/bin/sleep", "100000"],
+            "securityContext": {"procMount": mount}})
+    };
+    let proc = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "proc"}, "spec": {
+        "hostUsers": false, "terminationGracePeriodSeconds": 1,
+        "containers": [sleeper("masked", "Default"), sleeper("unmasked", "Unmasked")]}});
     let of_group = json!({"runAsUser": 1000, "runAsGroup": 1001, "fsGroup": 2000});
-    cluster.create(&[lasting("root", json!({})), lasting("group", of_group), strong]);
+    cluster.create(&[lasting("root", json!({})), lasting("group", of_group), strong, proc]);
     eventually("the pods are ready", SOON, || {
-        (is_ready(&cluster, "root") && is_ready(&cluster, "group")).then_some(())
+        ["root", "group", "proc"].iter().all(|name| is_ready(&cluster, name)).then_some(())
     });
     eventually("what a pod may do ends at its own namespaces", SOON, || {
         let status = cluster.json("get pod strong -o json")["status"].clone();
         assert_ne!(status["phase"], "Failed", "{status}");
         (status["phase"] == "Succeeded").then_some(())
     });
-    assert_eq!(cluster.kubectl("logs root"), "0 reads blue and hush\n");
-    assert_eq!(cluster.kubectl("logs group"), "1000 reads blue and hush\n");
+    assert_eq!(cluster.kubectl("logs root"), "0 reads blue and hush of 0 0\n");
+    assert_eq!(cluster.kubectl("logs group"), "1000 reads blue and hush of 2000 2000\n");
+    for (container, is_hidden) in [("masked", true), ("unmasked", false)] {
+        let mounts = cluster.kubectl(&format!("exec proc -c {container} -- cat /proc/mounts"));
+        let of_proc = mounts.lines().filter(|line| line.contains(" /proc"));
+        let covers = of_proc.filter(|line| !line.contains(" /proc proc rw,")).count();
+        assert_eq!(covers > 0, is_hidden, "{container}: {mounts}");
+    }
 
     // Each has ids of its own, in which its processes run; its files lie there as if it had the host's.
     let (root, group) = (first_id(&cluster, "root"), first_id(&cluster, "group"));
@@ -162,4 +182,5 @@ fn pods_have_users_of_their_own() {
         eprintln!("left: {left:?}");
         (left == (0, 0, 0, 0)).then_some(())
     });
+    let _ = fs::remove_file(&configuration);
 }

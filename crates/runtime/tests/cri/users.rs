@@ -4,16 +4,20 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
+use k8s_cri::v1::security_profile::ProfileType;
 use k8s_cri::v1::{
     Capability, ContainerConfig, CreateContainerRequest, IdMapping, ImageSpec, Int64Value,
-    LinuxContainerSecurityContext, Mount, NamespaceMode, PodSandboxConfig, RunPodSandboxRequest,
+    LinuxContainerSecurityContext, Mount, MountPropagation, NamespaceMode, PodSandboxConfig,
+    RunPodSandboxRequest, SecurityProfile,
 };
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::fixture::{Node, container, of_users, own_users, shell, users};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("root_of_a_pod_is_nobody_on_the_host", root_is_nobody),
     ("files_belong_to_the_users_of_a_pod", files_belong),
+    ("what_is_mounted_later_is_seen_by_a_pods_own_users", mounts_come_in),
     ("rights_in_a_pod_do_not_reach_the_host", rights_stay_inside),
     ("users_of_a_pod_outlive_the_server", users_outlive_the_server),
     ("processes_of_a_pod_with_its_own_users_are_shared", processes_are_shared),
@@ -67,7 +71,11 @@ fn root_is_nobody() {
     for (name, user) in [("root", 0), ("web", 101)] {
         let mut wanted = of_users(shell(name, "sleep 1000"), FIRST);
         security(&mut wanted).run_as_user = Some(Int64Value { value: i64::from(user) });
+        let profile =
+            SecurityProfile { profile_type: ProfileType::RuntimeDefault as i32, ..Default::default() };
+        security(&mut wanted).seccomp = Some(profile);
         let id = node.run(&pod, &config, wanted);
+        assert_eq!(say(&node, &id, "/bin/busybox grep Seccomp: /proc/self/status"), "Seccomp:\t2");
         assert_eq!(ids_of(first_process(&node, &id)).0, FIRST + user);
         for map in ["uid_map", "gid_map"] {
             let told = say(&node, &id, &format!("cat /proc/self/{map}"));
@@ -156,6 +164,58 @@ fn files_belong() {
     node.remove_pod(&pod);
     node.assert_nothing_left();
     assert!(Path::new("/dev/pts/ptmx").exists());
+}
+
+fn mounts_come_in() {
+    let node = Node::start();
+    node.import_busybox();
+    let volume = node.base.path().join("shared");
+    let (now, later) = (volume.join("now"), volume.join("later"));
+    fs::create_dir(&volume).unwrap();
+    let none = None::<&str>;
+    mount(Some(&volume), &volume, none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &volume, none, MsFlags::MS_SHARED, none).unwrap();
+    for place in [&now, &later] {
+        fs::create_dir(place).unwrap();
+    }
+    let memory = |place: &Path| {
+        mount(Some("memory"), place, Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).unwrap();
+        fs::write(place.join("file"), "there\n").unwrap();
+    };
+    memory(&now);
+    let (config, pod) = pod_of_users(&node, "later");
+    let ids = users(FIRST);
+    let mut wanted = of_users(shell("c", "sleep 1000"), FIRST);
+    wanted.mounts = vec![Mount {
+        container_path: "/v".into(),
+        host_path: volume.display().to_string(),
+        propagation: MountPropagation::PropagationHostToContainer as i32,
+        uid_mappings: ids.uids,
+        gid_mappings: ids.gids,
+        ..Default::default()
+    }];
+    let id = node.run(&pod, &config, wanted);
+    assert_eq!(say(&node, &id, "cat /v/now/file; ls /v/later"), "there");
+    memory(&later);
+    assert_eq!(say(&node, &id, "cat /v/later/file"), "there");
+    // What a pod mounts does not come out.
+    let mut strong = of_users(shell("strong", "sleep 1000"), FIRST);
+    security(&mut strong).capabilities =
+        Some(Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() });
+    strong.mounts = vec![Mount {
+        container_path: "/v".into(),
+        host_path: volume.display().to_string(),
+        propagation: MountPropagation::PropagationBidirectional as i32,
+        ..Default::default()
+    }];
+    let strong = node.run(&pod, &config, strong);
+    say(&node, &strong, "/bin/busybox mount -t tmpfs none /v/now; test ! -e /v/now/file");
+    assert!(now.join("file").exists());
+    node.remove_pod(&pod);
+    for place in [&now, &later, &volume] {
+        umount2(place, MntFlags::MNT_DETACH).unwrap();
+    }
+    node.assert_nothing_left();
 }
 
 fn rights_stay_inside() {
