@@ -42,6 +42,7 @@ fn lasting(name: &str, context: Value) -> Value {
         name,
         "echo $(id -u) reads $(cat /v/map/color) and $(cat /v/secret/password) of $(stat -Lc %g /v/*/color /v/*/password)
          [ -s /var/run/secrets/kubernetes.io/serviceaccount/token ]; echo mine > /v/disk/file
+         [ $(cat /v/part) = blue ]; echo part > /v/of-disk/file; [ $(cat /v/disk/part/file) = part ]
          touch /v/disk/begun; sleep 100000",
         json!({"securityContext": context, "volumes": [
             {"name": "disk", "emptyDir": {}}, {"name": "memory", "emptyDir": {"medium": "Memory"}},
@@ -49,7 +50,9 @@ fn lasting(name: &str, context: Value) -> Value {
             {"name": "secret", "secret": {"secretName": "secret", "defaultMode": 0o440}}]}),
         json!({"volumeMounts": [
                 {"name": "disk", "mountPath": "/v/disk"}, {"name": "memory", "mountPath": "/v/memory"},
-                {"name": "map", "mountPath": "/v/map"}, {"name": "secret", "mountPath": "/v/secret"}],
+                {"name": "map", "mountPath": "/v/map"}, {"name": "secret", "mountPath": "/v/secret"},
+                {"name": "map", "mountPath": "/v/part", "subPath": "color"},
+                {"name": "disk", "mountPath": "/v/of-disk", "subPath": "part"}],
             "lifecycle": {"postStart": {"exec": {"command": ["touch", "/v/memory/hooked"]}}},
             "readinessProbe": {"periodSeconds": 1, "exec": {"command":
                 ["/bin/sh", "-c", "[ -e /v/disk/begun ] && [ -e /v/memory/hooked ] && grep -q 131072 /proc/self/uid_map"]}}}),

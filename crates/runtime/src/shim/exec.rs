@@ -172,9 +172,12 @@ fn become_program(
     // Root may go where the user may not, and the user where root of another namespace may not.
     let directory = process.cwd().clone();
     let entered = nix::unistd::chdir(&directory);
+    let told = |error: Errno| {
+        format!("chdir to cwd ({directory:?}) set in config.json failed: {}", error.desc().to_lowercase())
+    };
     let entered_late = matches!(entered, Err(Errno::EPERM | Errno::EACCES));
     if !entered_late {
-        entered.map_err(|e| format!("entering {}: {e}", directory.display()))?;
+        entered.map_err(told)?;
     }
     let groups = process.user().additional_gids().clone().unwrap_or_default();
     become_user(user, group, &groups).map_err(|e| format!("becoming user {user} of group {group}: {e}"))?;
@@ -185,7 +188,7 @@ fn become_program(
             .map_err(|e| format!("giving up capabilities: {e}"))?;
     }
     if entered_late {
-        nix::unistd::chdir(&directory).map_err(|e| format!("entering {}: {e}", directory.display()))?;
+        nix::unistd::chdir(&directory).map_err(told)?;
     }
     // A directory outside of the container has no path here.
     std::env::current_dir().map_err(|e| format!("the working directory is not in the container: {e}"))?;

@@ -189,7 +189,8 @@ fn what_cannot_be_started_says_why() {
     let id = node.create(&pod, &config, missing);
     let start = StartContainerRequest { container_id: id.clone() };
     let error = node.block_on(node.cri().start_container(start)).unwrap_err();
-    assert!(error.message().contains("/no/such/program"), "{error}");
+    let why = "exec: \"/no/such/program\": stat /no/such/program: no such file or directory";
+    assert!(error.message().contains(why), "{error}");
     let status = node.status(&id);
     assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 128));
     assert_eq!(status.reason, "StartError");

@@ -294,6 +294,14 @@ fn processes_are_shared() {
     assert_ne!(node.exec(&two, &["/bin/sh", "-c", "cat /proc/1/maps && test -s /proc/1/maps"]).0, 0);
     say(&node, &two, "kill -9 1; ps | grep -q '[s]leep'");
     node.remove_pod(&pod);
+    // Who is to look into another container, as a debugger is, sees that one's processes.
+    let (config, pod) = pod_of_users(&node, "looked-into");
+    let target = node.run(&pod, &config, of_users(shell("target", "exec sleep 4321"), FIRST));
+    let mut wanted = of_users(container("debugger", &["sleep", "1000"], NamespaceMode::Target), FIRST);
+    security(&mut wanted).namespace_options.as_mut().unwrap().target_id = target;
+    let debugger = node.run(&pod, &config, wanted);
+    assert_eq!(say(&node, &debugger, "/bin/busybox tr '\\0' ' ' < /proc/1/cmdline"), "sleep 4321");
+    node.remove_pod(&pod);
     node.assert_nothing_left();
 }
 
