@@ -7,6 +7,7 @@ mod cdi;
 mod cgroup;
 mod config;
 pub mod image;
+mod mount;
 mod oci;
 pub mod reexec;
 mod server;

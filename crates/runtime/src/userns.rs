@@ -2,15 +2,13 @@
 //! belong to those.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use k8s_cri::v1::{IdMapping, NamespaceMode, UserNamespace};
-use libcontainer::syscall::SyscallError;
-use libcontainer::syscall::linux::{self, MountAttr};
-use libcontainer::syscall::syscall::create_syscall;
 use serde::{Deserialize, Serialize};
+
+use crate::mount;
 
 /// Ids that follow each other, in the form of the OCI runtime specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,41 +107,13 @@ fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// A copy of the mount at `source`, with all mounts below it if `whole`, that is not seen anywhere yet.
-///
-/// # Errors
-/// `source` is not there, or this process may not mount.
-pub fn copy(source: &Path, whole: bool) -> io::Result<OwnedFd> {
-    let below = if whole { libc::AT_RECURSIVE as u32 } else { 0 };
-    let flags = libc::OPEN_TREE_CLOEXEC | libc::OPEN_TREE_CLONE | below;
-    let text = source.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
-    create_syscall().open_tree(libc::AT_FDCWD, Some(text), flags).map_err(io_error)
-}
-
-/// Makes the files of such a copy belong, for whoever comes through it, to the ids that their owners' are outside of the
+/// Makes the files of a copied mount belong, for whoever comes through it, to the ids that their owners' are outside of the
 /// namespace `users`. Mounts below it stay as they are.
 ///
 /// # Errors
 /// The kernel knows no such mounts, or none of this kind of file system.
 pub fn map(mount: &OwnedFd, users: BorrowedFd<'_>) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let change = MountAttr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: users.as_raw_fd() as u64,
-    };
-    let size = size_of::<MountAttr>();
-    create_syscall()
-        .mount_setattr(mount.as_fd(), Path::new(""), linux::AT_EMPTY_PATH, &change, size)
-        .map_err(io_error)
-}
-
-/// Shows such a copy at `target`.
-pub fn attach(mount: &OwnedFd, target: &Path) -> io::Result<()> {
-    let place = std::fs::File::options().read(true).custom_flags(libc::O_PATH).open(target)?;
-    let flags = linux::MOVE_MOUNT_F_EMPTY_PATH | linux::MOVE_MOUNT_T_EMPTY_PATH;
-    create_syscall().move_mount(mount.as_fd(), None, place.as_fd(), None, flags).map_err(io_error)
+    mount::change(mount, libc::MOUNT_ATTR_IDMAP, Some(users))
 }
 
 /// Shows `source` at `target` with the owners that its files have for a pod whose ids are those of the namespace `users`.
@@ -151,9 +121,9 @@ pub fn attach(mount: &OwnedFd, target: &Path) -> io::Result<()> {
 /// # Errors
 /// As runc says it where the file system has no such view.
 pub fn show(source: &Path, users: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
-    let view = copy(source, false)?;
+    let view = mount::copy(source, false)?;
     map(&view, users).map_err(|error| refused(source, &error))?;
-    attach(&view, target)
+    mount::attach(&view, target)
 }
 
 /// That a mount's owners cannot be mapped, in runc's words.
@@ -166,14 +136,6 @@ pub fn refused(source: &Path, error: &io::Error) -> io::Error {
             source.display()
         ),
     )
-}
-
-fn io_error(error: SyscallError) -> io::Error {
-    match error {
-        SyscallError::Nix(errno) => io::Error::from_raw_os_error(errno as i32),
-        SyscallError::IO(error) => error,
-        other => io::Error::other(other.to_string()),
-    }
 }
 
 #[cfg(test)]

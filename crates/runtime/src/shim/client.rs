@@ -1,7 +1,8 @@
 //! The server's side of the talk with shims.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -12,9 +13,13 @@ use tokio::sync::Mutex;
 
 use super::protocol::{Incoming, Init, Reply, Request, Spawn, encode, send_some};
 use super::sandbox::SOCKET;
+use crate::mount;
 
 /// The internal command that the zygote, and so every shim, is started by.
 pub const COMMAND: &str = "__shim";
+
+/// What this process runs, wherever that lies by now.
+const THIS: &str = "/proc/self/exe";
 
 /// One connection to a shim.
 #[derive(Debug)]
@@ -142,10 +147,27 @@ impl Zygote {
     }
 }
 
+/// This executable through a mount that is read only. A container whose program is told to be `/proc/self/exe` runs it, and
+/// whoever finds it there must not be able to write the host's.
+fn unwritable() -> io::Result<OwnedFd> {
+    let this = std::fs::metadata(THIS)?;
+    let executable = mount::copy(&std::env::current_exe()?, false)?;
+    let copied = std::fs::File::from(executable.try_clone()?).metadata()?;
+    if (copied.dev(), copied.ino()) != (this.dev(), this.ino()) {
+        return Err(io::Error::other("another executable has taken its place"));
+    }
+    mount::change(&executable, libc::MOUNT_ATTR_RDONLY, None)?;
+    Ok(executable)
+}
+
 fn start(state: &Path) -> io::Result<Connection> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let mut child = tokio::process::Command::new("/proc/self/exe")
+    let executable = unwritable().inspect_err(|error| {
+        tracing::warn!(%error, "containers that run as root could change the executable of this process");
+    });
+    let program = executable.as_ref().map(|executable| format!("/proc/self/fd/{}", executable.as_raw_fd()));
+    let mut child = tokio::process::Command::new(program.unwrap_or_else(|_| THIS.to_owned()))
         .arg0("krate")
         .arg(COMMAND)
         .arg(state)

@@ -173,7 +173,8 @@ fn become_program(
     let directory = process.cwd().clone();
     let entered = nix::unistd::chdir(&directory);
     let told = |error: Errno| {
-        format!("chdir to cwd ({directory:?}) set in config.json failed: {}", error.desc().to_lowercase())
+        let why = error.desc().to_lowercase();
+        format!("chdir to cwd (\"{}\") set in config.json failed: {why}", directory.display())
     };
     let entered_late = matches!(entered, Err(Errno::EPERM | Errno::EACCES));
     if !entered_late {

@@ -50,7 +50,7 @@ pub fn set(bundle: &Path, own: BorrowedFd<'_>) -> io::Result<()> {
         } else {
             File::create(&place)?;
         }
-        userns::attach(&copied.mount, &place)?;
+        crate::mount::attach(&copied.mount, &place)?;
     }
     let written = staged("config.json");
     std::fs::write(&written, serde_json::to_vec(&spec)?)?;
@@ -73,7 +73,7 @@ fn copy_mounts(spec: &mut Value, own: BorrowedFd<'_>) -> io::Result<Vec<Copied>>
             continue;
         }
         let whole = fields["options"].as_array().is_some_and(|all| all.contains(&json!("rbind")));
-        let mount = userns::copy(&source, whole).map_err(|error| told(&source, &error))?;
+        let mount = crate::mount::copy(&source, whole).map_err(|error| told(&source, &error))?;
         let mapped = ids(wanted);
         let Some(fields) = wanted.as_object_mut() else { continue };
         fields.remove("uidMappings");
@@ -101,7 +101,7 @@ fn ids(part: &Value) -> Option<Ids> {
 
 fn copy_root(spec: &mut Value) -> io::Result<Copied> {
     let source = PathBuf::from(spec["root"]["path"].as_str().unwrap_or_default());
-    let mount = userns::copy(&source, true).map_err(|error| told(&source, &error))?;
+    let mount = crate::mount::copy(&source, true).map_err(|error| told(&source, &error))?;
     let name = "rootfs".to_owned();
     spec["root"]["path"] = json!(staged(&name));
     Ok(Copied { mount, name, is_directory: true })

@@ -1,7 +1,7 @@
 //! What containers are kept from.
 
 use k8s_cri::v1::security_profile::ProfileType;
-use k8s_cri::v1::{Capability, CreateContainerRequest, Int64Value, SecurityProfile};
+use k8s_cri::v1::{Capability, CreateContainerRequest, ExecSyncRequest, Int64Value, SecurityProfile};
 
 use super::fixture::{Node, of_users, own_users, shell};
 
@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     ("calls_are_filtered_by_a_profile_of_the_nodes", calls_are_filtered_by_a_profile_of_the_nodes),
     ("a_profile_that_is_not_there_is_told", a_profile_that_is_not_there_is_told),
     ("what_is_hidden_is_what_is_asked", what_is_hidden_is_what_is_asked),
+    ("nobody_writes_the_hosts_executable", nobody_writes_the_hosts_executable),
 ];
 
 fn filtered(
@@ -145,5 +146,31 @@ fn what_is_hidden_is_what_is_asked() {
         }
         node.remove_pod(&pod);
     }
+    node.assert_nothing_left();
+}
+
+/// A container that has the runtime itself run as its program, and holds on to that (CVE-2019-5736).
+fn nobody_writes_the_hosts_executable() {
+    let node = Node::start();
+    node.import_busybox();
+    let config = node.pod("evil");
+    let pod = node.run_pod(&config);
+    let mut wanted = shell("evil", "sleep 1000");
+    let security = wanted.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    security.privileged = true;
+    let id = node.run(&pod, &config, wanted);
+    let [shim] = node.shims()[..] else { panic!("not one shim: {:?}", node.shims()) };
+    let executable = std::fs::File::open(format!("/proc/{shim}/exe")).unwrap();
+    let flags = nix::sys::statvfs::fstatvfs(&executable).unwrap().flags();
+    assert!(flags.contains(nix::sys::statvfs::FsFlags::ST_RDONLY), "{flags:?}");
+    // What is started there as itself is run through the same mount.
+    let request = ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: vec!["/proc/self/exe".into(), "--help".into()],
+        timeout: 10,
+    };
+    let _ = node.block_on(node.cri().exec_sync(request));
+    assert_eq!(node.exec(&id, &["true"]).0, 0);
+    node.remove_pod(&pod);
     node.assert_nothing_left();
 }
