@@ -160,7 +160,7 @@ impl Drop for Views {
     }
 }
 
-/// Unmounts whatever is mounted in `directory`, at whose names it was told to be mounted by the functions here.
+/// Unmounts whatever is mounted over the directories in `directory`.
 pub fn unmount_within(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type()?.is_dir() {

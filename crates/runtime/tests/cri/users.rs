@@ -74,7 +74,10 @@ fn root_is_nobody() {
         let profile =
             SecurityProfile { profile_type: ProfileType::RuntimeDefault as i32, ..Default::default() };
         security(&mut wanted).seccomp = Some(profile);
+        security(&mut wanted).readonly_rootfs = user != 0;
         let id = node.run(&pod, &config, wanted);
+        let root = say(&node, &id, "/bin/busybox grep ' / overlay ' /proc/mounts");
+        assert_eq!(root.contains(" ro,"), user != 0, "{root}");
         assert_eq!(say(&node, &id, "/bin/busybox grep Seccomp: /proc/self/status"), "Seccomp:\t2");
         assert_eq!(ids_of(first_process(&node, &id)).0, FIRST + user);
         for map in ["uid_map", "gid_map"] {
@@ -186,16 +189,25 @@ fn mounts_come_in() {
     let (config, pod) = pod_of_users(&node, "later");
     let ids = users(FIRST);
     let mut wanted = of_users(shell("c", "sleep 1000"), FIRST);
-    wanted.mounts = vec![Mount {
+    let follows = Mount {
         container_path: "/v".into(),
         host_path: volume.display().to_string(),
         propagation: MountPropagation::PropagationHostToContainer as i32,
         uid_mappings: ids.uids,
         gid_mappings: ids.gids,
         ..Default::default()
-    }];
+    };
+    let read = Mount {
+        container_path: "/ro".into(),
+        readonly: true,
+        recursive_read_only: true,
+        propagation: MountPropagation::PropagationPrivate as i32,
+        ..follows.clone()
+    };
+    wanted.mounts = vec![follows, read];
     let id = node.run(&pod, &config, wanted);
     assert_eq!(say(&node, &id, "cat /v/now/file; ls /v/later"), "there");
+    say(&node, &id, "/bin/busybox grep ' /ro/now tmpfs ro,' /proc/mounts");
     memory(&later);
     assert_eq!(say(&node, &id, "cat /v/later/file"), "there");
     // What a pod mounts does not come out.
