@@ -135,20 +135,30 @@ fn churn() {
 
 /// What a pod costs beside its own processes: memory that is the shim's alone, in bytes.
 fn shim_memory() {
+    const FIRST: u32 = 40 * 65536;
     let node = Node::start();
     node.import_busybox();
-    let config = node.pod("small");
-    let pod = node.run_pod(&config);
-    node.run(&pod, &config, shell("main", "while :; do echo line; sleep 0.01; done"));
-    node.run(&pod, &config, shell("other", "sleep 1000"));
-    let [shim] = node.shims()[..] else { panic!("not one shim: {:?}", node.shims()) };
-    let rollup = std::fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).unwrap();
-    let private: u64 = rollup
-        .lines()
-        .filter(|line| line.starts_with("Private_"))
-        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .sum();
-    eprintln!("a shim with two containers has {private} KiB of its own");
-    assert!(private < 2048, "{rollup}");
-    node.remove_pod(&pod);
+    for own in [false, true] {
+        let mut config = node.pod("small");
+        let mut containers =
+            [shell("main", "while :; do echo line; sleep 0.01; done"), shell("other", "sleep 1000")];
+        if own {
+            own_users(&mut config, FIRST);
+            containers = containers.map(|container| of_users(container, FIRST));
+        }
+        let pod = node.run_pod(&config);
+        for container in containers {
+            node.run(&pod, &config, container);
+        }
+        let [shim] = node.shims()[..] else { panic!("not one shim: {:?}", node.shims()) };
+        let rollup = std::fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).unwrap();
+        let private: u64 = rollup
+            .lines()
+            .filter(|line| line.starts_with("Private_"))
+            .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+            .sum();
+        eprintln!("a shim with two containers has {private} KiB of its own; users of its own: {own}");
+        assert!(private < 2048, "{rollup}");
+        node.remove_pod(&pod);
+    }
 }
