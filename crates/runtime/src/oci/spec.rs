@@ -184,8 +184,18 @@ mod tests {
     use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
     use super::*;
+    use crate::userns::Range;
 
     fn built(config: &ContainerConfig, image: &RunConfig, namespaces: Namespaces) -> Spec {
+        built_for(config, image, namespaces, None)
+    }
+
+    fn built_for(
+        config: &ContainerConfig,
+        image: &RunConfig,
+        namespaces: Namespaces,
+        ids: Option<&Ids>,
+    ) -> Spec {
         let files = SandboxFiles {
             hostname: None,
             hosts: "/s/hosts".into(),
@@ -201,9 +211,9 @@ mod tests {
             hostname: "pod",
             cgroup: "/kubepods/p/c".into(),
             namespaces,
-            ids: None,
+            ids,
             files,
-            held: u64::MAX,
+            held: if ids.is_some() { 0 } else { u64::MAX },
         };
         serde_json::from_value(build(&inputs).unwrap().spec).unwrap()
     }
@@ -246,6 +256,30 @@ mod tests {
         assert!(linux.masked_paths().is_none());
         assert!(!linux.devices().as_ref().unwrap().is_empty());
         assert!(linux.resources().as_ref().unwrap().devices().as_ref().unwrap()[0].allow());
+    }
+
+    #[test]
+    fn a_container_whose_users_are_its_pods_own() {
+        let range = Range { container: 0, host: 65536, length: 65536 };
+        let ids = Ids { users: vec![range], groups: vec![range] };
+        let config = ContainerConfig { command: vec!["/bin/true".into()], ..Default::default() };
+        let of_pod = Namespaces { network: Some("/proc/1/ns/net".into()), ..Default::default() };
+        for (namespaces, sys) in [(of_pod, "sysfs"), (Namespaces::default(), "bind")] {
+            let spec = built_for(&config, &RunConfig::default(), namespaces, Some(&ids));
+            let linux = spec.linux().as_ref().unwrap();
+            let user =
+                linux.namespaces().as_ref().unwrap().iter().find(|n| n.typ() == LinuxNamespaceType::User);
+            assert!(user.unwrap().path().is_none());
+            assert_eq!(linux.uid_mappings().as_ref().unwrap()[0].host_id(), 65536);
+            let mounts = spec.mounts().as_ref().unwrap();
+            let at = |path: &str| mounts.iter().find(|m| m.destination() == Path::new(path)).unwrap();
+            assert_eq!(at("/sys").typ().as_deref(), Some(sys));
+            assert_eq!(at("/etc/hosts").gid_mappings().as_ref().unwrap()[0].host_id(), 65536);
+            assert!(at("/proc").uid_mappings().is_none());
+            // Rights over users that are nobody on the host are there to give, whatever the host has.
+            let rights = spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
+            assert!(!rights.effective().as_ref().unwrap().is_empty());
+        }
     }
 
     #[test]
