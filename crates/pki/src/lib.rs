@@ -1,0 +1,14 @@
+//! Certificates with their keys as they are used: read and judged, replaced while they are in use, and followed in the
+//! files in which others renew them.
+//!
+//! Nothing here signs a certificate or asks anybody for one, and nothing here asks who it is that uses it.
+
+mod changes;
+mod current;
+mod files;
+mod pair;
+
+pub use changes::Changes;
+pub use current::{Current, Renewal};
+pub use files::{FileError, Source, Text, follow, pair_of};
+pub use pair::{Pair, PairError};
