@@ -2,7 +2,7 @@
 //! its corpus. None may panic, take long or take much memory, whatever it is given; and where a thing has two forms, one
 //! must lead to the other and back.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use http::header::{ACCEPT, HeaderMap, HeaderValue};
@@ -13,7 +13,7 @@ use krate_api::schema::TypeRef;
 use krate_api::{FieldErrors, FieldSelector, Gvk, LabelSelector, duration, json, managed, protobuf, schema};
 use serde_json::{Value, json};
 
-use crate::auth::{self, Authorities, Signer};
+use crate::auth::{self, Authorities, Signer, User};
 use crate::cel::{self, Budget, Declared, PER_CALL, Program};
 use crate::http::Wanted;
 use crate::path::Continue;
@@ -88,7 +88,7 @@ fn json_body(bytes: &[u8]) {
     let Ok(mut object) = registry.decode(bytes) else { return };
     let context = Context {
         namespace: "default".to_owned(),
-        user: "me".to_owned(),
+        user: Arc::new(User::authenticated("me", &[])),
         dry_run: false,
         subresource: String::new(),
     };

@@ -115,9 +115,9 @@ impl Admit for CertificateSubjectRestriction {
             return Ok(());
         }
         let Some(csr) = typed(object).filter(|csr| csr.spec.signer_name == CLIENT) else { return Ok(()) };
-        let organizations = organizations(&csr.spec.request.0)
+        let subject = Subject::of_request(&csr.spec.request.0)
             .map_err(|why| attributes.forbidden(format!("unable to parse spec.request: {why}")))?;
-        if organizations.iter().any(|organization| organization == MASTERS) {
+        if subject.organizations.iter().any(|organization| organization == MASTERS) {
             let why = format!("use of {CLIENT} signer with {MASTERS} group is not allowed");
             return Err(attributes.forbidden(why));
         }
@@ -125,13 +125,32 @@ impl Admit for CertificateSubjectRestriction {
     }
 }
 
-/// The organizations that a request, PEM, names: the groups of its user.
-fn organizations(pem: &[u8]) -> Result<Vec<String>, String> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(pem).map_err(|error| error.to_string())?;
-    let (_, request) =
-        X509CertificationRequest::from_der(&pem.contents).map_err(|error| error.to_string())?;
-    let subject = &request.certification_request_info.subject;
-    Ok(subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect())
+/// Whom a certificate is asked for: a user's name, and the groups.
+pub struct Subject {
+    pub common_name: String,
+    pub organizations: Vec<String>,
+}
+
+impl Subject {
+    /// Out of a request, PEM.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn of_request(pem: &[u8]) -> Result<Self, String> {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(pem).map_err(|error| error.to_string())?;
+        let (_, request) =
+            X509CertificationRequest::from_der(&pem.contents).map_err(|error| error.to_string())?;
+        let subject = &request.certification_request_info.subject;
+        let name = subject.iter_common_name().next().and_then(|name| name.as_str().ok());
+        Ok(Subject {
+            common_name: name.unwrap_or_default().to_owned(),
+            organizations: subject
+                .iter_organization()
+                .filter_map(|o| o.as_str().ok())
+                .map(str::to_owned)
+                .collect(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -142,9 +161,12 @@ mod tests {
     fn a_requests_groups_are_read_from_its_subject() {
         let key = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::OrganizationName, MASTERS);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "amy");
         let csr = params.serialize_request(&key).expect("a request").pem().expect("PEM");
-        assert_eq!(organizations(csr.as_bytes()), Ok(vec![MASTERS.to_owned()]));
-        assert!(organizations(b"nothing").is_err());
+        let subject = Subject::of_request(csr.as_bytes()).expect("a request");
+        assert_eq!((subject.common_name.as_str(), subject.organizations), ("amy", vec![MASTERS.to_owned()]));
+        assert!(Subject::of_request(b"nothing").is_err());
     }
 }

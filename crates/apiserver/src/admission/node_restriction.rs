@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::BoundObjectReference;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use krate_api::StatusError;
 
+use super::certificates::Subject;
 use super::{Admit, Attributes, Operation, lookup};
 use crate::auth::User;
 use crate::kinds::Kinds;
@@ -37,6 +39,10 @@ const OWN_LABELS: [&str; 12] = [
 ];
 const OWN_ZONE: &str = "topology.kubernetes.io/zone";
 const OWN_DOMAINS: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
+
+/// Who signs what a kubelet shows.
+const NODE_SIGNERS: [&str; 2] =
+    ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"];
 
 pub struct NodeRestriction {
     kinds: Arc<Kinds>,
@@ -99,10 +105,25 @@ impl Admit for NodeRestriction {
                 Err("can only access CSINode with the same name as the requesting node".to_owned())
             }
             ("resource.k8s.io", "resourceslices", _) => slice(node, object, old),
+            ("certificates.k8s.io", "certificatesigningrequests", "") => own_certificate(node, object, old),
             _ => Ok(()),
         };
         judged.or_else(refused)
     }
+}
+
+/// A kubelet asks for certificates of its own node alone.
+fn own_certificate(node: &str, object: Option<&dyn Object>, old: Option<&dyn Object>) -> Result<(), String> {
+    let made = object.filter(|_| old.is_none()).and_then(|object| object.is::<CertificateSigningRequest>());
+    let Some(csr) = made.filter(|csr| NODE_SIGNERS.contains(&csr.spec.signer_name.as_str())) else {
+        return Ok(());
+    };
+    let subject =
+        Subject::of_request(&csr.spec.request.0).map_err(|why| format!("unable to parse csr: {why}"))?;
+    if subject.common_name != format!("system:node:{node}") {
+        return Err(format!("can only create a node CSR with CN=system:node:{node}"));
+    }
+    Ok(())
 }
 
 impl NodeRestriction {
@@ -354,6 +375,25 @@ mod tests {
         assert!(judge(&plain, Some(&role)).expect_err("refused").contains("modify labels"));
         let tainted = node(json!({"team": "x"}), json!([{"key": "k", "effect": "NoSchedule"}]));
         assert!(judge(&plain, Some(&tainted)).expect_err("refused").contains("modify taints"));
+    }
+
+    #[test]
+    fn a_kubelet_asks_for_certificates_of_its_own() {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "system:node:a");
+        let pem = params.serialize_request(&key).expect("a request").pem().expect("PEM");
+        let mut csr: CertificateSigningRequest = typed(json!({"metadata": {"name": "r"}, "spec": {
+            "request": "", "signerName": "kubernetes.io/kubelet-serving", "usages": ["server auth"]}}));
+        csr.spec.request.0 = pem.into_bytes();
+        let judge = |node: &str, csr: &CertificateSigningRequest| {
+            own_certificate(node, Some(csr as &dyn Object), None)
+        };
+        assert_eq!(judge("a", &csr), Ok(()));
+        assert!(judge("b", &csr).expect_err("refused").contains("with CN=system:node:b"));
+        csr.spec.signer_name = "example.com/other".to_owned();
+        assert_eq!(judge("b", &csr), Ok(()), "whose names mean something else");
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Call {
     pub fn context(&self) -> Context {
         Context {
             namespace: self.info.namespace.clone(),
-            user: self.user.name.clone(),
+            user: Arc::clone(&self.user),
             dry_run: self.dry_run,
             subresource: self.info.subresource.clone(),
         }

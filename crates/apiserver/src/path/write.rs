@@ -270,7 +270,7 @@ enum Door {
 impl Door {
     fn of(subresource: &str) -> Self {
         match subresource {
-            "status" | "approval" => Door::Status,
+            "status" => Door::Status,
             "binding" | "finalize" => Door::Server,
             _ => Door::Object,
         }

@@ -1,11 +1,15 @@
 //! The trait that a kind implements, over its typed struct.
 
+use std::sync::Arc;
+
 use k8s_openapi::Metadata;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::{FieldErrors, FieldPath, Kind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::auth::User;
 
 /// One column of `kubectl get`.
 pub struct Column<T: ?Sized> {
@@ -27,7 +31,7 @@ pub struct Context {
     /// Empty for a kind of cluster scope.
     pub namespace: String,
     /// Who asks.
-    pub user: String,
+    pub user: Arc<User>,
     pub dry_run: bool,
     /// The subresource that is written: empty for the object itself.
     pub subresource: String,

@@ -1,6 +1,7 @@
 //! CertificateSigningRequest: someone asks for a certificate.
 
-use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde_json::Value;
 
@@ -35,10 +36,11 @@ impl Strategy for CertificateSigningRequest {
 
     fn prepare_for_create(&mut self, context: &Context) {
         // Who asks is what the server knows, not what they say.
-        self.spec.username = Some(context.user.clone());
-        self.spec.uid = None;
-        self.spec.groups = None;
-        self.spec.extra = None;
+        let user = context.user.info();
+        self.spec.username = user.username;
+        self.spec.uid = user.uid;
+        self.spec.groups = user.groups;
+        self.spec.extra = user.extra;
         self.status = None;
         self.status.get_or_insert_default();
     }
@@ -50,7 +52,7 @@ impl Strategy for CertificateSigningRequest {
             let conditions = self.status.take().and_then(|s| s.conditions);
             self.status.clone_from(&old.status);
             self.status.get_or_insert_default().conditions = conditions;
-            self.stamp();
+            self.stamp(old);
         } else {
             self.status.clone_from(&old.status);
         }
@@ -58,7 +60,10 @@ impl Strategy for CertificateSigningRequest {
 
     fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
         self.spec.clone_from(&old.spec);
-        self.stamp();
+        for decision in DECISIONS {
+            self.keep(old, decision);
+        }
+        self.stamp(old);
     }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
@@ -96,9 +101,23 @@ impl Strategy for CertificateSigningRequest {
         if differ(&self.spec, &old.spec) {
             errors.invalid(&at.child("spec"), &self.spec, IMMUTABLE);
         }
+        let at = at.child("status").child("conditions");
+        keeps_conditions(self, old, &at, errors);
+        let both = |csr: &Self| DECISIONS.iter().all(|kind| of_kind(csr, kind).next().is_some());
+        if both(self) && !both(old) {
+            errors.invalid(&at, "Denied", "Approved and Denied conditions are mutually exclusive");
+        }
     }
 
     fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        let conditions = at.child("status").child("conditions");
+        keeps_conditions(self, old, &conditions, errors);
+        for kind in DECISIONS {
+            let (is, was) = (of_kind(self, kind).count(), of_kind(old, kind).count());
+            if is > was {
+                errors.forbidden(&conditions, &format!("updates may not add a condition of type {kind:?}"));
+            }
+        }
         let certificate =
             |c: &Self| c.status.as_ref().and_then(|s| s.certificate.clone()).filter(|c| !c.0.is_empty());
         if let Some(was) = certificate(old)
@@ -106,13 +125,38 @@ impl Strategy for CertificateSigningRequest {
         {
             errors.forbidden(
                 &at.child("status").child("certificate"),
-                "updates may not modify a certificate once it is set",
+                "updates may not modify existing certificate content",
             );
         }
     }
 
     fn selectable(&self) -> Selectable {
         vec![("spec.signerName", self.spec.signer_name.clone())]
+    }
+}
+
+/// Whether a certificate is to be issued: said through `approval` alone, once.
+const DECISIONS: [&str; 2] = ["Approved", "Denied"];
+
+fn of_kind<'a>(
+    csr: &'a CertificateSigningRequest,
+    kind: &'a str,
+) -> impl Iterator<Item = &'a CertificateSigningRequestCondition> {
+    let all = csr.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    all.filter(move |condition| condition.type_ == kind)
+}
+
+/// What was decided, or has failed, stays so.
+fn keeps_conditions(
+    csr: &CertificateSigningRequest,
+    old: &CertificateSigningRequest,
+    at: &FieldPath,
+    errors: &mut FieldErrors,
+) {
+    for kind in DECISIONS.into_iter().chain(["Failed"]) {
+        if of_kind(csr, kind).count() < of_kind(old, kind).count() {
+            errors.forbidden(at, &format!("updates may not remove a condition of type {kind:?}"));
+        }
     }
 }
 
@@ -187,19 +231,90 @@ fn condition(c: &CertificateSigningRequest) -> Value {
     words.join(",").into()
 }
 
-trait Stamp {
-    fn stamp(&mut self);
+trait Conditions {
+    fn keep(&mut self, old: &Self, kind: &str);
+    fn stamp(&mut self, old: &Self);
 }
 
-impl Stamp for CertificateSigningRequest {
-    /// Conditions are dated by the server.
-    fn stamp(&mut self) {
-        use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-        let now = jiff::Timestamp::now();
-        let now = jiff::Timestamp::from_second(now.as_second()).unwrap_or(now);
-        for condition in self.status.iter_mut().flat_map(|s| s.conditions.iter_mut().flatten()) {
-            condition.last_update_time.get_or_insert(Time(now));
-            condition.last_transition_time.get_or_insert(Time(now));
+impl Conditions for CertificateSigningRequest {
+    /// Leaves the conditions of a kind as they were, unless some were added or taken away.
+    fn keep(&mut self, old: &Self, kind: &str) {
+        if of_kind(self, kind).count() != of_kind(old, kind).count() {
+            return;
         }
+        let mut before = of_kind(old, kind).cloned();
+        let all = self.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten());
+        for condition in all.filter(|condition| condition.type_ == kind) {
+            if let Some(before) = before.next() {
+                *condition = before;
+            }
+        }
+    }
+
+    /// Conditions are dated by the server, by when they first were what they are.
+    fn stamp(&mut self, old: &Self) {
+        let now = jiff::Timestamp::now();
+        let now = Time(jiff::Timestamp::from_second(now.as_second()).unwrap_or(now));
+        for condition in self.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten()) {
+            condition.last_update_time.get_or_insert_with(|| now.clone());
+            let before = of_kind(old, &condition.type_).find(|before| before.status == condition.status);
+            let since = before.and_then(|before| before.last_transition_time.clone());
+            condition.last_transition_time.get_or_insert_with(|| since.unwrap_or_else(|| now.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::auth::User;
+
+    fn request(conditions: Value) -> CertificateSigningRequest {
+        serde_json::from_value(json!({
+            "metadata": {"name": "r"},
+            "spec": {"request": "", "signerName": "example.com/s", "username": "else", "groups": ["system:masters"]},
+            "status": {"conditions": conditions}}))
+        .expect("a request")
+    }
+
+    #[test]
+    fn who_asks_is_whom_the_server_knows() {
+        let mut user = User::authenticated("amy", &["dev"]);
+        user.extra.insert("k".to_owned(), vec!["v".to_owned()]);
+        let mut made = request(json!([{"type": "Approved", "status": "True"}]));
+        made.prepare_for_create(&Context { user: Arc::new(user), ..Context::default() });
+        assert_eq!(made.spec.username.as_deref(), Some("amy"));
+        assert_eq!(
+            made.spec.groups.as_deref(),
+            Some(&["dev".to_owned(), "system:authenticated".to_owned()][..])
+        );
+        assert_eq!(made.spec.extra.map(|extra| extra["k"].clone()), Some(vec!["v".to_owned()]));
+        assert_eq!(made.status.and_then(|status| status.conditions), None, "nobody approves their own");
+    }
+
+    #[test]
+    fn only_the_approval_decides_and_once() {
+        let judged = |new: Value, old: Value| {
+            let (mut new, old) = (request(new), request(old));
+            let mut errors = FieldErrors::new();
+            new.prepare_for_status_update(&old, &Context::default());
+            new.validate_status_update(&old, &FieldPath::new(""), &mut errors);
+            (new, errors)
+        };
+        let approved = json!([{"type": "Approved", "status": "True", "reason": "R", "lastUpdateTime": "2026-01-01T00:00:00Z",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+        let (_, added) = judged(approved.clone(), json!([]));
+        assert!(format!("{added:?}").contains("updates may not add a condition of type"), "{added:?}");
+        let (_, removed) = judged(json!([]), approved.clone());
+        assert!(format!("{removed:?}").contains("updates may not remove a condition of type"), "{removed:?}");
+        let (kept, errors) = judged(json!([{"type": "Approved", "status": "True", "reason": "S"}]), approved);
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(of_kind(&kept, "Approved").next().and_then(|c| c.reason.as_deref()), Some("R"));
+        let (dated, _) = judged(json!([{"type": "Failed", "status": "True"}]), json!([]));
+        assert!(of_kind(&dated, "Failed").all(|c| c.last_transition_time.is_some()));
     }
 }
