@@ -10,6 +10,7 @@ use krate_api::{Gvk, Kind, Subresource, Verbs};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::aggregation::metrics::METRICS;
 use crate::aggregation::{GROUP_PRIORITY, VERSION_PRIORITY};
 use crate::bootstrap;
 
@@ -224,6 +225,7 @@ fn storage_version_hash(kind: &Kind, all: &[&Kind]) -> String {
 /// Aggregated discovery (`APIGroupDiscoveryList`) of the core group (`/api`) or of all others (`/apis`), in version `v2` or
 /// `v2beta1`.
 pub fn aggregated(kinds: &[&Kind], others: &[Other], core: bool, version: &str) -> Value {
+    METRICS.aggregated.inc();
     let items: Vec<Value> = groups(kinds, others)
         .iter()
         .filter(|g| g.name.is_empty() == core)

@@ -1,11 +1,14 @@
 //! Whether the server is well: `/healthz`, `/livez` and `/readyz`, as a whole and check by check, in upstream's words.
 
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use http::header::X_CONTENT_TYPE_OPTIONS;
 use http::{HeaderValue, StatusCode};
+use prometheus::{Encoder as _, IntCounterVec, Registry, TextEncoder};
 
 use crate::http::{self as wire, Reply};
+use crate::instruments::{Families, Gathered, Stable};
 use crate::request::Query;
 use crate::routes;
 use crate::server::Server;
@@ -23,6 +26,18 @@ const STARTED: [&str; 8] = [
     "poststarthook/scheduling/bootstrap-system-priority-classes",
     "poststarthook/priority-and-fairness-config-producer",
 ];
+
+/// What checks have come to when somebody asked, under upstream's name (KEP-3466). All servers of a process count together.
+static CHECKED: LazyLock<(Registry, IntCounterVec)> = LazyLock::new(|| {
+    let families = Families::default();
+    let all = families.counters(
+        Stable,
+        "kubernetes_healthchecks_total",
+        "Checks by what came of them.",
+        &["name", "type", "status"],
+    );
+    (families.0, all)
+});
 
 /// A check, and why it fails if it does.
 struct Check {
@@ -56,6 +71,11 @@ async fn checks(server: &Server, endpoint: &str) -> Vec<Check> {
 pub async fn answer(server: &Server, endpoint: &str, check: &[&str], query: &Query) -> Reply {
     let checks = checks(server, endpoint).await;
     if check.is_empty() {
+        let excluded: Vec<&str> = query.all("exclude").collect();
+        for Check { name, found } in checks.iter().filter(|check| !excluded.contains(&check.name)) {
+            let status = if found.is_ok() { "success" } else { "error" };
+            CHECKED.1.with_label_values(&[name, endpoint, status]).inc();
+        }
         let (code, text) = told(endpoint, &checks, query);
         return reply(code, text);
     }
@@ -112,15 +132,23 @@ fn told(endpoint: &str, checks: &[Check], query: &Query) -> (StatusCode, String)
 }
 
 /// The checks as indicators of a service level (KEP-3466), in Prometheus' text format.
-pub async fn indicators(server: &Server) -> String {
-    let mut text = "# HELP kubernetes_healthcheck Whether a check passes: 1, or 0.\n\
-                    # TYPE kubernetes_healthcheck gauge\n"
-        .to_owned();
+pub async fn indicators(server: &Server) -> Vec<u8> {
+    let mut now = Gathered::gauge(
+        Stable,
+        "kubernetes_healthcheck",
+        "Whether a check passes: 1, or 0.",
+        &["name", "type"],
+    );
     for endpoint in ["healthz", "livez", "readyz"] {
         for Check { name, found } in checks(server, endpoint).await {
-            let passes = u8::from(found.is_ok());
-            let _ = writeln!(text, "kubernetes_healthcheck{{name=\"{name}\",type=\"{endpoint}\"}} {passes}");
+            now.put(&[name, endpoint], f64::from(u8::from(found.is_ok())));
         }
+    }
+    let mut families = CHECKED.0.gather();
+    families.extend(now.family());
+    let mut text = Vec::new();
+    if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
+        tracing::warn!(%error, "the indicators cannot be written");
     }
     text
 }

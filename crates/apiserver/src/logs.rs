@@ -44,6 +44,11 @@ impl Encoding {
     }
 }
 
+/// Whether a client asks for a WebSocket.
+pub fn is_websocket(headers: &HeaderMap) -> bool {
+    headers.get(UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
 /// A WebSocket that a client opens to read a log.
 pub struct Socket {
     accept: String,
@@ -57,8 +62,9 @@ impl Socket {
     /// # Errors
     /// It offers only subprotocols that are not known.
     pub fn asked(headers: &HeaderMap) -> Result<Option<Self>, StatusError> {
-        let websocket = headers.get(UPGRADE).is_some_and(|u| u.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let (true, Some(key)) = (websocket, headers.get(SEC_WEBSOCKET_KEY)) else { return Ok(None) };
+        let (true, Some(key)) = (is_websocket(headers), headers.get(SEC_WEBSOCKET_KEY)) else {
+            return Ok(None);
+        };
         let offered: Vec<&str> = headers
             .get_all(SEC_WEBSOCKET_PROTOCOL)
             .iter()

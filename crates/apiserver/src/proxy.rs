@@ -3,6 +3,7 @@
 
 mod links;
 
+pub mod metrics;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,10 +26,11 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Attributes;
+use self::metrics::METRICS;
 use crate::http::{self as wire, Body, Reply};
 use crate::logs;
 use crate::path::{Call, no_such_resource};
-use crate::reach::{self, Trust};
+use crate::reach::{self, Identity, Trust};
 use crate::request::Query;
 use crate::server::{Server, path};
 
@@ -41,6 +43,8 @@ pub struct Nodes {
     /// For pods and Services, which are reached at an address that no certificate names.
     anyone: TlsConnector,
 }
+    /// For kubelets whose certificate nobody looks at, because it is asked so.
+    any_kubelet: TlsConnector,
 
 /// Where a request is passed on to.
 struct Target {
@@ -59,6 +63,8 @@ enum Over {
     /// TLS with a kubelet: both ends prove who they are.
     Kubelet,
 }
+    /// The same, where only this server proves it.
+    AnyKubelet,
 
 impl Over {
     fn of(tls: bool) -> Self {
@@ -74,20 +80,24 @@ impl Nodes {
     pub fn new(
         ca: &str,
         certificate: &str,
-        key: &str,
+        key_pem: &str,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let mut roots = RootCertStore::empty();
         for authority in CertificateDer::pem_slice_iter(ca.as_bytes()) {
             roots.add(authority?)?;
         }
         let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())?;
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
-        let anyone = reach::connector(Trust::Anyone, None)?;
-        Ok(Nodes { tls: TlsConnector::from(Arc::new(config)), anyone })
+        let own = Identity { certificate: certificate.to_owned(), key: key_pem.to_owned() };
+        Ok(Nodes {
+            tls: TlsConnector::from(Arc::new(config)),
+            anyone: reach::connector(Trust::Anyone, None)?,
+            any_kubelet: reach::connector(Trust::Anyone, Some(&own))?,
+        })
     }
 }
 
@@ -135,6 +145,7 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
             };
             if what == "log" {
                 let upgrade = call.upgrade.take();
+                METRICS.log(matches!(target.over, Over::AnyKubelet));
                 let socket = logs::Socket::asked(&call.headers)?;
                 let (name, shutdown) = (call.info.name.clone(), call.server.shutdown.clone());
                 let mut reply = logs::checked(pass_on(call, target, body).await?, &name).await?;
@@ -145,6 +156,9 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
                 return Ok(reply);
             }
             target
+            if logs::is_websocket(&call.headers) {
+                METRICS.streaming(what);
+            }
         }
         _ => return Err(no_such_resource()),
     };
@@ -307,7 +321,9 @@ async fn kubelet_target(call: &Call, what: &str) -> Result<Option<Target>, Statu
     };
     let query =
         if matches!(what, "exec" | "attach") { streams(&call.raw_query) } else { call.raw_query.clone() };
-    Ok(Some(Target { host, port, over: Over::Kubelet, path: with_query(path, &query) }))
+    let insecure = what == "log" && call.query.flag("insecureSkipTLSVerifyBackend");
+    let over = if insecure { Over::AnyKubelet } else { Over::Kubelet };
+    Ok(Some(Target { host, port, over, path: with_query(path, &query) }))
 }
 
 /// The API says `stdin=true`, the kubelet `input=1`.
@@ -436,8 +452,14 @@ async fn pass_on(call: Call, target: Target, body: Bytes) -> Result<Reply, Statu
         Over::Kubelet => &call.server.nodes.tls,
     };
     let name = ServerName::try_from(target.host.clone()).map_err(unreachable)?;
-    let stream = tls.connect(name, stream).await.map_err(unreachable)?;
+    let stream = tls.connect(name, stream).await.map_err(|error| {
+        if call.info.subresource == "log" && reach::is_certificate(&error) {
+            METRICS.log_tls_failures.inc();
+        }
+        unreachable(error)
+    })?;
     over(call, target, body, TokioIo::new(stream)).await
+        Over::AnyKubelet => &call.server.nodes.any_kubelet,
 }
 
 async fn over<S>(mut call: Call, target: Target, body: Bytes, stream: S) -> Result<Reply, StatusError>

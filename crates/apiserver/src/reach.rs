@@ -1,5 +1,7 @@
 //! How servers that stand behind a Service are reached: at which address, and whom they are to be over TLS.
 
+pub mod outdated;
+
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
@@ -76,6 +78,12 @@ fn roots(authorities: &[u8]) -> RootCertStore {
         drop(roots.add(authority));
     }
     roots
+}
+
+/// Whether a handshake failed because of the other's certificate.
+pub fn is_certificate(error: &std::io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// The label by which an EndpointSlice names its Service.

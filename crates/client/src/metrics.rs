@@ -4,12 +4,13 @@
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
+use krate_metrics::Families;
+use krate_metrics::Stability::{Alpha, Beta};
 use parking_lot::Mutex;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// Upper bounds of how long a key waits, and is worked on, in seconds.
@@ -33,13 +34,13 @@ const BYTES: &[f64] = &[
 
 /// All of it; clones share it.
 pub fn registry() -> Registry {
-    METRICS.registry.clone()
+    METRICS.families.0.clone()
 }
 
 /// All of it, in Prometheus' text format.
 pub fn text() -> String {
     let mut text = String::new();
-    if let Err(error) = TextEncoder::new().encode_utf8(&METRICS.registry.gather(), &mut text) {
+    if let Err(error) = TextEncoder::new().encode_utf8(&METRICS.families.0.gather(), &mut text) {
         tracing::warn!(%error, "some metrics cannot be written");
     }
     text
@@ -48,7 +49,7 @@ pub fn text() -> String {
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
 struct Metrics {
-    registry: Registry,
+    families: Families,
     adds: IntCounterVec,
     retries: IntCounterVec,
     waited: HistogramVec,
@@ -62,79 +63,62 @@ struct Metrics {
 
 impl Metrics {
     fn new() -> Self {
-        let registry = Registry::new();
+        let families = Families::default();
         let name = &["name"];
         let call = &["verb", "host"];
-        let queues = Queues::new();
-        put(&registry, Ok(queues.clone()));
         Metrics {
-            adds: counters(&registry, "workqueue_adds_total", "[BETA] Keys that were added to a queue", name),
-            retries: counters(
-                &registry,
+            adds: families.counters(Beta, "workqueue_adds_total", "Keys that were added to a queue", name),
+            retries: families.counters(
+                Beta,
                 "workqueue_retries_total",
-                "[BETA] Keys that were put back into a queue for later",
+                "Keys that were put back into a queue for later",
                 name,
             ),
-            waited: histograms(
-                &registry,
+            waited: families.histograms(
+                Beta,
                 "workqueue_queue_duration_seconds",
-                "[BETA] How long a key waits in a queue until it is worked on",
+                "How long a key waits in a queue until it is worked on",
                 name,
                 WORK_SECONDS,
             ),
-            worked: histograms(
-                &registry,
+            worked: families.histograms(
+                Beta,
                 "workqueue_work_duration_seconds",
-                "[BETA] How long a key is worked on",
+                "How long a key is worked on",
                 name,
                 WORK_SECONDS,
             ),
-            queues,
-            requests: counters(
-                &registry,
+            queues: families.put(Ok(Queues::new())),
+            requests: families.counters(
+                Alpha,
                 "rest_client_requests_total",
-                "[ALPHA] Requests by their answer's code, method and host",
+                "Requests by their answer's code, method and host",
                 &["code", "method", "host"],
             ),
-            durations: histograms(
-                &registry,
+            durations: families.histograms(
+                Alpha,
                 "rest_client_request_duration_seconds",
-                "[ALPHA] How long a request took until its answer began",
+                "How long a request took until its answer began",
                 call,
                 REQUEST_SECONDS,
             ),
-            sent: histograms(
-                &registry,
+            sent: families.histograms(
+                Alpha,
                 "rest_client_request_size_bytes",
-                "[ALPHA] How large what is sent is",
+                "How large what is sent is",
                 call,
                 BYTES,
             ),
-            received: histograms(
-                &registry,
+            received: families.histograms(
+                Alpha,
                 "rest_client_response_size_bytes",
-                "[ALPHA] How large answers are whose size is known when they begin",
+                "How large answers are whose size is known when they begin",
                 call,
                 BYTES,
             ),
-            registry,
+            families,
         }
     }
-}
-
-/// Names are the program's, so that the first test finds a wrong one.
-fn put<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let collector = made.expect("the name is good");
-    registry.register(Box::new(collector.clone())).expect("the name is free");
-    collector
-}
-
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    put(registry, IntCounterVec::new(Opts::new(name, help), labels))
-}
-
-fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-    put(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
 }
 
 /// What is counted of one queue as it goes.
@@ -185,19 +169,22 @@ impl Queues {
     fn new() -> Self {
         let name = &["name"];
         let gauges = |family: &str, help: &str| {
-            GaugeVec::new(Opts::new(family, help), name).expect("the name is good")
+            GaugeVec::new(Opts::new(family, Beta.help(help)), name).expect("the name is good")
         };
         Queues {
             known: Arc::default(),
-            depth: IntGaugeVec::new(Opts::new("workqueue_depth", "[BETA] Keys that wait in a queue"), name)
-                .expect("the name is good"),
+            depth: IntGaugeVec::new(
+                Opts::new("workqueue_depth", Beta.help("Keys that wait in a queue")),
+                name,
+            )
+            .expect("the name is good"),
             unfinished: gauges(
                 "workqueue_unfinished_work_seconds",
-                "[BETA] How long keys that are worked on now have been, together: large where workers are stuck",
+                "How long keys that are worked on now have been, together: large where workers are stuck",
             ),
             longest: gauges(
                 "workqueue_longest_running_processor_seconds",
-                "[BETA] How long the key has been worked on that has been for the longest",
+                "How long the key has been worked on that has been for the longest",
             ),
         }
     }

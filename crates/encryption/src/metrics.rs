@@ -2,11 +2,9 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use prometheus::core::Collector;
-use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
-    exponential_buckets,
-};
+use krate_metrics::Stability::Alpha;
+use krate_metrics::{Families, powers};
+use prometheus::{GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
@@ -16,7 +14,7 @@ pub const TO_STORAGE: &str = "to_storage";
 
 /// All that the encryption of one server counts.
 pub struct Metrics {
-    registry: Registry,
+    families: Families,
     /// Which server it is, as a hash.
     server: String,
     operations: IntCounterVec,
@@ -48,146 +46,99 @@ fn now() -> f64 {
 impl Metrics {
     /// For the server of this identity.
     pub fn new(server: &str) -> Self {
-        let registry = Registry::new();
-        let buckets = |start, count| exponential_buckets(start, 2.0, count).expect("they grow");
-        let put = |name: &str, help: &str| Opts::new(format!("apiserver_{name}"), help);
-        let timed = |name: &str, help: &str, start, count| {
-            HistogramOpts::new(format!("apiserver_{name}"), help).buckets(buckets(start, count))
+        const KEY: &[&str] = &["transformation_type", "provider_name", "key_id_hash", "apiserver_id_hash"];
+        const RELOAD: &[&str] = &["status", "apiserver_id_hash"];
+        let families = Families::default();
+        let storage = |end: &str| format!("apiserver_storage_{end}");
+        let envelope = |end: &str| format!("apiserver_envelope_encryption_{end}");
+        let config = |end: &str| format!("apiserver_encryption_config_controller_{end}");
+        let counter = |name: &str, help: &str| families.counter(Alpha, name, help);
+        let counters = |name: &str, help: &str, labels: &[&str]| families.counters(Alpha, name, help, labels);
+        let gauges = |name: &str, help: &str, labels: &[&str]| families.gauges(Alpha, name, help, labels);
+        let moments = |name: &str, help: &str, labels: &[&str]| families.fractions(Alpha, name, help, labels);
+        let timed = |name: &str, help: &str, labels: &[&str], start, count| {
+            families.histograms(Alpha, name, help, labels, &powers(start, 2.0, count))
         };
-        let key = ["transformation_type", "provider_name", "key_id_hash", "apiserver_id_hash"];
-        let reload = ["status", "apiserver_id_hash"];
         Metrics {
             server: hash(server),
-            operations: registered(
-                &registry,
-                IntCounterVec::new(
-                    put("storage_transformation_operations_total", "Values sealed and opened."),
-                    &["resource", "transformation_type", "transformer_prefix", "status"],
-                ),
+            operations: counters(
+                &storage("transformation_operations_total"),
+                "Values sealed and opened.",
+                &["resource", "transformation_type", "transformer_prefix", "status"],
             ),
-            durations: registered(
-                &registry,
-                HistogramVec::new(
-                    timed("storage_transformation_duration_seconds", "How long that took.", 5e-6, 25),
-                    &["transformation_type", "transformer_prefix"],
-                ),
+            durations: timed(
+                &storage("transformation_duration_seconds"),
+                "How long that took.",
+                &["transformation_type", "transformer_prefix"],
+                5e-6,
+                25,
             ),
-            misses: registered(
-                &registry,
-                IntCounter::with_opts(put(
-                    "storage_envelope_transformation_cache_misses_total",
-                    "Data keys that a plugin had to decrypt.",
-                )),
+            misses: counter(
+                &storage("envelope_transformation_cache_misses_total"),
+                "Data keys that a plugin had to decrypt.",
             ),
-            generations: registered(
-                &registry,
-                Histogram::with_opts(timed(
-                    "storage_data_key_generation_duration_seconds",
-                    "How long it took to make data keys.",
-                    5e-6,
-                    14,
-                )),
+            generations: timed(
+                &storage("data_key_generation_duration_seconds"),
+                "How long it took to make data keys.",
+                &[],
+                5e-6,
+                14,
+            )
+            .with_label_values::<&str>(&[]),
+            failed_generations: counter(
+                &storage("data_key_generation_failures_total"),
+                "Data keys that could not be made.",
             ),
-            failed_generations: registered(
-                &registry,
-                IntCounter::with_opts(put(
-                    "storage_data_key_generation_failures_total",
-                    "Data keys that could not be made.",
-                )),
+            calls: timed(
+                &envelope("kms_operations_latency_seconds"),
+                "Calls of plugins.",
+                &["provider_name", "method_name", "grpc_status_code"],
+                1e-4,
+                20,
             ),
-            calls: registered(
-                &registry,
-                HistogramVec::new(
-                    timed(
-                        "envelope_encryption_kms_operations_latency_seconds",
-                        "Calls of plugins.",
-                        1e-4,
-                        20,
-                    ),
-                    &["provider_name", "method_name", "grpc_status_code"],
-                ),
+            used: counters(&envelope("key_id_hash_total"), "How often a plugin's key was used.", KEY),
+            used_last: moments(
+                &envelope("key_id_hash_last_timestamp_seconds"),
+                "When a plugin's key was last used.",
+                KEY,
             ),
-            used: registered(
-                &registry,
-                IntCounterVec::new(
-                    put("envelope_encryption_key_id_hash_total", "How often a plugin's key was used."),
-                    &key,
-                ),
+            status_last: moments(
+                &envelope("key_id_hash_status_last_timestamp_seconds"),
+                "When a plugin last named a key in its status.",
+                &["provider_name", "key_id_hash", "apiserver_id_hash"],
             ),
-            used_last: registered(
-                &registry,
-                GaugeVec::new(
-                    put(
-                        "envelope_encryption_key_id_hash_last_timestamp_seconds",
-                        "When a plugin's key was last used.",
-                    ),
-                    &key,
-                ),
+            invalid: counters(
+                &envelope("invalid_key_id_from_status_total"),
+                "How often a plugin named a key that is none.",
+                &["provider_name", "error"],
             ),
-            status_last: registered(
-                &registry,
-                GaugeVec::new(
-                    put(
-                        "envelope_encryption_key_id_hash_status_last_timestamp_seconds",
-                        "When a plugin last named a key in its status.",
-                    ),
-                    &["provider_name", "key_id_hash", "apiserver_id_hash"],
-                ),
+            cached: gauges(
+                &envelope("dek_source_cache_size"),
+                "Data keys that are remembered.",
+                &["provider_name"],
             ),
-            invalid: registered(
-                &registry,
-                IntCounterVec::new(
-                    put(
-                        "envelope_encryption_invalid_key_id_from_status_total",
-                        "How often a plugin named a key that is none.",
-                    ),
-                    &["provider_name", "error"],
-                ),
+            reloads: counters(
+                &config("automatic_reloads_total"),
+                "Configurations read again, by whether they were taken.",
+                RELOAD,
             ),
-            cached: registered(
-                &registry,
-                IntGaugeVec::new(
-                    put("envelope_encryption_dek_source_cache_size", "Data keys that are remembered."),
-                    &["provider_name"],
-                ),
+            reloaded_last: moments(
+                &config("automatic_reload_last_timestamp_seconds"),
+                "When that was last done.",
+                RELOAD,
             ),
-            reloads: registered(
-                &registry,
-                IntCounterVec::new(
-                    put(
-                        "encryption_config_controller_automatic_reloads_total",
-                        "Configurations read again, by whether they were taken.",
-                    ),
-                    &reload,
-                ),
+            config: gauges(
+                &config("last_config_info"),
+                "Which configuration is in use; always 1.",
+                &["apiserver_id_hash", "hash"],
             ),
-            reloaded_last: registered(
-                &registry,
-                GaugeVec::new(
-                    put(
-                        "encryption_config_controller_automatic_reload_last_timestamp_seconds",
-                        "When that was last done.",
-                    ),
-                    &reload,
-                ),
-            ),
-            config: registered(
-                &registry,
-                IntGaugeVec::new(
-                    put(
-                        "encryption_config_controller_last_config_info",
-                        "Which configuration is in use; always 1.",
-                    ),
-                    &["apiserver_id_hash", "hash"],
-                ),
-            ),
-            registry,
+            families,
         }
     }
 
     /// All of them, to be shown with the server's own.
     pub fn collector(&self) -> Registry {
-        self.registry.clone()
+        self.families.0.clone()
     }
 
     pub fn transformed(
@@ -229,11 +180,4 @@ impl Metrics {
         self.config.reset();
         self.config.with_label_values(&[&self.server, config_hash]).set(1);
     }
-}
-
-/// Puts a collector into the registry. Names are this file's, so that a wrong one is found by the first test.
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let collector = made.expect("the name is good");
-    registry.register(Box::new(collector.clone())).expect("the name is free");
-    collector
 }

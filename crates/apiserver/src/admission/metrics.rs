@@ -12,6 +12,7 @@ use crate::instruments::{Alpha, Beta, Families, Gathered, Stable};
 /// Upper bounds in seconds.
 const SECONDS: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5];
 const WEBHOOK_SECONDS: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0];
+const CONDITION_SECONDS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.1, 0.2, 0.25];
 const POLICY_SECONDS: &[f64] = &[0.0000005, 0.001, 0.01, 0.1, 1.0];
 /// Codes above this one are told as it.
 const CODE_MOST: i32 = 600;
@@ -43,7 +44,7 @@ impl Phase {
     }
 
     /// As webhooks are told apart.
-    fn of_webhook(self) -> &'static str {
+    pub fn of_webhook(self) -> &'static str {
         match self {
             Phase::Mutate => "admit",
             Phase::Validate => "validating",
@@ -106,6 +107,16 @@ pub enum Said {
     },
 }
 
+/// The conditions by which a webhook or a policy is asked.
+pub struct Conditions<'a> {
+    /// Its name.
+    pub of: &'a str,
+    /// `webhook` or `policy`.
+    pub kind: &'a str,
+    /// In which part of admission it is asked.
+    pub sort: &'a str,
+}
+
 /// What is counted of webhooks and policies, whose names come and go.
 pub struct Metrics {
     pub families: Families,
@@ -113,6 +124,9 @@ pub struct Metrics {
     webhook_requests: IntCounterVec,
     webhook_rejections: IntCounterVec,
     webhook_fail_open: IntCounterVec,
+    conditions: HistogramVec,
+    conditions_excluded: IntCounterVec,
+    condition_errors: IntCounterVec,
     /// Of mutating and of validating policies.
     policies: [(IntCounterVec, HistogramVec); 2],
     pub pod_security: PodSecurity,
@@ -153,6 +167,7 @@ impl PodSecurity {
 
 impl Default for Metrics {
     fn default() -> Self {
+        const CONDITIONS: &[&str] = &["name", "kind", "type", "operation"];
         const MUTATING: &[&str] = &["policy", "policy_binding", "error_type"];
         const VALIDATING: &[&str] = &["policy", "policy_binding", "error_type", "enforcement_action"];
         let families = Families::default();
@@ -194,6 +209,23 @@ impl Default for Metrics {
                 "Writes that went on without a webhook that failed.",
                 &["name", "type"],
             ),
+            conditions: families.histograms(
+                Alpha,
+                "apiserver_admission_match_condition_evaluation_seconds",
+                "What it takes to see whether a webhook or a policy is to be asked.",
+                CONDITIONS,
+                CONDITION_SECONDS,
+            ),
+            conditions_excluded: counters(
+                "apiserver_admission_match_condition_exclusions_total",
+                "Writes that a webhook or a policy was not asked about, by its conditions.",
+                CONDITIONS,
+            ),
+            condition_errors: counters(
+                "apiserver_admission_match_condition_evaluation_errors_total",
+                "Writes of which it could not be told whether a webhook or a policy is to be asked.",
+                CONDITIONS,
+            ),
             policies: [policy("mutating", MUTATING), policy("validating", VALIDATING)],
             pod_security: PodSecurity::new(&families),
             families,
@@ -217,6 +249,23 @@ impl Metrics {
             self.webhook_rejections.with_label_values(&[name, sort, operation, error, &code]).inc();
         } else if said != Said::Yes {
             self.webhook_fail_open.with_label_values(&[name, sort]).inc();
+        }
+    }
+
+    /// Notes what it took to see whether conditions hold of a write, and what was seen.
+    pub fn matched(
+        &self,
+        conditions: &Conditions<'_>,
+        operation: Operation,
+        holds: Result<&bool, &String>,
+        took: Duration,
+    ) {
+        let labels = [conditions.of, conditions.kind, conditions.sort, operation.name()];
+        self.conditions.with_label_values(&labels).observe(took.as_secs_f64());
+        match holds {
+            Ok(true) => {}
+            Ok(false) => self.conditions_excluded.with_label_values(&labels).inc(),
+            Err(_) => self.condition_errors.with_label_values(&labels).inc(),
         }
     }
 

@@ -13,6 +13,7 @@ use krate_api::{Reason, StatusError, kinds};
 use krate_store::cache::{CacheEvent, Freshness, Head, Kind as Change, Scope, Start, WatchQuery};
 use serde_json::{Value, json};
 
+use super::metrics::METRICS;
 use super::remote::Remote;
 use super::{discovery, openapi, register};
 use crate::admission::lookup;
@@ -123,6 +124,11 @@ fn tend(server: &Arc<Server>, commits: &AsItself, name: &str, service: Option<&A
     let gone = server.shutdown.child_token();
     let remote = service.and_then(|service| Remote::new(service, aggregation.own.as_ref(), gone));
     let remote = remote.map(Arc::new);
+    if service.is_some() && remote.is_none() {
+        aggregation.local.lock().insert(name.to_owned());
+    } else {
+        aggregation.local.lock().remove(name);
+    }
     if known.is_some() || remote.is_some() {
         aggregation.put(name, remote.clone());
         server.openapi.forget();
@@ -268,14 +274,26 @@ async fn tell(commits: &AsItself, name: &str, verdict: &Verdict) -> Result<(), S
     let place = path(&kinds::API_SERVICE, "", name);
     loop {
         let mut service = commits.ask(Method::GET, place.clone(), None).await?;
+        let was_available = is_available(&service);
         if !set(&mut service, verdict) {
             return Ok(());
         }
         match commits.ask(Method::PUT, format!("{place}/status"), Some(&service)).await {
             Err(error) if error.is(Reason::Conflict) => {}
-            written => return written.map(drop),
+            Err(error) => return Err(error),
+            Ok(_) => {
+                if was_available && !is_available(&service) {
+                    METRICS.unavailable(name, verdict.reason);
+                }
+                return Ok(());
+            }
         }
     }
+}
+
+fn is_available(service: &Value) -> bool {
+    let mut conditions = service["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.any(|condition| condition["type"] == "Available" && condition["status"] == "True")
 }
 
 /// Whether this changed anything.

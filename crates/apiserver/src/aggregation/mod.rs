@@ -7,15 +7,17 @@
 
 mod available;
 mod discovery;
+pub mod metrics;
 mod openapi;
 mod pass;
 mod register;
 mod remote;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
 
 pub use available::start;
@@ -34,6 +36,8 @@ pub struct Aggregation {
     remotes: ArcSwap<BTreeMap<String, Arc<Remote>>>,
     /// By what others know this server as a front proxy.
     own: Option<Identity>,
+    /// The APIServices of what this server serves itself, by name.
+    local: Mutex<BTreeSet<String>>,
 }
 
 impl Aggregation {
@@ -66,7 +70,7 @@ impl Aggregation {
         remotes.get(&format!("{version}.{group}")).cloned()
     }
 
-    /// Whether those who serve in this server's place do so, for `/metrics`.
+    /// Whether all who serve do so, this server among them, for `/metrics`.
     pub(crate) fn gather(&self) -> Option<MetricFamily> {
         let mut family = Gathered::gauge(
             Alpha,
@@ -74,6 +78,9 @@ impl Aggregation {
             "APIServices whose server does not answer are 1, all others 0.",
             &["name"],
         );
+        for name in self.local.lock().iter() {
+            family.put(&[name], 0.0);
+        }
         for (name, remote) in self.remotes.load().iter() {
             family.put(&[name], f64::from(u8::from(!remote.is_available())));
         }

@@ -24,7 +24,7 @@ use super::pass::identify;
 use crate::auth::{MASTERS, User};
 use crate::http as wire;
 use crate::kinds::Kinds;
-use crate::reach::{self, Identity, Trust};
+use crate::reach::{self, Identity, Trust, outdated};
 
 /// How long a server may take to say what it serves, as upstream.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -158,8 +158,10 @@ impl Remote {
         drop(stream.set_nodelay(true));
         let named = ServerName::try_from(format!("{name}.{namespace}.svc"))
             .map_err(|error| Unreached::Setup(error.to_string()))?;
-        let stream = tls.connect(named, stream).await;
-        let stream = stream.map_err(|error| Unreached::Network(format!("tls: {error}")))?;
+        let stream = tls.connect(named, stream).await.map_err(|error| {
+            outdated::METRICS.aggregator.failed(&error);
+            Unreached::Network(format!("tls: {error}"))
+        })?;
         Ok((stream, address))
     }
 

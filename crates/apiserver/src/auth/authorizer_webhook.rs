@@ -1,13 +1,14 @@
 //! An authorizer that stands elsewhere and is asked by SubjectAccessReviews, about the requests that match its conditions.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value as Json, json};
 
 use super::authorize::Decision;
 use super::cache::Cache;
-use super::remote::Remote;
+use super::metrics::{Asked, METRICS};
+use super::remote::{Remote, Unanswered};
 use crate::cel::{self, Budget, Declared, Program, Type, Value};
 use crate::rbac::{Ask, Target};
 
@@ -101,7 +102,7 @@ impl Webhook {
 
     pub async fn decide(&self, ask: &Ask<'_>) -> Decision {
         let spec = spec(ask);
-        match matches(&self.settings.conditions, &spec) {
+        match self.is_asked(&spec) {
             Ok(true) => {}
             Ok(false) => return Decision::NoOpinion(String::new()),
             Err(why) => return self.failed(&why),
@@ -117,9 +118,22 @@ impl Webhook {
             "spec": self.versioned(spec),
             "status": {"allowed": false},
         });
-        let answer = match self.remote.review(&review).await {
+        let began = Instant::now();
+        let answered = self.remote.review(&review).await;
+        let asked = match &answered {
+            Ok(_) => Asked::Success,
+            Err(Unanswered::Late) => Asked::Timeout,
+            Err(Unanswered::Failed(_)) => Asked::Error,
+        };
+        METRICS.asked(self.name(), asked, began.elapsed());
+        let answer = match answered {
             Ok(answer) => answer,
-            Err(why) => return self.failed(&why),
+            Err(why) => {
+                if !self.settings.fails_closed {
+                    METRICS.failed_open(self.name(), asked);
+                }
+                return self.failed(&why.to_string());
+            }
         };
         let status = &answer["status"];
         let reason = status["reason"].as_str().unwrap_or_default().to_owned();
@@ -134,6 +148,17 @@ impl Webhook {
         };
         self.answers.keep(question, decision.clone(), life);
         decision
+    }
+
+    /// Whether its conditions have it asked about a review's spec.
+    fn is_asked(&self, spec: &Json) -> Result<bool, String> {
+        if self.settings.conditions.is_empty() {
+            return Ok(true);
+        }
+        let began = Instant::now();
+        let holds = matches(&self.settings.conditions, spec);
+        METRICS.matched(self.name(), holds.as_ref().map(|holds| *holds).map_err(drop), began.elapsed());
+        holds
     }
 
     /// Groups had a shorter name in the first version.
@@ -195,9 +220,6 @@ pub fn spec(ask: &Ask<'_>) -> Json {
 
 /// Whether all conditions hold for a review's spec: one that does not decides, whatever the others are.
 fn matches(conditions: &[Program], spec: &Json) -> Result<bool, String> {
-    if conditions.is_empty() {
-        return Ok(true);
-    }
     // Expressions may name every field of what is there.
     let mut seen = spec.clone();
     for (object, fields) in [

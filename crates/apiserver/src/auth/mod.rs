@@ -10,6 +10,7 @@ mod cache;
 mod certificate;
 pub mod jwt;
 mod keys;
+pub mod metrics;
 pub mod reload;
 mod remote;
 mod request_header;

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use prometheus::core::Collector;
-use prometheus::{GaugeVec, IntCounterVec, Opts, Registry};
-use sha2::{Digest as _, Sha256};
+use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Registry};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
+
+use super::metrics::hashed;
+use crate::instruments::{Alpha, Beta, Families};
 
 /// How often a file is looked at whatever is heard of it, as upstream.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
@@ -41,6 +42,7 @@ impl Followed {
         take: impl Fn(String) -> F + Send + 'static,
     ) {
         let metrics = Arc::clone(metrics);
+        metrics.taken(what, &self.text);
         tokio::spawn(async move {
             let mut looks = tokio::time::interval(self.look_every);
             looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -70,7 +72,10 @@ impl Followed {
                 };
                 metrics.reloaded(what, taken.is_ok());
                 match taken {
-                    Ok(()) => tracing::info!("reloaded {what} config from {path}"),
+                    Ok(()) => {
+                        metrics.taken(what, &self.text);
+                        tracing::info!("reloaded {what} config from {path}");
+                    }
                     Err(error) => tracing::error!("reloading {what} config from {path}: {error}"),
                 }
             }
@@ -107,55 +112,78 @@ async fn next(changes: Option<&mut Changes>) -> io::Result<()> {
 
 /// What is counted of it, under upstream's names.
 pub struct Metrics {
-    registry: Registry,
+    families: Families,
     /// Which server it is, as a hash.
     server: String,
-    /// By what is configured: how often, and when last.
-    of: Vec<(&'static str, IntCounterVec, GaugeVec)>,
+    of: [Reloads; 2],
+}
+
+/// What is counted of one configuration.
+struct Reloads {
+    what: &'static str,
+    total: IntCounterVec,
+    /// When that was last, in seconds since 1970.
+    last: GaugeVec,
+    info: IntGaugeVec,
 }
 
 impl Metrics {
     /// For the server of this identity.
     pub fn new(server: &str) -> Self {
-        let registry = Registry::new();
-        let labels = ["status", "apiserver_id_hash"];
+        const BY: &[&str] = &["status", "apiserver_id_hash"];
+        let families = Families::default();
         let of = ["authentication", "authorization"].map(|what| {
-            let put =
-                |end: &str, help: &str| Opts::new(format!("apiserver_{what}_config_controller_{end}"), help);
-            let total =
-                put("automatic_reloads_total", "Configurations read again, by whether they were taken.");
-            let last = put("automatic_reload_last_timestamp_seconds", "When that was last done.");
-            (
+            let name = |end: &str| format!("apiserver_{what}_config_controller_{end}");
+            Reloads {
                 what,
-                registered(&registry, IntCounterVec::new(total, &labels)),
-                registered(&registry, GaugeVec::new(last, &labels)),
-            )
+                total: families.counters(
+                    Beta,
+                    &name("automatic_reloads_total"),
+                    "Configurations read again, by whether they were taken.",
+                    BY,
+                ),
+                last: families.fractions(
+                    Beta,
+                    &name("automatic_reload_last_timestamp_seconds"),
+                    "When that was last done.",
+                    BY,
+                ),
+                info: families.gauges(
+                    Alpha,
+                    &name("last_config_info"),
+                    "Which configuration is in force, as a hash; always 1.",
+                    &["apiserver_id_hash", "hash"],
+                ),
+            }
         });
-        let server = format!("sha256:{}", hex::encode(Sha256::digest(server)));
-        Metrics { registry, server, of: of.into() }
+        Metrics { families, server: hashed(server), of }
     }
 
     /// All of them, to be shown with the server's own.
     pub fn collector(&self) -> Registry {
-        self.registry.clone()
+        self.families.0.clone()
+    }
+
+    fn of(&self, what: &str) -> impl Iterator<Item = &Reloads> {
+        self.of.iter().filter(move |of| of.what == what)
     }
 
     fn reloaded(&self, what: &str, success: bool) {
-        let status = if success { "success" } else { "failure" };
-        for (_, total, last) in self.of.iter().filter(|(of, ..)| *of == what) {
-            let labels = [status, self.server.as_str()];
-            total.with_label_values(&labels).inc();
+        let labels = [if success { "success" } else { "failure" }, self.server.as_str()];
+        for reloads in self.of(what) {
+            reloads.total.with_label_values(&labels).inc();
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-            last.with_label_values(&labels).set(now);
+            reloads.last.with_label_values(&labels).set(now);
         }
     }
-}
 
-/// Puts a collector into the registry. Names are this file's, so that a wrong one is found by the first test.
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let collector = made.expect("the name is good");
-    registry.register(Box::new(collector.clone())).expect("the name is free");
-    collector
+    /// Tells which configuration is in force.
+    fn taken(&self, what: &str, text: &str) {
+        for reloads in self.of(what) {
+            reloads.info.reset();
+            reloads.info.with_label_values(&[self.server.as_str(), &hashed(text)]).set(1);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -196,7 +224,7 @@ mod tests {
             }
         });
         let counted = |status: &str| {
-            let families = metrics.registry.gather();
+            let families = metrics.collector().gather();
             let all = families.iter().filter(|f| f.name().ends_with("automatic_reloads_total"));
             all.flat_map(|f| f.get_metric().to_vec())
                 .filter(|m| m.get_label().iter().any(|label| label.value() == status))

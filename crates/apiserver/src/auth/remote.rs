@@ -14,6 +14,15 @@ const ATTEMPTS: usize = 5;
 const BACKOFF: Duration = Duration::from_millis(500);
 const FACTOR: f64 = 1.5;
 
+/// Why a review was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Unanswered {
+    #[error("context deadline exceeded")]
+    Late,
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// A server that answers reviews.
 pub struct Remote {
     client: kube::Client,
@@ -44,11 +53,15 @@ impl Remote {
     ///
     /// # Errors
     /// There is no answer in time, or it is none.
-    pub async fn review(&self, review: &Value) -> Result<Value, String> {
+    pub async fn review(&self, review: &Value) -> Result<Value, Unanswered> {
         let asked = tokio::time::timeout(self.timeout, self.ask(review.to_string())).await;
-        let answer = asked.map_err(|_| "context deadline exceeded".to_owned())??;
+        let answer = asked.map_err(|_| Unanswered::Late)?.map_err(Unanswered::Failed)?;
         let same = answer["kind"] == review["kind"] && answer["apiVersion"] == review["apiVersion"];
-        if same { Ok(answer) } else { Err(format!("the answer is no {}", review["kind"])) }
+        if same {
+            Ok(answer)
+        } else {
+            Err(Unanswered::Failed(format!("the answer is no {}", review["kind"])))
+        }
     }
 
     async fn ask(&self, body: String) -> Result<Value, String> {

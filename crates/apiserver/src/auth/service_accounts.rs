@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use krate_store::cache::Freshness;
 
+use super::metrics::METRICS;
 use super::token::{self, Bound, Claims, Legacy, Said, Signer};
 use super::tokens::{Found, Tokens};
 use crate::admission::lookup;
@@ -16,6 +17,8 @@ use crate::kinds::Kinds;
 
 /// How long what is being deleted still vouches for tokens, in seconds, as upstream.
 const LEEWAY: i64 = 60;
+/// Says of a secret since when nobody is to use its token any more (KEP-2799).
+const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 
 pub struct ServiceAccounts {
     signer: Arc<Signer>,
@@ -73,8 +76,37 @@ impl ServiceAccounts {
         }
         let found = lookup::find::<Secret>(&self.kinds, "", "secrets", &said.namespace, &said.secret).await;
         let secret = found.map_err(|error| error.to_string())?;
-        let data = secret.filter(|secret| secret.metadata.deletion_timestamp.is_none()).and_then(|s| s.data);
-        Ok(data.is_some_and(|data| data.get("token").is_some_and(|held| held.0 == token.as_bytes())))
+        let Some(secret) = secret.filter(|secret| secret.metadata.deletion_timestamp.is_none()) else {
+            return Ok(false);
+        };
+        let held = secret.data.as_ref().and_then(|data| data.get("token"));
+        if held.is_none_or(|held| held.0 != token.as_bytes()) {
+            return Ok(false);
+        }
+        if secret
+            .metadata
+            .labels
+            .iter()
+            .flatten()
+            .any(|(name, value)| name == INVALID_SINCE && !value.is_empty())
+        {
+            METRICS.accounts.invalidated.inc();
+            return Err(format!(
+                "the token in secret {}/{} for service account {}/{} has been marked invalid",
+                said.namespace, said.secret, said.namespace, said.account
+            ));
+        }
+        let generated = self.was_generated(said).await;
+        if generated { &METRICS.accounts.generated } else { &METRICS.accounts.manual }.inc();
+        Ok(true)
+    }
+
+    /// Whether the account names the secret as its own, as accounts did whose secrets the cluster made.
+    async fn was_generated(&self, said: &Legacy) -> bool {
+        let (namespace, name) = (&said.namespace, &said.account);
+        let found = lookup::find::<ServiceAccount>(&self.kinds, "", "serviceaccounts", namespace, name).await;
+        let account = found.ok().flatten().unwrap_or_default();
+        account.secrets.iter().flatten().any(|secret| secret.name.as_deref() == Some(&said.secret))
     }
 }
 
@@ -83,13 +115,25 @@ impl Tokens for ServiceAccounts {
     async fn whose(&self, token: &str, audiences: &[String]) -> Found {
         Ok(match self.signer.verify(token, audiences) {
             Some(Said::Bound(claims)) if self.still_bound(&claims).await => {
+                noted(&claims);
                 let good = audiences.iter().filter(|a| claims.aud.contains(a)).cloned().collect();
                 Some((claims.user(), Some(good)))
             }
-            Some(Said::Legacy(said)) if self.still_held(&said, token).await? => {
-                Some((token::account(&said.namespace, &said.account, &said.uid, BTreeMap::new()), None))
+            Some(Said::Legacy(said)) => {
+                METRICS.accounts.legacy.inc();
+                let account = || token::account(&said.namespace, &said.account, &said.uid, BTreeMap::new());
+                self.still_held(&said, token).await?.then(|| (account(), None))
             }
             _ => None,
         })
+    }
+}
+
+/// Counts whether a token that is to be replaced in time was.
+fn noted(claims: &Claims) {
+    match claims.kubernetes.warnafter {
+        None | Some(0) => {}
+        Some(at) if Timestamp::now().as_second() > at => METRICS.accounts.stale.inc(),
+        Some(_) => METRICS.accounts.valid.inc(),
     }
 }

@@ -1,7 +1,7 @@
 //! The token webhook: others are asked by TokenReviews whose tokens are, and their answers kept for a while.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::UserInfo;
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::cache::Cache;
+use super::metrics::METRICS;
 use super::remote::Remote;
 use super::tokens::{Found, Tokens};
 use super::{AUTHENTICATED, User};
@@ -46,9 +47,24 @@ impl Tokens for TokenWebhook {
     async fn whose(&self, token: &str, audiences: &[String]) -> Found {
         // Tokens themselves are not kept in memory for longer than they are needed.
         let question = hex::encode(Sha256::digest(json!([token, audiences]).to_string()));
+        let (metrics, began) = (&METRICS.cache, Instant::now());
         if let Some(known) = self.answers.get(&question) {
+            metrics.looked(true, began.elapsed());
             return Ok(known);
         }
+        let fetching = metrics.fetching();
+        let asked = self.asked(token, audiences).await;
+        fetching.done(asked.is_ok());
+        metrics.looked(false, began.elapsed());
+        let found = asked?;
+        self.answers.keep(question, found.clone(), self.settings.life);
+        Ok(found)
+    }
+}
+
+impl TokenWebhook {
+    /// What the webhook says of a token at this moment.
+    async fn asked(&self, token: &str, audiences: &[String]) -> Found {
         let review = json!({
             "apiVersion": format!("authentication.k8s.io/{}", self.settings.version),
             "kind": "TokenReview",
@@ -56,10 +72,8 @@ impl Tokens for TokenWebhook {
             "spec": {"token": token, "audiences": audiences},
             "status": {"user": {}},
         });
-        let answer = self.remote.review(&review).await?;
-        let found = read(&answer["status"], audiences)?;
-        self.answers.keep(question, found.clone(), self.settings.life);
-        Ok(found)
+        let answer = self.remote.review(&review).await.map_err(|error| error.to_string())?;
+        read(&answer["status"], audiences)
     }
 }
 

@@ -1,67 +1,10 @@
-//! Families of metrics: each has upstream's name, labels and buckets, and says in its help how stable it is there.
+//! Families whose rows are counted elsewhere, and are brought together when somebody asks.
 
-use prometheus::core::Collector;
+use krate_metrics::Stability;
+use krate_store::Durations;
 use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram as Seen, LabelPair, Metric, MetricFamily, MetricType,
 };
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
-
-use krate_store::Durations;
-
-/// How stable upstream holds a family to be (KEP-1209).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stability {
-    Alpha,
-    Beta,
-    Stable,
-}
-
-impl Stability {
-    fn help(self, text: &str) -> String {
-        let word = match self {
-            Stability::Alpha => "ALPHA",
-            Stability::Beta => "BETA",
-            Stability::Stable => "STABLE",
-        };
-        format!("[{word}] {text}")
-    }
-}
-
-/// A registry, and how families are put into it. Their names are the program's, so that the first test finds a wrong one.
-#[derive(Clone, Default)]
-pub struct Families(pub Registry);
-
-impl Families {
-    fn put<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
-        let collector = made.expect("the name is good");
-        self.0.register(Box::new(collector.clone())).expect("the name is free");
-        collector
-    }
-
-    pub fn counter(&self, stability: Stability, name: &str, help: &str) -> IntCounter {
-        self.put(IntCounter::new(name, stability.help(help)))
-    }
-
-    pub fn counters(&self, stability: Stability, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.put(IntCounterVec::new(Opts::new(name, stability.help(help)), labels))
-    }
-
-    pub fn gauges(&self, stability: Stability, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.put(IntGaugeVec::new(Opts::new(name, stability.help(help)), labels))
-    }
-
-    pub fn histograms(
-        &self,
-        stability: Stability,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-        buckets: &[f64],
-    ) -> HistogramVec {
-        let opts = HistogramOpts::new(name, stability.help(help)).buckets(buckets.to_vec());
-        self.put(HistogramVec::new(opts, labels))
-    }
-}
 
 /// A family of which the rows are counted elsewhere, and brought together when they are asked for.
 pub struct Gathered {

@@ -5,6 +5,7 @@
 //! look into a table; from then on counting is an addition.
 
 mod families;
+mod features;
 mod requests;
 mod resources;
 
@@ -21,15 +22,17 @@ use prometheus::{
     TextEncoder,
 };
 
-pub(crate) use families::Stability::{Alpha, Beta, Stable};
-pub(crate) use families::{Families, Gathered};
+pub(crate) use families::Gathered;
+pub(crate) use krate_metrics::Families;
+pub(crate) use krate_metrics::Stability::{Alpha, Beta, Stable};
+use krate_metrics::powers;
 pub use requests::Asked;
 use requests::{Sort, VALIDATIONS};
 
-use crate::auth::Decision;
-use crate::cel;
+use crate::auth::{self, Decision};
 use crate::request::RequestInfo;
 use crate::server::Server;
+use crate::{aggregation, apiextensions, cel, node_authorizer, proxy, reach};
 
 pub use prometheus::TEXT_FORMAT as FORMAT;
 
@@ -136,15 +139,13 @@ impl Instruments {
         let families = Families::default();
         families.0.register(Box::new(ProcessCollector::for_self())).expect("the names are free");
         tell_version(&families);
+        features::tell(&families);
         let in_flight = families.gauges(
             Stable,
             "apiserver_current_inflight_requests",
             "Requests under way, those apart that run for long.",
             &["request_kind"],
         );
-        let powers = |start: f64, factor: f64, count| {
-            prometheus::exponential_buckets(start, factor, count).unwrap_or_default()
-        };
         let filters = families.histograms(
             Alpha,
             "apiserver_request_filter_duration_seconds",
@@ -293,7 +294,7 @@ impl Instruments {
                 WATCH_LIST_SECONDS,
             ),
             validations: VALIDATIONS.map(|value| validations.with_label_values(&[value])),
-            registries: std::iter::once(families.0).chain(others).collect(),
+            registries: std::iter::once(families.0).chain(of_parts()).chain(others).collect(),
         }
     }
 
@@ -383,6 +384,18 @@ impl Instruments {
         }
         text
     }
+}
+
+/// What parts of the server count for all servers of the process.
+fn of_parts() -> [Registry; 6] {
+    [
+        aggregation::metrics::METRICS.registry(),
+        apiextensions::metrics::METRICS.registry(),
+        auth::metrics::METRICS.registry(),
+        node_authorizer::metrics::METRICS.registry(),
+        proxy::metrics::METRICS.registry(),
+        reach::outdated::METRICS.registry(),
+    ]
 }
 
 fn scope(info: &RequestInfo) -> &'static str {

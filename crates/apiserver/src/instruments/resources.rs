@@ -7,8 +7,7 @@ use std::sync::Arc;
 use krate_store::cache::{Counts, Lists, Write};
 use prometheus::proto::MetricFamily;
 
-use super::families::Gathered;
-use super::families::Stability::{Alpha, Beta, Stable};
+use super::{Alpha, Beta, Gathered, Stable};
 use crate::kinds::Kinds;
 use crate::storage::Storage;
 
@@ -34,6 +33,7 @@ const COUNTED: &[Counted] = &[
     ("apiserver_terminated_watchers_total", "Watches that were ended because they were too slow.", |c| {
         c.terminated.get()
     }),
+    ("apiserver_storage_decode_errors_total", "Stored objects that cannot be read.", |c| c.undecodable.get()),
     ("apiserver_cache_list_returned_objects_total", "Objects in lists from the cache.", |c| {
         c.lists.returned.get()
     }),

@@ -4,6 +4,7 @@
 //! node's objects is as the role `system:node` says.
 
 mod graph;
+pub mod metrics;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use k8s_openapi::api::rbac::v1::PolicyRule;
@@ -14,6 +15,7 @@ use parking_lot::RwLock;
 
 use self::graph::Graph;
 pub use self::graph::{Reference, Referent, references};
+use self::metrics::METRICS;
 use crate::rbac::{self, Ask, Target, matches};
 
 const USER_PREFIX: &str = "system:node:";
@@ -86,15 +88,18 @@ impl NodeAuthorizer {
     pub fn set_pod(&self, pod: &Pod) {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         let key = (text(&pod.metadata.namespace), text(&pod.metadata.name));
+        let _timed = METRICS.timed("AddPod");
         self.graph.write().set_pod(key, pod);
     }
 
     pub fn forget_pod(&self, namespace: &str, name: &str) {
+        let _timed = METRICS.timed("DeletePod");
         self.graph.write().forget_pod(&(namespace.to_owned(), name.to_owned()));
     }
 
     /// Of a volume as it is, or that it is gone.
     pub fn set_volume(&self, name: &str, volume: Option<&PersistentVolume>) {
+        let _timed = METRICS.timed(if volume.is_some() { "AddPV" } else { "DeletePV" });
         let mut graph = self.graph.write();
         match volume {
             Some(volume) => graph.set_volume(name, volume),
@@ -103,6 +108,8 @@ impl NodeAuthorizer {
     }
 
     pub fn set_attachment(&self, name: &str, attachment: Option<&VolumeAttachment>) {
+        let operation = if attachment.is_some() { "AddVolumeAttachment" } else { "DeleteVolumeAttachment" };
+        let _timed = METRICS.timed(operation);
         let mut graph = self.graph.write();
         match attachment {
             Some(attachment) => graph.attachments.insert(name.to_owned(), attachment.spec.node_name.clone()),
@@ -111,6 +118,8 @@ impl NodeAuthorizer {
     }
 
     pub fn set_slice(&self, name: &str, slice: Option<&ResourceSlice>) {
+        let operation = if slice.is_some() { "AddResourceSlice" } else { "DeleteResourceSlice" };
+        let _timed = METRICS.timed(operation);
         let mut graph = self.graph.write();
         match slice.and_then(|slice| slice.spec.node_name.clone()) {
             Some(node) => graph.slices.insert(name.to_owned(), node),
@@ -316,6 +325,8 @@ mod tests {
         assert!(!nodes.may("b", "get", " configmaps  ns page"));
         assert!(nodes.told("jane", "get", " configmaps  ns page", "").is_err());
         nodes.0.forget_pod("ns", "p");
+        let told = METRICS.registry().gather();
+        assert_eq!(told[0].name(), "node_authorizer_graph_actions_duration_seconds");
         assert!(!nodes.may("a", "get", " configmaps  ns page"));
     }
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::policy::typecheck;
 use crate::admission::{self, Chain};
 use crate::aggregation::{self, Aggregation};
-use crate::apiextensions::{self, Establisher};
+use crate::apiextensions::Establisher;
 use crate::audit::{self, Audit};
 use crate::auth::{self, Authenticator, Authorizer, Caller, MASTERS, Signer, User};
 use crate::bootstrap::{self, Commits};
@@ -234,7 +234,6 @@ impl Server {
                         decisions,
                         reload_metrics.collector(),
                         allocator.metrics(),
-                        apiextensions::metrics::METRICS.registry(),
                     ])
                     .chain(config.registries),
             ),

@@ -246,3 +246,54 @@ async fn a_token_of_an_account_lives_as_long_as_what_it_is_bound_to() {
     assert_eq!(api.delete("/api/v1/namespaces/default/secrets/bound").await.0, 200);
     assert_eq!(as_bearer(&bound).await, "401 Unauthorized", "what it was bound to is gone");
 }
+
+#[tokio::test]
+async fn a_token_of_a_secret_is_counted_and_can_be_taken_out_of_use() {
+    let pair = KeyPair::generate().expect("a key");
+    let pem = pair.serialize_pem();
+    let key = pem.clone();
+    let server = Socket::start(move |config| config.authentication = Settings::signing_with(key)).await;
+    let api = &server.api;
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    let (code, account) = api.post(accounts, &json!({"metadata": {"name": "builder"}})).await;
+    assert_eq!(code, 201, "{account}");
+    let claims = json!({
+        "iss": "kubernetes/serviceaccount",
+        "sub": "system:serviceaccount:default:builder",
+        "kubernetes.io/serviceaccount/namespace": "default",
+        "kubernetes.io/serviceaccount/secret.name": "held",
+        "kubernetes.io/serviceaccount/service-account.name": "builder",
+        "kubernetes.io/serviceaccount/service-account.uid": account["metadata"]["uid"],
+    });
+    let key = jsonwebtoken::EncodingKey::from_ec_pem(pem.as_bytes()).expect("a key");
+    let head = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::ES256);
+    let token = jsonwebtoken::encode(&head, &claims, &key).expect("signed");
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let held = json!({
+        "metadata": {"name": "held", "annotations": {"kubernetes.io/service-account.name": "builder"}},
+        "type": "kubernetes.io/service-account-token",
+        "stringData": {"token": token},
+    });
+    let (code, body) = api.post(secrets, &held).await;
+    assert_eq!(code, 201, "{body}");
+
+    let as_bearer = async || server.name(None, &[("authorization", &format!("Bearer {token}"))]).await;
+    let counted = async |name: &str| {
+        let (_, page) = api.get("/metrics").await;
+        let name = format!("serviceaccount_{name}_total ");
+        let line = page.as_str().and_then(|page| page.lines().find_map(|line| line.strip_prefix(&name)));
+        line.and_then(|count| count.parse::<u32>().ok()).expect("a count")
+    };
+    assert_eq!(as_bearer().await, "system:serviceaccount:default:builder");
+    assert_eq!(counted("legacy_manual_token_uses").await, 1);
+    // As accounts named the secrets that were made for them.
+    let named = json!({"secrets": [{"name": "held"}]});
+    assert_eq!(api.patch(&format!("{accounts}/builder"), &named).await.0, 200);
+    assert_eq!(as_bearer().await, "system:serviceaccount:default:builder");
+    assert_eq!(counted("legacy_auto_token_uses").await, 1);
+    let invalid = json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": "2026-01-01"}}});
+    assert_eq!(api.patch(&format!("{secrets}/held"), &invalid).await.0, 200);
+    assert_eq!(as_bearer().await, "401 Unauthorized");
+    assert_eq!(counted("invalid_legacy_auto_token_uses").await, 1);
+    assert_eq!(counted("legacy_tokens").await, 3);
+}

@@ -19,6 +19,8 @@ const PLACE: &str = "component,group,resource,scope,subresource,verb,version";
 
 /// Name, type, labels and stability of what a server shows that was asked for a few things.
 const FAMILIES: &[(&str, &str, &str, &str)] = &[
+    ("aggregator_discovery_aggregation_count_total", "counter", "", "ALPHA"),
+    ("aggregator_unavailable_apiservice", "gauge", "name", "ALPHA"),
     (
         "apiserver_admission_controller_admission_duration_seconds",
         "histogram",
@@ -37,6 +39,8 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("apiserver_client_certificate_expiration_seconds", "histogram", "", "BETA"),
     ("apiserver_current_inflight_requests", "gauge", "request_kind", "STABLE"),
     ("apiserver_init_events_total", "counter", "group,resource", "ALPHA"),
+    ("apiserver_kube_aggregator_x509_insecure_sha1_total", "counter", "", "ALPHA"),
+    ("apiserver_kube_aggregator_x509_missing_san_total", "counter", "", "ALPHA"),
     ("apiserver_longrunning_requests", "gauge", PLACE, "STABLE"),
     ("apiserver_request_body_size_bytes", "histogram", "group,resource,verb", "ALPHA"),
     ("apiserver_request_filter_duration_seconds", "histogram", "filter", "ALPHA"),
@@ -76,19 +80,32 @@ const FAMILIES: &[(&str, &str, &str, &str)] = &[
     ("apiserver_watch_events_sizes", "histogram", "group,resource,version", "ALPHA"),
     ("apiserver_watch_events_total", "counter", "group,resource,version", "ALPHA"),
     ("apiserver_watch_list_duration_seconds", "histogram", "group,resource,scope,version", "ALPHA"),
+    ("apiserver_webhooks_x509_insecure_sha1_total", "counter", "", "ALPHA"),
+    ("apiserver_webhooks_x509_missing_san_total", "counter", "", "ALPHA"),
     ("authenticated_user_requests", "counter", "username", "BETA"),
     ("authentication_attempts", "counter", "result", "BETA"),
     ("authentication_duration_seconds", "histogram", "result", "BETA"),
+    ("authentication_token_cache_fetch_total", "counter", "status", "ALPHA"),
+    ("authentication_token_cache_request_duration_seconds", "histogram", "status", "ALPHA"),
+    ("authentication_token_cache_request_total", "counter", "status", "ALPHA"),
     ("authorization_attempts_total", "counter", "result", "ALPHA"),
     ("authorization_duration_seconds", "histogram", "result", "ALPHA"),
     ("etcd_request_duration_seconds", "histogram", "group,operation,resource", "ALPHA"),
     ("etcd_requests_total", "counter", "group,operation,resource", "ALPHA"),
+    ("kube_apiserver_pod_logs_backend_tls_failure_total", "counter", "", "ALPHA"),
     (
         "kubernetes_build_info",
         "gauge",
         "build_date,compiler,git_commit,git_tree_state,git_version,go_version,major,minor,platform",
         "ALPHA",
     ),
+    ("kubernetes_feature_enabled", "gauge", "name,stage", "BETA"),
+    ("serviceaccount_invalid_legacy_auto_token_uses_total", "counter", "", "ALPHA"),
+    ("serviceaccount_legacy_auto_token_uses_total", "counter", "", "ALPHA"),
+    ("serviceaccount_legacy_manual_token_uses_total", "counter", "", "ALPHA"),
+    ("serviceaccount_legacy_tokens_total", "counter", "", "ALPHA"),
+    ("serviceaccount_stale_tokens_total", "counter", "", "ALPHA"),
+    ("serviceaccount_valid_tokens_total", "counter", "", "ALPHA"),
     ("version_info", "gauge", "binary,component,emulation,min_compat", "ALPHA"),
 ];
 
@@ -246,6 +263,12 @@ async fn families_are_upstreams_and_tell_what_happened() {
     assert!(value(&text, "apiserver_admission_controller_admission_duration_seconds_count", &plugin) >= 1.0);
     assert!(value(&text, "authenticated_user_requests", &["username=\"email_id\""]) >= 1.0);
     assert!(value(&text, "apiserver_storage_size_bytes", &[]) > 0.0);
+    for (feature, is_on) in [("InPlacePodVerticalScaling", 1.0), ("AllAlpha", 0.0)] {
+        let told = value(&text, "kubernetes_feature_enabled", &[&format!("name=\"{feature}\"")]);
+        assert!((told - is_on).abs() < 0.1, "{feature}");
+    }
+    let local = value(&text, "aggregator_unavailable_apiservice", &["name=\"v1.apps\""]);
+    assert!(local.abs() < 0.1 && text.contains("name=\"v1.apps\""), "what is served here is there");
     assert!(!text.contains("invented"), "who asks makes no rows");
 
     let shown = families(&text);

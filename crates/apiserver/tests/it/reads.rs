@@ -202,4 +202,13 @@ async fn what_the_server_does_is_counted() {
     let text = text.as_str().unwrap_or_default();
     assert_eq!(code, 200, "{text}");
     assert!(text.contains(r#"kubernetes_healthcheck{name="etcd",type="readyz"} 1"#), "{text}");
+    assert_eq!(api.get("/livez?exclude=ping").await.0, 200);
+    let (_, text) = api.get("/metrics/slis").await;
+    let text = text.as_str().unwrap_or_default();
+    let passed = |name: &str, of: &str| {
+        text.contains(&format!(
+            "kubernetes_healthchecks_total{{name=\"{name}\",status=\"success\",type=\"{of}\"}}"
+        ))
+    };
+    assert!(passed("etcd", "livez") && !passed("ping", "livez"), "{text}");
 }

@@ -54,6 +54,8 @@ pub struct Counts {
     pub initializations: Count,
     /// Changes that came from the store and were told to those whom they concern.
     pub events: Count,
+    /// What was stored and cannot be read.
+    pub undecodable: Count,
     /// Objects that were there when a watch began, and which it was told of.
     pub initial: Count,
     /// Watchers that were given up because they were too slow.
@@ -91,6 +93,7 @@ impl Default for Counts {
         Counts {
             initializations: Count::default(),
             events: Count::default(),
+            undecodable: Count::default(),
             initial: Count::default(),
             terminated: Count::default(),
             lists: Lists::default(),

@@ -122,6 +122,7 @@ impl Resource {
     fn object(&self, kv: &KeyValue) -> Option<Arc<Object>> {
         let Some((text, head)) = self.decode.decode(&kv.key, &kv.value) else {
             tracing::error!(key = %kv.key.escape_ascii(), revision = %kv.mod_revision, "cannot read a stored object");
+            self.counts.undecodable.add(1);
             return None;
         };
         let KeyValue { key, value, mod_revision, .. } = kv.clone();

@@ -15,7 +15,8 @@ use k8s_openapi::api::admissionregistration::v1::{MatchCondition, ParamKind, Par
 use krate_api::{LabelSelector, StatusError};
 use krate_store::cache::{Freshness, ListQuery, Scope as Reach};
 
-use super::{Attributes, review};
+use super::metrics::{Conditions, Metrics};
+use super::{Attributes, Operation, review};
 use crate::auth::{Authorizer, MASTERS};
 use crate::cel::{
     self, Authz, Budget, Check, Declared, Error, PER_MATCH_CONDITIONS, Program, Question, Value, Variables,
@@ -186,6 +187,30 @@ impl<'a> Scope<'a> {
             [one] => Err(one.clone()),
             many => Err(format!("[{}]", many.join(", "))),
         }
+    }
+}
+
+/// What is counted of the conditions by which policies are asked about a write.
+#[derive(Clone, Copy)]
+pub struct Counts<'a> {
+    pub metrics: &'a Metrics,
+    pub operation: Operation,
+}
+
+impl Counts<'_> {
+    /// Whether all match conditions of a policy hold.
+    ///
+    /// # Errors
+    /// See [`Scope::conditions`].
+    pub fn conditions(self, scope: &Scope<'_>, policy: &str, all: &[Compiled]) -> Result<bool, String> {
+        if all.is_empty() {
+            return Ok(true);
+        }
+        let began = Instant::now();
+        let holds = scope.conditions(all);
+        let conditions = Conditions { of: policy, kind: "policy", sort: "validate" };
+        self.metrics.matched(&conditions, self.operation, holds.as_ref(), began.elapsed());
+        holds
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value as Json, json};
 
 use super::seen::{Composed, Seen};
 use super::validating::error_type;
-use super::{Compiled, Input, Scope, compile, compile_conditions, params};
+use super::{Compiled, Counts, Input, Scope, compile, compile_conditions, params};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::{constrained, is_exempt};
 use crate::admission::metrics::Metrics;
@@ -99,7 +99,9 @@ impl MutatingPolicies {
         let mut asked = false;
         for given in &all {
             let mut input = input.with_object(object);
-            if !Scope::new(&input, given, &policy.variables).conditions(&policy.conditions)? {
+            let scope = Scope::new(&input, given, &policy.variables);
+            let counts = Counts { metrics: &self.metrics, operation: attributes.operation };
+            if !counts.conditions(&scope, &policy.name, &policy.conditions)? {
                 continue;
             }
             asked = true;

@@ -13,7 +13,7 @@ use krate_api::StatusError;
 use serde_json::json;
 
 use super::seen::{Composed, Seen};
-use super::{Compiled, Input, Scope, compile, compile_conditions, params};
+use super::{Compiled, Counts, Input, Scope, compile, compile_conditions, params};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::{constrained, is_exempt};
 use crate::admission::metrics::Metrics;
@@ -111,7 +111,7 @@ struct Verdict {
     errors: Vec<String>,
 }
 
-fn judge(policy: &Policy, input: &Input, params: &Value) -> Verdict {
+fn judge(policy: &Policy, input: &Input, params: &Value, counts: Counts<'_>) -> Verdict {
     let scope = Scope::new(input, params, &policy.variables);
     let mut verdict = Verdict::default();
     let mut began = Instant::now();
@@ -119,7 +119,7 @@ fn judge(policy: &Policy, input: &Input, params: &Value) -> Verdict {
         let error = error_type(&message);
         policy.fails().then_some(Denial { message, reason: None, validation, error, took })
     };
-    match scope.conditions(&policy.conditions) {
+    match counts.conditions(&scope, &policy.name, &policy.conditions) {
         Ok(true) => {}
         Ok(false) => return verdict,
         Err(error) => {
@@ -263,8 +263,9 @@ impl Admit for ValidatingPolicies {
                     input = Some(Input::new(kinds, &self.authorizer, attributes, object, old).await?);
                 }
                 let Some(input) = &input else { continue };
+                let counts = Counts { metrics: &self.metrics, operation: attributes.operation };
                 for given in &all {
-                    let verdict = judge(policy, input, given);
+                    let verdict = judge(policy, input, given, counts);
                     for took in verdict.passed {
                         self.metrics.validated(&policy.name, name, "no_error", "allow", took);
                     }

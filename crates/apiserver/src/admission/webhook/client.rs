@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::kinds::Kinds;
-use crate::reach::{self, Trust};
+use crate::reach::{self, Trust, outdated};
 use crate::spans;
 
 /// The largest answer to an AdmissionReview that is read, in bytes, as upstream.
@@ -117,7 +117,10 @@ async fn send(tls: &TlsConnector, target: &Target, body: Bytes, largest: usize) 
         TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {host}:{port}: {e}"))?;
     drop(stream.set_nodelay(true));
     let name = ServerName::try_from(target.name.clone()).map_err(|error| error.to_string())?;
-    let stream = tls.connect(name, stream).await.map_err(|error| format!("tls: {error}"))?;
+    let stream = tls.connect(name, stream).await.map_err(|error| {
+        outdated::METRICS.webhooks.failed(&error);
+        format!("tls: {error}")
+    })?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| told(&error))?;
     let connection = tokio::spawn(connection);

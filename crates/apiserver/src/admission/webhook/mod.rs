@@ -5,7 +5,7 @@ mod client;
 pub mod mutating;
 pub mod validating;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use k8s_openapi::api::admissionregistration::v1::{MatchCondition, RuleWithOperations, WebhookClientConfig};
@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 pub use self::client::Client;
 use super::matching::{Rule, selected};
-use super::metrics::Said as Told;
+use super::metrics::{Conditions, Metrics, Phase, Said as Told};
 use super::policy::seen::Seen;
 use super::policy::{Compiled, Input, Scope, compile_conditions};
 use super::{Attributes, review};
@@ -125,6 +125,7 @@ async fn is_asked(
     attributes: &Attributes,
     object: Option<&dyn Object>,
     old: Option<&dyn Object>,
+    (metrics, phase): (&Metrics, Phase),
 ) -> Result<bool, StatusError> {
     if !hook.rules.iter().any(|rule| Rule::from(rule).matches(attributes)) {
         return Ok(false);
@@ -137,7 +138,11 @@ async fn is_asked(
         return Ok(true);
     }
     let input = Input::new(kinds, authorizer, attributes, object, old).await?;
-    match Scope::new(&input, &Value::Null, &[]).conditions(&hook.conditions) {
+    let began = Instant::now();
+    let holds = Scope::new(&input, &Value::Null, &[]).conditions(&hook.conditions);
+    let conditions = Conditions { of: &hook.name, kind: "webhook", sort: phase.of_webhook() };
+    metrics.matched(&conditions, attributes.operation, holds.as_ref(), began.elapsed());
+    match holds {
         Ok(holds) => Ok(holds),
         Err(_) if !hook.fails => Ok(false),
         Err(why) => Err(attributes.forbidden(why)),

@@ -126,7 +126,8 @@ impl Admit for MutatingWebhooks {
         }
         let all = self.hooks.all(&self.kinds, GROUP, "mutatingwebhookconfigurations", prepare).await?;
         for (i, hook) in all.iter().flat_map(|hooks| hooks.iter()).enumerate() {
-            if !is_asked(hook, &self.kinds, &self.authorizer, attributes, None, old).await? {
+            let counts = (&*self.metrics, Phase::Mutate);
+            if !is_asked(hook, &self.kinds, &self.authorizer, attributes, None, old, counts).await? {
                 continue;
             }
             let place = format!("round_0_index_{i}");
@@ -159,7 +160,8 @@ impl Admit for MutatingWebhooks {
             if round > 0 && !attributes.webhook_is_due(&hook.id()) {
                 continue;
             }
-            if !is_asked(hook, &self.kinds, &self.authorizer, attributes, Some(object), old).await? {
+            let counts = (&*self.metrics, Phase::Mutate);
+            if !is_asked(hook, &self.kinds, &self.authorizer, attributes, Some(object), old, counts).await? {
                 continue;
             }
             let place = format!("round_{round}_index_{i}");

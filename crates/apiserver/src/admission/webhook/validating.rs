@@ -68,7 +68,8 @@ impl Admit for ValidatingWebhooks {
         let all = self.hooks.all(&self.kinds, GROUP, "validatingwebhookconfigurations", prepare).await?;
         let mut asked = Vec::new();
         for hook in all.iter().flat_map(|hooks| hooks.iter()) {
-            if is_asked(hook, &self.kinds, &self.authorizer, attributes, object, old).await? {
+            let counts = (&*self.metrics, Phase::Validate);
+            if is_asked(hook, &self.kinds, &self.authorizer, attributes, object, old, counts).await? {
                 asked.push(hook);
             }
         }

@@ -7,6 +7,7 @@ mod issuer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -15,6 +16,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
 use serde_json::Value;
 
+use super::User;
+use super::metrics::METRICS;
 use super::tokens::{Found, Tokens};
 use crate::cel::Program;
 use issuer::Issuer;
@@ -126,9 +129,18 @@ impl Tokens for Jwt {
         if issuer_of(token).as_deref() != Some(self.settings.url.as_str()) {
             return Ok(None);
         }
+        let began = Instant::now();
+        let user = self.user(token).await;
+        METRICS.by_issuer(&self.settings.url, user.is_ok(), began.elapsed());
+        Ok(Some((user?, None)))
+    }
+}
+
+impl Jwt {
+    /// Whose a token of this issuer is.
+    async fn user(&self, token: &str) -> Result<User, String> {
         let claims = self.issuer.verify(token).await.map_err(|why| format!("oidc: verify token: {why}"))?;
-        let user = claims::user(&self.settings, &claims).map_err(|why| format!("oidc: {why}"))?;
-        Ok(Some((user, None)))
+        claims::user(&self.settings, &claims).map_err(|why| format!("oidc: {why}"))
     }
 }
 

@@ -1,0 +1,96 @@
+//! Families of metrics, as everybody here makes them: each has upstream's name, labels and buckets, and says in its help
+//! how stable it is there (KEP-1209).
+//!
+//! It serves nothing and counts nothing itself: who counts keeps its families in a registry, and who serves `/metrics` is
+//! handed the registries of its process.
+
+use prometheus::core::Collector;
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+};
+
+/// How stable upstream holds a family to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stability {
+    Alpha,
+    Beta,
+    Stable,
+}
+
+impl Stability {
+    /// The help of a family, with its stability before it.
+    pub fn help(self, text: &str) -> String {
+        let word = match self {
+            Stability::Alpha => "ALPHA",
+            Stability::Beta => "BETA",
+            Stability::Stable => "STABLE",
+        };
+        format!("[{word}] {text}")
+    }
+}
+
+/// A registry, and how families are put into it; clones share it. Names are the program's, so that the first test finds a
+/// wrong one.
+#[derive(Clone, Default)]
+pub struct Families(pub Registry);
+
+impl Families {
+    /// Puts a collector into the registry.
+    ///
+    /// # Panics
+    /// Its name is none, or is taken.
+    pub fn put<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let collector = made.expect("the name is good");
+        self.0.register(Box::new(collector.clone())).expect("the name is free");
+        collector
+    }
+
+    pub fn counter(&self, stability: Stability, name: &str, help: &str) -> IntCounter {
+        self.put(IntCounter::new(name, stability.help(help)))
+    }
+
+    pub fn counters(&self, stability: Stability, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.put(IntCounterVec::new(Opts::new(name, stability.help(help)), labels))
+    }
+
+    pub fn gauges(&self, stability: Stability, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.put(IntGaugeVec::new(Opts::new(name, stability.help(help)), labels))
+    }
+
+    /// Gauges of what has fractions.
+    pub fn fractions(&self, stability: Stability, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.put(GaugeVec::new(Opts::new(name, stability.help(help)), labels))
+    }
+
+    pub fn histograms(
+        &self,
+        stability: Stability,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> HistogramVec {
+        let opts = HistogramOpts::new(name, stability.help(help)).buckets(buckets.to_vec());
+        self.put(HistogramVec::new(opts, labels))
+    }
+}
+
+/// `count` upper bounds, of which the first is `start` and each is `factor` times the one before. None where they would not
+/// grow.
+pub fn powers(start: f64, factor: f64, count: usize) -> Vec<f64> {
+    prometheus::exponential_buckets(start, factor, count).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_says_how_stable_it_is() {
+        let families = Families::default();
+        families.counter(Stability::Beta, "a_total", "What is counted.").inc();
+        let told = families.0.gather();
+        assert_eq!((told[0].name(), told[0].help()), ("a_total", "[BETA] What is counted."));
+        assert_eq!(powers(1.0, 2.0, 3), [1.0, 2.0, 4.0]);
+    }
+}
