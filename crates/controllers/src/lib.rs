@@ -12,6 +12,7 @@ mod endpoints;
 mod expectations;
 mod garbage;
 mod meta;
+pub mod metrics;
 mod namespace;
 mod node;
 mod own_status;
@@ -82,7 +83,12 @@ pub async fn run(
     let context = Context::new(client, informers, config, shutdown);
     let mut running = JoinSet::new();
     for controller in CONTROLLERS {
-        running.spawn((controller.run)(context.clone()));
+        let work = (controller.run)(context.clone());
+        let told = metrics::Running::new(controller.name);
+        running.spawn(async move {
+            work.await;
+            drop(told);
+        });
     }
     while let Some(ended) = running.join_next().await {
         if let Err(error) = ended {

@@ -1,15 +1,18 @@
 //! Removes pods that nobody else will: those whose node is gone, those that were never given a node and are to be
 //! deleted, and the oldest of those that have run to their end, beyond a limit.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use krate_client::{Api, Client, Event, Informer, Reconcile, Requeue, WorkQueue, is_not_found};
+use krate_metrics::Stability::Alpha;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use prometheus::IntCounterVec;
 use serde_json::json;
 
 use crate::meta::{is_deleting, is_terminal, name, namespace, node_of, now, phase, uid};
+use crate::metrics::FAMILIES;
 use crate::{Context, Error};
 
 /// A node may be there a moment after its pods: upstream's quarantine of a node that is missing.
@@ -24,6 +27,40 @@ enum Key {
     Unscheduled(String, String),
     /// All pods that have run to their end.
     Terminated,
+}
+
+/// Pods that were removed, and those that could not be, by namespace and why.
+static REMOVED: LazyLock<[IntCounterVec; 2]> = LazyLock::new(|| {
+    let counters = |end: &str, help: &str| {
+        FAMILIES.counters(
+            Alpha,
+            &format!("pod_gc_collector_force_delete_{end}"),
+            help,
+            &["namespace", "reason"],
+        )
+    };
+    [
+        counters("pods_total", "Pods that nobody else would have removed."),
+        counters("pod_errors_total", "Pods that nobody else would remove, and that could not be removed."),
+    ]
+});
+
+/// Why a pod is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Orphaned,
+    Unscheduled,
+    Terminated,
+}
+
+impl Why {
+    fn name(self) -> &'static str {
+        match self {
+            Why::Orphaned => "orphaned",
+            Why::Unscheduled => "unscheduled",
+            Why::Terminated => "terminated",
+        }
+    }
 }
 
 struct Collector {
@@ -92,7 +129,7 @@ impl Reconcile for Collector {
                     return Ok(Requeue::Done);
                 }
                 for pod in self.pods.by_index(BY_NODE, &node) {
-                    self.remove(&pod, Some("DeletionByPodGC")).await?;
+                    self.remove(&pod, Why::Orphaned).await?;
                 }
             }
             Key::Unscheduled(namespace, name) => {
@@ -100,12 +137,12 @@ impl Reconcile for Collector {
                     && is_deleting(&*pod)
                     && node_of(&pod).is_none()
                 {
-                    self.remove(&pod, None).await?;
+                    self.remove(&pod, Why::Unscheduled).await?;
                 }
             }
             Key::Terminated => {
                 for pod in surplus(self.pods.list(), self.limit) {
-                    self.remove(&pod, None).await?;
+                    self.remove(&pod, Why::Terminated).await?;
                 }
             }
         }
@@ -133,12 +170,19 @@ impl Collector {
         Ok(Api::<Node>::all(self.client.clone()).get_metadata_opt(node).await?.is_some())
     }
 
-    /// Deletes at once. A pod that had not ended is said to have failed, because nobody will see its end.
-    async fn remove(&self, pod: &Pod, disruption: Option<&str>) -> Result<(), Error> {
+    /// Removes a pod, and counts that. A pod that had not ended is said to have failed, because nobody will see its end.
+    async fn remove(&self, pod: &Pod, why: Why) -> Result<(), Error> {
+        let removed = self.delete(pod, why).await;
+        let counts = &REMOVED[usize::from(removed.is_err())];
+        counts.with_label_values(&[namespace(pod), why.name()]).inc();
+        removed
+    }
+
+    async fn delete(&self, pod: &Pod, why: Why) -> Result<(), Error> {
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace(pod));
-        if !is_terminal(pod) && disruption.is_some() {
+        if !is_terminal(pod) && why == Why::Orphaned {
             let message = "PodGC: node no longer exists";
-            let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": disruption,
+            let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
                 "message": message, "lastTransitionTime": now()});
             let patch = json!({"metadata": {"uid": uid(pod)},
                 "status": {"phase": "Failed", "conditions": [condition]}});

@@ -1,14 +1,20 @@
 //! Publishes in each namespace the certificates by which pods know the API server: `kube-root-ca.crt`.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use krate_client::{Api, Client, Event, Informer, Reconcile, Requeue, WorkQueue, is_conflict};
+use krate_metrics::Stability::Alpha;
+use krate_metrics::powers;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
+use prometheus::{HistogramVec, IntCounterVec};
 use serde_json::json;
 
 use crate::meta::{name, namespace};
+use crate::metrics::FAMILIES;
 use crate::serviceaccount::is_open;
 use crate::{Context, Error};
 
@@ -16,6 +22,22 @@ const NAME: &str = "kube-root-ca.crt";
 const DESCRIPTION: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal \
                            endpoints such as the internal service IP or kubernetes.default.svc. No other usage is \
                            guaranteed across distributions of Kubernetes clusters.";
+
+/// How often the bundle of a namespace was looked at and how long that took, by the code of what came of it.
+static SYNCS: LazyLock<(IntCounterVec, HistogramVec)> = LazyLock::new(|| {
+    let name = |end: &str| format!("root_ca_cert_publisher_{end}");
+    let help = "Times that a namespace's bundle was looked at.";
+    (
+        FAMILIES.counters(Alpha, &name("sync_total"), help, &["code"]),
+        FAMILIES.histograms(
+            Alpha,
+            &name("sync_duration_seconds"),
+            "What it took to look at a namespace's bundle.",
+            &["code"],
+            &powers(0.001, 2.0, 15),
+        ),
+    )
+});
 
 struct Publisher {
     client: Client,
@@ -58,13 +80,29 @@ impl Reconcile for Publisher {
     type Error = Error;
 
     async fn reconcile(&self, key: String) -> Result<Requeue, Error> {
-        if !self.namespaces.get("", &key).is_some_and(|n| is_open(&n)) {
+        let began = Instant::now();
+        let synced = self.publish(&key).await;
+        let code = match &synced {
+            Ok(_) => "200".to_owned(),
+            Err(Error::Api(kube::Error::Api(status))) if status.code != 0 => status.code.to_string(),
+            Err(_) => "500".to_owned(),
+        };
+        SYNCS.0.with_label_values(&[&code]).inc();
+        SYNCS.1.with_label_values(&[&code]).observe(began.elapsed().as_secs_f64());
+        synced
+    }
+}
+
+impl Publisher {
+    /// Publishes the bundle in a namespace, if it is not there.
+    async fn publish(&self, key: &str) -> Result<Requeue, Error> {
+        if !self.namespaces.get("", key).is_some_and(|n| is_open(&n)) {
             return Ok(Requeue::Done);
         }
         let wanted = BTreeMap::from([("ca.crt".to_owned(), self.pem.clone())]);
         let annotations = BTreeMap::from([("kubernetes.io/description".to_owned(), DESCRIPTION.to_owned())]);
-        let api = Api::<ConfigMap>::namespaced(self.client.clone(), &key);
-        let written = match self.published.get(&key, NAME) {
+        let api = Api::<ConfigMap>::namespaced(self.client.clone(), key);
+        let written = match self.published.get(key, NAME) {
             Some(map) if map.data.as_ref() == Some(&wanted) => return Ok(Requeue::Done),
             Some(map) => {
                 // Replaced as a whole: what else is in it does not belong there.

@@ -86,7 +86,12 @@ pub async fn start(
     // Whoever it vouches for is believed, unless flags say whom to believe instead.
     config.authentication.request_header =
         Some(auth::RequestHeader::of_front_proxy(front_proxy.certificate()));
-    config.registries.push(krate_client::metrics::registry());
+    // Of all that is in this process, if it is.
+    config.registries.extend([
+        krate_client::metrics::registry(),
+        krate_controllers::metrics::registry(),
+        krate_scheduler::metrics::registry(),
+    ]);
     config.debugging.set_verbosity = Some(crate::log::set_verbosity);
     options.apply(&mut config)?;
     let advertise = config.advertise;

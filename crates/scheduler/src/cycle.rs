@@ -1,8 +1,10 @@
 //! One scheduling cycle: from a pod to its node, or to the reasons why there is none. No I/O, no waiting.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use crate::framework::{Cycle, Filter, Score};
+use crate::metrics::{Attempt, METRICS, Point};
 use crate::nodes::NodeId;
 use crate::plugins::PLUGINS;
 use crate::queue::PluginSet;
@@ -51,16 +53,27 @@ impl Placer {
             let message = "no nodes available to schedule pods".to_owned();
             return Outcome::Nowhere { message, refused_by: PluginSet::default() };
         }
+        let profile = cycle.pod.profile();
+        let began = Instant::now();
         let mut asked: Vec<Asked<'_>> = PLUGINS
             .iter()
             .enumerate()
             .filter_map(|(row, r)| Some(Asked { row, filter: r.plugin.filter(cycle)?, counts: [0; 32] }))
             .collect();
+        let prepared = Instant::now();
+        METRICS.point(Point::PreFilter, Attempt::Scheduled, profile, prepared - began);
         self.find(order, &mut asked);
+        let found = Instant::now();
+        let status = if self.feasible.is_empty() { Attempt::Unschedulable } else { Attempt::Scheduled };
+        METRICS.point(Point::Filter, status, profile, found - prepared);
         match self.feasible.as_slice() {
             [] => nowhere(order.len(), &asked),
             [only] => Outcome::Node(*only),
-            _ => Outcome::Node(self.best(cycle)),
+            _ => {
+                let best = self.best(cycle);
+                METRICS.point(Point::Score, Attempt::Scheduled, profile, found.elapsed());
+                Outcome::Node(best)
+            }
         }
     }
 

@@ -85,6 +85,19 @@ pub enum ClusterEvent<'a> {
     NamespaceChanged,
 }
 
+impl ClusterEvent<'_> {
+    /// As upstream's metrics call it.
+    pub fn label(self) -> &'static str {
+        match self {
+            ClusterEvent::NodeAdded(_) => "NodeAdd",
+            ClusterEvent::NodeChanged { what, .. } => what.label(),
+            ClusterEvent::PodPlaced(_) => "AssignedPodAdd",
+            ClusterEvent::PodGone(_) => "AssignedPodDelete",
+            ClusterEvent::NamespaceChanged => "NamespaceUpdate",
+        }
+    }
+}
+
 /// What has changed in a node, as a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct NodeChange {
@@ -97,6 +110,16 @@ pub struct NodeChange {
 impl NodeChange {
     pub fn any(self) -> bool {
         self.allocatable || self.labels || self.taints || self.unschedulable
+    }
+
+    /// The first of what has changed, as upstream's metrics call it.
+    fn label(self) -> &'static str {
+        match self {
+            NodeChange { allocatable: true, .. } => "NodeUpdateNodeAllocatable",
+            NodeChange { labels: true, .. } => "NodeUpdateNodeLabel",
+            // A node that takes no pods has a taint that says so.
+            _ => "NodeUpdateNodeTaint",
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 mod classes;
 mod cycle;
 mod framework;
+pub mod metrics;
 mod nodes;
 mod plugins;
 mod pod;

@@ -92,6 +92,8 @@ pub struct Nodes {
     /// Nodes with a taint that asks to be avoided if possible.
     pub softly_tainted: usize,
     placed: HashMap<String, Placed>,
+    /// How many of them are assumed.
+    assumed: usize,
 }
 
 /// The labels that say in which region and zone a node is.
@@ -283,8 +285,11 @@ impl Nodes {
                 && known.info.labels == info.labels
                 && !info.terminating;
             if same {
-                if let Some(known) = self.placed.get_mut(&info.uid) {
-                    known.assumed = assumed;
+                if let Some(known) = self.placed.get_mut(&info.uid)
+                    && !assumed
+                {
+                    known.assumed = false;
+                    self.assumed -= 1;
                 }
                 return;
             }
@@ -300,12 +305,14 @@ impl Nodes {
         self.count(id, &info, 1);
         self.ports[id].extend(info.ports.iter().cloned());
         let class = self.classes.enter(&info, id);
+        self.assumed += usize::from(assumed);
         self.placed.insert(info.uid.clone(), Placed { node: id, class, info, assumed });
     }
 
     /// Takes a pod off the node that it is counted on.
     pub fn displace(&mut self, uid: &str) {
-        let Some(Placed { node, class, info, .. }) = self.placed.remove(uid) else { return };
+        let Some(Placed { node, class, info, assumed }) = self.placed.remove(uid) else { return };
+        self.assumed -= usize::from(assumed);
         self.count(node, &info, -1);
         for port in &info.ports {
             if let Some(at) = self.ports[node].iter().position(|p| p == port) {
@@ -314,6 +321,11 @@ impl Nodes {
         }
         self.classes.leave(class, node);
         self.release(node);
+    }
+
+    /// How many nodes, pods on them, and pods that are assumed there are.
+    pub fn counts(&self) -> [usize; 3] {
+        [self.order.len(), self.placed.len(), self.assumed]
     }
 
     pub fn is_assumed(&self, uid: &str) -> bool {

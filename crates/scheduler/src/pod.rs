@@ -222,6 +222,11 @@ impl PodInfo {
         }
     }
 
+    /// The name of the scheduler that is to place it.
+    pub fn profile(&self) -> &str {
+        self.spec().scheduler_name.as_deref().unwrap_or(crate::DEFAULT_SCHEDULER)
+    }
+
     pub fn spec(&self) -> &PodSpec {
         static NO_SPEC: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
         self.pod.spec.as_ref().unwrap_or(&NO_SPEC)

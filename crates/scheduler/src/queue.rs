@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::framework::ClusterEvent;
+use crate::metrics::{Line, METRICS};
 use crate::nodes::Nodes;
 use crate::plugins::PLUGINS;
 use crate::pod::PodInfo;
@@ -44,14 +45,45 @@ enum Place {
     Gated,
 }
 
+impl Place {
+    fn line(self) -> Line {
+        match self {
+            Place::Active(..) => Line::Active,
+            Place::BackOff(..) => Line::BackOff,
+            Place::Parked(_) => Line::Unschedulable,
+            Place::Gated => Line::Gated,
+        }
+    }
+}
+
+/// Why pods come to wait somewhere, as upstream's metrics tell it.
+const ADDED: &str = "UnschedulablePodAdd";
+const UPDATED: &str = "UnschedulablePodUpdate";
+const FAILED: &str = "ScheduleAttemptFailure";
+const BACK_OFF_OVER: &str = "BackoffComplete";
+const NOTHING_ELSE: &str = "PopFromBackoffQ";
+const WAITED_LONG: &str = "UnschedulableTimeout";
+
 /// A pod in the queue, or taken from it.
 pub struct Waiting {
     pub info: Arc<PodInfo>,
     pub attempts: u32,
+    /// When it was first tried.
+    pub first_tried: Option<Instant>,
     refused_by: PluginSet,
     /// Not to be tried before.
     back_off_until: Option<Instant>,
     place: Place,
+}
+
+impl Waiting {
+    /// Notes for each of the plugins that refused it that it is one pod more that they keep from every node, or one less.
+    fn refused(&self, more: i64) {
+        let refused = PLUGINS.iter().enumerate().filter(|(row, _)| self.refused_by.contains(*row));
+        for (_, of) in refused {
+            METRICS.refuses(of.plugin.name(), self.info.profile(), more);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -82,9 +114,11 @@ impl Queue {
         let uid = info.uid.clone();
         let Some(mut old) = self.take_out(&uid) else {
             let place = if is_gated(&info) { Place::Gated } else { self.next_active(&info) };
+            METRICS.comes(place.line(), ADDED);
             self.put_in(Waiting {
                 info,
                 attempts: 0,
+                first_tried: None,
                 refused_by: PluginSet::default(),
                 back_off_until: None,
                 place,
@@ -93,6 +127,7 @@ impl Queue {
         };
         let helps = may_help_itself(&old.info, &info);
         old.info = info;
+        let was = old.place.line();
         old.place = match old.place {
             _ if is_gated(&old.info) => Place::Gated,
             Place::Gated => self.next_active(&old.info),
@@ -100,12 +135,17 @@ impl Queue {
             // The priority never changes, so neither does the place.
             place => place,
         };
+        if old.place.line() != was {
+            METRICS.comes(old.place.line(), UPDATED);
+        }
         self.put_in(old);
     }
 
     /// Forgets a pod.
     pub fn remove(&mut self, uid: &str) {
-        self.take_out(uid);
+        if let Some(gone) = self.take_out(uid) {
+            gone.refused(-1);
+        }
     }
 
     /// The next pod to be tried. It is out of the queue until it is put back.
@@ -114,16 +154,23 @@ impl Queue {
         let uid = match self.active.first() {
             Some((_, _, uid)) => uid.clone(),
             // With nothing else to do there is no reason to let a pod wait out its back-off.
-            None => self
-                .back_off
-                .iter()
-                .find(|(_, uid)| {
-                    self.pods.get(uid).is_some_and(|w| matches!(w.place, Place::BackOff(_, true)))
-                })
-                .map(|(_, uid)| uid.clone())?,
+            None => {
+                let uid = self
+                    .back_off
+                    .iter()
+                    .find(|(_, uid)| {
+                        self.pods.get(uid).is_some_and(|w| matches!(w.place, Place::BackOff(_, true)))
+                    })
+                    .map(|(_, uid)| uid.clone())?;
+                METRICS.comes(Line::Active, NOTHING_ELSE);
+                uid
+            }
         };
         let mut waiting = self.take_out(&uid)?;
         waiting.attempts += 1;
+        waiting.first_tried.get_or_insert(now);
+        waiting.refused(-1);
+        waiting.refused_by = PluginSet::default();
         Some(waiting)
     }
 
@@ -132,12 +179,15 @@ impl Queue {
         waiting.back_off_until = Some(now + back_off(waiting.attempts));
         waiting.refused_by = refused_by;
         waiting.place = Place::Parked(now);
+        waiting.refused(1);
+        METRICS.comes(Line::Unschedulable, FAILED);
         self.put_in(waiting);
     }
 
     /// Puts back a pod for which something failed: it is tried again after its back-off.
     pub fn retry(&mut self, mut waiting: Waiting, now: Instant) {
         waiting.place = Place::BackOff(now + back_off(waiting.attempts), false);
+        METRICS.comes(Line::BackOff, FAILED);
         self.put_in(waiting);
     }
 
@@ -161,7 +211,7 @@ impl Queue {
             .map(|(_, uid)| uid.clone())
             .collect();
         for uid in woken {
-            self.wake(&uid, now);
+            self.wake(&uid, event.label(), now);
         }
     }
 
@@ -176,9 +226,10 @@ impl Queue {
         !self.active.is_empty()
     }
 
-    fn wake(&mut self, uid: &str, now: Instant) {
+    fn wake(&mut self, uid: &str, event: &str, now: Instant) {
         if let Some(mut waiting) = self.take_out(uid) {
             waiting.place = self.place_after_back_off(&waiting, now);
+            METRICS.comes(waiting.place.line(), event);
             self.put_in(waiting);
         }
     }
@@ -187,11 +238,12 @@ impl Queue {
         while let Some((_, uid)) = self.back_off.first().filter(|(at, _)| *at <= now).cloned() {
             if let Some(mut waiting) = self.take_out(&uid) {
                 waiting.place = self.next_active(&waiting.info);
+                METRICS.comes(Line::Active, BACK_OFF_OVER);
                 self.put_in(waiting);
             }
         }
         while let Some((_, uid)) = self.parked.first().filter(|(t, _)| *t + LONGEST_WAIT <= now).cloned() {
-            self.wake(&uid, now);
+            self.wake(&uid, WAITED_LONG, now);
         }
     }
 
@@ -209,6 +261,7 @@ impl Queue {
 
     fn put_in(&mut self, waiting: Waiting) {
         let uid = waiting.info.uid.clone();
+        METRICS.waits(waiting.place.line(), 1);
         match waiting.place {
             Place::Active(priority, n) => drop(self.active.insert((priority, n, uid.clone()))),
             Place::BackOff(until, _) => drop(self.back_off.insert((until, uid.clone()))),
@@ -220,6 +273,7 @@ impl Queue {
 
     fn take_out(&mut self, uid: &str) -> Option<Waiting> {
         let waiting = self.pods.remove(uid)?;
+        METRICS.waits(waiting.place.line(), -1);
         match waiting.place {
             Place::Active(priority, n) => drop(self.active.remove(&(priority, n, uid.to_owned()))),
             Place::BackOff(until, _) => drop(self.back_off.remove(&(until, uid.to_owned()))),
@@ -285,6 +339,29 @@ mod tests {
         assert!(queue.pop(now).is_none(), "a failure waits out its back-off");
         assert_eq!(queue.next_wake(), Some(now + Duration::from_secs(2)));
         assert_eq!(names(&mut queue, now + Duration::from_secs(2)), ["p"]);
+    }
+
+    #[test]
+    fn a_refused_pod_is_counted_by_who_refused_it_until_it_is_tried_again() {
+        const PROFILE: &str = "counted";
+        let (mut queue, mut nodes, now) = (Queue::default(), Nodes::default(), Instant::now());
+        let refused = || {
+            let families = crate::metrics::registry().gather();
+            let all = families.iter().filter(|family| family.name() == "scheduler_unschedulable_pods");
+            let rows = all.flat_map(|family| family.get_metric());
+            let ours = rows.filter(|row| row.get_label().iter().any(|label| label.value() == PROFILE));
+            ours.map(|row| row.get_gauge().get_value()).sum::<f64>()
+        };
+        queue.put(with(&mut nodes, "p", json!({"containers": [], "schedulerName": PROFILE})), now);
+        let waiting = queue.pop(now).expect("is active");
+        queue.park(waiting, PluginSet(0b101), now);
+        assert!((refused() - 2.0).abs() < 0.1, "two plugins refused it");
+        let waiting = queue.pop(now + LONGEST_WAIT).expect("is tried again");
+        assert_eq!((waiting.attempts, waiting.first_tried), (2, Some(now)));
+        assert!(refused().abs() < 0.1);
+        queue.park(waiting, PluginSet(1), now);
+        queue.remove("p");
+        assert!(refused().abs() < 0.1, "it is gone");
     }
 
     #[test]

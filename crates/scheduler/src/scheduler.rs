@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::Config;
 use crate::cycle::{Outcome, Placer};
 use crate::framework::{ClusterEvent, Cycle, NodeChange, Surroundings};
+use crate::metrics::{Attempt, METRICS, Point};
 use crate::nodes::{HOSTNAME, Nodes, ZONE};
 use crate::plugins::PLUGINS;
 use crate::pod::PodInfo;
@@ -101,6 +102,7 @@ pub async fn run(
             let Some(waiting) = scheduler.queue.pop(Instant::now()) else { break };
             scheduler.schedule(waiting);
         }
+        METRICS.knows(scheduler.nodes.counts());
         if scheduler.queue.has_active() {
             tokio::task::yield_now().await;
             if shutdown.is_cancelled() {
@@ -231,6 +233,7 @@ impl Scheduler {
     }
 
     fn schedule(&mut self, waiting: Waiting) {
+        let began = Instant::now();
         let info = Arc::clone(&waiting.info);
         let mut keys = Vec::new();
         for row in PLUGINS {
@@ -242,11 +245,13 @@ impl Scheduler {
         let siblings = self.siblings.selector_of(&info);
         let cycle =
             Cycle { pod: &info, nodes: &self.nodes, around: &self.around, siblings: siblings.as_ref() };
-        match self.placer.place(cycle) {
+        let outcome = self.placer.place(cycle);
+        METRICS.chose(began.elapsed());
+        match outcome {
             Outcome::Node(id) => {
                 let node = self.nodes.names[id].to_string();
                 self.nodes.place(Arc::clone(&info), &node, true);
-                self.bind(waiting, node);
+                self.bind(waiting, node, began);
             }
             Outcome::Nowhere { message, refused_by } => {
                 self.recorder.event(
@@ -256,18 +261,25 @@ impl Scheduler {
                     message.as_str(),
                 );
                 self.tell_unschedulable(&info, message);
+                METRICS.tried(info.profile(), Attempt::Unschedulable, began.elapsed());
                 self.queue.park(waiting, refused_by, Instant::now());
             }
         }
     }
 
-    /// Writes the decision in a task of its own.
-    fn bind(&self, waiting: Waiting, node: String) {
+    /// Writes the decision in a task of its own. `began`: when the attempt did.
+    fn bind(&self, waiting: Waiting, node: String, began: Instant) {
         let (client, recorder, unbound) = (self.client.clone(), self.recorder.clone(), self.unbound.clone());
         tokio::spawn(async move {
             let info = &waiting.info;
-            match bind(client, info, &node).await {
+            let decided = Instant::now();
+            let bound = bind(client, info, &node).await;
+            let attempt = if bound.is_ok() { Attempt::Scheduled } else { Attempt::Error };
+            METRICS.point(Point::Bind, attempt, info.profile(), decided.elapsed());
+            METRICS.tried(info.profile(), attempt, began.elapsed());
+            match bound {
                 Ok(()) => {
+                    METRICS.bound(waiting.attempts, waiting.first_tried.unwrap_or(began).elapsed());
                     let message = format!("Successfully assigned {} to {node}", info.key);
                     recorder.event(&reference(&*info.pod), EventType::Normal, "Scheduled", message);
                 }

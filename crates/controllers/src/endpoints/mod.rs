@@ -2,6 +2,7 @@
 //! slices.
 
 pub mod legacy;
+mod metrics;
 pub mod mirror;
 mod plan;
 pub mod slices;

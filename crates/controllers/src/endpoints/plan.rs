@@ -16,7 +16,7 @@ pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const MANAGER: &str = "endpointslice-controller.k8s.io";
 /// How many endpoints a slice holds at the most.
-const MOST: usize = 100;
+pub const MOST: usize = 100;
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Endpoints by what they lead to, for one set of ports.
@@ -31,6 +31,9 @@ pub struct Plan {
     pub create: Vec<EndpointSlice>,
     pub update: Vec<EndpointSlice>,
     pub delete: Vec<String>,
+    /// How many endpoints come, and how many go.
+    pub added: usize,
+    pub removed: usize,
 }
 
 fn families(service: &Service) -> Vec<bool> {
@@ -159,6 +162,7 @@ pub fn plan(
             fill(service, ipv6, group, &mine, &mut plan);
         }
     }
+    plan.removed += unused.iter().map(|s| s.endpoints.as_ref().map_or(0, Vec::len)).sum::<usize>();
     plan.delete.extend(unused.into_iter().map(|s| name(&**s).to_owned()));
     plan
 }
@@ -178,12 +182,16 @@ fn fill(service: &Service, ipv6: bool, group: Group, existing: &[&Arc<EndpointSl
                     changed |= wanted != *had;
                     kept.push(wanted);
                 }
-                None => changed = true,
+                None => {
+                    changed = true;
+                    plan.removed += 1;
+                }
             }
         }
         contents.push((at, kept, changed));
     }
     let mut left: Vec<Endpoint> = left.into_values().collect();
+    plan.added += left.len();
     contents.sort_by_key(|(_, _, changed)| !changed);
     for (_, kept, changed) in &mut contents {
         let room = MOST.saturating_sub(kept.len()).min(left.len());

@@ -10,6 +10,7 @@ use krate_client::{
 };
 use kube::api::{DeleteParams, PostParams};
 
+use super::metrics::METRICS;
 use super::plan::{MANAGED_BY, MANAGER, Plan, SERVICE_NAME, by_service, plan};
 use super::{pod_event, selector, selects};
 use crate::expectations::Expectations;
@@ -31,7 +32,7 @@ struct Controller {
     expectations: Arc<Expectations>,
 }
 
-fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
+pub(super) fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     let has = labels(&slice.metadata);
     let ours = has.get(MANAGED_BY).is_some_and(|m| m == MANAGER);
     has.get(SERVICE_NAME).filter(|_| ours).map(|service| ObjectKey::new(namespace(slice), service))
@@ -50,6 +51,7 @@ pub async fn run(cx: Context) {
         return;
     }
     slices.add_index(BY_SERVICE, by_service);
+    METRICS.tell_of(&slices);
     let expectations = Arc::new(Expectations::default());
     let queue = WorkQueue::named("endpoint_slice");
     let q = queue.clone();
@@ -97,7 +99,10 @@ impl Reconcile for Controller {
         // Zones come from nodes: one look at each.
         debug_assert!(pods.iter().all(|p| p.metadata.namespace.as_deref() == Some(&key.namespace)));
         let plan = plan(&service, &pods, |node| self.nodes.get("", node), &existing);
+        let distribution = service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref());
+        METRICS.planned(&plan, distribution.unwrap_or_default());
         let written = write(&self.client, &self.expectations, &key, plan).await;
+        METRICS.synced(written.is_err());
         // A conflict says only that the informer was behind: the slices are looked at again.
         if let Err(error) = &written
             && !error.is_conflict()

@@ -3,25 +3,37 @@
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures::StreamExt;
 use krate_client::CancellationToken;
+use krate_metrics::Stability::Alpha;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
+use prometheus::IntCounter;
 use tokio::sync::{Notify, watch};
 
 use super::Shared;
 use super::graph::{Object, Uid};
 use super::metadata::Metadata;
 use crate::discovery::{Served, deletable};
+use crate::metrics::FAMILIES;
 
 /// Events own nothing and are owned by nothing, and there are many.
 const IGNORED: [&str; 2] = ["events", "events.events.k8s.io"];
 /// Whose objects say which other resources there are.
 const DEFINITIONS: [&str; 2] =
     ["customresourcedefinitions.apiextensions.k8s.io", "apiservices.apiregistration.k8s.io"];
+
+/// Times that it could not be told which resources are served.
+static SYNC_ERRORS: LazyLock<IntCounter> = LazyLock::new(|| {
+    FAMILIES.counter(
+        Alpha,
+        "garbagecollector_controller_resources_sync_error_total",
+        "Times that it could not be told which resources are served.",
+    )
+});
 
 /// A watch that runs.
 struct Monitor {
@@ -70,7 +82,10 @@ async fn refresh(
     let served = loop {
         match deletable(&shared.client).await {
             Ok(served) => break served,
-            Err(error) => tracing::debug!(%error, "the served resources are not known; trying again"),
+            Err(error) => {
+                SYNC_ERRORS.inc();
+                tracing::debug!(%error, "the served resources are not known; trying again");
+            }
         }
         tokio::select! {
             () = shutdown.cancelled() => return,

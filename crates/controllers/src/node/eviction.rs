@@ -1,5 +1,6 @@
 //! Drives pods off nodes with taints that they do not bear, or do not bear any longer.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
@@ -8,14 +9,36 @@ use krate_client::{
     Api, Client, Event, EventRecorder, EventType, Informer, ObjectKey, Reconcile, Requeue, WorkQueue,
     is_not_found, reference,
 };
+use krate_metrics::Stability::Alpha;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use prometheus::{Histogram, IntCounter};
 use serde_json::json;
 
 use crate::meta::{is_deleting, is_terminal, name, node_of, now, uid};
+use crate::metrics::FAMILIES;
 use crate::{Context, Error};
 
 const COMPONENT: &str = "taint-eviction-controller";
 const BY_NODE: &str = "eviction-node";
+
+/// Upper bounds of how late a pod goes, in seconds.
+const LATE_SECONDS: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 120.0, 180.0, 240.0];
+
+/// Pods that were driven off, and how long after they were to go.
+static DRIVEN_OFF: LazyLock<(IntCounter, Histogram)> = LazyLock::new(|| {
+    let name = |end: &str| format!("taint_eviction_controller_pod_{end}");
+    let late = FAMILIES.histograms(
+        Alpha,
+        &name("deletion_duration_seconds"),
+        "From when a pod was to be driven off until it was.",
+        &[],
+        LATE_SECONDS,
+    );
+    (
+        FAMILIES.counter(Alpha, &name("deletions_total"), "Pods that were driven off by taints."),
+        late.with_label_values::<&str>(&[]),
+    )
+});
 
 struct Evictor {
     client: Client,
@@ -89,7 +112,7 @@ fn bears(t: &Toleration, taint: &Taint) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
     Stays,
-    /// In so many seconds; at once if none are left.
+    /// In so many seconds; at once if none are left, and since so many if they are less than none.
     Goes(i64),
 }
 
@@ -110,7 +133,7 @@ fn fate(pod: &Pod, taints: &[Taint], now: Timestamp) -> Fate {
         let left = since.as_second() + seconds.max(0) - now.as_second();
         soonest = Some(soonest.map_or(left, |s: i64| s.min(left)));
     }
-    soonest.map_or(Fate::Stays, |left| Fate::Goes(left.max(0)))
+    soonest.map_or(Fate::Stays, Fate::Goes)
 }
 
 impl Reconcile for Evictor {
@@ -123,13 +146,13 @@ impl Reconcile for Evictor {
         };
         let Some(node) = node_of(&pod).and_then(|n| self.nodes.get("", n)) else { return Ok(Requeue::Done) };
         let taints = driving(&node);
-        match fate(&pod, &taints, now().0) {
+        let late = match fate(&pod, &taints, now().0) {
             Fate::Stays => return Ok(Requeue::Done),
             Fate::Goes(left) if left > 0 => {
                 return Ok(Requeue::After(Duration::from_secs(left.unsigned_abs())));
             }
-            Fate::Goes(_) => {}
-        }
+            Fate::Goes(left) => left.unsigned_abs(),
+        };
         let api = Api::<Pod>::namespaced(self.client.clone(), &key.namespace);
         if !is_terminal(&pod) {
             let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
@@ -146,7 +169,11 @@ impl Reconcile for Evictor {
         let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
         match api.delete(&key.name, &params).await {
             Err(error) if !is_not_found(&error) => Err(error.into()),
-            _ => Ok(Requeue::Done),
+            _ => {
+                DRIVEN_OFF.0.inc();
+                DRIVEN_OFF.1.observe(late as f64);
+                Ok(Requeue::Done)
+            }
         }
     }
 }
@@ -167,7 +194,7 @@ mod tests {
             (json!([]), Fate::Goes(0)),
             (json!([{"key": "k", "operator": "Exists"}]), Fate::Stays),
             (json!([{"key": "k", "operator": "Exists", "tolerationSeconds": 300}]), Fate::Goes(240)),
-            (json!([{"operator": "Exists", "tolerationSeconds": 30}]), Fate::Goes(0)),
+            (json!([{"operator": "Exists", "tolerationSeconds": 30}]), Fate::Goes(-30)),
         ];
         for (tolerations, wanted) in cases {
             let pod = json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"},

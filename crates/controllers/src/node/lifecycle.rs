@@ -16,6 +16,7 @@ use kube::runtime::watcher;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::zones;
 use crate::meta::{is_ready, name, namespace, node_of, now, uid};
 use crate::{Context, Error};
 
@@ -67,6 +68,7 @@ pub async fn run(cx: Context) {
         return;
     }
     pods.add_index(BY_NODE, |pod| node_of(pod).map(str::to_owned).into_iter().collect());
+    zones::tell_of(&nodes);
     let heard = Heard::default();
     let queue = WorkQueue::named("node_lifecycle_controller");
     let (h, q, known) = (Arc::clone(&heard), queue.clone(), nodes.clone());
@@ -93,7 +95,7 @@ fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
     node.status.as_ref()?.conditions.iter().flatten().find(|c| c.type_ == kind)
 }
 
-fn ready(node: &Node) -> &str {
+pub(super) fn ready(node: &Node) -> &str {
     condition(node, "Ready").map_or("Unknown", |c| &c.status)
 }
 
@@ -172,6 +174,11 @@ fn taints(node: &Node, may_evict: bool) -> Vec<Taint> {
     result
 }
 
+/// Whether pods are told to leave because the node is ill.
+fn drives_off(taints: &[Taint]) -> bool {
+    taints.iter().any(|t| t.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&t.key.as_str()))
+}
+
 impl Reconcile for Lifecycle {
     /// A node.
     type Key = String;
@@ -194,6 +201,9 @@ impl Reconcile for Lifecycle {
             let api = Api::<Node>::all(self.client.clone());
             match api.patch(&key, &PatchParams::default(), &Patch::Merge(patch)).await {
                 Err(error) if !is_not_found(&error) => return Err(error.into()),
+                _ if drives_off(&wanted) && !drives_off(&has) => {
+                    zones::EVICTIONS.with_label_values(&[zones::zone(&node)]).inc();
+                }
                 _ => {}
             }
         }

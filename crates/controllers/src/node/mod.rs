@@ -4,3 +4,4 @@ pub mod eviction;
 pub mod ipam;
 pub mod lifecycle;
 mod ranges;
+mod zones;

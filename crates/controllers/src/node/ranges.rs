@@ -2,14 +2,80 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::LazyLock;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use krate_metrics::Stability::Alpha;
+use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec};
+
+use crate::metrics::FAMILIES;
 
 /// Some of the ranges, as many as a power of two: `index` counts those of the same size from the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Block {
     power: u8,
     index: u128,
+}
+
+/// What is counted of all ranges, by the cluster's.
+struct Families {
+    given: IntCounterVec,
+    returned: IntCounterVec,
+    usage: GaugeVec,
+    most: GaugeVec,
+}
+
+static METRICS: LazyLock<Families> = LazyLock::new(|| {
+    const OF: &[&str] = &["clusterCIDR"];
+    // One of the names is spelt so.
+    let name = |end: &str| format!("node_ipam_controller_{end}");
+    Families {
+        given: FAMILIES.counters(
+            Alpha,
+            &name("cidrset_cidrs_allocations_total"),
+            "Ranges that nodes got.",
+            OF,
+        ),
+        returned: FAMILIES.counters(
+            Alpha,
+            &name("cidrset_cidrs_releases_total"),
+            "Ranges that nodes gave back.",
+            OF,
+        ),
+        usage: FAMILIES.fractions(
+            Alpha,
+            &name("cidrset_usage_cidrs"),
+            "The part of all ranges that nodes have.",
+            OF,
+        ),
+        most: FAMILIES.fractions(Alpha, &name("cirdset_max_cidrs"), "Ranges that nodes can have.", OF),
+    }
+});
+
+/// The same of one cluster's.
+struct Counts {
+    given: IntCounter,
+    returned: IntCounter,
+    usage: Gauge,
+    most: f64,
+}
+
+impl Counts {
+    fn new(cluster: IpNet, power: Option<u8>) -> Self {
+        let of = [cluster.to_string()];
+        let most = power.map_or(0.0, |power| f64::from(power).exp2());
+        METRICS.most.with_label_values(&of).set(most);
+        Counts {
+            given: METRICS.given.with_label_values(&of),
+            returned: METRICS.returned.with_label_values(&of),
+            usage: METRICS.usage.with_label_values(&of),
+            most,
+        }
+    }
+
+    fn uses(&self, taken: usize) {
+        self.usage.set(if self.most > 0.0 { taken as f64 / self.most } else { 0.0 });
+    }
 }
 
 /// Ranges of one size, numbered from the beginning of the cluster's.
@@ -26,6 +92,7 @@ pub struct Ranges {
     /// again.
     full: bool,
     of: HashMap<String, Vec<IpNet>>,
+    counts: Counts,
 }
 
 impl Ranges {
@@ -34,7 +101,16 @@ impl Ranges {
     pub fn new(cluster: IpNet, prefix: u8) -> Self {
         let power = prefix.checked_sub(cluster.prefix_len()).filter(|_| prefix <= cluster.max_prefix_len());
         let cluster = cluster.trunc();
-        Ranges { cluster, prefix, power, next: 0, taken: HashMap::new(), full: false, of: HashMap::new() }
+        Ranges {
+            counts: Counts::new(cluster, power),
+            cluster,
+            prefix,
+            power,
+            next: 0,
+            taken: HashMap::new(),
+            full: false,
+            of: HashMap::new(),
+        }
     }
 
     /// A node has these ranges, and no others.
@@ -43,8 +119,10 @@ impl Ranges {
         for range in &ranges {
             if let Some(block) = self.block(range) {
                 *self.taken.entry(block).or_default() += 1;
+                self.counts.given.inc();
             }
         }
+        self.counts.uses(self.taken.len());
         self.of.insert(node.to_owned(), ranges);
     }
 
@@ -53,6 +131,7 @@ impl Ranges {
         for range in self.of.remove(node).unwrap_or_default() {
             let Some(block) = self.block(&range) else { continue };
             self.full = false;
+            self.counts.returned.inc();
             if let Some(holders) = self.taken.get_mut(&block) {
                 *holders -= 1;
                 if *holders == 0 {
@@ -60,6 +139,7 @@ impl Ranges {
                 }
             }
         }
+        self.counts.uses(self.taken.len());
     }
 
     /// A node's range: the one that it has, or the next that is free. `None` when there is none left.
