@@ -116,6 +116,29 @@ fn what_does_not_fit_is_told() {
         ("object.spec.at > timestamp('soon')", "1:28", "invalid timestamp argument"),
         ("duration('long') == duration('1s')", "1:10", "invalid duration argument"),
         ("object.spec.name.matches('(')", "1:26", "invalid matches argument"),
+        (
+            "'%d'.format(['a']) == ''",
+            "1:14",
+            "error during formatting: decimal clause can only be used on integers, was given string",
+        ),
+        (
+            "'%s'.format([[quantity('1')]]) == ''",
+            "1:23",
+            "error during formatting: string clause can only be used on strings, bools, bytes, ints, doubles, maps, \
+             lists, types, durations, and timestamps, was given kubernetes.Quantity",
+        ),
+        ("'%s %s'.format(['a']) == ''", "1:15", "index 1 out of range"),
+        (
+            "'%s'.format(['a', 'b']) == ''",
+            "1:12",
+            "too many arguments supplied to string.format (expected 1, got 2)",
+        ),
+        (
+            "'%y'.format([1]) == ''",
+            "1:12",
+            "could not parse formatting clause: unrecognized formatting clause \"y\"",
+        ),
+        ("'%'.format([1]) == ''", "1:11", "unexpected end of string"),
         ("nothing(1)", "1:8", "undeclared reference to 'nothing' (in container '')"),
         ("object.spec.name.nothing()", "1:25", "undeclared reference to 'nothing' (in container '')"),
         ("true ? 1 : 'a'", "1:6", "found no matching overload for '_?_:_' applied to '(bool, int, string)'"),

@@ -1,14 +1,14 @@
-//! What is wrong with literals although their types fit: cel-go's validators of durations, times and patterns, and of
-//! lists and maps whose parts are of several types.
+//! What is wrong with literals although their types fit: cel-go's validators of durations, times, patterns and what is put
+//! into them, and of lists and maps whose parts are of several types.
 
 use std::collections::HashMap;
 
 use ::cel::IdedExpr;
 use ::cel::common::ast::{CallExpr, EntryExpr, Expr, LiteralValue};
 
-use super::library;
 use super::types::Type;
 use super::value::Value;
+use super::{formatting, library};
 
 /// The faults, each with the number of the part; `types` are those of the parts.
 pub fn check(root: &IdedExpr, types: &HashMap<u64, Type>) -> Vec<(u64, String)> {
@@ -30,6 +30,7 @@ impl Literals<'_> {
             Expr::Select(select) => self.visit(&select.operand),
             Expr::Call(call) => {
                 self.call(call);
+                self.format(e.id, call);
                 let outside = self.in_format;
                 self.in_format |= call.func_name == "format";
                 call.target.iter().for_each(|target| self.visit(target));
@@ -90,6 +91,19 @@ impl Literals<'_> {
                     return;
                 }
             }
+        }
+    }
+
+    /// Whether values fit the pattern that they are put into, where all is written out.
+    fn format(&mut self, id: u64, call: &CallExpr) {
+        let (Some(target), [values]) = (&call.target, call.args.as_slice()) else { return };
+        if call.func_name != "format" {
+            return;
+        }
+        if let (Expr::Literal(LiteralValue::String(pattern)), Expr::List(list)) = (&target.expr, &values.expr)
+            && let Some((at, why)) = formatting::fault(pattern.inner(), &list.elements, self.types)
+        {
+            self.faults.push((at.unwrap_or(id), why));
         }
     }
 

@@ -12,6 +12,7 @@ mod depth;
 pub mod estimate;
 mod eval;
 mod fold;
+mod formatting;
 mod library;
 mod literals;
 pub(crate) mod metrics;

@@ -30,7 +30,7 @@ mod text;
 mod types;
 
 pub(crate) use custom::Custom;
-pub(crate) use resolve::schema;
+pub(crate) use resolve::Schemas;
 pub(crate) use serve::answer;
 
 #[cfg(test)]

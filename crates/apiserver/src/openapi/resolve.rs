@@ -9,14 +9,25 @@ use super::operations::type_name;
 const SCHEMAS: &str = "#/components/schemas/";
 const INT_OR_STRING: &str = "x-kubernetes-int-or-string";
 
-/// The schema of a kind; `None` if the document does not describe it. What refers to itself is an object that says
-/// nothing of its fields where it begins anew.
-pub(crate) fn schema(document: &Document, kind: Gvk<'_>) -> Option<Value> {
-    let mut document: Value = serde_json::from_slice(&document.plain()).ok()?;
-    let schemas = document.pointer_mut("/components/schemas")?.take();
-    let name = type_name(kind);
-    let mut resolver = Resolver { schemas: schemas.as_object()?, within: Vec::new() };
-    resolver.named(&name)
+/// What a document describes.
+pub(crate) struct Schemas(Map<String, Value>);
+
+impl Schemas {
+    /// Reads a document; `None` where it describes nothing.
+    pub fn read(document: &Document) -> Option<Self> {
+        let mut document: Value = serde_json::from_slice(&document.plain()).ok()?;
+        match document.pointer_mut("/components/schemas")?.take() {
+            Value::Object(schemas) => Some(Schemas(schemas)),
+            _ => None,
+        }
+    }
+
+    /// The schema of a kind; `None` if the document does not describe it. What refers to itself is an object that says
+    /// nothing of its fields where it begins anew.
+    pub fn of(&self, kind: Gvk<'_>) -> Option<Value> {
+        let mut resolver = Resolver { schemas: &self.0, within: Vec::new() };
+        resolver.named(&type_name(kind))
+    }
 }
 
 struct Resolver<'s> {

@@ -2,7 +2,9 @@
 //! they do not fit (KEP-3488; upstream's `validatingadmissionpolicy-status-controller`). It changes nothing of what the
 //! policy does.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use http::Method;
@@ -17,7 +19,7 @@ use tokio::sync::mpsc;
 use super::seen::{Composed, Seen};
 use crate::apiextensions::declared::declared;
 use crate::cel::{Declared, Program, Type};
-use crate::openapi;
+use crate::openapi::{self, Schemas};
 use crate::routes::described;
 use crate::server::{AsItself, Server, path};
 
@@ -93,7 +95,7 @@ async fn tell(
 }
 
 fn check(server: &Server, spec: &ValidatingAdmissionPolicySpec) -> Vec<ExpressionWarning> {
-    let types = Types { server, served: described(server) };
+    let types = Types { server, served: described(server), known: RefCell::default() };
     let params = spec.param_kind.as_ref().map(|kind| types.params(kind));
     let checks: Vec<(Named, Declared)> = types
         .of_rules(spec)
@@ -133,6 +135,8 @@ fn fault((group, version, kind): &Named, declared: &Declared, source: &str) -> O
 struct Types<'a> {
     server: &'a Server,
     served: openapi::Served,
+    /// What the documents say that were read, by group and version.
+    known: RefCell<HashMap<(String, String), Option<Rc<Schemas>>>>,
 }
 
 impl Types<'_> {
@@ -186,8 +190,13 @@ impl Types<'_> {
 
     /// The type of a kind's objects, if it is served and described.
     fn of(&self, (group, version, kind): &Named) -> Option<Type> {
-        let document = self.server.openapi.v3(&self.served, group, version)?;
-        let schema = openapi::schema(&document, krate_api::Gvk { group, version, kind })?;
+        let read = || {
+            let document = self.server.openapi.v3(&self.served, group, version)?;
+            Schemas::read(&document).map(Rc::new)
+        };
+        let mut known = self.known.borrow_mut();
+        let schemas = known.entry((group.clone(), version.clone())).or_insert_with(read).clone()?;
+        let schema = schemas.of(krate_api::Gvk { group, version, kind })?;
         Some(Type::of(&declared(&schema, true)?, kind))
     }
 }

@@ -15,6 +15,7 @@ use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
 
 use super::approval::{self, Approval};
+use super::formats;
 use crate::registry::rules::{IMMUTABLE, one_of, required_one_of};
 
 const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
@@ -514,7 +515,7 @@ pub fn warnings(definition: &CustomResourceDefinition) -> Vec<String> {
         part::each(&schema, &mut |schema| {
             if let Some(format) = schema.get("format").and_then(Value::as_str)
                 && !format.is_empty()
-                && !super::values::is_format(format)
+                && !formats::is_known(schema.get("type").and_then(Value::as_str).unwrap_or_default(), format)
             {
                 formats.push(format!("unrecognized format {format:?}"));
             }
