@@ -156,9 +156,10 @@ fn sysctls(config: &PodSandboxConfig, host_network: bool, ids: Option<&Ids>) -> 
     let mut all = BTreeMap::new();
     if !host_network {
         // A pod cannot name groups that it does not have.
-        let (first, last) = ids
-            .and_then(|ids| ids.groups.first())
-            .map_or((0, i32::MAX as u32), |range| (range.container, range.container + (range.length - 1)));
+        let most = i32::MAX as u32;
+        let (first, last) = ids.and_then(|ids| ids.groups.first()).map_or((0, most), |range| {
+            (range.container, range.container.saturating_add(range.length - 1).min(most))
+        });
         all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
         all.insert("net.ipv4.ping_group_range".to_owned(), format!("{first} {last}"));
     }
