@@ -139,7 +139,7 @@ async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>, peer: Pee
     let caller = Caller::Peer(Arc::new(server.authenticator.peer(chain)));
     let (limits, draining) = (server.limits.clone(), server.draining.clone());
     let audited = server.audit.is_some();
-    let service = Service::new(server, caller);
+    let service = Service::new(server, caller).from_peer(peer.0);
     let (asked, move_on) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
     let (has_asked, moves_on) = (Arc::clone(&asked), Arc::clone(&move_on));
     let chance = limits.goaway_chance;

@@ -1,15 +1,16 @@
 //! What is passed on: logs, exec, attach and port-forward to a pod's node, and `proxy` to nodes, pods and Services. The
 //! server understands nothing of what is said; it opens the way and carries bytes.
 
+mod headers;
 mod links;
-
 pub mod metrics;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderName, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -25,8 +26,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Attributes;
+pub use self::headers::{forwarded_for, leads_on, passed};
 use self::metrics::METRICS;
+use crate::admission::Attributes;
 use crate::http::{self as wire, Body, Reply};
 use crate::logs;
 use crate::path::{Call, no_such_resource};
@@ -42,9 +44,9 @@ pub struct Nodes {
     tls: TlsConnector,
     /// For pods and Services, which are reached at an address that no certificate names.
     anyone: TlsConnector,
-}
     /// For kubelets whose certificate nobody looks at, because it is asked so.
     any_kubelet: TlsConnector,
+}
 
 /// Where a request is passed on to.
 struct Target {
@@ -62,9 +64,9 @@ enum Over {
     Tls,
     /// TLS with a kubelet: both ends prove who they are.
     Kubelet,
-}
     /// The same, where only this server proves it.
     AnyKubelet,
+}
 
 impl Over {
     fn of(tls: bool) -> Self {
@@ -144,8 +146,8 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
                 return Ok(reply);
             };
             if what == "log" {
-                let upgrade = call.upgrade.take();
                 METRICS.log(matches!(target.over, Over::AnyKubelet));
+                let upgrade = call.upgrade.take();
                 let socket = logs::Socket::asked(&call.headers)?;
                 let (name, shutdown) = (call.info.name.clone(), call.server.shutdown.clone());
                 let mut reply = logs::checked(pass_on(call, target, body).await?, &name).await?;
@@ -155,10 +157,10 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
                 logs::as_text(&mut reply);
                 return Ok(reply);
             }
-            target
             if logs::is_websocket(&call.headers) {
                 METRICS.streaming(what);
             }
+            target
         }
         _ => return Err(no_such_resource()),
     };
@@ -169,7 +171,10 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         return Ok(reply);
     }
     let place = place(&call, &target);
-    if let Ok(forwarded) = HeaderValue::try_from(format!("{}/{}", place.prefix, call.info.rest)) {
+    // Who leaves HTTP is past caring where pages stand.
+    if call.upgrade.is_none()
+        && let Ok(forwarded) = HeaderValue::try_from(format!("{}/{}", place.prefix, call.info.rest))
+    {
         call.headers.insert("x-forwarded-uri", forwarded);
     }
     let reply = pass_on(call, target, body).await?;
@@ -450,6 +455,7 @@ async fn pass_on(call: Call, target: Target, body: Bytes) -> Result<Reply, Statu
         Over::Plain => return over(call, target, body, TokioIo::new(stream)).await,
         Over::Tls => &call.server.nodes.anyone,
         Over::Kubelet => &call.server.nodes.tls,
+        Over::AnyKubelet => &call.server.nodes.any_kubelet,
     };
     let name = ServerName::try_from(target.host.clone()).map_err(unreachable)?;
     let stream = tls.connect(name, stream).await.map_err(|error| {
@@ -459,7 +465,6 @@ async fn pass_on(call: Call, target: Target, body: Bytes) -> Result<Reply, Statu
         unreachable(error)
     })?;
     over(call, target, body, TokioIo::new(stream)).await
-        Over::AnyKubelet => &call.server.nodes.any_kubelet,
 }
 
 async fn over<S>(mut call: Call, target: Target, body: Bytes, stream: S) -> Result<Reply, StatusError>
@@ -470,7 +475,10 @@ where
     let mut request = Request::builder().method(call.method.clone()).uri(&target.path);
     if let Some(headers) = request.headers_mut() {
         *headers = passed(&call.headers, upgrade.is_some());
-        if let Ok(host) = format!("{}:{}", target.host, target.port).parse() {
+        // A log is asked for by the server itself. Whatever else is passed on is for the host that its client has named.
+        if (call.info.subresource == "log" || !headers.contains_key(HOST))
+            && let Ok(host) = format!("{}:{}", target.host, target.port).parse()
+        {
             headers.insert(HOST, host);
         }
     }
@@ -531,26 +539,6 @@ where
         *out.body_mut() = wire::full(Bytes::new());
     }
     Ok(out)
-}
-
-/// The headers that go on: not those that are the caller's proof, nor those of this connection.
-pub fn passed(headers: &HeaderMap, upgrades: bool) -> HeaderMap {
-    let mut out = headers.clone();
-    for name in
-        ["authorization", "content-length", "transfer-encoding", "keep-alive", "te", "proxy-authorization"]
-    {
-        out.remove(name);
-    }
-    let own: Vec<HeaderName> =
-        out.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
-    for name in own {
-        out.remove(name);
-    }
-    if !upgrades {
-        out.remove(CONNECTION);
-        out.remove(UPGRADE);
-    }
-    out
 }
 
 #[cfg(test)]

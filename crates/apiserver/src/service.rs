@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::{SELF, Server};
 use crate::spans::{self, Root};
-use crate::{aggregation, audit, compress, deadline, debugging, elsewhere, impersonate, routes};
+use crate::{aggregation, audit, compress, deadline, debugging, elsewhere, impersonate, proxy, routes};
 
 /// What is known of a request, whatever becomes of it.
 struct Noted {
@@ -58,11 +59,18 @@ struct Known {
 pub struct Service {
     server: Arc<Server>,
     caller: Caller,
+    /// Where the other side of the connection is, if there is one.
+    peer: Option<SocketAddr>,
 }
 
 impl Service {
     pub fn new(server: Arc<Server>, caller: Caller) -> Self {
-        Service { server, caller }
+        Service { server, caller, peer: None }
+    }
+
+    /// The same over a connection from this address.
+    pub fn from_peer(self, peer: SocketAddr) -> Self {
+        Service { peer: Some(peer), ..self }
     }
 
     /// Answers a request, and tells of it where that is wanted.
@@ -203,6 +211,7 @@ impl Service {
         count(noted);
         if let Some(remote) = self.server.aggregation.serving(&info.path) {
             parts.headers.insert(audit::ID, noted.id.clone());
+            proxy::forwarded_for(&mut parts.headers, self.peer);
             let passed = aggregation::pass_on(&self.server, &remote, parts, body, upgrade, &user);
             return Ok(Box::pin(passed).await);
         }
@@ -239,6 +248,9 @@ impl Service {
         if !storage.kind().is_namespaced() {
             // To authorization a namespace is in itself; in the store it is in none.
             info.namespace = String::new();
+        }
+        if proxy::leads_on(&info.subresource) {
+            proxy::forwarded_for(&mut parts.headers, self.peer);
         }
         let call = Call {
             server: Arc::clone(&self.server),

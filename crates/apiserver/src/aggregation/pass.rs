@@ -36,17 +36,17 @@ pub async fn pass_on(
         Err(Unreached::Setup(why)) => return plainly(StatusCode::INTERNAL_SERVER_ERROR, &why),
         Err(Unreached::Network(why)) => return unreachable(&why),
     };
-    let host = parts.headers.get(HOST).cloned();
     let mut request = Request::builder()
         .method(parts.method)
         .uri(parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str));
     if let Some(headers) = request.headers_mut() {
         *headers = proxy::passed(&parts.headers, upgrade.is_some());
         identify(headers, user);
-        set(headers, "x-forwarded-proto", "https");
-        set(headers, "x-forwarded-uri", parts.uri.path());
-        if let Some(host) = host {
-            headers.insert(HeaderName::from_static("x-forwarded-host"), host);
+        // To whom a page belongs, seen from behind: its server's own place.
+        if upgrade.is_none() {
+            set(headers, "x-forwarded-proto", "https");
+            set(headers, "x-forwarded-uri", parts.uri.path());
+            set(headers, "x-forwarded-host", &address);
         }
         if let Ok(host) = HeaderValue::from_str(&address) {
             headers.insert(HOST, host);

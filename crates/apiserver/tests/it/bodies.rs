@@ -105,6 +105,47 @@ async fn links_of_a_page_behind_a_proxy_lead_through_it() {
     assert!(asked.starts_with("GET /a/page ") && asked.contains(&forwarded), "{asked}");
 }
 
+/// Takes one request, answers it with nothing, and tells what it was.
+async fn overheard(listener: TcpListener) -> String {
+    let (mut stream, _) = listener.accept().await.expect("a connection");
+    let mut asked = Vec::new();
+    while !asked.ends_with(b"\r\n\r\n") {
+        asked.push(stream.read_u8().await.expect("a request"));
+    }
+    stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("it is told");
+    String::from_utf8(asked).expect("a request")
+}
+
+#[tokio::test]
+async fn who_is_behind_a_proxy_hears_of_the_host_and_of_who_asks() {
+    let api = started().await;
+    let pods = there(&api).await;
+    let binding = json!({"metadata": {"name": "all"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:anonymous"}]});
+    let place = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+    assert_eq!(api.post(place, &binding).await.0, 201);
+    // The authorizer hears of it as everybody does.
+    let served = api.listen().await;
+    loop {
+        let said = served.ask("GET", &format!("{pods}/p"), "").await.read().await;
+        if said.starts_with("HTTP/1.1 200") {
+            break;
+        }
+        assert!(said.starts_with("HTTP/1.1 403"), "{said}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let overheard = tokio::spawn(overheard(listener));
+    let said = served.ask("GET", &format!("{pods}/p:{port}/proxy/x"), "").await.read().await;
+    assert!(said.starts_with("HTTP/1.1 204"), "{said}");
+    let asked = overheard.await.expect("it was asked");
+    assert!(asked.contains("\r\nhost: a\r\n"), "{asked}");
+    assert!(asked.contains("\r\nx-forwarded-for: 127.0.0.1\r\n"), "{asked}");
+    assert!(!asked.contains("\r\nconnection: "), "{asked}");
+}
+
 #[tokio::test]
 async fn what_a_body_leaves_open_has_its_zero_value() {
     let api = started().await;
