@@ -6,11 +6,17 @@ use std::time::Duration;
 use ipnet::IpNet;
 use krate_client::{CancellationToken, Client, EventRecorder, Informers, Reconcile, WorkQueue};
 
+use crate::certificates::Authority;
+
 /// What the controllers are told at their start.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The certificates that clients in pods trust, as PEM: what `kube-root-ca.crt` says in each namespace.
     pub root_ca_pem: String,
+    /// Who signs what is asked for by certificate signing requests. None leaves it to somebody else.
+    pub signing: Option<Arc<Authority>>,
+    /// How long the certificates of such requests last at most (`--cluster-signing-duration`).
+    pub signing_duration: Duration,
     /// Where nodes' pod ranges are cut from. None leaves it to somebody else.
     pub cluster_cidr: Option<IpNet>,
     /// How long a node's prefix is: 24 gives each 254 addresses.
@@ -29,6 +35,8 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             root_ca_pem: String::new(),
+            signing: None,
+            signing_duration: Duration::from_hours(24 * 365),
             cluster_cidr: "10.244.0.0/16".parse().ok(),
             node_cidr_prefix: 24,
             node_grace_period: Duration::from_secs(50),

@@ -5,6 +5,8 @@
 //! and the garbage collector's graph are gone with the process and made anew.
 
 mod attach_detach;
+mod bootstrap;
+mod certificates;
 mod context;
 mod deployment;
 mod discovery;
@@ -24,6 +26,7 @@ mod root_ca;
 mod service_cidr;
 mod serviceaccount;
 
+pub use certificates::{Authority, AuthorityError};
 pub use context::{Config, Context, Error};
 
 use std::future::Future;
@@ -68,6 +71,11 @@ pub static CONTROLLERS: &[Controller] = table! {
     "persistentvolume-protection-controller" => protection::volumes::run,
     "volumeattributesclass-protection-controller" => protection::classes::run,
     "persistentvolume-attach-detach-controller" => attach_detach::run,
+    "certificatesigningrequest-signing-controller" => certificates::signing::run,
+    "certificatesigningrequest-approving-controller" => certificates::approving::run,
+    "certificatesigningrequest-cleaner-controller" => certificates::cleaning::run,
+    "bootstrap-signer-controller" => bootstrap::signing::run,
+    "token-cleaner-controller" => bootstrap::cleaning::run,
 };
 
 /// Runs every controller until `shutdown`.

@@ -1,0 +1,61 @@
+//! Requests for certificates (KEP-1513): who signs them, which are approved by themselves, and when they go.
+//!
+//! Nothing here keeps a key but the authority's own, and no certificate outlives the authority's.
+
+pub mod approving;
+mod authority;
+pub mod cleaning;
+mod request;
+pub mod signing;
+
+pub use authority::{Authority, AuthorityError};
+
+use k8s_openapi::api::certificates::v1::{
+    CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
+};
+use krate_client::{Event, Informer, WorkQueue};
+
+use crate::meta::name;
+
+/// The signers of upstream's `kubernetes.io` domain.
+const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
+const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
+const LEGACY: &str = "kubernetes.io/legacy-unknown";
+
+/// Keys that are worked on at once, as upstream.
+const WORKERS: usize = 5;
+
+/// A queue of the names of all requests, as they come and change.
+fn queue(requests: &Informer<CertificateSigningRequest>) -> WorkQueue<String> {
+    let queue = WorkQueue::named("certificate");
+    let q = queue.clone();
+    requests.handle(move |event| {
+        if !matches!(event, Event::Deleted(_)) {
+            q.add(name(&**event.object()).to_owned());
+        }
+    });
+    queue
+}
+
+fn conditions(csr: &CertificateSigningRequest) -> impl Iterator<Item = &CertificateSigningRequestCondition> {
+    csr.status.iter().flat_map(|status| status.conditions.iter().flatten())
+}
+
+fn has(csr: &CertificateSigningRequest, kind: &str) -> bool {
+    conditions(csr).any(|condition| condition.type_ == kind)
+}
+
+/// The certificate that was issued, PEM.
+fn certificate(csr: &CertificateSigningRequest) -> Option<&[u8]> {
+    let certificate = csr.status.as_ref()?.certificate.as_ref()?;
+    (!certificate.0.is_empty()).then_some(certificate.0.as_slice())
+}
+
+fn status(csr: &mut CertificateSigningRequest) -> &mut CertificateSigningRequestStatus {
+    csr.status.get_or_insert_default()
+}
+
+fn usages(csr: &CertificateSigningRequest) -> &[String] {
+    csr.spec.usages.as_deref().unwrap_or_default()
+}
