@@ -51,7 +51,6 @@ pub use auth::User;
 pub use debugging::Debugging;
 pub use encryption::EncryptionFile;
 pub use limits::Limits;
-pub use reach::Identity;
 pub use server::{Config, FrontProxy, Server, StartError};
 pub use service::Service;
 pub use spans::Tracing;

@@ -9,9 +9,8 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use krate_pki::Current;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, SupportedCipherSuite};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
@@ -48,23 +47,18 @@ fn broken(error: impl std::fmt::Display) -> TlsError {
     TlsError(error.to_string())
 }
 
-/// The TLS side of a server: its own certificate, and the authorities of which clients are told. All PEM. Whose a client's
-/// certificate is, is judged for each request.
+/// The TLS side of a server: its own certificate, which may be replaced while it serves, and the authorities (PEM) of which
+/// clients are told. Whose a client's certificate is, is judged for each request.
 ///
 /// # Errors
-/// Something of it is not what it should be.
-pub fn tls(certificate: &str, key: &str, client_ca: &str) -> Result<Arc<ServerConfig>, TlsError> {
+/// The versions of TLS that are wanted are none that there are.
+pub fn tls(own: Current, client_ca: &str) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(ciphers());
-    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(broken)?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(broken)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(broken)?
         .with_client_cert_verifier(Arc::new(AnyBearer::new(client_ca)))
-        .with_single_cert(chain, key)
-        .map_err(broken)?;
+        .with_cert_resolver(Arc::new(own));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Which of the ciphers that both sides know is taken, the server says.
     config.ignore_client_order = true;

@@ -19,8 +19,9 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use krate_api::{Reason, StatusError};
+use krate_pki::Current;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -75,31 +76,25 @@ impl Over {
 }
 
 impl Nodes {
-    /// `ca` is the authority of the nodes' serving certificates; the others are how nodes know this server. All PEM.
+    /// `ca` is the authority of the nodes' serving certificates, PEM; `own` is how nodes know this server.
     ///
     /// # Errors
     /// Something of it is not what it should be.
-    pub fn new(
-        ca: &str,
-        certificate: &str,
-        key_pem: &str,
-    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub fn new(ca: &str, own: Option<Current>) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let mut roots = RootCertStore::empty();
         for authority in CertificateDer::pem_slice_iter(ca.as_bytes()) {
             roots.add(authority?)?;
         }
-        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())?;
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?;
-        let own = Identity { certificate: certificate.to_owned(), key: key_pem.to_owned() };
-        Ok(Nodes {
-            tls: TlsConnector::from(Arc::new(config)),
-            anyone: reach::connector(Trust::Anyone, None)?,
-            any_kubelet: reach::connector(Trust::Anyone, Some(&own))?,
-        })
+            .with_root_certificates(roots);
+        let anyone = reach::connector(Trust::Anyone, None)?;
+        let any_kubelet = reach::connector(Trust::Anyone, own.as_ref())?;
+        let config = match own {
+            Some(own) => builder.with_client_cert_resolver(Arc::new(own)),
+            None => builder.with_no_client_auth(),
+        };
+        Ok(Nodes { tls: TlsConnector::from(Arc::new(config)), anyone, any_kubelet })
     }
 }
 

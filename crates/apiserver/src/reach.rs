@@ -7,11 +7,12 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use krate_api::StatusError;
+use krate_pki::Current;
 use krate_store::cache::{Freshness, ListQuery, Object as Cached, Scope};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_rustls::TlsConnector;
 
@@ -23,13 +24,6 @@ use crate::storage::refused;
 const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-/// A certificate and its key, by which this server is known to others; both PEM.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    pub certificate: String,
-    pub key: String,
-}
-
 /// By what a server proves who it is.
 #[derive(Clone, Copy, Debug)]
 pub enum Trust<'a> {
@@ -39,27 +33,22 @@ pub enum Trust<'a> {
     Anyone,
 }
 
+/// `own` is by what this server is known to others: what is current when a connection begins.
+///
 /// # Errors
-/// The certificate or its key is none.
-pub fn connector(trust: Trust<'_>, own: Option<&Identity>) -> Result<TlsConnector, String> {
-    let said = |error: rustls::Error| error.to_string();
+/// The versions of TLS that are wanted are none that there are.
+pub fn connector(trust: Trust<'_>, own: Option<&Current>) -> Result<TlsConnector, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(said)?;
+        .map_err(|error| error.to_string())?;
     let builder = match trust {
         Trust::Authorities(pem) => builder.with_root_certificates(roots(pem)),
         Trust::Anyone => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider))),
     };
     let config = match own {
         None => builder.with_no_client_auth(),
-        Some(own) => {
-            let chain = CertificateDer::pem_slice_iter(own.certificate.as_bytes())
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| error.to_string())?;
-            let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).map_err(|error| error.to_string())?;
-            builder.with_client_auth_cert(chain, key).map_err(said)?
-        }
+        Some(own) => builder.with_client_cert_resolver(Arc::new(own.clone())),
     };
     Ok(TlsConnector::from(Arc::new(config)))
 }

@@ -9,6 +9,7 @@ mod informer;
 pub mod metrics;
 mod queue;
 mod reconcile;
+mod rotating;
 mod slim;
 mod transport;
 
@@ -17,6 +18,7 @@ pub use informer::{Event, Informer, InformerObject, Informers, ObjectKey};
 pub use kube::{Api, Client, Error};
 pub use queue::WorkQueue;
 pub use reconcile::{Reconcile, Requeue, is_conflict, is_not_found, message, run};
+pub use rotating::rotating;
 pub use slim::Slim;
 pub use tokio_util::sync::CancellationToken;
-pub use transport::{from_kubeconfig, in_process};
+pub use transport::{from_config, from_kubeconfig, in_process};

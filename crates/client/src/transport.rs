@@ -25,6 +25,14 @@ use crate::metrics::Call;
 pub async fn from_kubeconfig(path: &Path) -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
     let kubeconfig = Kubeconfig::read_from(path)?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(from_config(config)?)
+}
+
+/// A client of the server of a configuration.
+///
+/// # Errors
+/// What it says of certificates cannot be used.
+pub fn from_config(config: Config) -> kube::Result<Client> {
     let host: Arc<str> = config.cluster_url.authority().map_or("", |authority| authority.as_str()).into();
     let counted = layer_fn(move |inner| Counted { inner, host: Arc::clone(&host) });
     Ok(ClientBuilder::try_from(config)?.with_layer(&counted).build())
@@ -43,10 +51,10 @@ where
 }
 
 /// A way to an API server of which is told in metrics.
-struct Counted<S> {
-    inner: S,
+pub(crate) struct Counted<S> {
+    pub inner: S,
     /// None within this process. Requests come without one: it is added to them further on.
-    host: Arc<str>,
+    pub host: Arc<str>,
 }
 
 impl<S, B> Service<Request<Body>> for Counted<S>

@@ -7,20 +7,24 @@ use anyhow::{Context as _, Result};
 use krate_apiserver::options::Options;
 use krate_apiserver::{Config, FrontProxy, Server, User, auth, listen};
 use krate_client::{Client, in_process};
+use krate_pki::{Current, Source};
 use krate_store::{Backend, Embedded};
 use tokio_util::sync::CancellationToken;
 
 use crate::address;
 use crate::datadir::{DataDir, Settings};
 use crate::node::DOMAIN;
-use crate::pki::{Authority, Identity};
+use crate::pki::Authority;
 use crate::up::Parts;
+
+/// The group of those who may do all.
+const MASTERS: &str = "system:masters";
 
 /// An API server that serves.
 pub struct Started {
     pub server: Arc<Server>,
-    pub authority: Authority,
-    pub admin: Identity,
+    pub authority: Arc<Authority>,
+    pub admin: Current,
     /// Where this machine reaches the API.
     pub url: String,
     /// Where others reach it.
@@ -55,31 +59,31 @@ pub async fn start(
 ) -> Result<Started> {
     let bound = listener.local_addr()?;
     let address = options.serving.advertise_address.unwrap_or_else(|| own_address(settings));
-    let authority = Authority::open(&dir.pki())?;
+    let authority = Arc::new(Authority::open(&dir.pki())?);
+    // The addresses of a machine may be others at its next start.
     let hosts = hosts(settings, address);
-    let serving = authority.serving("kube-apiserver", &[], &hosts)?;
-    let admin = authority.client("admin", "kubernetes-admin", &["system:masters"])?;
-    let node_client =
-        authority.client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"])?;
+    let serving = authority.kept(move |authority, _| authority.serving("kube-apiserver", &[], &hosts))?;
+    let admin = authority
+        .kept(|authority, wanted| authority.client("admin", "kubernetes-admin", &[MASTERS], wanted))?;
+    let node_client = authority.kept(|authority, wanted| {
+        authority.client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &[MASTERS], wanted)
+    })?;
     let key = authority.service_account_key()?;
     // An authority of its own: whoever it vouches for may speak for anybody.
-    let front_proxy = Authority::named(&dir.pki().join("front-proxy"), "front-proxy-ca")?;
-    let proxy_client = front_proxy.client("front-proxy-client", "front-proxy-client", &[])?;
+    let front_proxy = Arc::new(Authority::named(&dir.pki().join("front-proxy"), "front-proxy-ca")?);
+    let proxy_client = front_proxy.kept(|authority, wanted| {
+        authority.client("front-proxy-client", "front-proxy-client", &[], wanted)
+    })?;
     let mut config = Config {
         advertise: SocketAddr::new(address, bound.port()),
-        serving_certificate: serving.certificate,
-        serving_key: serving.key,
         service_cidr: settings.service_cidr.to_string(),
         authentication: auth::Settings::signing_with(key),
         ca: authority.certificate().to_owned(),
-        node_client_certificate: node_client.certificate,
-        node_client_key: node_client.key,
+        serving: Some(Source::Given(serving)),
+        node_client: Some(Source::Given(node_client)),
         front_proxy: Some(FrontProxy {
             ca: front_proxy.certificate().to_owned(),
-            identity: krate_apiserver::Identity {
-                certificate: proxy_client.certificate,
-                key: proxy_client.key,
-            },
+            identity: Source::Given(proxy_client),
         }),
         ..Config::default()
     };
@@ -97,7 +101,8 @@ pub async fn start(
     let advertise = config.advertise;
     let proxies = config.authentication.request_header.as_ref().map_or("", |proxy| proxy.ca.as_str());
     let client_ca = format!("{}\n{proxies}", config.ca);
-    let tls = listen::tls(&config.serving_certificate, &config.serving_key, &client_ca)?;
+    let serving = config.serving.as_ref().context("the API server has no certificate")?.open(shutdown)?;
+    let tls = listen::tls(serving, &client_ca)?;
     let server = Server::start(config, backend, shutdown.clone()).await.context("starting the API server")?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let serving = Arc::clone(&server);

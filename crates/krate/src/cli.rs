@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
@@ -42,6 +43,12 @@ pub enum Command {
     Version(Version),
 }
 
+/// A duration as upstream's flags have it, such as 1h30m, that is more than none.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = krate_api::duration::parse(text).and_then(|duration| Duration::try_from(duration).ok());
+    parsed.filter(|duration| !duration.is_zero()).ok_or_else(|| format!("invalid duration {text:?}"))
+}
+
 #[derive(Args, Clone, Debug, Default)]
 pub struct Up {
     /// Go to the background once the cluster is ready; the log goes to DIR/krate.log
@@ -77,6 +84,10 @@ pub struct Up {
     #[arg(long)]
     pub no_kubeconfig: bool,
 
+    /// How long certificates last that are asked for by certificate signing requests, at most
+    #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = duration)]
+    pub cluster_signing_duration: Duration,
+
     /// A flag of `krate apiserver` for this cluster's API server; may be given more than once
     #[arg(long, value_name = "NAME=VALUE")]
     pub kube_apiserver_arg: Vec<String>,
@@ -93,13 +104,17 @@ pub struct Up {
     pub providers: CredentialProviders,
 }
 
-/// Flags and their names are upstream's; all but the first eight are fields of the configuration file too, over which
+/// Flags and their names are upstream's; all but the first ten are fields of the configuration file too, over which
 /// they go.
 #[derive(Args, Debug)]
 pub struct Kubelet {
-    /// How the API server is reached, and as whom
+    /// How the API server is reached, and as whom; written, where --bootstrap-kubeconfig is used
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: PathBuf,
+
+    /// As whom the node's certificate is asked for while the kubeconfig has none that is good
+    #[arg(long, value_name = "FILE")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
 
     #[command(flatten)]
     pub logs: Logs,
@@ -128,9 +143,17 @@ pub struct Kubelet {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
     pub root_dir: PathBuf,
 
-    /// Where the certificate is kept that is made when none is given
+    /// Where certificates are kept that are asked for, and the one that is made when none is given
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/pki")]
     pub cert_dir: PathBuf,
+
+    /// Whether the client certificate is asked for anew before it ends
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub rotate_certificates: Option<bool>,
+
+    /// Whether the certificate that is served is asked of the API server, and asked for anew
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub rotate_server_certificates: Option<bool>,
 
     /// The address that is listened on
     #[arg(long, value_name = "IP")]

@@ -2,14 +2,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use krate_pki::Pair;
 use nix::fcntl::{Flock, FlockArg};
 use serde_yaml_ng::{Mapping, Value};
 
-use crate::pki::{Identity, write_atomically};
+use crate::apiserver::Started;
+use crate::datadir::DataDir;
+use crate::pki::write_atomically;
 
 /// What a kubeconfig says of one cluster and its administrator.
 pub struct Entry<'a> {
@@ -17,7 +21,37 @@ pub struct Entry<'a> {
     pub name: &'a str,
     pub server: &'a str,
     pub ca: &'a str,
-    pub admin: &'a Identity,
+    pub admin: &'a Pair,
+}
+
+/// Writes how the administrator reaches a cluster into its data directory, and into another kubeconfig if one is named; and
+/// again whenever their certificate is another.
+pub fn keep(dir: &DataDir, cluster: &Started, other: Option<&Path>) -> Result<()> {
+    let (dir, other) = (dir.clone(), other.map(Path::to_owned));
+    let (server, ca) = (cluster.url.clone(), cluster.authority.certificate().to_owned());
+    let put = move |admin: &Pair, merge: fn(&Path, &Entry<'_>) -> Result<()>| {
+        let entry = Entry { name: &dir.context_name(), server: &server, ca: &ca, admin };
+        write(&dir.kubeconfig(), &entry)?;
+        other.as_ref().map_or(Ok(()), |file| merge(file, &entry))
+    };
+    let mut admin = cluster.admin.clone();
+    put(&*admin.newest().context("the administrator has no certificate")?, merge)?;
+    let put = Arc::new(put);
+    tokio::spawn(async move {
+        loop {
+            admin.changed().await;
+            let Some(newest) = admin.newest() else { continue };
+            let put = Arc::clone(&put);
+            let written = tokio::task::spawn_blocking(move || put(&newest, renew)).await;
+            if let Err(error) = written.map_err(anyhow::Error::from).flatten() {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "the administrator's new certificate cannot be written"
+                );
+            }
+        }
+    });
+    Ok(())
 }
 
 /// The user's kubeconfig: the first of `$KUBECONFIG`, or `~/.kube/config`. `None` if there is no home.
@@ -41,6 +75,24 @@ pub fn write(file: &Path, entry: &Entry<'_>) -> Result<()> {
 pub fn merge(file: &Path, entry: &Entry<'_>) -> Result<()> {
     with_lock(file, |config| {
         set(config, entry);
+        true
+    })
+}
+
+/// Replaces an entry that is still there, and leaves what the user has chosen since as the current one.
+fn renew(file: &Path, entry: &Entry<'_>) -> Result<()> {
+    if !file.exists() {
+        return Ok(());
+    }
+    with_lock(file, |config| {
+        let current = config.get("current-context").cloned();
+        let users = config.get("users").and_then(Value::as_sequence);
+        let named = |user: &Value| user.get("name").and_then(Value::as_str) == Some(entry.name);
+        if !users.is_some_and(|users| users.iter().any(named)) {
+            return false;
+        }
+        set(config, entry);
+        config.insert("current-context".into(), current.unwrap_or_default());
         true
     })
 }
@@ -138,13 +190,25 @@ mod tests {
         fs::create_dir_all(&dir).expect("made");
         fs::write(&file, "apiVersion: v1\nkind: Config\nclusters:\n- name: other\n  cluster: {server: x}\n")
             .expect("written");
-        let admin = Identity { certificate: "c".into(), key: "k".into() };
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("a certificate");
+        let admin = Pair::from_pem(&certificate.pem(), &key.serialize_pem()).expect("a pair");
         let entry = Entry { name: "krate", server: "https://127.0.0.1:6443", ca: "ca", admin: &admin };
         merge(&file, &entry).expect("merged");
         merge(&file, &entry).expect("merged again");
         assert_eq!(names(&file, "clusters"), ["other", "krate"]);
         assert_eq!(names(&file, "contexts"), ["krate"]);
+        let current = |to: &str| {
+            let text = fs::read_to_string(&file).expect("there");
+            let other = text.replace("current-context: krate", &format!("current-context: {to}"));
+            fs::write(&file, &other).expect("written");
+            other
+        };
+        current("other");
+        renew(&file, &entry).expect("renewed");
+        assert!(current("other").contains("current-context: other"), "who has chosen another has it still");
         remove(&file, "krate").expect("removed");
+        renew(&file, &entry).expect("left alone");
         assert_eq!(names(&file, "clusters"), ["other"]);
         assert!(names(&file, "users").is_empty());
         fs::remove_dir_all(&dir).expect("removed");

@@ -1,13 +1,16 @@
 //! The cluster's keys and certificates: one authority, made once, and what it signs. Serving certificates are signed anew
-//! at each start, since the addresses of a machine change; all keys are P-256.
+//! at each start, since the addresses of a machine change, and all are signed anew before they end; all keys are P-256.
 
 use std::fs;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
+use krate_pki::{Current, Pair, Renewal};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
@@ -17,8 +20,13 @@ use time::{Duration, OffsetDateTime};
 /// As kubeadm: ten years for the authority, one for what it signs.
 const CA_LIFE: Duration = Duration::days(3650);
 const LEAF_LIFE: Duration = Duration::days(365);
-/// A client certificate that ends earlier than this is signed anew.
+/// A client certificate that ends earlier than this is signed anew at the next start.
 const RENEW_BEFORE: Duration = Duration::days(90);
+/// The clock of the machine may be set while a renewal is waited for, so it is looked at now and then; after a renewal that
+/// failed, that is when it is tried again.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_mins(10);
+/// Between two renewals, however short the life of a certificate is.
+const LEAST: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A certificate and its key, both PEM.
 #[derive(Clone)]
@@ -27,11 +35,21 @@ pub struct Identity {
     pub key: String,
 }
 
+/// Whether what is there and lasts is good enough, or another is to be signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Lasting,
+    New,
+}
+
 /// The authority of a cluster, in the `pki` folder of its data directory.
 pub struct Authority {
     dir: PathBuf,
     certificate: String,
+    key: String,
     issuer: Issuer<'static, KeyPair>,
+    /// How long what it signs lasts.
+    life: Duration,
 }
 
 impl Authority {
@@ -61,10 +79,16 @@ impl Authority {
             write_atomically(&cert_file, certificate.pem().as_bytes(), 0o644)?;
         }
         let certificate = read(&cert_file)?;
-        let key = KeyPair::from_pem(&read(&key_file)?).context("reading the authority's key")?;
+        let key = read(&key_file)?;
+        let pair = KeyPair::from_pem(&key).context("reading the authority's key")?;
         let issuer =
-            Issuer::from_ca_cert_pem(&certificate, key).context("reading the authority's certificate")?;
-        Ok(Authority { dir: dir.to_owned(), certificate, issuer })
+            Issuer::from_ca_cert_pem(&certificate, pair).context("reading the authority's certificate")?;
+        Ok(Authority { dir: dir.to_owned(), certificate, key, issuer, life: LEAF_LIFE })
+    }
+
+    /// The same authority as the controller that signs requests has it.
+    pub fn signing(&self) -> Result<krate_controllers::Authority> {
+        Ok(krate_controllers::Authority::from_pem(&self.certificate, &self.key)?)
     }
 
     /// The authority's certificate, PEM.
@@ -89,10 +113,11 @@ impl Authority {
     }
 
     /// A client certificate, kept as `FILE.crt` and `FILE.key`, signed anew when its end is near.
-    pub fn client(&self, file: &str, user: &str, groups: &[&str]) -> Result<Identity> {
+    pub fn client(&self, file: &str, user: &str, groups: &[&str], wanted: Wanted) -> Result<Identity> {
         let cert_file = self.dir.join(format!("{file}.crt"));
         let key_file = self.dir.join(format!("{file}.key"));
         if let (Ok(certificate), Ok(key)) = (fs::read_to_string(&cert_file), fs::read_to_string(&key_file))
+            && wanted == Wanted::Lasting
             && lasts(&certificate, RENEW_BEFORE)
         {
             return Ok(Identity { certificate, key });
@@ -115,10 +140,49 @@ impl Authority {
         read(&file)
     }
 
+    /// What `make` makes of this authority, made anew before it ends, for as long as the process runs.
+    pub fn kept(
+        self: &Arc<Self>,
+        make: impl Fn(&Authority, Wanted) -> Result<Identity> + Send + Sync + 'static,
+    ) -> Result<Current> {
+        let pair = |made: Identity| Ok::<_, anyhow::Error>(Pair::from_pem(&made.certificate, &made.key)?);
+        let first = pair(make(self, Wanted::Lasting)?)?;
+        let (mut due, make) = (first.renewal(), Arc::new(make));
+        let (renewal, current) = Renewal::new(Some(first));
+        let authority = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                while let Ok(left) = due.duration_since(SystemTime::now()) {
+                    tokio::time::sleep(left.min(LOOK_EVERY)).await;
+                }
+                let (authority, make) = (Arc::clone(&authority), Arc::clone(&make));
+                let made = tokio::task::spawn_blocking(move || pair(make(&authority, Wanted::New)?)).await;
+                match made.map_err(anyhow::Error::from).flatten() {
+                    Ok(pair) => {
+                        tracing::info!(
+                            user = pair.common_name,
+                            "a certificate of the cluster has been renewed"
+                        );
+                        due = pair.renewal().max(SystemTime::now() + LEAST);
+                        renewal.set(pair);
+                    }
+                    Err(error) => {
+                        tracing::error!(
+                            error = format!("{error:#}"),
+                            "a certificate of the cluster cannot be renewed"
+                        );
+                        due = SystemTime::now() + LOOK_EVERY;
+                    }
+                }
+            }
+        });
+        Ok(current)
+    }
+
     fn sign(&self, mut params: CertificateParams) -> Result<Identity> {
         let key = KeyPair::generate()?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-        live(&mut params, LEAF_LIFE);
+        live(&mut params, self.life);
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem() })
     }
@@ -177,14 +241,36 @@ mod tests {
         let first = Authority::open(&dir).expect("made");
         let again = Authority::open(&dir).expect("opened");
         assert_eq!(first.certificate(), again.certificate());
-        let admin = first.client("admin", "kubernetes-admin", &["system:masters"]).expect("signed");
-        let same = again.client("admin", "kubernetes-admin", &["system:masters"]).expect("read");
+        let admin =
+            first.client("admin", "kubernetes-admin", &["system:masters"], Wanted::Lasting).expect("signed");
+        let same =
+            again.client("admin", "kubernetes-admin", &["system:masters"], Wanted::Lasting).expect("read");
         assert_eq!(admin.certificate, same.certificate, "a certificate that lasts is kept");
         let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let serving = again.serving("kube-apiserver", &[], &hosts).expect("signed");
         assert!(lasts(&serving.certificate, Duration::days(364)));
         assert!(!lasts(&serving.certificate, Duration::days(366)));
+        let new =
+            again.client("admin", "kubernetes-admin", &["system:masters"], Wanted::New).expect("signed");
+        assert_ne!(admin.certificate, new.certificate);
         assert!(first.service_account_key().expect("made").contains("PRIVATE KEY"));
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_another_before_it_ends() {
+        let dir = std::env::temp_dir().join(format!("krate-kept-{}", std::process::id()));
+        // Dated back by five minutes, it is to be renewed a moment after it was made, or before.
+        let life = Duration::seconds(100);
+        let authority = Arc::new(Authority { life, ..Authority::open(&dir).expect("made") });
+        let make = |authority: &Authority, wanted| authority.client("admin", "admin", &[], wanted);
+        let mut current = authority.kept(make).expect("signed");
+        let first = current.get().expect("a pair");
+        tokio::time::timeout(std::time::Duration::from_mins(2), current.changed()).await.expect("renewed");
+        let next = current.get().expect("a pair");
+        assert!(next.not_after >= first.not_after && next.certificate != first.certificate);
+        let kept = fs::read_to_string(dir.join("admin.crt")).expect("kept");
+        assert!(kept.contains("BEGIN CERTIFICATE"));
         fs::remove_dir_all(&dir).expect("removed");
     }
 }

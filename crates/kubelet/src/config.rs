@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 use krate_api::Quantity;
+use krate_pki::{Current, Source};
 
+use crate::certificates::Serving;
 use crate::configuration::{Configuration, StaticPods};
 use crate::cpus::CpuPolicy;
 use crate::eviction::EvictionConfig;
@@ -97,11 +99,17 @@ pub struct Config {
     pub bind: IpAddr,
     /// The port of the HTTPS server (upstream: 10250); 0 lets the kernel choose. The node's status tells which.
     pub port: u16,
-    /// The server's certificate chain and key, PEM.
-    pub tls_cert: String,
-    pub tls_key: String,
-    /// The certificates that sign clients' certificates, PEM.
+    /// Where the server's certificate comes from.
+    pub serving: Serving,
+    /// Where certificates are kept that are asked for, or made (upstream: `/var/lib/kubelet/pki`).
+    pub cert_dir: PathBuf,
+    /// Whether the client certificate is renewed, where the kubelet itself sees to how it reaches the API server.
+    pub rotate_certificates: bool,
+    /// The client certificate, where it is renewed: what is told of it.
+    pub identity: Option<Current>,
+    /// The certificates that sign clients' certificates, PEM, and the file in which they may change.
     pub client_ca: String,
+    pub client_ca_file: Option<PathBuf>,
     /// Whether who shows no certificate and no token is let in, as `system:anonymous`.
     pub anonymous_auth: bool,
     /// Whether the API server is asked whose a bearer token is.
@@ -177,6 +185,7 @@ impl Config {
     /// filled in.
     pub fn new(node_name: impl Into<String>, node_ip: IpAddr, root_dir: impl Into<PathBuf>) -> Self {
         let root_dir = root_dir.into();
+        let cert_dir = root_dir.join("pki");
         Config {
             node_name: node_name.into(),
             node_ip,
@@ -193,9 +202,15 @@ impl Config {
             cgroup_root: "/".to_owned(),
             bind: IpAddr::from([0, 0, 0, 0]),
             port: 10250,
-            tls_cert: String::new(),
-            tls_key: String::new(),
+            serving: Serving::From(Source::Files {
+                certificate: cert_dir.join("kubelet.crt"),
+                key: cert_dir.join("kubelet.key"),
+            }),
+            cert_dir,
+            rotate_certificates: false,
+            identity: None,
             client_ca: String::new(),
+            client_ca_file: None,
             anonymous_auth: false,
             token_webhook: true,
             token_ttl: Duration::from_mins(2),

@@ -4,6 +4,7 @@
 
 mod admission;
 mod backoff;
+mod certificates;
 mod cgroups;
 mod checkpoint;
 mod config;
@@ -61,6 +62,7 @@ mod users;
 mod volumes;
 mod worker;
 
+pub use certificates::{Access, AccessError, Beginning, Serving};
 pub use config::{Config, Enforce, LogPolicy, ShutdownPeriod};
 pub use configuration::{Configuration, ConfigurationError, StaticPods};
 pub use cpus::{CpuOptions, CpuPolicy, CpuSet};

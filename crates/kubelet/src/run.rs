@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::certificates::ServingError;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cpus::{self, Cpus};
@@ -32,7 +33,7 @@ use crate::resources::PodResources;
 use crate::shared::{Shared, SharedRef};
 use crate::topology::Topology;
 use crate::users::{self, Users};
-use crate::{logs, naming, numa, plugins, pods, server};
+use crate::{certificates, logs, naming, numa, plugins, pods, server};
 
 /// Why the kubelet cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,8 @@ pub enum Error {
     File { what: String, error: std::io::Error },
     #[error("the kubelet's certificates: {0}")]
     Tls(String),
+    #[error("{0}")]
+    Serving(#[from] ServingError),
     #[error("{0}")]
     Processors(String),
     #[error("{0}")]
@@ -83,6 +86,16 @@ pub async fn run(
         watcher::Config::default().fields(&fields),
         shutdown.clone(),
     );
+    let node = Informer::<Node>::start(
+        Api::all(client.clone()),
+        watcher::Config::default().fields(&format!("metadata.name={}", config.node_name)),
+        shutdown.clone(),
+    );
+    let serving = if config.serve {
+        Some(certificates::serving(&config.serving, &client, &config.node_name, &node, &shutdown)?)
+    } else {
+        None
+    };
     let changed = Arc::new(Notify::new());
     let devices = Arc::new(Devices::new(&config.root_dir, Arc::clone(&changed)));
     let nodes = numa::nodes(&config.sysfs);
@@ -148,6 +161,7 @@ pub async fn run(
         cri,
         events,
         probes: Counts::default(),
+        serving,
         looped: AtomicU64::new(0),
         started: Instant::now(),
         shutdown: shutdown.clone(),
@@ -166,19 +180,19 @@ pub async fn run(
         ]);
         tokio::spawn(async move { plugins::run(&root, handlers, stop).await })
     };
-    let node_watch = watch_node(&shared, &changed);
+    watch_node(&node, &shared, &changed);
     let (is_ready, mut readiness) = watch::channel(false);
     let running_pods = tokio::spawn(pods::run(Arc::clone(&shared), own_pods.clone()));
-    let mut serving = JoinSet::new();
+    let mut servers = JoinSet::new();
     let mut port = 0;
-    if shared.config.serve {
-        let (listener, tls) = server::bind(&shared).await?;
+    if let Some(serving) = &shared.serving {
+        let (listener, tls) = server::bind(&shared, serving).await?;
         let asked = listener.local_addr();
         port = asked.map_err(|error| Error::File { what: "asking for the port".to_owned(), error })?.port();
-        serving.spawn(server::serve(Arc::clone(&shared), own_pods, listener, tls));
+        servers.spawn(server::serve(Arc::clone(&shared), own_pods, listener, tls));
     }
     if let Some(address) = shared.config.healthz {
-        serving.spawn(server::health::serve(Arc::clone(&shared), server::health::bind(address).await?));
+        servers.spawn(server::health::serve(Arc::clone(&shared), server::health::bind(address).await?));
     }
     let images = Arc::new(ImageGarbage::default());
     let collecting = tokio::spawn(garbage::run(Arc::clone(&shared), Arc::clone(&images)));
@@ -204,7 +218,7 @@ pub async fn run(
     let _ = running_node.await;
     let _ = running_pods.await;
     let _ = tokio::join!(
-        serving.join_all(),
+        servers.join_all(),
         rotating,
         collecting,
         evicting,
@@ -213,7 +227,6 @@ pub async fn run(
         placing,
         telling_resources
     );
-    drop(node_watch);
     Ok(())
 }
 
@@ -279,13 +292,9 @@ async fn runtime_version(cri: &Cri, shutdown: &CancellationToken) -> Option<k8s_
 }
 
 /// Follows the node's own object: what is given to it there, such as a range of addresses, may make it ready.
-fn watch_node(shared: &SharedRef, changed: &Arc<Notify>) -> Informer<Node> {
-    let fields = format!("metadata.name={}", shared.config.node_name);
-    let api = Api::all(shared.client.clone());
-    let informer =
-        Informer::<Node>::start(api, watcher::Config::default().fields(&fields), shared.shutdown.clone());
+fn watch_node(node: &Informer<Node>, shared: &SharedRef, changed: &Arc<Notify>) {
     let (changed, csi) = (Arc::clone(changed), Arc::clone(&shared.csi));
-    informer.handle(move |event| {
+    node.handle(move |event| {
         csi.seen(event.object());
         if let krate_client::Event::Modified { old, new } = event
             && old.spec != new.spec
@@ -293,7 +302,6 @@ fn watch_node(shared: &SharedRef, changed: &Arc<Notify>) -> Informer<Node> {
             changed.notify_one();
         }
     });
-    informer
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Instant;
 use k8s_cri::v1::DnsConfig;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use krate_client::{Client, EventRecorder, EventType, Informer, reference};
+use krate_pki::Current;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -67,6 +68,8 @@ pub struct Shared {
     pub host_dns: DnsConfig,
     pub node: Allocatable,
     pub probes: Counts,
+    /// The certificate that the server shows, if there is a server.
+    pub serving: Option<Current>,
     /// When the pods' loop came round last: seconds since the kubelet started.
     pub looped: AtomicU64,
     pub started: Instant,

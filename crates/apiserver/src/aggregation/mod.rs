@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use krate_pki::Current;
 use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
 
@@ -27,7 +28,6 @@ pub use register::{GROUP_PRIORITY, VERSION_PRIORITY};
 pub(crate) use remote::Remote;
 
 use crate::instruments::{Alpha, Gathered};
-use crate::reach::Identity;
 
 /// The groups and versions that others serve.
 #[derive(Default)]
@@ -35,13 +35,13 @@ pub struct Aggregation {
     /// By the name of the APIService.
     remotes: ArcSwap<BTreeMap<String, Arc<Remote>>>,
     /// By what others know this server as a front proxy.
-    own: Option<Identity>,
+    own: Option<Current>,
     /// The APIServices of what this server serves itself, by name.
     local: Mutex<BTreeSet<String>>,
 }
 
 impl Aggregation {
-    pub fn new(own: Option<Identity>) -> Self {
+    pub fn new(own: Option<Current>) -> Self {
         Aggregation { own, ..Aggregation::default() }
     }
 

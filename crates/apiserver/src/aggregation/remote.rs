@@ -10,6 +10,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::{APIService, APIServiceSpec};
+use krate_pki::Current;
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -24,7 +25,7 @@ use super::pass::identify;
 use crate::auth::{MASTERS, User};
 use crate::http as wire;
 use crate::kinds::Kinds;
-use crate::reach::{self, Identity, Trust, outdated};
+use crate::reach::{self, Trust, outdated};
 
 /// How long a server may take to say what it serves, as upstream.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -72,7 +73,7 @@ pub enum Unreached {
 
 impl Remote {
     /// None for an APIService that this server serves itself.
-    pub fn new(service: &APIService, own: Option<&Identity>, gone: CancellationToken) -> Option<Self> {
+    pub fn new(service: &APIService, own: Option<&Current>, gone: CancellationToken) -> Option<Self> {
         let spec = service.spec.clone()?;
         spec.service.as_ref()?;
         let bundle = spec.ca_bundle.as_ref().map(|bundle| bundle.0.clone()).unwrap_or_default();

@@ -3,15 +3,12 @@
 
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use krate_pki::Changes;
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Registry};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::hashed;
@@ -47,7 +44,7 @@ impl Followed {
             let mut looks = tokio::time::interval(self.look_every);
             looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             // Without being told of changes it is looked at every now and then all the same.
-            let mut changes = Changes::of(&self.path)
+            let mut changes = Changes::of([self.path.as_path()])
                 .inspect_err(|error| tracing::warn!(%error, "changes of {what} config are noticed late"))
                 .ok();
             loop {
@@ -80,25 +77,6 @@ impl Followed {
                 }
             }
         });
-    }
-}
-
-/// What happens in the directory of a file: it may be replaced there, or be a link to what is replaced.
-struct Changes(pipe::Receiver);
-
-impl Changes {
-    fn of(path: &Path) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        // What is only made by now is not written yet.
-        let flags = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
-        inotify.add_watch(directory.unwrap_or(Path::new(".")), flags)?;
-        // It is read as a pipe is; what it says does not matter.
-        pipe::Receiver::from_owned_fd_unchecked(OwnedFd::from(inotify)).map(Changes)
-    }
-
-    async fn next(&mut self) -> io::Result<()> {
-        self.0.read(&mut [0; 4096]).await.map(drop)
     }
 }
 

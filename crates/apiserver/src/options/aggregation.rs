@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{OptionError, Topic, read};
-use crate::reach::Identity;
+use super::{OptionError, Topic, pair};
 use crate::server::{Config, FrontProxy};
 
 #[derive(Args, Clone, Debug, Default)]
@@ -25,10 +24,7 @@ impl Topic for Aggregation {
         else {
             return Ok(());
         };
-        let identity = Identity {
-            certificate: read("proxy-client-cert-file", certificate)?,
-            key: read("proxy-client-key-file", key)?,
-        };
+        let identity = pair(("proxy-client-cert-file", certificate), ("proxy-client-key-file", key))?;
         let ca = config.front_proxy.take().map(|proxy| proxy.ca).unwrap_or_default();
         config.front_proxy = Some(FrontProxy { ca, identity });
         Ok(())

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, FromArgMatches as _};
+use krate_pki::Source;
 
 use crate::server::Config;
 
@@ -114,6 +115,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 fn read(flag: &'static str, file: &Path) -> Result<String, OptionError> {
     std::fs::read_to_string(file)
         .map_err(|error| OptionError::new(flag, format!("reading {}: {error}", file.display())))
+}
+
+/// A certificate and its key, as the files of two flags say from now on.
+fn pair(certificate: (&'static str, &Path), key: (&'static str, &Path)) -> Result<Source, OptionError> {
+    for (flag, file) in [certificate, key] {
+        read(flag, file)?;
+    }
+    Ok(Source::Files { certificate: certificate.1.to_owned(), key: key.1.to_owned() })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use ipnet::Ipv4Net;
 
-use super::{OptionError, Topic, read};
+use super::{OptionError, Topic, pair, read};
 use crate::server::Config;
 
 #[derive(Args, Clone, Debug, Default)]
@@ -56,20 +56,15 @@ impl Topic for Serving {
         if let Some(range) = self.service_cluster_ip_range {
             config.service_cidr = range.to_string();
         }
-        for (flag, file, text) in [
-            ("tls-cert-file", &self.tls_cert_file, &mut config.serving_certificate),
-            ("tls-private-key-file", &self.tls_private_key_file, &mut config.serving_key),
-            (
-                "kubelet-client-certificate",
-                &self.kubelet_client_certificate,
-                &mut config.node_client_certificate,
-            ),
-            ("kubelet-client-key", &self.kubelet_client_key, &mut config.node_client_key),
-            ("kubelet-certificate-authority", &self.kubelet_certificate_authority, &mut config.node_ca),
-        ] {
-            if let Some(file) = file {
-                *text = read(flag, file)?;
-            }
+        if let (Some(certificate), Some(key)) = (&self.tls_cert_file, &self.tls_private_key_file) {
+            config.serving = Some(pair(("tls-cert-file", certificate), ("tls-private-key-file", key))?);
+        }
+        if let (Some(certificate), Some(key)) = (&self.kubelet_client_certificate, &self.kubelet_client_key) {
+            let pair = pair(("kubelet-client-certificate", certificate), ("kubelet-client-key", key))?;
+            config.node_client = Some(pair);
+        }
+        if let Some(file) = &self.kubelet_certificate_authority {
+            config.node_ca = read("kubelet-certificate-authority", file)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use krate_api::{Kind, StatusError};
 use krate_encryption::{Encryption, Sealed};
+use krate_pki::Source;
 use krate_store::cache::Cache;
 use krate_store::{Backend, Compactor};
 use serde_json::Value;
@@ -30,7 +31,6 @@ use crate::kinds::Kinds;
 use crate::limits::Limits;
 use crate::proxy::Nodes;
 use crate::rbac;
-use crate::reach::Identity;
 use crate::registry::core::service::Allocator;
 use crate::registry::lifecycle::Lifecycles;
 use crate::service::Service;
@@ -46,9 +46,8 @@ pub(crate) const SELF: &str = "system:apiserver";
 pub struct Config {
     /// Where pods and nodes reach this server.
     pub advertise: SocketAddr,
-    /// The certificate and key by which clients know this server, PEM.
-    pub serving_certificate: String,
-    pub serving_key: String,
+    /// By what clients know this server: for whoever listens for it.
+    pub serving: Option<Source>,
     /// The addresses of Services.
     pub service_cidr: String,
     /// How callers prove who they are.
@@ -63,9 +62,8 @@ pub struct Config {
     pub ca: String,
     /// The authority of the nodes' serving certificates, PEM; that of client certificates where it is empty.
     pub node_ca: String,
-    /// The certificate and key by which nodes know this server, PEM.
-    pub node_client_certificate: String,
-    pub node_client_key: String,
+    /// By what nodes know this server; None where it says nothing of itself.
+    pub node_client: Option<Source>,
     /// What says which objects are encrypted in the store; none are without it.
     pub encryption: Option<EncryptionFile>,
     /// What is told of requests, and where to.
@@ -88,15 +86,14 @@ pub struct FrontProxy {
     /// The authority of the certificate, PEM.
     pub ca: String,
     /// The certificate of the user `front-proxy-client`, and its key.
-    pub identity: Identity,
+    pub identity: Source,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Config {
             advertise: SocketAddr::from(([127, 0, 0, 1], 6443)),
-            serving_certificate: String::new(),
-            serving_key: String::new(),
+            serving: None,
             service_cidr: "10.96.0.0/16".to_owned(),
             authentication: auth::Settings::default(),
             authorization: Vec::new(),
@@ -104,8 +101,7 @@ impl Default for Config {
             admission: admission::Settings::default(),
             ca: String::new(),
             node_ca: String::new(),
-            node_client_certificate: String::new(),
-            node_client_key: String::new(),
+            node_client: None,
             encryption: None,
             front_proxy: None,
             limits: Limits::default(),
@@ -204,8 +200,13 @@ impl Server {
         let signer = Arc::new(Signer::new(&config.authentication.service_accounts)?);
         let authorizer = Authorizer::open(&config.authorization).await.map_err(StartError::Authorization)?;
         let node_ca = if config.node_ca.is_empty() { &config.ca } else { &config.node_ca };
-        let nodes = Nodes::new(node_ca, &config.node_client_certificate, &config.node_client_key)
-            .map_err(|error| StartError::Certificates(error.to_string()))?;
+        let open = |source: &Source| {
+            source.open(&shutdown).map_err(|error| StartError::Certificates(error.to_string()))
+        };
+        let node_client = config.node_client.as_ref().map(open).transpose()?;
+        let proxy_client = config.front_proxy.as_ref().map(|proxy| open(&proxy.identity)).transpose()?;
+        let nodes =
+            Nodes::new(node_ca, node_client).map_err(|error| StartError::Certificates(error.to_string()))?;
         let limits = config.limits;
         let fairness = limits.fairness.then(|| Arc::new(Fairness::new(limits.reading + limits.mutating)));
         let decisions = authorizer.metrics();
@@ -241,7 +242,7 @@ impl Server {
             audit,
             kinds,
             openapi: crate::openapi::Documents::new(),
-            aggregation: Aggregation::new(config.front_proxy.as_ref().map(|proxy| proxy.identity.clone())),
+            aggregation: Aggregation::new(proxy_client),
             fairness: fairness.clone(),
             in_flight: InFlight::new(limits.reading, limits.mutating),
             debugging: config.debugging,

@@ -6,6 +6,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use krate_apiserver::auth::{Anonymous, RequestHeader, Settings, TokenFile};
 use krate_apiserver::{Config, listen};
+use krate_pki::{Current, Pair};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -74,7 +75,8 @@ impl Socket {
         })
         .await;
         let (certificate, key) = serving.sign("localhost", &[]);
-        let tls = listen::tls(&certificate, &key, &ca).expect("sound certificates");
+        let own = Pair::from_pem(&certificate, &key).expect("a pair");
+        let tls = listen::tls(Current::fixed(own), &ca).expect("sound certificates");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         tokio::spawn(listen::serve(api.server(), listener, tls));

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use krate_apiserver::{FrontProxy, Identity, Server, User, listen};
+use krate_apiserver::{FrontProxy, Server, User, listen};
+use krate_pki::{Current, Source};
 use krate_store::Embedded;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -37,7 +38,7 @@ fn front_proxy() -> FrontProxy {
     client.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
     let issuer = rcgen::Issuer::new(ca, ca_key);
     let certificate = client.signed_by(&key, &issuer).expect("signed").pem();
-    FrontProxy { ca: pem, identity: Identity { certificate, key: key.serialize_pem() } }
+    FrontProxy { ca: pem, identity: Source::fixed(&certificate, &key.serialize_pem()).expect("a pair") }
 }
 
 pub struct Api {
@@ -45,7 +46,7 @@ pub struct Api {
     shutdown: CancellationToken,
     front_proxy_ca: String,
     certificate: String,
-    key: String,
+    own: Current,
     dir: tempfile::TempDir,
 }
 
@@ -54,12 +55,13 @@ fn config() -> krate_apiserver::Config {
     let key = rcgen::KeyPair::generate().expect("a key");
     let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
     let certificate = params.self_signed(&key).expect("a certificate").pem();
+    let own = Source::fixed(&certificate, &key.serialize_pem()).expect("a pair");
     krate_apiserver::Config {
         authentication: krate_apiserver::auth::Settings::signing_with(key.serialize_pem()),
         front_proxy: Some(front_proxy()),
-        ca: certificate.clone(),
-        node_client_certificate: certificate,
-        node_client_key: key.serialize_pem(),
+        serving: Some(own.clone()),
+        node_client: Some(own),
+        ca: certificate,
         ..krate_apiserver::Config::default()
     }
 }
@@ -142,13 +144,14 @@ impl Api {
     ) -> Result<Self, String> {
         let store = Embedded::open(dir.path().join("state")).expect("a store");
         let mut config = config();
-        let (certificate, key) = (config.ca.clone(), config.node_client_key.clone());
+        let certificate = config.ca.clone();
+        let Some(Source::Given(own)) = config.serving.clone() else { panic!("{:?}", config.serving) };
         let front_proxy_ca = config.front_proxy.as_ref().map(|proxy| proxy.ca.clone()).unwrap_or_default();
         change(&mut config);
         let shutdown = CancellationToken::new();
         let server = Server::start(config, Arc::new(store), shutdown.clone()).await;
         let server = server.map_err(|error| error.to_string())?;
-        Ok(Api { server, shutdown, front_proxy_ca, certificate, key, dir })
+        Ok(Api { server, shutdown, front_proxy_ca, certificate, own, dir })
     }
 
     /// Where the store is.
@@ -175,7 +178,7 @@ impl Api {
 
     /// Serves on a socket too.
     pub async fn listen(&self) -> Served {
-        let tls = listen::tls(&self.certificate, &self.key, &self.certificate).expect("certificates");
+        let tls = listen::tls(self.own.clone(), &self.certificate).expect("certificates");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let task = tokio::spawn(listen::serve(Arc::clone(&self.server), listener, tls));

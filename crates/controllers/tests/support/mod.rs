@@ -49,9 +49,7 @@ impl Cluster {
         let certificate = params.self_signed(&key).expect("a certificate").pem();
         let config = krate_apiserver::Config {
             authentication: krate_apiserver::auth::Settings::signing_with(key.serialize_pem()),
-            ca: certificate.clone(),
-            node_client_certificate: certificate,
-            node_client_key: key.serialize_pem(),
+            ca: certificate,
             ..krate_apiserver::Config::default()
         };
         let shutdown = CancellationToken::new();

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apiserver;
 use crate::cli::Up;
 use crate::datadir::DataDir;
-use crate::kubeconfig::{self, Entry};
+use crate::kubeconfig;
 use crate::up::{GRACE, Parts, asked_to_stop, preflight, settings};
 
 /// Runs until it is asked to stop.
@@ -38,13 +38,7 @@ pub async fn run(dir: &DataDir, options: &Options) -> Result<()> {
     let (parts, mut faults) = Parts::new();
     let backend = apiserver::store(dir).await?;
     let started = apiserver::start(dir, &wanted, options, backend, listener, &shutdown, &parts).await?;
-    let entry = Entry {
-        name: &dir.context_name(),
-        server: &started.url,
-        ca: started.authority.certificate(),
-        admin: &started.admin,
-    };
-    kubeconfig::write(&dir.kubeconfig(), &entry)?;
+    kubeconfig::keep(dir, &started, None)?;
     tracing::info!(url = started.url, "the API server is ready");
 
     let ended = tokio::select! {

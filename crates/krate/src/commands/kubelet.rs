@@ -3,10 +3,11 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use krate_kubelet::{Config, Configuration};
+use krate_kubelet::{Access, Beginning, Config, Configuration, Serving};
+use krate_pki::Source;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -22,17 +23,33 @@ const OWN_LABELS: [&str; 2] = ["kubelet.kubernetes.io/", "node.kubernetes.io/"];
 /// It is configured in a way that cannot be, or cannot start.
 pub async fn run(args: &Kubelet) -> Result<()> {
     crate::log::to_stderr(&args.logs);
-    let config = configured(args)?;
-    let client = krate_client::from_kubeconfig(&args.kubeconfig)
-        .await
-        .map_err(|error| anyhow::anyhow!("failed to run Kubelet: {}: {error}", args.kubeconfig.display()))?;
+    let mut config = configured(args)?;
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     tokio::spawn(async move {
         crate::up::asked_to_stop().await;
         stop.cancel();
     });
-    krate_kubelet::run(client, config, None, shutdown).await.context("failed to run Kubelet")
+    let beginning = Beginning {
+        kubeconfig: args.kubeconfig.clone(),
+        bootstrap: args.bootstrap_kubeconfig.clone(),
+        directory: config.cert_dir.clone(),
+        node_name: config.node_name.clone(),
+        rotate: config.rotate_certificates,
+    };
+    let access = tokio::select! {
+        access = Access::open(&beginning, &shutdown) => access.context("failed to run Kubelet")?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    config.identity.clone_from(&access.identity);
+    tokio::select! {
+        ended = krate_kubelet::run(access.client.clone(), config, None, shutdown) => {
+            ended.context("failed to run Kubelet")
+        }
+        () = access.lost() => {
+            bail!("No valid client certificate is found and the server is responsive, exiting.")
+        }
+    }
 }
 
 /// Defaults, then the file, its drop-ins, and the flags.
@@ -42,6 +59,9 @@ fn configured(args: &Kubelet) -> Result<Config> {
     let mut configuration = Configuration::load(args.config.as_deref(), args.config_dir.as_deref())?;
     configuration.set(flags(args)?);
     let mut config = Config::new(name, ip, &args.root_dir);
+    config.cert_dir.clone_from(&args.cert_dir);
+    let own = (args.cert_dir.join("kubelet.crt"), args.cert_dir.join("kubelet.key"));
+    config.serving = Serving::From(Source::Files { certificate: own.0.clone(), key: own.1.clone() });
     configuration.apply(&mut config)?;
     config.providers = args.providers.load()?;
     for label in args.node_labels.iter().flatten() {
@@ -56,8 +76,8 @@ fn configured(args: &Kubelet) -> Result<Config> {
         }
         config.labels.insert(key.to_owned(), value.to_owned());
     }
-    if config.tls_cert.is_empty() {
-        (config.tls_cert, config.tls_key) = self_signed(&args.cert_dir, &config)?;
+    if matches!(&config.serving, Serving::From(Source::Files { certificate, .. }) if *certificate == own.0) {
+        self_signed(&own, &config)?;
     }
     Ok(config)
 }
@@ -83,6 +103,8 @@ fn flags(args: &Kubelet) -> Result<Value> {
     put(&["healthzBindAddress"], args.healthz_bind_address.map(|a| json!(a.to_string())));
     put(&["tlsCertFile"], path(&args.tls_cert_file));
     put(&["tlsPrivateKeyFile"], path(&args.tls_private_key_file));
+    put(&["rotateCertificates"], args.rotate_certificates.map(Value::from));
+    put(&["serverTLSBootstrap"], args.rotate_server_certificates.map(Value::from));
     put(&["authentication", "x509", "clientCAFile"], path(&args.client_ca_file));
     put(&["authentication", "anonymous", "enabled"], args.anonymous_auth.map(Value::from));
     put(&["authentication", "webhook", "enabled"], args.authentication_token_webhook.map(Value::from));
@@ -115,22 +137,21 @@ fn taint(text: &str) -> Result<Value> {
     Ok(json!({"key": key, "value": value, "effect": effect}))
 }
 
-/// The certificate of a kubelet that was given none: its own, kept as `kubelet.crt` and `kubelet.key`.
-fn self_signed(directory: &Path, config: &Config) -> Result<(String, String)> {
-    let (certificate, key) = (directory.join("kubelet.crt"), directory.join("kubelet.key"));
-    if let (Ok(certificate), Ok(key)) = (fs::read_to_string(&certificate), fs::read_to_string(&key)) {
-        return Ok((certificate, key));
+/// Makes the certificate of a kubelet that was given none, if it is not there.
+fn self_signed((certificate, key): &(PathBuf, PathBuf), config: &Config) -> Result<()> {
+    if certificate.exists() && key.exists() {
+        return Ok(());
     }
     let hosts = [config.node_name.clone(), config.node_ip.to_string(), "localhost".to_owned()];
     let pair = rcgen::KeyPair::generate()?;
     let made = rcgen::CertificateParams::new(hosts)?.self_signed(&pair)?;
+    let directory = &config.cert_dir;
     let said = || format!("unable to write the kubelet's certificate in {}", directory.display());
     fs::create_dir_all(directory).with_context(said)?;
-    fs::write(&certificate, made.pem()).with_context(said)?;
-    let file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&key);
+    fs::write(certificate, made.pem()).with_context(said)?;
+    let file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(key);
     std::io::Write::write_all(&mut file.with_context(said)?, pair.serialize_pem().as_bytes())
-        .with_context(said)?;
-    Ok((made.pem(), pair.serialize_pem()))
+        .with_context(said)
 }
 
 #[cfg(test)]
@@ -175,8 +196,16 @@ mod tests {
         .expect("sound");
         assert_eq!((config.node_name.as_str(), config.max_pods, config.port), ("node-1", 7, 8));
         assert_eq!((config.cluster_dns.len(), config.taints.len(), config.labels.len()), (2, 2, 2));
-        assert!(config.anonymous_auth && config.tls_cert.contains("BEGIN CERTIFICATE"));
-        assert!(directory.join("kubelet.key").exists());
+        assert!(config.anonymous_auth && !config.rotate_certificates);
+        assert!(directory.join("kubelet.crt").exists() && directory.join("kubelet.key").exists());
+        // One that is asked for is not made.
+        let asked = configured(&kubelet(&[
+            "--cert-dir=/nowhere",
+            "--rotate-server-certificates",
+            "--rotate-certificates=true",
+        ]));
+        let asked = asked.expect("sound");
+        assert!(asked.rotate_certificates && matches!(asked.serving, Serving::Requested { .. }));
         fs::remove_dir_all(directory).expect("removed");
     }
 

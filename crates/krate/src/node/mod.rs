@@ -14,6 +14,7 @@ use krate_apiserver::rbac::DNS;
 use krate_client::{Client, Informer, Informers};
 use krate_dns::{KubeDns, Upstream};
 use krate_kubelet::{Configuration, Providers};
+use krate_pki::Source;
 use kube::runtime::watcher;
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -158,7 +159,9 @@ fn kubelet(
     parts: &Parts,
 ) -> Result<()> {
     let hosts = [name.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned(), plane.address.to_string()];
-    let serving = plane.authority.serving(&format!("system:node:{name}"), &["system:nodes"], &hosts)?;
+    let user = format!("system:node:{name}");
+    let serving =
+        plane.authority.kept(move |authority, _| authority.serving(&user, &["system:nodes"], &hosts))?;
     let mut config = krate_kubelet::Config {
         eviction: krate_kubelet::EvictionConfig::of_a_shared_machine(),
         ..krate_kubelet::Config::new(name, plane.address, dir.kubelet())
@@ -174,9 +177,9 @@ fn kubelet(
         providers: configured.providers,
         cgroup_root: cgroup(dir),
         port,
-        tls_cert: serving.certificate,
-        tls_key: serving.key,
+        serving: krate_kubelet::Serving::From(Source::Given(serving)),
         client_ca: plane.authority.certificate().to_owned(),
+        client_ca_file: None,
         cluster_dns: vec![IpAddr::V4(dns_address(settings.service_cidr))],
         cluster_domain: DOMAIN.to_owned(),
         ..config

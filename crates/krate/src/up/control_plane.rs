@@ -1,6 +1,8 @@
 //! The control plane: store, API server, controllers, scheduler. Each component is a user of its own.
 
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use krate_apiserver::options::Options;
@@ -18,6 +20,7 @@ pub async fn start(
     settings: &Settings,
     options: &Options,
     listener: TcpListener,
+    signing: Duration,
     progress: &Progress,
     shutdown: &CancellationToken,
     parts: &Parts,
@@ -26,18 +29,27 @@ pub async fn start(
     progress.ready("store", &dir.store().display().to_string());
     let plane = apiserver::start(dir, settings, options, backend, listener, shutdown, parts).await?;
     progress.ready("API server", &format!("https://{}", plane.reached));
-    components(settings, &plane, shutdown, parts);
+    components(settings, &plane, signing, shutdown, parts)?;
     progress.ready("controllers", "");
     progress.ready("scheduler", "");
     Ok(plane)
 }
 
-fn components(settings: &Settings, plane: &ControlPlane, shutdown: &CancellationToken, parts: &Parts) {
+/// `signing` is how long certificates last at most that are asked for by requests.
+fn components(
+    settings: &Settings,
+    plane: &ControlPlane,
+    signing: Duration,
+    shutdown: &CancellationToken,
+    parts: &Parts,
+) -> Result<()> {
     let client = plane.client("system:kube-controller-manager", &[CONTROLLERS]);
     // One copy of what both look at. Each writes as itself.
     let informers = Informers::new(client.clone(), shutdown.clone());
     let config = krate_controllers::Config {
         root_ca_pem: plane.authority.certificate().to_owned(),
+        signing: Some(Arc::new(plane.authority.signing()?)),
+        signing_duration: signing,
         cluster_cidr: Some(settings.pod_cidr.into()),
         ..krate_controllers::Config::default()
     };
@@ -48,4 +60,5 @@ fn components(settings: &Settings, plane: &ControlPlane, shutdown: &Cancellation
     let stop = shutdown.clone();
     let config = krate_scheduler::Config::default();
     parts.spawn("scheduler", krate_scheduler::run(client, informers, config, stop));
+    Ok(())
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::Up;
 use crate::datadir::DataDir;
-use crate::kubeconfig::{self, Entry};
+use crate::kubeconfig;
 use crate::node;
 pub use control_plane::ControlPlane;
 pub use detach::run as detached;
@@ -46,19 +46,12 @@ pub async fn run(dir: &DataDir, args: &Up, node_threads: &Handle) -> Result<()> 
 
     let shutdown = CancellationToken::new();
     let (parts, mut faults) = Parts::new();
-    let plane = control_plane::start(dir, &wanted, &options, listener, &progress, &shutdown, &parts).await?;
+    let signing = args.cluster_signing_duration;
+    let plane =
+        control_plane::start(dir, &wanted, &options, listener, signing, &progress, &shutdown, &parts).await?;
     let plane = Arc::new(plane);
-    let entry = Entry {
-        name: &dir.context_name(),
-        server: &plane.url,
-        ca: plane.authority.certificate(),
-        admin: &plane.admin,
-    };
-    kubeconfig::write(&dir.kubeconfig(), &entry)?;
     let merged = kubeconfig::users_own().filter(|_| !args.no_kubeconfig);
-    if let Some(file) = &merged {
-        kubeconfig::merge(file, &entry)?;
-    }
+    kubeconfig::keep(dir, &plane, merged.as_deref())?;
     if wanted.node {
         let (dir, wanted, plane) = (dir.clone(), wanted.clone(), Arc::clone(&plane));
         let (progress, shutdown, parts) = (progress.clone(), shutdown.clone(), parts.clone());

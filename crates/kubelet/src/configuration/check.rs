@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use jiff::SignedDuration;
 use krate_api::Quantity;
 
+use super::gates;
 use super::heeded::Heeded;
 use crate::cpus::CpuSet;
 use crate::topology::Policy;
@@ -67,6 +68,10 @@ fn numbers(heeded: &Heeded, found: &mut Vec<String>) {
         found.push(wrong(format!(
             "nodeStatusMaxImages (--node-status-max-images) {value} must be -1 or greater"
         )));
+    }
+    if heeded.server_tls_bootstrap && !heeded.feature_gates.enabled(gates::SERVING) {
+        let gate = gates::SERVING;
+        found.push(wrong(format!("serverTLSBootstrap true requires feature gate {gate}")));
     }
     let period = heeded.crash_loop_back_off.max_container_restart_period.0;
     if !RESTART_PERIOD.contains(&period.as_millis()) {

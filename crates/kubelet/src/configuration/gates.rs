@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+/// Whether the certificate that is served may be asked of the API server.
+pub const SERVING: &str = "RotateKubeletServerCertificate";
+
 /// Those that are heeded, with upstream's defaults in v1.36.
-const DEFAULTS: [(&str, bool); 4] = [
+const DEFAULTS: [(&str, bool); 5] = [
     ("CPUManagerPolicyAlphaOptions", false),
     ("CPUManagerPolicyBetaOptions", true),
+    (SERVING, true),
     ("TopologyManagerPolicyAlphaOptions", false),
     ("TopologyManagerPolicyBetaOptions", true),
 ];

@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use krate_api::Quantity;
+use krate_pki::Source;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use super::gates::Gates;
 use super::{Configuration, ConfigurationError, check};
 use crate::backoff::go_duration;
+use crate::certificates::Serving;
 use crate::config::{Config, Enforce, LogPolicy, ShutdownPeriod};
 use crate::cpus::{CpuOptions, CpuPolicy, CpuSet};
 use crate::eviction::EvictionConfig;
@@ -69,6 +71,10 @@ pub struct Heeded {
     tls_cert_file: String,
     #[serde(default)]
     tls_private_key_file: String,
+    #[serde(default, rename = "serverTLSBootstrap")]
+    pub server_tls_bootstrap: bool,
+    #[serde(default)]
+    rotate_certificates: bool,
     authentication: Authentication,
     authorization: Authorization,
     enable_server: bool,
@@ -124,7 +130,7 @@ pub struct Heeded {
     pub enforce_node_allocatable: Vec<String>,
 
     #[serde(default)]
-    feature_gates: Gates,
+    pub feature_gates: Gates,
     cpu_manager_policy: String,
     #[serde(default)]
     cpu_manager_policy_options: BTreeMap<String, String>,
@@ -292,13 +298,20 @@ fn socket(endpoint: &str) -> PathBuf {
 impl Heeded {
     /// Where is served, and to whom.
     fn access(&self, config: &mut Config) -> Result<(), ConfigurationError> {
-        match (self.tls_cert_file.as_str(), self.tls_private_key_file.as_str()) {
-            ("", "") => {}
-            (certificate, key) => (config.tls_cert, config.tls_key) = (read(certificate)?, read(key)?),
+        let files = match (self.tls_cert_file.as_str(), self.tls_private_key_file.as_str()) {
+            ("", "") => None,
+            (certificate, key) => Some((certificate.into(), key.into())),
+        };
+        if self.server_tls_bootstrap {
+            config.serving = Serving::Requested { directory: config.cert_dir.clone(), files };
+        } else if let Some((certificate, key)) = files {
+            config.serving = Serving::From(Source::Files { certificate, key });
         }
+        config.rotate_certificates = self.rotate_certificates;
         let client_ca = &self.authentication.x509.client_ca_file;
         if !client_ca.is_empty() {
             config.client_ca = read(client_ca)?;
+            config.client_ca_file = Some(client_ca.into());
         }
         config.anonymous_auth = self.authentication.anonymous.enabled;
         config.token_webhook = self.authentication.webhook.enabled;

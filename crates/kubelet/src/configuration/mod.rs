@@ -177,6 +177,23 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_asked_for_or_read_from_files() {
+        let serving = |fields: Value| {
+            let (mut made, mut config) = (Configuration::default(), config());
+            made.set(fields);
+            made.apply(&mut config).unwrap();
+            (format!("{:?}", config.serving), config.rotate_certificates)
+        };
+        let (own, rotates) = serving(json!({}));
+        assert!(own.contains("/tmp/x/pki/kubelet.crt") && !rotates, "{own}");
+        let (files, _) = serving(json!({"tlsCertFile": "/a", "tlsPrivateKeyFile": "/b"}));
+        assert_eq!(files, "From(Files { certificate: \"/a\", key: \"/b\" })");
+        let (asked, rotates) = serving(json!({"serverTLSBootstrap": true, "rotateCertificates": true}));
+        assert_eq!(asked, "Requested { directory: \"/tmp/x/pki\", files: None }");
+        assert!(rotates);
+    }
+
+    #[test]
     fn what_lies_together_is_configured() {
         let mut made = Configuration::default();
         made.set(json!({
@@ -274,6 +291,10 @@ mod tests {
             (
                 json!({"reservedMemory": [{"limits": {"memory": "1"}}, {"limits": {"memory": "1"}}]}),
                 "duplicate value for NUMA node 0 and resource \"memory\"",
+            ),
+            (
+                json!({"serverTLSBootstrap": true, "featureGates": {"RotateKubeletServerCertificate": false}}),
+                "serverTLSBootstrap true requires feature gate RotateKubeletServerCertificate",
             ),
             (json!({"userNamespaces": {"idsPerPod": 1}}), "idsPerPod must not be less than 65536"),
             (json!({"userNamespaces": {"idsPerPod": 65537}}), "idsPerPod must be a multiple of 65536"),

@@ -13,6 +13,7 @@ mod route;
 mod stats;
 mod stream;
 pub mod text_format;
+mod tls;
 mod volumes;
 
 use std::convert::Infallible;
@@ -29,16 +30,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use krate_client::Informer;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use krate_pki::Current;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::run::Error;
 use crate::shared::SharedRef;
 use auth::{Authenticator, Authorizer};
+use tls::Tls;
 
 pub type Body = BoxBody<Bytes, std::io::Error>;
 pub type Answer = Response<Body>;
@@ -83,47 +82,16 @@ pub fn flowing(stream: impl Stream<Item = std::io::Result<Bytes>> + Send + Sync 
 ///
 /// # Errors
 /// The port is taken, or the certificates cannot be used.
-pub async fn bind(shared: &SharedRef) -> Result<(TcpListener, TlsAcceptor), Error> {
+pub async fn bind(shared: &SharedRef, serving: &Current) -> Result<(TcpListener, Tls), Error> {
     let address = SocketAddr::new(shared.config.bind, shared.config.port);
     let listener = TcpListener::bind(address)
         .await
         .map_err(|error| Error::File { what: format!("listening on {address}"), error })?;
-    Ok((listener, acceptor(&shared.config)?))
-}
-
-fn acceptor(config: &crate::config::Config) -> Result<TlsAcceptor, Error> {
-    let failed = |error: &dyn std::fmt::Display| Error::Tls(error.to_string());
-    let certificates = |pem: &str| {
-        CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(|e| failed(&e))
-    };
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(&config.client_ca)? {
-        roots.add(certificate).map_err(|e| failed(&e))?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    // Without a certificate to sign them, no client can have one.
-    let verifier = if roots.is_empty() {
-        WebPkiClientVerifier::no_client_auth()
-    } else {
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .allow_unauthenticated()
-            .build()
-            .map_err(|e| failed(&e))?
-    };
-    let key = PrivateKeyDer::from_pem_slice(config.tls_key.as_bytes()).map_err(|e| failed(&e))?;
-    let mut tls = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| failed(&e))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&config.tls_cert)?, key)
-        .map_err(|e| failed(&e))?;
-    // Streams are upgrades of HTTP/1.1, so nothing else is offered.
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(tls)))
+    Ok((listener, Tls::new(&shared.config, serving.clone(), shared.shutdown.clone())?))
 }
 
 /// Serves until the kubelet ends.
-pub async fn serve(shared: SharedRef, pods: Informer<Pod>, listener: TcpListener, tls: TlsAcceptor) {
+pub async fn serve(shared: SharedRef, pods: Informer<Pod>, listener: TcpListener, tls: Tls) {
     let authorizer = Authorizer::new(shared.client.clone(), &shared.config);
     let authenticator = Authenticator::new(shared.client.clone(), &shared.config);
     let server = Arc::new(Server {
@@ -140,7 +108,7 @@ pub async fn serve(shared: SharedRef, pods: Informer<Pod>, listener: TcpListener
         };
         match accepted {
             Ok((stream, _)) => {
-                tokio::spawn(connection(Arc::clone(&server), stream, tls.clone()));
+                tokio::spawn(connection(Arc::clone(&server), stream, tls.acceptor()));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: a moment for others to close some.

@@ -222,6 +222,7 @@ pub async fn own(server: &Server) -> Answer {
     Family::gauge("process_open_fds", "Number of open file descriptors.")
         .rows(&mut out, one(limits.map_or(0, Iterator::count) as f64));
     crate::csi::write_figures(&mut out);
+    crate::certificates::write_figures(&server.shared, &mut out);
     volumes::gauges(server, &mut out).await;
     out.push_str(&krate_client::metrics::text());
     server.shared.dra.write_figures(&mut out);

@@ -42,7 +42,7 @@ impl Family {
             if number == 0 {
                 self.head(out);
             }
-            let _ = writeln!(out, "{}{} {value}", self.name, written(&labels));
+            let _ = writeln!(out, "{}{} {}", self.name, written(&labels), shown(value));
         }
     }
 
@@ -124,6 +124,11 @@ fn written(labels: &Labels) -> String {
     format!("{{{}}}", all.join(","))
 }
 
+/// As the format has what has no end.
+fn shown(value: f64) -> String {
+    if value == f64::INFINITY { "+Inf".to_owned() } else { value.to_string() }
+}
+
 /// A family's only row.
 pub fn one(value: f64) -> [(Labels, f64); 1] {
     [(Vec::new(), value)]
@@ -148,5 +153,6 @@ mod tests {
             out,
             "# HELP a_total What.\n# TYPE a_total counter\na_total{x=\"say \\\"hi\\\"\\\\\"} 1.5\na_total 2\n"
         );
+        assert_eq!(shown(f64::INFINITY), "+Inf");
     }
 }

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use krate_client::CancellationToken;
-use krate_kubelet::{Config, EvictionConfig, ImagePolicy, StaticPods};
+use krate_kubelet::{Config, EvictionConfig, ImagePolicy, Serving, StaticPods};
+use krate_pki::Source;
 use tokio::task::JoinHandle;
 
 pub const SOON: Duration = Duration::from_secs(30);
@@ -69,8 +70,7 @@ impl Node {
             cri_socket: self.base.path().join("cri.sock"),
             bind: "127.0.0.1".parse().unwrap(),
             port: 0,
-            tls_cert: certificate.pem(),
-            tls_key: key.serialize_pem(),
+            serving: Serving::From(Source::fixed(&certificate.pem(), &key.serialize_pem()).unwrap()),
             client_ca: certificate.pem(),
             cluster_dns: vec!["10.96.0.10".parse().unwrap()],
             cgroup_root: self.cgroup(),
