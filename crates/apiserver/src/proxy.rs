@@ -33,7 +33,7 @@ use crate::admission::Attributes;
 use crate::http::{self as wire, Body, Reply};
 use crate::logs;
 use crate::path::{Call, no_such_resource};
-use crate::reach::{self, Identity, Trust};
+use crate::reach::{self, Trust};
 use crate::request::Query;
 use crate::server::{Server, path};
 
