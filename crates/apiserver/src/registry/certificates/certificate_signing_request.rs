@@ -66,6 +66,11 @@ impl Strategy for CertificateSigningRequest {
         self.stamp(old);
     }
 
+    /// Whatever can stand in a path: kubelets name theirs by a hash, with capital letters.
+    fn validate_name(name: &str) -> Vec<String> {
+        krate_api::names::is_path_segment_name(name, false)
+    }
+
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("spec");
         let request = &self.spec.request.0;
@@ -294,6 +299,13 @@ mod tests {
         );
         assert_eq!(made.spec.extra.map(|extra| extra["k"].clone()), Some(vec!["v".to_owned()]));
         assert_eq!(made.status.and_then(|status| status.conditions), None, "nobody approves their own");
+    }
+
+    #[test]
+    fn a_name_is_what_can_stand_in_a_path() {
+        let judged = |name: &str| CertificateSigningRequest::validate_name(name).is_empty();
+        assert!(judged("node-csr-KxkgOpGziwQHJcb0q3EVn-89DLDaAXsF13U-hBJcOTU"));
+        assert!(!judged("a/b") && !judged(".."));
     }
 
     #[test]
