@@ -162,7 +162,7 @@ impl Worker {
         tokio::task::spawn_blocking(move || {
             volumes::tear_down(&pod_dir)?;
             drop(mounted);
-            remove_cgroup(&shared, &uid)?;
+            shared.cgroups.remove(&uid)?;
             if is_leaving {
                 let logs = sandbox::log_directory(&shared.config, &pod);
                 match std::fs::remove_dir_all(logs) {
@@ -211,22 +211,5 @@ impl Worker {
         }
         self.wake_after(left);
         true
-    }
-}
-
-/// The kernel lets go of a group some moments after its last process.
-fn remove_cgroup(shared: &crate::shared::Shared, uid: &str) -> std::io::Result<()> {
-    let deadline = std::time::Instant::now() + Duration::from_secs(2);
-    let mut pause = Duration::from_millis(1);
-    loop {
-        match shared.cgroups.remove(uid) {
-            Err(error)
-                if error.raw_os_error() == Some(libc::EBUSY) && std::time::Instant::now() < deadline =>
-            {
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(50));
-            }
-            outcome => return outcome,
-        }
     }
 }
