@@ -16,9 +16,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const KRATE: &str = env!("CARGO_BIN_EXE_krate");
-/// How long a start may take on a busy machine before the test gives up.
 /// How long a namespace may take to have its account.
 const SOON: Duration = Duration::from_mins(2);
+/// How long a start may take on a busy machine before the test gives up.
 const START: Duration = Duration::from_secs(90);
 
 /// The kubectl to speak with; says aloud when there is none.
