@@ -270,11 +270,7 @@ impl Shim {
                 self.containers.remove(&id);
             }
             Request::Shutdown => {
-                self.ending = true;
-                for container in self.containers.values().filter(|c| c.is_running()) {
-                    container.kill_rest(libc::SIGKILL);
-                    send_signal(container.record.pid, libc::SIGKILL);
-                }
+                self.end_all();
                 // Answered once all is over.
                 return Ok(());
             }
@@ -283,8 +279,20 @@ impl Shim {
         Ok(())
     }
 
+    /// Kills all containers; their ends are the pod's.
+    fn end_all(&mut self) {
+        self.ending = true;
+        for container in self.containers.values().filter(|c| c.is_running()) {
+            container.kill_rest(libc::SIGKILL);
+            send_signal(container.record.pid, libc::SIGKILL);
+        }
+    }
+
     fn start(&mut self, client: u64, start: Start) -> io::Result<()> {
-        if self.ending || self.containers.contains_key(&start.id) {
+        if self.ending {
+            return Err(io::Error::other("the pod is ending"));
+        }
+        if self.containers.contains_key(&start.id) {
             return Err(io::Error::other("the container was started before"));
         }
         let id = start.id.clone();
@@ -421,6 +429,11 @@ impl Shim {
     }
 
     fn ended(&mut self, pid: i32, status: WaitStatus, buffer: &mut [u8]) {
+        if self.sandbox.pause.as_ref().is_some_and(|(pause, _)| pause.as_raw() == pid) {
+            // No process namespace outlives its first process, so this pod cannot have another container: it is over.
+            self.sandbox.pause = None;
+            return self.end_all();
+        }
         // Its channel may be held open by what it has begun.
         if let Some(serial) = self.launches.iter().find(|(_, l)| l.pid == pid).map(|(serial, _)| *serial) {
             return self.launched(serial, true, buffer);

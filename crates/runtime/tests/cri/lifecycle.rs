@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("changes_are_told_as_they_happen", changes_are_told_as_they_happen),
     ("users_and_rights_are_as_asked", users_and_rights_are_as_asked),
     ("a_dead_shim_ends_its_pod", a_dead_shim_ends_its_pod),
+    ("a_dead_process_namespace_ends_its_pod", a_dead_process_namespace_ends_its_pod),
     ("logs_are_reopened_and_images_removed", logs_are_reopened_and_images_removed),
     ("a_stop_is_answered_whatever_goes_on_inside", a_stop_is_answered_whatever_goes_on_inside),
 ];
@@ -340,6 +341,26 @@ fn a_dead_shim_ends_its_pod() {
     }
     let status = node.wait(&id, |status| status.state() == ContainerState::ContainerExited);
     assert_eq!((status.exit_code, status.reason.as_str()), (255, "Unknown"));
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+fn a_dead_process_namespace_ends_its_pod() {
+    let node = Node::start();
+    node.import_busybox();
+    let config = node.pod_with("shared", NamespaceMode::Pod);
+    let pod = node.run_pod(&config);
+    let id = node.run(&pod, &config, container("main", &["sleep", "1000"], NamespaceMode::Pod));
+    let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let first = node.shims().into_iter().find(|pid| name(pid) == "krate-pause\n").unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::Signal::SIGKILL).unwrap();
+    // Nothing can be started in it any more: who asked for it makes another.
+    node.wait(&id, |status| status.state() == ContainerState::ContainerExited);
+    node.wait(&id, |_| {
+        let request = ListPodSandboxRequest { filter: None };
+        let pods = node.block_on(node.cri().list_pod_sandbox(request)).unwrap().into_inner().items;
+        pods[0].state() == PodSandboxState::SandboxNotready
+    });
     node.remove_pod(&pod);
     node.assert_nothing_left();
 }
