@@ -9,6 +9,7 @@ use crate::eviction::is_critical;
 use crate::names;
 use crate::resources::{self, Qos};
 use crate::shared::Shared;
+use crate::shutdown;
 use crate::status::is_over;
 
 /// Why a pod is not taken: reason and message.
@@ -47,6 +48,10 @@ pub fn admit(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
             "SupplementalGroupsPolicyNotSupported",
             "SupplementalGroupsPolicy=Strict is not supported in this node",
         );
+    }
+    // Nobody makes room for a pod that is refused all the same.
+    if shared.node_shutdown.is_under_way() {
+        return refuse(shutdown::REFUSED, shutdown::REFUSAL);
     }
     let others = beside(shared, pod);
     let used = others.iter().fold(Amounts::default(), |sum, other| sum.and(Amounts::of(other)));

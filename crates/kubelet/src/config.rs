@@ -16,6 +16,7 @@ use crate::eviction::EvictionConfig;
 use crate::garbage::ImagePolicy;
 use crate::memory::MemoryPolicy;
 use crate::providers::Providers;
+use crate::shutdown::LogindConfig;
 use crate::topology::TopologyPolicy;
 use crate::users::UNIT;
 
@@ -159,6 +160,8 @@ pub struct Config {
     pub longest_backoff: Duration,
     /// How long pods have to end when the machine shuts down, by priority, the lowest first. Empty: they have no time.
     pub shutdown: Vec<ShutdownPeriod>,
+    /// Who tells that the machine shuts down; another one only to show what is then done.
+    pub logind: LogindConfig,
     /// Whether the node's object is made if it is not there, and what cloud the machine is of.
     pub register: bool,
     pub provider_id: Option<String>,
@@ -242,6 +245,7 @@ impl Config {
             seccomp_default: false,
             longest_backoff: Duration::from_mins(5),
             shutdown: Vec::new(),
+            logind: LogindConfig::default(),
             register: true,
             provider_id: None,
             lease_seconds: 40,

@@ -213,6 +213,7 @@ impl Workers {
         let Some(uid) = self.uids.remove(&id) else { return };
         let Some(handle) = self.handles.remove(&uid) else { return };
         shared.statics.lock().remove(&uid);
+        shared.evictions.cleared(&uid);
         if panicked && !shared.shutdown.is_cancelled() {
             tracing::error!(uid, "a pod's worker panicked; another one takes over");
             let desired = handle.desired.lock().clone();

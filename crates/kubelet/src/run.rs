@@ -31,6 +31,7 @@ use crate::objects::Objects;
 use crate::probes::Counts;
 use crate::resources::PodResources;
 use crate::shared::{Shared, SharedRef};
+use crate::shutdown::{self, Shutdown};
 use crate::topology::Topology;
 use crate::users::{self, Users};
 use crate::{certificates, logs, naming, numa, plugins, pods, server};
@@ -143,6 +144,7 @@ pub async fn run(
         pods: own_pods.clone(),
         statics: Mutex::default(),
         evictions: Evictions::default(),
+        node_shutdown: Shutdown::new(&config.root_dir),
         services: Informer::<Service>::start(
             Api::all(client.clone()),
             watcher::Config::default(),
@@ -197,6 +199,7 @@ pub async fn run(
     let images = Arc::new(ImageGarbage::default());
     let collecting = tokio::spawn(garbage::run(Arc::clone(&shared), Arc::clone(&images)));
     let evicting = tokio::spawn(eviction::run(Arc::clone(&shared), images, Arc::clone(&changed)));
+    let leaving = tokio::spawn(shutdown::run(Arc::clone(&shared), Arc::clone(&changed)));
     let rotating = tokio::spawn(logs::rotate::run(Arc::clone(&shared)));
     let running_node = tokio::spawn(node::run(
         Arc::clone(&shared),
@@ -225,7 +228,8 @@ pub async fn run(
         registering,
         announced,
         placing,
-        telling_resources
+        telling_resources,
+        leaving
     );
     Ok(())
 }

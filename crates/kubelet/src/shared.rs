@@ -30,8 +30,10 @@ use crate::node::Machine;
 use crate::objects::Objects;
 use crate::observed::Observed;
 use crate::probes::Counts;
+use crate::shutdown::Shutdown;
 use crate::spec::{self, Kind};
 use crate::static_pods::mirrored;
+use crate::status::is_over;
 use crate::topology::Topology;
 use crate::users::Users;
 
@@ -47,6 +49,7 @@ pub struct Shared {
     /// Static pods that are run here, by UID, with what was told of them last.
     pub statics: Mutex<HashMap<String, Arc<Pod>>>,
     pub evictions: Evictions,
+    pub node_shutdown: Shutdown,
     pub cgroups: Cgroups,
     pub devices: Arc<Devices>,
     pub cpus: Cpus,
@@ -86,6 +89,13 @@ impl Shared {
         all.retain(|pod| mirrored(pod).is_none());
         all.extend(self.statics.lock().values().cloned());
         all
+    }
+
+    /// Those that have not ended.
+    pub fn active_pods(&self) -> Vec<Arc<Pod>> {
+        let mut pods = self.all_pods();
+        pods.retain(|pod| !pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_over));
+        pods
     }
 
     /// A pod needs nothing any more that it has alone.

@@ -8,6 +8,7 @@
 
 mod child;
 mod host;
+mod logind;
 mod namespace;
 mod net;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use child::Child;
 pub use host::Host;
+pub use logind::{Bus, Logind};
 pub use namespace::Namespace;
 pub use net::Net;
 

@@ -40,6 +40,8 @@ pub struct Cluster {
     kubectl: PathBuf,
     process: Option<Child>,
     pub args: Vec<String>,
+    /// What `krate` finds in its environment beside what the test has.
+    pub env: Vec<(String, String)>,
 }
 
 impl Cluster {
@@ -56,7 +58,7 @@ impl Cluster {
         let host = Host::on(&net).expect("a host");
         let dir = std::env::temp_dir().join(format!("krate-e2e-{}", std::process::id()));
         let args = args.iter().map(|&arg| arg.to_owned()).collect();
-        Cluster { host, dir, _net: net, kubectl, process: None, args }
+        Cluster { host, dir, _net: net, kubectl, process: None, args, env: Vec::new() }
     }
 
     /// Runs `krate up` and waits until it says that it is ready. Returns what it printed.
@@ -100,6 +102,7 @@ impl Cluster {
     pub fn krate(&self, args: &[&str]) -> Command {
         let mut command = self.host.command(KRATE);
         command.args(args).arg("--data-dir").arg(&self.dir);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
 

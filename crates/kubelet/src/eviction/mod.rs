@@ -14,14 +14,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use krate_client::EventType;
-use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::garbage::ImageGarbage;
 use crate::names;
 use crate::shared::SharedRef;
-use crate::status::{is_over, seconds};
+use crate::status::seconds;
 
 pub use rank::{CRITICAL, is_critical};
 pub use threshold::{EvictionConfig, Signal};
@@ -49,12 +48,19 @@ pub struct Eviction {
 
 const EVICTED: &str = "Evicted";
 
+/// An eviction, and how far it has come.
+#[derive(Clone, Debug)]
+struct Decided {
+    eviction: Eviction,
+    /// Nothing of the pod runs any more; what it had is being cleared away.
+    has_stopped: bool,
+}
+
 /// What is decided here and done by the pods' workers.
 #[derive(Debug)]
 pub struct Evictions {
-    decided: Mutex<HashMap<String, Eviction>>,
+    decided: watch::Sender<HashMap<String, Decided>>,
     changed: Notify,
-    over: Notify,
     /// The conditions of the node that say that something is short.
     pressure: watch::Sender<Vec<&'static str>>,
 }
@@ -62,9 +68,8 @@ pub struct Evictions {
 impl Default for Evictions {
     fn default() -> Self {
         Evictions {
-            decided: Mutex::default(),
+            decided: watch::Sender::default(),
             changed: Notify::new(),
-            over: Notify::new(),
             pressure: watch::Sender::new(Vec::new()),
         }
     }
@@ -73,7 +78,12 @@ impl Default for Evictions {
 impl Evictions {
     /// Whether a pod is to be evicted, and how.
     pub fn of(&self, uid: &str) -> Option<Eviction> {
-        self.decided.lock().get(uid).cloned()
+        self.decided.borrow().get(uid).map(|decided| decided.eviction.clone())
+    }
+
+    /// Whether something of a pod that is to be evicted may still run.
+    pub fn may_run(&self, uid: &str) -> bool {
+        self.decided.borrow().get(uid).is_some_and(|decided| !decided.has_stopped)
     }
 
     /// Waits until another pod is to be evicted, or one is gone.
@@ -82,10 +92,19 @@ impl Evictions {
     }
 
     /// Nothing of the pod runs any more.
-    pub fn over(&self, uid: &str) {
-        if self.decided.lock().remove(uid).is_some() {
-            self.over.notify_one();
+    pub fn stopped(&self, uid: &str) {
+        let is_news = self.decided.send_if_modified(|all| {
+            all.get_mut(uid).is_some_and(|decided| !std::mem::replace(&mut decided.has_stopped, true))
+        });
+        if is_news {
             // A pod may be waiting for its room.
+            self.changed.notify_one();
+        }
+    }
+
+    /// Nothing is mounted for the pod any more, and nothing is held.
+    pub fn cleared(&self, uid: &str) {
+        if self.decided.send_if_modified(|all| all.remove(uid).is_some()) {
             self.changed.notify_one();
         }
     }
@@ -97,14 +116,16 @@ impl Evictions {
 
     /// Has a pod evicted.
     pub fn decide(&self, uid: String, eviction: Eviction) {
-        self.decided.lock().insert(uid, eviction);
+        self.decided.send_modify(|all| {
+            all.insert(uid, Decided { eviction, has_stopped: false });
+        });
         self.changed.notify_one();
     }
 
-    async fn until_over(&self, uid: &str) {
-        while self.decided.lock().contains_key(uid) {
-            self.over.notified().await;
-        }
+    /// Waits until nothing is left of a pod that is to be evicted.
+    pub async fn until_cleared(&self, uid: &str) {
+        // The sender is this.
+        let _ = self.decided.subscribe().wait_for(|all| !all.contains_key(uid)).await;
     }
 }
 
@@ -189,7 +210,7 @@ pub async fn run(shared: SharedRef, garbage: Arc<ImageGarbage>, node_changed: Ar
             match manager.look().await {
                 Some(uid) => {
                     let evictions = &manager.shared.evictions;
-                    if tokio::time::timeout(PATIENCE, evictions.until_over(&uid)).await.is_err() {
+                    if tokio::time::timeout(PATIENCE, evictions.until_cleared(&uid)).await.is_err() {
                         tracing::info!(uid, "an evicted pod takes its time");
                     }
                 }
@@ -250,11 +271,8 @@ impl Manager {
 
     /// The pods that may be running.
     fn active(&self) -> Vec<Arc<Pod>> {
-        let mut pods = self.shared.all_pods();
-        pods.retain(|pod| {
-            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-            !phase.is_some_and(is_over) && self.shared.evictions.of(&names::uid(pod)).is_none()
-        });
+        let mut pods = self.shared.active_pods();
+        pods.retain(|pod| self.shared.evictions.of(&names::uid(pod)).is_none());
         pods
     }
 

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::devices::is_extended;
 use crate::fieldpath::Allocatable;
 use crate::shared::Shared;
+use crate::shutdown::NOT_READY;
 use crate::status::seconds;
 
 /// The version of the API that is spoken.
@@ -55,7 +56,8 @@ pub fn make(
     let mut amounts = amounts(machine, config);
     let mut allocatable = allocatable(shared.node, amounts.clone());
     extended(&shared.devices.amounts(), old, &mut amounts, &mut allocatable);
-    let conditions = conditions(&shared.evictions.pressure(), found, old);
+    let leaving = shared.node_shutdown.is_under_way();
+    let conditions = conditions(&shared.evictions.pressure(), found, leaving, old);
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     NodeStatus {
         addresses: Some(vec![
@@ -134,7 +136,12 @@ fn extended(
     }
 }
 
-fn conditions(short: &[&'static str], found: &Conditions, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
+fn conditions(
+    short: &[&'static str],
+    found: &Conditions,
+    leaving: bool,
+    old: Option<&NodeStatus>,
+) -> Vec<NodeCondition> {
     let pressure = [
         (
             "MemoryPressure",
@@ -160,15 +167,16 @@ fn conditions(short: &[&'static str], found: &Conditions, old: Option<&NodeStatu
             condition(kind, is_so, reason, message.to_owned(), old)
         })
         .collect();
-    let failed: Vec<String> = match (&found.runtime, &found.network) {
+    let mut failed: Vec<String> = match (&found.runtime, &found.network) {
         (Err(why), _) => vec![why.clone()],
         (Ok(()), Err(why)) => vec![format!("container runtime network not ready: {why}")],
         (Ok(()), Ok(())) => vec![],
     };
-    all.push(if failed.is_empty() {
-        condition("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned(), old)
-    } else {
-        condition("Ready", false, "KubeletNotReady", failed.join(", "), old)
+    failed.extend(leaving.then(|| NOT_READY.to_owned()));
+    all.push(match failed.as_slice() {
+        [] => condition("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned(), old),
+        [only] => condition("Ready", false, "KubeletNotReady", only.clone(), old),
+        several => condition("Ready", false, "KubeletNotReady", format!("[{}]", several.join(", ")), old),
     });
     // Conditions of others, such as of the network, are not the kubelet's to take away.
     let others = old.and_then(|s| s.conditions.clone()).unwrap_or_default();

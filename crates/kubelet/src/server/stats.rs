@@ -211,6 +211,7 @@ pub async fn own(server: &Server) -> Answer {
         .rows(&mut out, [(labels(""), desired as f64)]);
     server.shared.topology.counts.write(&mut out);
     server.shared.cpus.write(&mut out);
+    server.shared.node_shutdown.write_figures(&mut out);
     let (stat, limits) =
         (std::fs::read_to_string("/proc/self/stat").unwrap_or_default(), std::fs::read_dir("/proc/self/fd"));
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();

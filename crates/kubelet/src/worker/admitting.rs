@@ -24,7 +24,7 @@ impl Worker {
             return Admission::Taken;
         }
         if !self.preempted.is_empty() {
-            if self.preempted.iter().any(|uid| self.shared.evictions.of(uid).is_some()) {
+            if self.preempted.iter().any(|uid| self.shared.evictions.may_run(uid)) {
                 return Admission::Waits;
             }
             // What they had is this pod's now, whatever the API knows of it.

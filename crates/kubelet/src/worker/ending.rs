@@ -27,17 +27,20 @@ impl Worker {
     /// Whether all must stop now, and within how many seconds.
     pub(super) fn asked_to_end(&mut self) -> Option<i64> {
         let meta = &self.pod.metadata;
+        let eviction = self.shared.evictions.of(&self.uid);
         if self.removed || meta.deletion_timestamp.is_some() {
             // Even a pod that is to go at once has a second.
-            return Some(meta.deletion_grace_period_seconds.unwrap_or(self.own_grace()).max(1));
+            let grace = meta.deletion_grace_period_seconds.unwrap_or(self.own_grace()).max(1);
+            return Some(eviction.map_or(grace, |eviction| eviction.grace.min(grace)));
         }
         if self.stage != Stage::Active {
-            return None;
+            // It may have become urgent meanwhile.
+            return eviction.map(|eviction| eviction.grace);
         }
         if self.pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_over) {
             return (!self.starts_what_is_over()).then(|| self.own_grace());
         }
-        if let Some(eviction) = self.shared.evictions.of(&self.uid) {
+        if let Some(eviction) = eviction {
             self.failed = Some((eviction.reason.to_owned(), eviction.message));
             self.disrupted = eviction.disruption;
             return Some(eviction.grace);
@@ -64,7 +67,7 @@ impl Worker {
     /// Begins to stop all, or to hurry.
     pub(super) fn end(&mut self, grace: i64) {
         match self.stage {
-            Stage::Ended => return,
+            Stage::Ended => return self.shared.evictions.stopped(&self.uid),
             Stage::Ending(known) if known <= grace => return,
             Stage::Ending(_) | Stage::Active => {}
         }
@@ -91,7 +94,7 @@ impl Worker {
         match outcome {
             Some(Ok(())) => {
                 self.stage = Stage::Ended;
-                self.shared.evictions.over(&self.uid);
+                self.shared.evictions.stopped(&self.uid);
             }
             Some(Err(error)) => {
                 let message = format!("error killing pod: {error}");
@@ -137,6 +140,7 @@ impl Worker {
             self.wake_after(AGAIN);
             return false;
         }
+        self.shared.evictions.cleared(&self.uid);
         if !is_leaving {
             return false;
         }
