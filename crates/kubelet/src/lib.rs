@@ -36,6 +36,7 @@ mod node;
 mod numa;
 mod objects;
 mod observed;
+mod orphans;
 mod pace;
 mod plan;
 mod plugins;

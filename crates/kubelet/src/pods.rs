@@ -13,17 +13,16 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 
+use crate::orphans::Orphans;
 use crate::shared::SharedRef;
 use crate::signal::Signal;
 use crate::static_pods::{self, Source, mirrored};
 use crate::worker::{Desired, Handle, Worker, delete_mirror};
-use crate::{names, volumes};
+use crate::{names, orphans};
 
 /// How often all is looked at without anything having happened, and how often where the runtime tells of no events.
 const RELIST: Duration = Duration::from_mins(1);
 const RELIST_WITHOUT_EVENTS: Duration = Duration::from_secs(1);
-/// Seconds that the containers of a forgotten pod have.
-const ORPHAN_GRACE: i64 = 1;
 
 /// What the runtime tells.
 enum Told {
@@ -41,8 +40,9 @@ struct Workers {
     uids: HashMap<Id, String>,
     /// Static pods by source and UID.
     described: HashMap<Source, HashSet<String>>,
-    /// Static pods that wait for the end of others of their name.
+    /// Static pods that wait for the end of others of their name, or of what was there of them before.
     queued: Vec<Arc<Pod>>,
+    orphans: Orphans,
 }
 
 /// Runs the pods of `informer` until the kubelet ends.
@@ -64,7 +64,7 @@ pub async fn run(shared: SharedRef, informer: Informer<Pod>) {
                 workers.described(&shared, source, pods);
                 if is_synced {
                     workers.forget_images(&shared, &informer);
-                    workers.orphans(&shared);
+                    workers.look_for_orphans(&shared);
                 }
             }
             () = shared.dra.plugins.told.notified() => {
@@ -74,6 +74,7 @@ pub async fn run(shared: SharedRef, informer: Informer<Pod>) {
                     }
                 }
             }
+            done = workers.orphans.done() => workers.orphans(&shared, done),
             () = shared.evictions.changed() => workers.handles.values().for_each(|h| h.signal.wake()),
             Some(told) = told_by_runtime.recv() => {
                 match told {
@@ -83,7 +84,7 @@ pub async fn run(shared: SharedRef, informer: Informer<Pod>) {
                     Told::All => {
                         workers.handles.values().for_each(|handle| handle.signal.runtime_changed());
                         if is_synced {
-                            workers.orphans(&shared);
+                            workers.look_for_orphans(&shared);
                         }
                     }
                 }
@@ -95,7 +96,7 @@ pub async fn run(shared: SharedRef, informer: Informer<Pod>) {
                     workers.api(&shared, event);
                 }
                 workers.forget_images(&shared, &informer);
-                workers.orphans(&shared);
+                workers.look_for_orphans(&shared);
             }
             Some(ended) = workers.tasks.join_next_with_id(), if !workers.tasks.is_empty() => {
                 let id = match &ended {
@@ -178,14 +179,15 @@ impl Workers {
         self.begin_queued(shared);
     }
 
-    /// Begins the static pods of whose name no other runs.
+    /// Begins the static pods of whose name no other runs, and of whom nothing is left from before.
     fn begin_queued(&mut self, shared: &SharedRef) {
         let name = |pod: &Pod| (names::namespace(pod), pod.metadata.name.clone());
         for pod in std::mem::take(&mut self.queued) {
-            let is_taken = self.handles.values().any(|h| {
+            let has_name = self.handles.values().any(|h| {
                 let desired = h.desired.lock();
                 static_pods::is_static(&desired.pod) && name(&desired.pod) == name(&pod)
             });
+            let is_taken = has_name || self.orphans.is_going(&names::uid(&pod));
             if is_taken {
                 self.queued.push(pod);
             } else {
@@ -222,19 +224,20 @@ impl Workers {
         self.begin_queued(shared);
     }
 
-    /// Stops and removes what there is of pods that nobody knows any more.
-    fn orphans(&self, shared: &SharedRef) {
+    /// Has what there is of pods that nobody knows any more stopped and removed.
+    fn look_for_orphans(&mut self, shared: &SharedRef) {
         if !self.are_read(shared) {
             return;
         }
-        let known: HashSet<String> = self.handles.keys().cloned().collect();
-        shared.keep_only(&known);
-        let shared = Arc::clone(shared);
-        tokio::spawn(async move {
-            if let Err(status) = remove_orphans(&shared, &known).await {
-                tracing::debug!(%status, "orphans could not be removed");
-            }
-        });
+        shared.keep_only(&self.handles.keys().cloned().collect());
+        self.orphans.look(shared);
+    }
+
+    /// A step of that is done.
+    fn orphans(&mut self, shared: &SharedRef, done: orphans::Done) {
+        let Workers { orphans, handles, .. } = self;
+        orphans.proceed(shared, done, |uid| handles.contains_key(uid));
+        self.begin_queued(shared);
     }
 }
 
@@ -245,50 +248,6 @@ fn forget_image(shared: &SharedRef, image: Arc<Pod>) {
             tracing::debug!(pod = %names::full(&image), %error, "the image of a static pod could not be removed");
         }
     });
-}
-
-async fn remove_orphans(shared: &SharedRef, known: &HashSet<String>) -> Result<(), tonic::Status> {
-    let sandboxes = shared.cri.sandboxes(None).await?;
-    let containers = shared.cri.containers(None).await?;
-    let uid = |labels: &HashMap<String, String>| labels.get(names::POD_UID).cloned();
-    let is_orphan = |labels: &HashMap<String, String>| uid(labels).is_some_and(|uid| !known.contains(&uid));
-    for container in containers.iter().filter(|c| is_orphan(&c.labels)) {
-        shared.cri.stop_container(&container.id, ORPHAN_GRACE).await?;
-        shared.cri.remove_container(&container.id).await?;
-    }
-    for sandbox in sandboxes.iter().filter(|s| is_orphan(&s.labels)) {
-        shared.cri.stop_sandbox(&sandbox.id).await?;
-        shared.cri.remove_sandbox(&sandbox.id).await?;
-    }
-    shared.dra.keep(known).await;
-    let (root, mut known) = (shared.config.root_dir.clone(), known.clone());
-    for uid in volumes::pods(&root).into_iter().filter(|uid| !known.contains(uid)).collect::<Vec<_>>() {
-        let parts = volumes::release_parts(&shared.config.pod_dir(&uid)).map_err(|e| e.to_string());
-        let released = match parts {
-            Ok(()) => shared.csi.release(&uid).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = released {
-            tracing::debug!(uid, error, "an orphan's volumes could not be released");
-            // What drivers have mounted there is theirs to unmount.
-            known.insert(uid);
-        }
-    }
-    shared.csi.release_unused().await;
-    let shared = Arc::clone(shared);
-    let swept = tokio::task::spawn_blocking(move || {
-        for uid in volumes::pods(&root).into_iter().filter(|uid| !known.contains(uid)) {
-            if let Err(error) = volumes::tear_down(&shared.config.pod_dir(&uid)) {
-                tracing::debug!(uid, %error, "an orphan's directory could not be removed");
-            }
-        }
-        for uid in shared.cgroups.pods().into_iter().filter(|uid| !known.contains(uid)) {
-            if let Err(error) = shared.cgroups.remove(&uid) {
-                tracing::debug!(uid, %error, "an orphan's control group could not be removed");
-            }
-        }
-    });
-    swept.await.map_err(|e| tonic::Status::internal(e.to_string()))
 }
 
 /// Follows the runtime's events. When they break off, or there are none, all is looked at.

@@ -482,3 +482,34 @@ async fn a_file_describes_a_pod_and_the_api_shows_its_image() {
     assert!(node.runtime.is_empty());
     node.down().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_begins_while_orphans_are_looked_for_is_none() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    let named = |name: &str| pod(&json!({"containers": [{"name": name, "image": "there:1"}]}));
+    node.api.create(POD, named("old"));
+    node.api.until("the old pod runs", POD, is_ready).await;
+    node.down().await;
+    node.api.remove(POD);
+    node.runtime.hold(true);
+    node.up();
+    let new = "/api/v1/namespaces/n/pods/new";
+    let mut described = named("new");
+    described["metadata"] = json!({"name": "new", "namespace": "n", "uid": "new-uid", "generation": 1});
+    node.api.create(new, described);
+    node.api.until("the new pod runs", new, is_ready).await;
+    // The runtime tells of both now, and only one has anybody who knows it.
+    node.runtime.hold(false);
+    let deadline = tokio::time::Instant::now() + support::SOON;
+    while node.runtime.container("old").is_some() {
+        assert!(tokio::time::Instant::now() < deadline, "nobody has removed what is left of the old pod");
+        tokio::task::yield_now().await;
+    }
+    let calls = node.runtime.calls();
+    assert_eq!(calls.iter().filter(|call| call.starts_with("stop within")).count(), 1, "{calls:?}");
+    assert!(node.runtime.container("new").is_some());
+    node.down().await;
+}

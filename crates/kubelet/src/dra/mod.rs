@@ -239,17 +239,9 @@ impl Dra {
         self.claims.lock().values().any(|claim| claim.pod_uids.contains(uid))
     }
 
-    /// Has unprepared what pods used that are no more.
-    pub async fn keep(&self, known: &HashSet<String>) {
-        let gone: BTreeSet<String> = {
-            let claims = self.claims.lock();
-            claims.values().flat_map(|c| &c.pod_uids).filter(|uid| !known.contains(*uid)).cloned().collect()
-        };
-        for uid in gone {
-            if let Err(error) = self.unprepare(&uid).await {
-                tracing::info!(uid, error, "the claims of a pod that is gone are still prepared");
-            }
-        }
+    /// The pods for which something is prepared.
+    pub fn users(&self) -> HashSet<String> {
+        self.claims.lock().values().flat_map(|c| &c.pod_uids).cloned().collect()
     }
 
     /// The CDI devices by which a container gets at what it has of its pod's claims.

@@ -35,6 +35,8 @@ struct State {
     calls: Vec<String>,
     /// How often somebody has looked at a container.
     looks: watch::Sender<u64>,
+    /// Whether whoever asks for all containers has to wait.
+    is_held: watch::Sender<bool>,
 }
 
 #[derive(Clone)]
@@ -50,6 +52,7 @@ impl Default for Runtime {
             clock: 0,
             calls: Vec::new(),
             looks: watch::Sender::default(),
+            is_held: watch::Sender::default(),
         })))
     }
 }
@@ -112,6 +115,11 @@ impl Runtime {
     pub fn is_empty(&self) -> bool {
         let state = self.0.lock().unwrap();
         state.sandboxes.is_empty() && state.containers.is_empty()
+    }
+
+    /// Whoever asks for all containers has to wait from now on, or no more.
+    pub fn hold(&self, is_held: bool) {
+        self.0.lock().unwrap().is_held.send_replace(is_held);
     }
 
     /// A container ends by itself.
@@ -314,6 +322,10 @@ impl RuntimeService for Runtime {
         request: Request<ListContainersRequest>,
     ) -> Answer<ListContainersResponse> {
         let wanted = request.into_inner().filter.unwrap_or_default().label_selector;
+        if wanted.is_empty() {
+            let mut is_held = self.0.lock().unwrap().is_held.subscribe();
+            let _ = is_held.wait_for(|is_held| !is_held).await;
+        }
         let state = self.0.lock().unwrap();
         let containers = state
             .containers

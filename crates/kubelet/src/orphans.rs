@@ -1,0 +1,212 @@
+//! What there is of pods that nobody knows any more, and its end. It is listed first, and judged afterwards by who is known
+//! then: a pod that begins meanwhile is in no list. One look is over before the next one begins.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use crate::shared::SharedRef;
+use crate::{names, volumes};
+
+/// Seconds that the containers of a forgotten pod have.
+const GRACE: i64 = 1;
+
+/// What there is of pods, each with the pod's UID.
+#[derive(Debug, Default)]
+pub struct Traces {
+    /// Ids of the runtime's.
+    containers: Vec<(String, String)>,
+    sandboxes: Vec<(String, String)>,
+    /// Pods that have claims prepared, a directory, or a control group.
+    claims: HashSet<String>,
+    directories: HashSet<String>,
+    cgroups: HashSet<String>,
+}
+
+impl Traces {
+    async fn list(shared: &SharedRef) -> Result<Self, tonic::Status> {
+        let uid = |labels: &HashMap<String, String>| labels.get(names::POD_UID).cloned();
+        let containers = shared.cri.containers(None).await?.into_iter();
+        let sandboxes = shared.cri.sandboxes(None).await?.into_iter();
+        let of_kernel = {
+            let shared = Arc::clone(shared);
+            move || (volumes::pods(&shared.config.root_dir).into_iter().collect(), shared.cgroups.pods())
+        };
+        let listed = tokio::task::spawn_blocking(of_kernel).await;
+        let (directories, cgroups) = listed.map_err(|e| tonic::Status::internal(e.to_string()))?;
+        Ok(Traces {
+            containers: containers.filter_map(|c| Some((c.id, uid(&c.labels)?))).collect(),
+            sandboxes: sandboxes.filter_map(|s| Some((s.id, uid(&s.labels)?))).collect(),
+            claims: shared.dra.users(),
+            directories,
+            cgroups,
+        })
+    }
+
+    /// Leaves what is of nobody who is known.
+    fn of_others(mut self, is_known: impl Fn(&str) -> bool) -> Self {
+        for of_runtime in [&mut self.containers, &mut self.sandboxes] {
+            of_runtime.retain(|(_, uid)| !is_known(uid));
+        }
+        for uids in [&mut self.claims, &mut self.directories, &mut self.cgroups] {
+            uids.retain(|uid| !is_known(uid));
+        }
+        self
+    }
+
+    fn uids(&self) -> HashSet<String> {
+        let of_runtime = self.containers.iter().chain(&self.sandboxes).map(|(_, uid)| uid);
+        of_runtime.chain(&self.claims).chain(&self.directories).chain(&self.cgroups).cloned().collect()
+    }
+
+    /// Stops and removes all of it, as far as that can be.
+    async fn remove(self, shared: SharedRef) {
+        for (id, _) in &self.containers {
+            let stopped = shared.cri.stop_container(id, GRACE).await;
+            if let Err(status) = if stopped.is_ok() { shared.cri.remove_container(id).await } else { stopped }
+            {
+                tracing::debug!(container = id, %status, "an orphan's container could not be removed");
+            }
+        }
+        for (id, _) in &self.sandboxes {
+            let stopped = shared.cri.stop_sandbox(id).await;
+            if let Err(status) = if stopped.is_ok() { shared.cri.remove_sandbox(id).await } else { stopped } {
+                tracing::debug!(sandbox = id, %status, "an orphan's sandbox could not be removed");
+            }
+        }
+        for uid in &self.claims {
+            if let Err(error) = shared.dra.unprepare(uid).await {
+                tracing::info!(uid, error, "the claims of a pod that is gone are still prepared");
+            }
+        }
+        let mut directories = Vec::new();
+        for uid in self.directories {
+            match release(&shared, &uid).await {
+                Ok(()) => directories.push(uid),
+                // What drivers have mounted there is theirs to unmount.
+                Err(error) => tracing::debug!(uid, error, "an orphan's volumes could not be released"),
+            }
+        }
+        shared.csi.release_unused().await;
+        let swept = tokio::task::spawn_blocking(move || {
+            for uid in directories {
+                if let Err(error) = volumes::tear_down(&shared.config.pod_dir(&uid)) {
+                    tracing::debug!(uid, %error, "an orphan's directory could not be removed");
+                }
+            }
+            for uid in self.cgroups {
+                if let Err(error) = shared.cgroups.remove(&uid) {
+                    tracing::debug!(uid, %error, "an orphan's control group could not be removed");
+                }
+            }
+        });
+        if let Err(error) = swept.await {
+            tracing::error!(%error, "removing orphans broke off");
+        }
+    }
+}
+
+/// Takes the volumes out of a pod's directory.
+async fn release(shared: &SharedRef, uid: &str) -> Result<(), String> {
+    let directory = shared.config.pod_dir(uid);
+    let parts = tokio::task::spawn_blocking(move || volumes::release_parts(&directory)).await;
+    parts.map_err(std::io::Error::other).flatten().map_err(|e| e.to_string())?;
+    shared.csi.release(uid).await
+}
+
+/// A step that is done.
+pub enum Done {
+    Listed(Traces),
+    Removed,
+}
+
+/// The look that is under way, if one is.
+#[derive(Default)]
+pub struct Orphans {
+    job: Option<JoinHandle<Done>>,
+    /// Those of whom something is being removed.
+    going: HashSet<String>,
+    /// Somebody has asked for another look meanwhile.
+    again: bool,
+}
+
+impl Orphans {
+    /// Begins to look, or has it done again after the look that is under way.
+    pub fn look(&mut self, shared: &SharedRef) {
+        if self.job.is_some() {
+            self.again = true;
+            return;
+        }
+        let shared = Arc::clone(shared);
+        self.job = Some(tokio::spawn(async move {
+            match Traces::list(&shared).await {
+                Ok(traces) => Done::Listed(traces),
+                Err(status) => {
+                    tracing::debug!(%status, "orphans could not be looked for");
+                    Done::Removed
+                }
+            }
+        }));
+    }
+
+    /// Whether something of this pod is being removed: another one of its UID has to wait.
+    pub fn is_going(&self, uid: &str) -> bool {
+        self.going.contains(uid)
+    }
+
+    /// Waits until a step is done.
+    pub async fn done(&mut self) -> Done {
+        let Some(job) = &mut self.job else { return std::future::pending().await };
+        let done = job.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "looking for orphans broke off");
+            Done::Removed
+        });
+        self.job = None;
+        done
+    }
+
+    /// Goes on after a step, with what is known now.
+    pub fn proceed(&mut self, shared: &SharedRef, done: Done, is_known: impl Fn(&str) -> bool) {
+        self.going.clear();
+        match done {
+            Done::Listed(traces) => {
+                let orphans = traces.of_others(is_known);
+                self.going = orphans.uids();
+                let shared = Arc::clone(shared);
+                self.job = Some(tokio::spawn(async move {
+                    orphans.remove(shared).await;
+                    Done::Removed
+                }));
+            }
+            Done::Removed => {
+                if std::mem::take(&mut self.again) {
+                    self.look(shared);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_of_somebody_who_is_known_by_then_stays() {
+        let set = |uids: &[&str]| uids.iter().map(|uid| (*uid).to_owned()).collect::<HashSet<_>>();
+        let pair = |id: &str, uid: &str| (id.to_owned(), uid.to_owned());
+        let traces = Traces {
+            containers: vec![pair("c1", "gone"), pair("c2", "here")],
+            sandboxes: vec![pair("s1", "gone"), pair("s2", "here")],
+            claims: set(&["here"]),
+            directories: set(&["here", "left"]),
+            cgroups: set(&["here", "gone"]),
+        };
+        let orphans = traces.of_others(|uid| uid == "here");
+        assert_eq!(orphans.containers, [pair("c1", "gone")]);
+        assert_eq!(orphans.sandboxes, [pair("s1", "gone")]);
+        assert_eq!((&orphans.claims, &orphans.directories), (&set(&[]), &set(&["left"])));
+        assert_eq!(orphans.uids(), set(&["gone", "left"]));
+    }
+}
