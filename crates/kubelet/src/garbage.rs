@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use k8s_cri::v1::{self as cri, ContainerState, Image};
 use krate_client::EventType;
-use nix::sys::statvfs::statvfs;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::disks::{Fill, RuntimeDisks};
 use crate::shared::{Shared, SharedRef};
 
 /// How often the disk is looked at.
@@ -119,12 +119,9 @@ impl ImageGarbage {
     /// Makes room on the disk when too much of it is used.
     async fn collect(&self, shared: &Shared) -> Result<(), tonic::Status> {
         self.remove_old(shared).await?;
-        let request = cri::ImageFsInfoRequest {};
-        let disks = shared.cri.images().image_fs_info(request).await?.into_inner().image_filesystems;
-        let place = disks.into_iter().next().and_then(|disk| disk.fs_id).map(|id| id.mountpoint);
-        let Some(disk) = place.and_then(|place| statvfs(place.as_str()).ok()) else { return Ok(()) };
-        let (capacity, available) =
-            (disk.blocks() * disk.fragment_size(), disk.blocks_available() * disk.fragment_size());
+        let disks = RuntimeDisks::ask(&shared.cri).await?;
+        let Some(disk) = Fill::of(&disks.images.path) else { return Ok(()) };
+        let (capacity, available) = (disk.capacity.unsigned_abs(), disk.available.unsigned_abs());
         let Some(wanted) = to_free(capacity, available, shared.config.image_gc) else { return Ok(()) };
         let freed = self.free(shared, wanted).await?;
         if freed < wanted {

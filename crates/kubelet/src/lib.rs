@@ -14,6 +14,7 @@ mod cpus;
 mod cri;
 mod csi;
 mod devices;
+mod disks;
 mod dra;
 mod env;
 mod env_file;

@@ -1,12 +1,12 @@
 //! What the node does when it runs short of something: it says so in its conditions, gives back what nobody uses, and
 //! evicts pods, one at a time. A pod that uses more of the disk than its limits allow is evicted in any case.
 
+mod layout;
 mod rank;
 mod threshold;
 mod usage;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use krate_client::EventType;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::disks::{Layout, RuntimeDisks};
 use crate::garbage::ImageGarbage;
 use crate::names;
 use crate::shared::SharedRef;
@@ -186,7 +187,8 @@ struct Manager {
     shared: SharedRef,
     thresholds: Vec<Threshold>,
     memory: Memory,
-    images: Option<PathBuf>,
+    disks: Option<RuntimeDisks>,
+    layout: Layout,
     garbage: Arc<ImageGarbage>,
     node_changed: Arc<Notify>,
 }
@@ -200,7 +202,8 @@ pub async fn run(shared: SharedRef, garbage: Arc<ImageGarbage>, node_changed: Ar
     let mut manager = Manager {
         thresholds,
         memory: Memory::default(),
-        images: None,
+        disks: None,
+        layout: Layout::One,
         garbage,
         node_changed,
         shared: Arc::clone(&shared),
@@ -227,10 +230,8 @@ pub async fn run(shared: SharedRef, garbage: Arc<ImageGarbage>, node_changed: Ar
 impl Manager {
     /// Looks once. Returns the pod that was evicted, if one was.
     async fn look(&mut self) -> Option<String> {
-        if self.images.is_none() {
-            self.images = usage::image_directory(&self.shared).await;
-        }
-        let seen = usage::observe(&self.shared, self.images.as_deref());
+        self.find_disks().await;
+        let seen = usage::observe(&self.shared, self.disks.as_ref());
         let transition = self.shared.config.eviction.pressure_transition_period;
         let (met, conditions) = self.memory.take(&self.thresholds, &seen, transition, Instant::now());
         let is_new = self.shared.evictions.pressure.send_if_modified(|known| {
@@ -260,7 +261,8 @@ impl Manager {
         if self.reclaim(&threshold).await {
             return None;
         }
-        rank::rank(&mut active, threshold.signal, &usage);
+        let parts = layout::parts(self.layout, threshold.signal);
+        rank::rank(&mut active, threshold.signal, parts, &usage);
         let pod = active.iter().find(|pod| !is_critical(pod))?;
         let own = usage.get(&names::uid(pod));
         let message = rank::message(pod, threshold.signal, &met, &seen, own);
@@ -269,7 +271,31 @@ impl Manager {
         Some(self.evict(pod, Eviction { reason: EVICTED, message, grace, disruption }))
     }
 
-    /// The pods that may be running.
+    /// Finds out, once, where the runtime has its things, and so what the thresholds of those disks are.
+    async fn find_disks(&mut self) {
+        if self.disks.is_some() {
+            return;
+        }
+        match RuntimeDisks::ask(&self.shared.cri).await {
+            Ok(disks) => {
+                self.layout = Layout::of(&self.shared.config.root_dir, &disks);
+                let thresholds = std::mem::take(&mut self.thresholds);
+                let (thresholds, ignored) = layout::with_containers(thresholds, self.layout);
+                self.thresholds = thresholds;
+                if !ignored.is_empty() {
+                    let error = ignored.join("\n");
+                    tracing::error!(
+                        error,
+                        "eviction manager: found conflicting containerfs eviction. Ignoring."
+                    );
+                }
+                self.disks = Some(disks);
+            }
+            Err(status) => tracing::debug!(%status, "where the runtime has its things is not known"),
+        }
+    }
+
+    /// The pods that may be running and are not to be evicted yet.
     fn active(&self) -> Vec<Arc<Pod>> {
         let mut pods = self.shared.active_pods();
         pods.retain(|pod| self.shared.evictions.of(&names::uid(pod)).is_none());
@@ -278,20 +304,12 @@ impl Manager {
 
     /// Evicts the first pod that uses more of the disk than it may.
     fn over_limits(&self, pods: &[Arc<Pod>], usage: &HashMap<String, PodUsage>) -> Option<String> {
-        let with_rootfs = !self.has_image_disk();
+        let with_rootfs = self.layout == Layout::One;
         pods.iter().filter(|pod| !is_critical(pod)).find_map(|pod| {
             let message = rank::over_its_limits(pod, usage.get(&names::uid(pod))?, with_rootfs)?;
             let eviction = Eviction { reason: EVICTED, message, grace: AT_ONCE, disruption: None };
             Some(self.evict(pod, eviction))
         })
-    }
-
-    /// Whether images are on a disk of their own.
-    fn has_image_disk(&self) -> bool {
-        use std::os::unix::fs::MetadataExt as _;
-        let device = |path: &std::path::Path| std::fs::metadata(path).ok().map(|m| m.dev());
-        let images = self.images.as_deref().and_then(device);
-        images.is_some() && images != device(&self.shared.config.root_dir)
     }
 
     fn evict(&self, pod: &Arc<Pod>, eviction: Eviction) -> String {
@@ -303,14 +321,17 @@ impl Manager {
 
     /// Gives back what nobody uses. Whether that was enough.
     async fn reclaim(&self, threshold: &Threshold) -> bool {
-        let is_of_images = matches!(threshold.signal, Signal::ImageFsAvailable | Signal::ImageFsInodesFree);
-        let is_disk = threshold.signal.condition() == "DiskPressure";
-        if !is_disk || (self.has_image_disk() && !is_of_images) {
+        let possible = layout::reclaim(self.layout, threshold.signal);
+        if !possible.containers && !possible.images {
             return false;
         }
-        crate::garbage::remove_dead_containers(&self.shared).await;
-        self.garbage.remove_unused(&self.shared).await;
-        let seen = usage::observe(&self.shared, self.images.as_deref());
+        if possible.containers {
+            crate::garbage::remove_dead_containers(&self.shared).await;
+        }
+        if possible.images {
+            self.garbage.remove_unused(&self.shared).await;
+        }
+        let seen = usage::observe(&self.shared, self.disks.as_ref());
         !self.thresholds.iter().any(|t| t.is_met(&seen, true))
     }
 

@@ -10,6 +10,7 @@ use krate_api::Quantity;
 use krate_api::quantity::Format;
 use kube::ResourceExt as _;
 
+use super::layout::Parts;
 use super::threshold::{Observations, Signal, Threshold};
 use super::usage::PodUsage;
 use crate::{names, resources};
@@ -26,8 +27,9 @@ pub fn is_critical(pod: &Pod) -> bool {
 }
 
 /// Puts the pods in the order in which they are evicted for what a signal looks at: those that use more than they asked
-/// for, then those of low priority, then those that use most beyond what they asked for.
-pub fn rank(pods: &mut [Arc<Pod>], signal: Signal, usage: &HashMap<String, PodUsage>) {
+/// for, then those of low priority, then those that use most beyond what they asked for. `parts` of theirs lie where it is
+/// short.
+pub fn rank(pods: &mut [Arc<Pod>], signal: Signal, parts: Parts, usage: &HashMap<String, PodUsage>) {
     let key = |pod: &Pod| {
         let priority = pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
         let Some(used) = usage.get(&names::uid(pod)) else {
@@ -36,7 +38,8 @@ pub fn rank(pods: &mut [Arc<Pod>], signal: Signal, usage: &HashMap<String, PodUs
         let (used, asked) = match signal.resource() {
             "memory" => (used.memory(), resources::pod(pod).memory_request),
             "pids" => return (Reverse(false), priority, Reverse(used.processes)),
-            _ => (used.disk(), resources::ephemeral_storage_request(pod)),
+            "inodes" => (used.on_disk(parts).inodes, 0),
+            _ => (used.on_disk(parts).bytes, resources::ephemeral_storage_request(pod)),
         };
         (Reverse(used > asked), priority, Reverse(used - asked))
     };
@@ -113,7 +116,7 @@ pub fn over_its_limits(pod: &Pod, usage: &PodUsage, with_rootfs: bool) -> Option
         }
     }
     if let Some(limit) = resources::ephemeral_storage_limit(pod)
-        && usage.disk() > limit
+        && usage.on_disk(Parts::ALL).bytes > limit
     {
         let limit = binary(limit);
         return Some(format!(
@@ -125,7 +128,7 @@ pub fn over_its_limits(pod: &Pod, usage: &PodUsage, with_rootfs: bool) -> Option
         let limit = limits.and_then(|l| l.get("ephemeral-storage")).and_then(parse);
         let used = usage.containers.get(&container.name);
         if let Some((limit, used)) = limit.zip(used)
-            && if with_rootfs { used.disk() } else { used.logs } > limit.value()
+            && if with_rootfs { used.disk() } else { used.logs.bytes } > limit.value()
         {
             let (name, limit) = (&container.name, limit.to_string());
             return Some(format!("Container {name} exceeded its local ephemeral storage limit {limit:?}. "));
@@ -151,7 +154,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::threshold::{EvictionConfig, Observation};
-    use super::super::usage::ContainerUsage;
+    use super::super::usage::{ContainerUsage, Files};
     use super::*;
 
     fn pod(name: &str, priority: i32, resources: &Value) -> Arc<Pod> {
@@ -166,7 +169,9 @@ mod tests {
     }
 
     fn used(memory: i64, rootfs: i64) -> PodUsage {
-        let container = ContainerUsage { memory, rootfs, logs: 0 };
+        // The more bytes, the fewer files.
+        let rootfs = Files { bytes: rootfs, inodes: 100 - rootfs.min(50) };
+        let container = ContainerUsage { memory, rootfs, logs: Files::default() };
         PodUsage { containers: [("c".to_owned(), container)].into(), ..PodUsage::default() }
     }
 
@@ -186,10 +191,12 @@ mod tests {
             ("big".to_owned(), used(1 << 20, 4)),
         ]);
         let order = |pods: &[Arc<Pod>]| pods.iter().map(|p| p.name_any()).collect::<Vec<_>>();
-        rank(&mut pods, Signal::MemoryAvailable, &usage);
+        rank(&mut pods, Signal::MemoryAvailable, Parts::ALL, &usage);
         assert_eq!(order(&pods), ["big", "small", "important", "modest"]);
-        rank(&mut pods, Signal::NodeFsAvailable, &usage);
+        rank(&mut pods, Signal::NodeFsAvailable, Parts::ALL, &usage);
         assert_eq!(order(&pods), ["small", "big", "modest", "important"]);
+        rank(&mut pods, Signal::NodeFsInodesFree, Parts::ALL, &usage);
+        assert_eq!(order(&pods), ["modest", "big", "small", "important"]);
     }
 
     #[test]

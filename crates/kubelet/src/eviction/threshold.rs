@@ -13,23 +13,31 @@ pub enum Signal {
     NodeFsInodesFree,
     ImageFsAvailable,
     ImageFsInodesFree,
+    ContainerFsAvailable,
+    ContainerFsInodesFree,
     PidAvailable,
 }
 
 impl Signal {
     /// Name, condition of the node, and the resource that is short.
-    const TABLE: [(Signal, &'static str, &'static str, &'static str); 6] = [
+    const TABLE: [(Signal, &'static str, &'static str, &'static str); 8] = [
         (Signal::MemoryAvailable, "memory.available", "MemoryPressure", "memory"),
         (Signal::NodeFsAvailable, "nodefs.available", "DiskPressure", "ephemeral-storage"),
         (Signal::NodeFsInodesFree, "nodefs.inodesFree", "DiskPressure", "inodes"),
         (Signal::ImageFsAvailable, "imagefs.available", "DiskPressure", "ephemeral-storage"),
         (Signal::ImageFsInodesFree, "imagefs.inodesFree", "DiskPressure", "inodes"),
+        (Signal::ContainerFsAvailable, "containerfs.available", "DiskPressure", "ephemeral-storage"),
+        (Signal::ContainerFsInodesFree, "containerfs.inodesFree", "DiskPressure", "inodes"),
         (Signal::PidAvailable, "pid.available", "PIDPressure", "pids"),
     ];
 
     fn row(self) -> &'static (Signal, &'static str, &'static str, &'static str) {
         let [first, ..] = &Self::TABLE;
         Self::TABLE.iter().find(|row| row.0 == self).unwrap_or(first)
+    }
+
+    pub fn name(self) -> &'static str {
+        self.row().1
     }
 
     pub fn condition(self) -> &'static str {

@@ -1,30 +1,48 @@
 //! What the node has left, and what pods use of it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::Metadata;
+use std::ops::AddAssign;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use k8s_cri::v1::{ImageFsInfoRequest, ListContainerStatsRequest, UInt64Value};
+use k8s_cri::v1::{ListContainerStatsRequest, UInt64Value};
 use k8s_openapi::api::core::v1::Pod;
-use nix::sys::statvfs::statvfs;
 
+use super::layout::Parts;
 use super::threshold::{Observation, Observations, Signal};
+use crate::disks::{Fill, RuntimeDisks};
 use crate::node::{Machine, processes};
 use crate::shared::Shared;
 use crate::{names, sandbox, volumes};
 
-/// What one container uses, in bytes.
+/// What files take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Files {
+    pub bytes: i64,
+    pub inodes: i64,
+}
+
+impl AddAssign for Files {
+    fn add_assign(&mut self, more: Files) {
+        self.bytes += more.bytes;
+        self.inodes += more.inodes;
+    }
+}
+
+/// What one container uses; memory in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ContainerUsage {
     pub memory: i64,
-    pub rootfs: i64,
-    pub logs: i64,
+    pub rootfs: Files,
+    pub logs: Files,
 }
 
 impl ContainerUsage {
+    /// Bytes.
     pub fn disk(&self) -> i64 {
-        self.rootfs + self.logs
+        self.rootfs.bytes + self.logs.bytes
     }
 }
 
@@ -34,8 +52,8 @@ pub struct PodUsage {
     pub containers: BTreeMap<String, ContainerUsage>,
     /// Bytes of its empty directories, by volume.
     pub volumes: BTreeMap<String, i64>,
-    /// Bytes of those that are on disk.
-    pub disk_volumes: i64,
+    /// Those that are on disk.
+    pub disk_volumes: Files,
     pub processes: i64,
 }
 
@@ -44,21 +62,26 @@ impl PodUsage {
         self.containers.values().map(|c| c.memory).sum()
     }
 
-    /// Bytes of the node's disk, by all that goes with the pod.
-    pub fn disk(&self) -> i64 {
-        self.containers.values().map(ContainerUsage::disk).sum::<i64>() + self.disk_volumes
+    /// What the parts of the pod that lie together take of their disk.
+    pub fn on_disk(&self, parts: Parts) -> Files {
+        let mut sum = Files::default();
+        for container in self.containers.values() {
+            if parts.rootfs {
+                sum += container.rootfs;
+            }
+            if parts.logs {
+                sum += container.logs;
+            }
+        }
+        if parts.volumes {
+            sum += self.disk_volumes;
+        }
+        sum
     }
 }
 
-/// Where the runtime keeps its images.
-pub async fn image_directory(shared: &Shared) -> Option<PathBuf> {
-    let answer = shared.cri.images().image_fs_info(ImageFsInfoRequest {}).await.ok()?.into_inner();
-    let found = answer.image_filesystems.into_iter().next()?;
-    found.fs_id.map(|id| PathBuf::from(id.mountpoint)).filter(|path| path.exists())
-}
-
 /// What there is of all that is looked at.
-pub fn observe(shared: &Shared, images: Option<&Path>) -> Observations {
+pub fn observe(shared: &Shared, runtime: Option<&RuntimeDisks>) -> Observations {
     let (running, most) = processes();
     let mut seen = Observations::from([
         (
@@ -68,18 +91,17 @@ pub fn observe(shared: &Shared, images: Option<&Path>) -> Observations {
         (Signal::PidAvailable, Observation { available: most - running, capacity: most }),
     ]);
     let node = Some(shared.config.root_dir.as_path());
+    let images = runtime.map(|disks| disks.images.path.as_path());
+    let containers = runtime.map(|disks| disks.containers.path.as_path());
     for (path, bytes, inodes) in [
         (node, Signal::NodeFsAvailable, Signal::NodeFsInodesFree),
         (images, Signal::ImageFsAvailable, Signal::ImageFsInodesFree),
+        (containers, Signal::ContainerFsAvailable, Signal::ContainerFsInodesFree),
     ] {
-        let Some(found) = path.and_then(|path| statvfs(path).ok()) else { continue };
-        let block = found.fragment_size() as i64;
-        let (free, all) = (found.blocks_available() as i64 * block, found.blocks() as i64 * block);
-        seen.insert(bytes, Observation { available: free, capacity: all });
-        // Some file systems do not count them.
-        if found.files() > 0 {
-            let (free, all) = (found.files_available() as i64, found.files() as i64);
-            seen.insert(inodes, Observation { available: free, capacity: all });
+        let Some(found) = path.and_then(Fill::of) else { continue };
+        seen.insert(bytes, Observation { available: found.available, capacity: found.capacity });
+        if found.inodes > 0 {
+            seen.insert(inodes, Observation { available: found.inodes_free, capacity: found.inodes });
         }
     }
     seen
@@ -104,7 +126,11 @@ pub async fn of_pods(
         let Some(usage) = all.get_mut(&label(names::POD_UID)) else { continue };
         let container = usage.containers.entry(label(names::CONTAINER_NAME)).or_default();
         container.memory += number(stat.memory.as_ref().and_then(|memory| memory.working_set_bytes.as_ref()));
-        container.rootfs += number(stat.writable_layer.as_ref().and_then(|layer| layer.used_bytes.as_ref()));
+        let layer = stat.writable_layer.as_ref();
+        container.rootfs += Files {
+            bytes: number(layer.and_then(|layer| layer.used_bytes.as_ref())),
+            inodes: number(layer.and_then(|layer| layer.inodes_used.as_ref())),
+        };
     }
     let (shared, pods) = (Arc::clone(shared), pods.to_vec());
     let counted = tokio::task::spawn_blocking(move || {
@@ -123,23 +149,24 @@ fn add_files(shared: &Shared, pod: &Pod, usage: &mut PodUsage) {
     usage.processes = shared.cgroups.processes(&uid);
     let logs = sandbox::log_directory(&shared.config, pod);
     for (name, container) in &mut usage.containers {
-        container.logs = bytes(&logs.join(name));
+        container.logs = files(&logs.join(name));
     }
     let all = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     for volume in all {
         let Some(source) = &volume.empty_dir else { continue };
-        let used = bytes(&volumes::empty_dir(&shared.config.pod_dir(&uid), &volume.name));
-        usage.volumes.insert(volume.name.clone(), used);
+        let used = files(&volumes::empty_dir(&shared.config.pod_dir(&uid), &volume.name));
+        usage.volumes.insert(volume.name.clone(), used.bytes);
         if source.medium.as_deref().unwrap_or_default().is_empty() {
             usage.disk_volumes += used;
         }
     }
 }
 
-/// Bytes that the files in a directory take, without what is mounted below.
-pub fn bytes(directory: &Path) -> i64 {
-    let Ok(root) = std::fs::symlink_metadata(directory) else { return 0 };
-    let (mut sum, mut seen) = (root.blocks() * 512, HashSet::new());
+/// What a directory and the files in it take, without what is mounted below.
+pub fn files(directory: &Path) -> Files {
+    let of = |found: &Metadata| Files { bytes: (found.blocks() * 512).cast_signed(), inodes: 1 };
+    let Ok(root) = std::fs::symlink_metadata(directory) else { return Files::default() };
+    let (mut sum, mut seen) = (of(&root), HashSet::new());
     let mut pending = vec![directory.to_owned()];
     while let Some(directory) = pending.pop() {
         for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -149,13 +176,13 @@ pub fn bytes(directory: &Path) -> i64 {
             if found.dev() != root.dev() || is_counted {
                 continue;
             }
-            sum += found.blocks() * 512;
+            sum += of(&found);
             if found.is_dir() {
                 pending.push(entry.path());
             }
         }
     }
-    sum.cast_signed()
+    sum
 }
 
 #[cfg(test)]
@@ -167,11 +194,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         std::fs::create_dir(at("sub")).unwrap();
-        let before = bytes(directory.path());
+        let before = files(directory.path());
         std::fs::write(at("sub/a"), vec![1; 64 << 10]).unwrap();
         std::fs::hard_link(at("sub/a"), at("b")).unwrap();
-        let used = bytes(directory.path()) - before;
+        let after = files(directory.path());
+        let used = after.bytes - before.bytes;
         assert!((64 << 10..100 << 10).contains(&used), "{used}");
-        assert_eq!(bytes(&at("none")), 0);
+        assert_eq!(after.inodes, before.inodes + 1);
+        assert_eq!(files(&at("none")), Files::default());
     }
 }

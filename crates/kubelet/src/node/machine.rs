@@ -6,11 +6,11 @@ use std::path::Path;
 
 use krate_api::Quantity;
 use krate_api::quantity::Format;
-use nix::sys::statvfs::statvfs;
 use nix::sys::utsname::uname;
 
 use crate::config::Config;
 use crate::cpus::CpuSet;
+use crate::disks::Fill;
 use crate::eviction::Signal;
 use crate::fieldpath::Allocatable;
 
@@ -75,11 +75,8 @@ impl Machine {
 
     /// Bytes of the file system that `path` is on: all, and what is free.
     pub fn disk(path: &Path) -> (i64, i64) {
-        let found = path.ancestors().find_map(|p| statvfs(p).ok());
-        found.map_or((0, 0), |v| {
-            let block = v.fragment_size() as i64;
-            (v.blocks() as i64 * block, v.blocks_available() as i64 * block)
-        })
+        let found = path.ancestors().find_map(Fill::of);
+        found.map_or((0, 0), |fill| (fill.capacity, fill.available))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Figures for people and for autoscaling: the summary, the resource metrics, and the kubelet's own.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use http::StatusCode;
 use jiff::Timestamp;
@@ -9,7 +10,8 @@ use serde_json::{Value, json};
 use super::figures::{Figures, Node, figures, measure};
 use super::text_format::{FORMAT, Family, one, seconds};
 use super::{Answer, Server, json, volumes, whole};
-use crate::node::Machine;
+use crate::disks::{Fill, Place, RuntimeDisks};
+use crate::observed::timestamp;
 
 /// `/stats/summary`
 pub async fn summary(server: &Server) -> Answer {
@@ -37,9 +39,8 @@ pub async fn summary(server: &Server) -> Answer {
             of["volume"] = told.into();
         }
     }
-    let (disk, free) = Machine::disk(&server.shared.config.root_dir);
     let at = node.at.to_string();
-    json(&json!({
+    let mut told = json!({
         "node": {
             "nodeName": server.shared.config.node_name,
             "startTime": node.started.to_string(),
@@ -47,10 +48,40 @@ pub async fn summary(server: &Server) -> Answer {
             "memory": {"time": at, "availableBytes": node.available, "usageBytes": node.usage,
                 "workingSetBytes": node.working_set, "rssBytes": node.rss,
                 "pageFaults": node.page_faults, "majorPageFaults": node.major_page_faults},
-            "fs": {"time": at, "capacityBytes": disk, "availableBytes": free, "usedBytes": disk - free},
+            "fs": of_node(&server.shared.config.root_dir, &at),
             "rlimit": rlimit(&at),
         },
-        "pods": of_pods}))
+        "pods": of_pods});
+    if let Ok(disks) = RuntimeDisks::ask(&server.shared.cri).await {
+        told["node"]["runtime"] =
+            json!({"imageFs": of_runtime(&disks.images), "containerFs": of_runtime(&disks.containers)});
+    }
+    json(&told)
+}
+
+/// The file system that the node's own things are on: what is used is what is not free.
+fn of_node(root: &Path, at: &str) -> Value {
+    let Some(fill) = Fill::of(root) else { return json!({"time": at}) };
+    let mut told = filled(&fill, at);
+    told["usedBytes"] = (fill.capacity - fill.available).into();
+    told["inodesUsed"] = (fill.inodes - fill.inodes_free).into();
+    told
+}
+
+/// One of the runtime's: what is used is what the runtime says to use.
+fn of_runtime(place: &Place) -> Value {
+    let at = timestamp(place.at).to_string();
+    let mut told = Fill::of(&place.path).map_or_else(|| json!({"time": at}), |fill| filled(&fill, &at));
+    told["usedBytes"] = place.used.into();
+    if let Some(inodes) = place.inodes_used {
+        told["inodesUsed"] = inodes.into();
+    }
+    told
+}
+
+fn filled(fill: &Fill, at: &str) -> Value {
+    json!({"time": at, "capacityBytes": fill.capacity, "availableBytes": fill.available,
+        "inodes": fill.inodes, "inodesFree": fill.inodes_free})
 }
 
 fn rlimit(at: &str) -> Value {
