@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::cpus::{self, Cpus};
 use crate::cri::Cri;
 use crate::csi::{Csi, CsiPlugins, Drivers, Times};
-use crate::devices::{self, Devices};
+use crate::devices::{self, DevicePlugins, Devices};
 use crate::dra::{Dra, DraPlugins};
 use crate::eviction::{self, Evictions};
 use crate::features::Features;
@@ -173,12 +173,14 @@ pub async fn run(
     enforce(&shared)?;
     let placing = tokio::spawn(cpus::run(Arc::clone(&shared)));
     let telling_resources = tokio::spawn(devices::pod_resources::run(Arc::clone(&shared)));
-    let registering = tokio::spawn(devices::run(devices, shutdown.clone()));
+    let device_plugins = Arc::new(DevicePlugins::new(devices, shutdown.clone()));
+    let registering = tokio::spawn(devices::run(Arc::clone(&device_plugins)));
     let announced = {
         let (root, stop) = (shared.config.root_dir.clone(), shutdown.clone());
         let handlers: plugins::Handlers = Arc::new([
             Arc::new(CsiPlugins(Arc::clone(&shared.csi.drivers))),
             Arc::new(DraPlugins(Arc::clone(&shared.dra.plugins))),
+            device_plugins,
         ]);
         tokio::spawn(async move { plugins::run(&root, handlers, stop).await })
     };

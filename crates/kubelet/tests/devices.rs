@@ -130,3 +130,39 @@ async fn devices_are_counted_given_and_given_back() {
     node.api.until("none can be used any more", NODE, has("2", "0")).await;
     node.down().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_is_found_where_all_plugins_are() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    node.api
+        .until("the node is there", NODE, |node| node["status"]["capacity"].is_object().then_some(()))
+        .await;
+    assert!(node.root().join("device-plugins/DEPRECATION").exists(), "plugins see that they may");
+    let socket = node.root().join("plugins_registry/thing.sock");
+    let plugin = Plugin::new(&[("a", true), ("b", true)]);
+    plugin.speaks(&["v7"]);
+    let running = plugin.announce(&socket);
+    let deadline = tokio::time::Instant::now() + support::SOON;
+    while plugin.told().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "it is not told that it is refused");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let (taken, why) = plugin.told().remove(0);
+    let said = "plugin validation failed with err: manager version, v1beta1, is not among plugin supported versions [v7]";
+    assert!(!taken && why.ends_with(said), "{why}");
+
+    plugin.speaks(&["v7", "v1beta1"]);
+    node.api.until("the node tells of them", NODE, has("2", "2")).await;
+    node.api.create(&path("one"), pod("one", 1));
+    node.api.until("it runs", &path("one"), phase("Running")).await;
+    assert_eq!(plugin.calls(), ["allocate b", "start b"], "what it wants to be asked is known");
+
+    // Its socket's end is its own.
+    std::fs::remove_file(&socket).unwrap();
+    node.api.until("they cannot be used any more", NODE, has("2", "0")).await;
+    running.abort();
+    node.down().await;
+}

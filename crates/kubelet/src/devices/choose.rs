@@ -258,7 +258,7 @@ mod tests {
         let known = |nodes: &[u32]| Known { healthy: true, nodes: nodes.iter().copied().collect() };
         let resource = Resource {
             devices: all.iter().map(|(id, nodes)| ((*id).to_owned(), known(nodes))).collect(),
-            plugin: Some(Plugin::new(root, "none.sock", DevicePluginOptions::default())),
+            plugin: Some(Plugin::new(&root.join("none.sock"), DevicePluginOptions::default())),
             gone: None,
         };
         devices.state.lock().resources.insert(GPU.to_owned(), resource);

@@ -26,7 +26,7 @@ use self::plugin::Plugin;
 use crate::checkpoint::Checkpoint;
 use crate::names;
 
-pub use registration::{is_extended, run};
+pub use registration::{DevicePlugins, is_extended, run};
 
 /// The directory of the plugins' sockets below the kubelet's own, and the file beside them.
 const DIRECTORY: &str = "device-plugins";
@@ -281,7 +281,12 @@ impl Devices {
         if let Err(status) = outcome {
             tracing::info!(resource, status = status.message(), "a device plugin is gone");
         }
-        if let Some(known) = self.state.lock().resources.get_mut(&resource) {
+        self.has_lost(&resource);
+    }
+
+    /// A resource's plugin is gone.
+    fn has_lost(&self, resource: &str) {
+        if let Some(known) = self.state.lock().resources.get_mut(resource) {
             known.plugin = None;
             known.gone = Some(Instant::now());
         }

@@ -23,9 +23,18 @@ pub struct Plugin {
 }
 
 impl Plugin {
-    /// The plugin that listens at `endpoint` in `directory`.
-    pub fn new(directory: &Path, endpoint: &str, options: DevicePluginOptions) -> Self {
-        Plugin { caller: Caller::new(directory.join(endpoint)), options }
+    /// The plugin that listens at a socket.
+    pub fn new(socket: &Path, options: DevicePluginOptions) -> Self {
+        Plugin { caller: Caller::new(socket), options }
+    }
+
+    /// Asks the plugin at a socket what it wants to be asked.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn ask_options(socket: &Path) -> Result<DevicePluginOptions, Status> {
+        let method = "/v1beta1.DevicePlugin/GetDevicePluginOptions";
+        Caller::new(socket).call(method, Empty {}, PATIENCE).await
     }
 
     async fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A, Status>

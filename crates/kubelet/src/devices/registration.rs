@@ -1,15 +1,17 @@
-//! Where plugins announce themselves: the kubelet's socket `kubelet.sock`.
+//! Where plugins announce themselves: the kubelet's socket `kubelet.sock`, or a socket of their own in `plugins_registry`, as
+//! all other kinds of plugins do.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -21,25 +23,96 @@ use tonic_prost::ProstCodec;
 use super::Devices;
 use super::api::{Empty, REGISTRATION, RegisterRequest, VERSION};
 use super::plugin::Plugin;
+use crate::cri::rpc_error;
+use crate::plugins::{Announced, Handler};
 
 const SOCKET: &str = "kubelet.sock";
+/// A file by which plugins see that they may announce themselves elsewhere.
+const DEPRECATION: &str = "DEPRECATION";
 
-#[derive(Clone)]
-struct Registration {
+/// The plugins that are followed, one a resource.
+pub struct DevicePlugins {
     devices: Arc<Devices>,
-    /// What ends the following of the plugin that a resource had before.
-    followed: Arc<Mutex<HashMap<String, CancellationToken>>>,
+    /// By resource: at which socket its plugin is, and what ends the following of it.
+    followed: Mutex<HashMap<String, (PathBuf, CancellationToken)>>,
     stop: CancellationToken,
 }
 
+impl DevicePlugins {
+    pub fn new(devices: Arc<Devices>, stop: CancellationToken) -> Self {
+        DevicePlugins { devices, followed: Mutex::default(), stop }
+    }
+
+    /// Follows a plugin in the place of the one that the resource had before.
+    fn begin(&self, resource: &str, socket: PathBuf, plugin: Plugin) {
+        let stop = self.stop.child_token();
+        if let Some((_, before)) = self.followed.lock().insert(resource.to_owned(), (socket, stop.clone())) {
+            before.cancel();
+        }
+        tokio::spawn(Arc::clone(&self.devices).follow(resource.to_owned(), plugin, stop));
+    }
+
+    /// The plugin at this socket is followed no more. Whether it was.
+    fn end(&self, resource: &str, socket: &Path) -> bool {
+        let mut followed = self.followed.lock();
+        let is_it = followed.get(resource).is_some_and(|(at, _)| at == socket);
+        if is_it && let Some((_, stop)) = followed.remove(resource) {
+            stop.cancel();
+        }
+        is_it
+    }
+}
+
+#[async_trait]
+impl Handler for DevicePlugins {
+    fn kind(&self) -> &'static str {
+        "DevicePlugin"
+    }
+
+    fn validate(&self, plugin: &Announced) -> Result<(), String> {
+        if !plugin.versions.iter().any(|version| version == VERSION) {
+            let versions = plugin.versions.join(" ");
+            return Err(format!(
+                "manager version, {VERSION}, is not among plugin supported versions [{versions}]"
+            ));
+        }
+        if !is_extended(&plugin.name) {
+            return Err(format!(
+                "invalid name of device plugin socket: the ResourceName {:?} is invalid",
+                plugin.name
+            ));
+        }
+        Ok(())
+    }
+
+    async fn register(&self, plugin: &Announced) -> Result<(), String> {
+        let options = Plugin::ask_options(&plugin.endpoint).await;
+        let options = options
+            .map_err(|status| format!("failed to get device plugin options: {}", rpc_error(&status)))?;
+        let known = Plugin::new(&plugin.endpoint, options);
+        self.begin(&plugin.name, plugin.endpoint.clone(), known);
+        Ok(())
+    }
+
+    async fn deregister(&self, plugin: &Announced) {
+        if self.end(&plugin.name, &plugin.endpoint) {
+            self.devices.has_lost(&plugin.name);
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Registration(Arc<DevicePlugins>);
+
 /// Lets plugins announce themselves until the kubelet ends. Those that did before see by the new socket that they must
 /// do so again.
-pub async fn run(devices: Arc<Devices>, stop: CancellationToken) {
-    let listener = match listen(&devices.directory) {
+pub async fn run(plugins: Arc<DevicePlugins>) {
+    let listener = match listen(&plugins.devices.directory) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "device plugins cannot announce themselves"),
     };
-    let service = Registration { devices, followed: Arc::default(), stop: stop.clone() };
+    let stop = plugins.stop.clone();
+    let service = Registration(plugins);
     let serving = tonic::transport::Server::builder()
         .add_service(service)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned());
@@ -57,6 +130,7 @@ fn listen(directory: &Path) -> io::Result<UnixListener> {
             std::fs::remove_file(entry.path())?;
         }
     }
+    std::fs::write(directory.join(DEPRECATION), "")?;
     // By a short way, since a socket's address holds no long path.
     let opened = std::fs::File::open(directory)?;
     UnixListener::bind(Path::new("/proc/self/fd").join(opened.as_raw_fd().to_string()).join(SOCKET))
@@ -78,12 +152,9 @@ impl Registration {
             return Err(Status::unknown(format!("the endpoint {endpoint:?} is invalid")));
         }
         tracing::info!(resource = name, endpoint, "a device plugin has announced itself");
-        let plugin = Plugin::new(&self.devices.directory, endpoint, request.options.unwrap_or_default());
-        let stop = self.stop.child_token();
-        if let Some(before) = self.followed.lock().insert(name.clone(), stop.clone()) {
-            before.cancel();
-        }
-        tokio::spawn(Arc::clone(&self.devices).follow(name.clone(), plugin, stop));
+        let socket = self.0.devices.directory.join(endpoint);
+        let plugin = Plugin::new(&socket, request.options.unwrap_or_default());
+        self.0.begin(name, socket, plugin);
         Ok(())
     }
 }

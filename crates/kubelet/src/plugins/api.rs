@@ -8,7 +8,7 @@ pub struct InfoRequest {}
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct PluginInfo {
-    /// `CSIPlugin`, `DRAPlugin`.
+    /// `CSIPlugin`, `DRAPlugin`, `DevicePlugin`.
     #[prost(string, tag = "1")]
     pub kind: String,
     #[prost(string, tag = "2")]

@@ -9,6 +9,10 @@ use std::task::{Context, Poll};
 
 use futures::StreamExt as _;
 use krate_kubelet::device_plugin::*;
+use krate_kubelet::plugin_registration::{
+    InfoRequest, PluginInfo, REGISTRATION as REGISTRATION_OF_PLUGINS, RegistrationStatus,
+    RegistrationStatusResponse,
+};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -21,12 +25,16 @@ use tonic_prost::ProstCodec;
 
 pub const RESOURCE: &str = "example.com/thing";
 const SOCKET: &str = "thing.sock";
+const OPTIONS: DevicePluginOptions =
+    DevicePluginOptions { pre_start_required: true, get_preferred_allocation_available: true };
 
 #[derive(Clone)]
 pub struct Plugin {
     devices: watch::Sender<Vec<Device>>,
     /// What it was called for, with the devices.
     calls: Arc<Mutex<Vec<String>>>,
+    told: Arc<Mutex<Vec<(bool, String)>>>,
+    versions: Arc<Mutex<Vec<String>>>,
     /// It ends.
     end: CancellationToken,
 }
@@ -36,6 +44,8 @@ impl Plugin {
         let plugin = Plugin {
             devices: watch::Sender::new(Vec::new()),
             calls: Arc::default(),
+            told: Arc::default(),
+            versions: Arc::new(Mutex::new(vec![VERSION.to_owned()])),
             end: CancellationToken::new(),
         };
         plugin.has(devices);
@@ -85,13 +95,33 @@ impl Plugin {
             version: VERSION.to_owned(),
             endpoint: SOCKET.to_owned(),
             resource_name: RESOURCE.to_owned(),
-            options: Some(DevicePluginOptions {
-                pre_start_required: true,
-                get_preferred_allocation_available: true,
-            }),
+            options: Some(OPTIONS),
         };
         register(directory, request).await.unwrap();
         task
+    }
+
+    /// Listens at a socket in the directory of all plugins, and waits there to be asked what it is. Ends when the task is
+    /// aborted.
+    pub fn announce(&self, socket: &Path) -> JoinHandle<()> {
+        let directory = short(socket.parent().unwrap());
+        let listener = UnixListener::bind(directory.join(socket.file_name().unwrap())).unwrap();
+        let serving = tonic::transport::Server::builder()
+            .add_service(Registrar(self.clone()))
+            .add_service(self.clone());
+        tokio::spawn(async move {
+            let _ = serving.serve_with_incoming(UnixListenerStream::new(listener)).await;
+        })
+    }
+
+    /// Whether it was told to be taken, and why not, each time.
+    pub fn told(&self) -> Vec<(bool, String)> {
+        self.told.lock().unwrap().clone()
+    }
+
+    /// Says from now on that it speaks these versions.
+    pub fn speaks(&self, versions: &[&str]) {
+        *self.versions.lock().unwrap() = versions.iter().map(|version| (*version).to_owned()).collect();
     }
 
     fn called(&self, what: &str, ids: &[String]) {
@@ -129,6 +159,53 @@ where
     grpc.unary(Request::new(request), path, ProstCodec::<Q, A>::default()).await.map(Response::into_inner)
 }
 
+macro_rules! unary {
+    ($request:expr, $asked:ty, $answer:ty, $answered:expr) => {{
+        let answer = tower::service_fn(move |request: Request<$asked>| {
+            let answered: $answer = $answered(request.into_inner());
+            std::future::ready(Ok::<_, Status>(Response::new(answered)))
+        });
+        let mut grpc = tonic::server::Grpc::new(ProstCodec::<$answer, $asked>::default());
+        grpc.unary(answer, $request).await
+    }};
+}
+
+/// Says what it is.
+#[derive(Clone)]
+struct Registrar(Plugin);
+
+impl tonic::server::NamedService for Registrar {
+    const NAME: &'static str = REGISTRATION_OF_PLUGINS;
+}
+
+impl tower::Service<http::Request<Body>> for Registrar {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let plugin = self.0.clone();
+        Box::pin(async move {
+            if request.uri().path().ends_with("/GetInfo") {
+                return Ok(unary!(request, InfoRequest, PluginInfo, |_| PluginInfo {
+                    kind: "DevicePlugin".to_owned(),
+                    name: RESOURCE.to_owned(),
+                    endpoint: String::new(),
+                    supported_versions: plugin.versions.lock().unwrap().clone(),
+                }));
+            }
+            Ok(unary!(request, RegistrationStatus, RegistrationStatusResponse, |r: RegistrationStatus| {
+                plugin.told.lock().unwrap().push((r.plugin_registered, r.error));
+                RegistrationStatusResponse {}
+            }))
+        })
+    }
+}
+
 impl tonic::server::NamedService for Plugin {
     const NAME: &'static str = PLUGIN;
 }
@@ -143,16 +220,6 @@ impl tower::Service<http::Request<Body>> for Plugin {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        macro_rules! unary {
-            ($asked:ty, $answer:ty, $answered:expr) => {{
-                let answer = tower::service_fn(move |request: Request<$asked>| {
-                    let answered: $answer = $answered(request.into_inner());
-                    std::future::ready(Ok::<_, Status>(Response::new(answered)))
-                });
-                let mut grpc = tonic::server::Grpc::new(ProstCodec::<$answer, $asked>::default());
-                grpc.unary(answer, request).await
-            }};
-        }
         let plugin = self.clone();
         Box::pin(async move {
             let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
@@ -168,7 +235,9 @@ impl tower::Service<http::Request<Body>> for Plugin {
                         tonic::server::Grpc::new(ProstCodec::<ListAndWatchResponse, Empty>::default());
                     grpc.server_streaming(answer, request).await
                 }
+                "GetDevicePluginOptions" => unary!(request, Empty, DevicePluginOptions, |_| OPTIONS),
                 "GetPreferredAllocation" => unary!(
+                    request,
                     PreferredAllocationRequest,
                     PreferredAllocationResponse,
                     |r: PreferredAllocationRequest| {
@@ -181,7 +250,7 @@ impl tower::Service<http::Request<Body>> for Plugin {
                         PreferredAllocationResponse { container_responses: vec![one] }
                     }
                 ),
-                "Allocate" => unary!(AllocateRequest, AllocateResponse, |r: AllocateRequest| {
+                "Allocate" => unary!(request, AllocateRequest, AllocateResponse, |r: AllocateRequest| {
                     let ids = &r.container_requests[0].devices_ids;
                     plugin.called("allocate", ids);
                     let device = |id: &String| DeviceSpec {
@@ -196,7 +265,7 @@ impl tower::Service<http::Request<Body>> for Plugin {
                     };
                     AllocateResponse { container_responses: vec![one] }
                 }),
-                _ => unary!(PreStartContainerRequest, Empty, |r: PreStartContainerRequest| {
+                _ => unary!(request, PreStartContainerRequest, Empty, |r: PreStartContainerRequest| {
                     plugin.called("start", &r.devices_ids);
                     Empty {}
                 }),
