@@ -12,16 +12,18 @@ use k8s_cri::v1::{
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use krate_client::EventType;
 
+use crate::blocking::blocking;
 use crate::cri::{image_spec, rpc_error};
 use crate::devices::api::ContainerAllocateResponse;
 use crate::env::{self, Referents};
 use crate::fieldpath::Addresses;
 use crate::keyring::Keyring;
+use crate::mounts::{self, Part};
 use crate::naming::{self, is_host_network};
 use crate::observed::ContainerSeen;
 use crate::shared::{Shared, container_reference};
 use crate::volumes::{Content, MountedVolumes};
-use crate::{hooks, mounts, names, resources, sandbox, security, stop, users};
+use crate::{hooks, names, resources, sandbox, security, stop, users};
 
 /// Why a container does not start: its reason to wait, and when to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,9 +82,9 @@ impl Start<'_> {
         let images = self.image_volumes(&regarding).await?;
         let granted = self.shared.devices.grant(self.pod, self.container).await;
         let granted = granted.map_err(|m| self.failed(error("CreateContainerConfigError", m)))?;
-        let config = self
-            .config(&image, &images, granted)
-            .map_err(|message| self.failed(error("CreateContainerConfigError", message)))?;
+        let refused = |message| self.failed(error("CreateContainerConfigError", message));
+        let (config, parts) = self.config(&image, &images, granted).map_err(refused)?;
+        blocking(move || parts.iter().try_for_each(Part::bind)).await.map_err(refused)?;
         let logs = sandbox::log_directory(&self.shared.config, self.pod).join(&self.container.name);
         fs::create_dir_all(&logs).map_err(|e| {
             self.failed(error("CreateContainerError", format!("create {}: {e}", logs.display())))
@@ -162,12 +164,13 @@ impl Start<'_> {
         Ok(found)
     }
 
+    /// What the runtime is told, and what of volumes must be bound before.
     fn config(
         &self,
         image: &cri::Image,
         images: &HashMap<String, String>,
         granted: Vec<ContainerAllocateResponse>,
-    ) -> Result<ContainerConfig, String> {
+    ) -> Result<(ContainerConfig, Vec<Part>), String> {
         let (pod, container) = (self.pod, self.container);
         security::verify_not_root(pod, container, image)?;
         let namespace = names::namespace(pod);
@@ -197,7 +200,7 @@ impl Start<'_> {
             pod_dir: &pod_dir,
             recursive_read_only: self.shared.features.borrow().recursive_read_only(self.handler),
         };
-        let mut mounts = mounts::mounts(&inputs, &value)?;
+        let (mut mounts, parts) = mounts::mounts(&inputs, &value)?;
         let devices = mounts::devices(&inputs)?;
         let files = self.files(&pod_dir).map_err(|e| format!("writing the pod's files: {e}"))?;
         for (container_path, host_path) in files {
@@ -262,7 +265,7 @@ impl Start<'_> {
                 (mount.uid_mappings, mount.gid_mappings) = (own.uids.clone(), own.gids.clone());
             }
         }
-        Ok(config)
+        Ok((config, parts))
     }
 
     /// The namespace of the sandbox's users, whichever it is.

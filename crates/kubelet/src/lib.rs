@@ -4,6 +4,7 @@
 
 mod admission;
 mod backoff;
+mod blocking;
 mod certificates;
 mod cgroups;
 mod checkpoint;

@@ -1,7 +1,7 @@
 //! What a container sees of its pod's volumes: mounts and devices, as the runtime is told them.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use k8s_cri::v1::{Device, ImageSpec, Mount, MountPropagation};
 use k8s_openapi::api::core::v1::{Container, VolumeMount};
@@ -29,13 +29,41 @@ impl Inputs<'_> {
     }
 }
 
-/// The mounts. `value` knows the container's environment.
+/// A part of a volume that must be bound to a place of its own before it is mounted from there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    volume: PathBuf,
+    part: String,
+    place: PathBuf,
+    /// Whose it is, as errors say.
+    of: String,
+}
+
+impl Part {
+    /// Binds it, making the part where it is not there. May block.
+    ///
+    /// # Errors
+    /// Upstream's message.
+    pub fn bind(&self) -> Result<(), String> {
+        subpath::bind(&self.volume, &self.part, &self.place).map_err(|error| refused(&self.of, &error))
+    }
+}
+
+/// The mounts, with what must be bound before them. `value` knows the container's environment.
 ///
 /// # Errors
 /// Upstream's message.
-pub fn mounts(inputs: &Inputs<'_>, value: &dyn Fn(&str) -> Option<String>) -> Result<Vec<Mount>, String> {
-    let all = inputs.container.volume_mounts.iter().flatten().enumerate();
-    all.map(|(number, mount)| one(inputs, number, mount, value)).collect()
+pub fn mounts(
+    inputs: &Inputs<'_>,
+    value: &dyn Fn(&str) -> Option<String>,
+) -> Result<(Vec<Mount>, Vec<Part>), String> {
+    let (mut mounts, mut parts) = (Vec::new(), Vec::new());
+    for (number, mount) in inputs.container.volume_mounts.iter().flatten().enumerate() {
+        let (mount, part) = one(inputs, number, mount, value)?;
+        mounts.push(mount);
+        parts.extend(part);
+    }
+    Ok((mounts, parts))
 }
 
 fn one(
@@ -43,10 +71,10 @@ fn one(
     number: usize,
     mount: &VolumeMount,
     value: &dyn Fn(&str) -> Option<String>,
-) -> Result<Mount, String> {
+) -> Result<(Mount, Option<Part>), String> {
     let volume = inputs.volume(&mount.name)?;
     let part = part(mount, value)?;
-    let (mut host_path, mut image) = (String::new(), None);
+    let (mut host_path, mut image, mut bound) = (String::new(), None, None);
     match &volume.content {
         Content::Image { reference, .. } => {
             if !part.is_empty() {
@@ -67,8 +95,10 @@ fn one(
                 .join(&mount.name)
                 .join(&inputs.container.name)
                 .join(number.to_string());
-            let bound = subpath::bind(path, &part, &place).map_err(|e| refused(inputs, mount, &e))?;
-            host_path = bound.display().to_string();
+            subpath::check(&part).map_err(|error| error.to_string())?;
+            host_path = place.display().to_string();
+            let of = format!("volumeMount {:?} of container {:?}", mount.name, inputs.container.name);
+            bound = Some(Part { volume: path.clone(), part, place, of });
         }
         Content::Device(_) => {
             return Err(format!(
@@ -77,7 +107,7 @@ fn one(
             ));
         }
     }
-    Ok(Mount {
+    let mount = Mount {
         container_path: mount.mount_path.clone(),
         host_path,
         image,
@@ -89,7 +119,8 @@ fn one(
         } as i32,
         recursive_read_only: is_recursive(mount, inputs.recursive_read_only)?,
         ..Default::default()
-    })
+    };
+    Ok((mount, bound))
 }
 
 fn part(mount: &VolumeMount, value: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
@@ -108,14 +139,14 @@ fn part(mount: &VolumeMount, value: &dyn Fn(&str) -> Option<String>) -> Result<S
     if missing.is_empty() { Ok(expanded) } else { Err(format!("missing value for {}", missing.join(", "))) }
 }
 
-fn refused(inputs: &Inputs<'_>, mount: &VolumeMount, error: &SubPathError) -> String {
+fn refused(of: &str, error: &SubPathError) -> String {
     let did = match error {
         SubPathError::Absolute(_) | SubPathError::Backsteps(_) => return error.to_string(),
         SubPathError::Make(_) => "failed to create subPath directory",
         SubPathError::Prepare(_) => "failed to prepare subPath",
     };
     tracing::debug!(%error, "a part of a volume cannot be prepared");
-    format!("{did} for volumeMount {:?} of container {:?}", mount.name, inputs.container.name)
+    format!("{did} for {of}")
 }
 
 /// Whether what is mounted below is to be read-only too (KEP-3857).
@@ -165,8 +196,6 @@ pub fn devices(inputs: &Inputs<'_>) -> Result<Vec<Device>, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use serde_json::{Value, json};
 
     use super::*;
@@ -193,7 +222,7 @@ mod tests {
             recursive_read_only: supported,
         };
         let value = |name: &str| (name == "SET").then(|| "/etc".to_owned());
-        mounts(&inputs, &value).map(|mut all| all.remove(0))
+        mounts(&inputs, &value).map(|(mut all, _)| all.remove(0))
     }
 
     #[test]

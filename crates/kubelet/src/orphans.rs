@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
+use crate::blocking::blocking;
 use crate::shared::SharedRef;
 use crate::{names, volumes};
 
@@ -33,8 +34,7 @@ impl Traces {
             let shared = Arc::clone(shared);
             move || (volumes::pods(&shared.config.root_dir).into_iter().collect(), shared.cgroups.pods())
         };
-        let listed = tokio::task::spawn_blocking(of_kernel).await;
-        let (directories, cgroups) = listed.map_err(|e| tonic::Status::internal(e.to_string()))?;
+        let (directories, cgroups) = blocking(of_kernel).await;
         Ok(Traces {
             containers: containers.filter_map(|c| Some((c.id, uid(&c.labels)?))).collect(),
             sandboxes: sandboxes.filter_map(|s| Some((s.id, uid(&s.labels)?))).collect(),
@@ -89,7 +89,7 @@ impl Traces {
             }
         }
         shared.csi.release_unused().await;
-        let swept = tokio::task::spawn_blocking(move || {
+        blocking(move || {
             for uid in directories {
                 if let Err(error) = volumes::tear_down(&shared.config.pod_dir(&uid)) {
                     tracing::debug!(uid, %error, "an orphan's directory could not be removed");
@@ -100,18 +100,14 @@ impl Traces {
                     tracing::debug!(uid, %error, "an orphan's control group could not be removed");
                 }
             }
-        });
-        if let Err(error) = swept.await {
-            tracing::error!(%error, "removing orphans broke off");
-        }
+        })
+        .await;
     }
 }
 
 /// Takes the volumes out of a pod's directory.
 async fn release(shared: &SharedRef, uid: &str) -> Result<(), String> {
-    let directory = shared.config.pod_dir(uid);
-    let parts = tokio::task::spawn_blocking(move || volumes::release_parts(&directory)).await;
-    parts.map_err(std::io::Error::other).flatten().map_err(|e| e.to_string())?;
+    volumes::release_parts(&shared.config.pod_dir(uid)).await.map_err(|e| e.to_string())?;
     shared.csi.release(uid).await
 }
 

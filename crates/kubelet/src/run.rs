@@ -81,19 +81,13 @@ pub async fn run(
     let (able, features) = watch::channel(Features::default());
     let events = EventRecorder::new(client.clone(), "kubelet", &config.node_name);
     let machine = Machine::look(&config.sysfs);
-    let fields = format!("spec.nodeName={}", config.node_name);
-    let own_pods: Informer<Pod> = Informer::start(
-        Api::all(client.clone()),
-        watcher::Config::default().fields(&fields),
-        shutdown.clone(),
-    );
-    let node = Informer::<Node>::start(
-        Api::all(client.clone()),
-        watcher::Config::default().fields(&format!("metadata.name={}", config.node_name)),
-        shutdown.clone(),
-    );
+    let own = |field: &str| watcher::Config::default().fields(&format!("{field}={}", config.node_name));
+    let own_pods: Informer<Pod> =
+        Informer::start(Api::all(client.clone()), own("spec.nodeName"), shutdown.clone());
+    let own_node: Informer<Node> =
+        Informer::start(Api::all(client.clone()), own("metadata.name"), shutdown.clone());
     let serving = if config.serve {
-        Some(certificates::serving(&config.serving, &client, &config.node_name, &node, &shutdown)?)
+        Some(certificates::serving(&config.serving, &client, &config.node_name, &own_node, &shutdown)?)
     } else {
         None
     };
@@ -141,6 +135,7 @@ pub async fn run(
         csi,
         dra,
         objects: Objects::new(&client),
+        own_node,
         pods: own_pods.clone(),
         statics: Mutex::default(),
         evictions: Evictions::default(),
@@ -184,7 +179,7 @@ pub async fn run(
         ]);
         tokio::spawn(async move { plugins::run(&root, handlers, stop).await })
     };
-    watch_node(&node, &shared, &changed);
+    watch_node(&shared, &changed);
     let (is_ready, mut readiness) = watch::channel(false);
     let running_pods = tokio::spawn(pods::run(Arc::clone(&shared), own_pods.clone()));
     let mut servers = JoinSet::new();
@@ -297,10 +292,10 @@ async fn runtime_version(cri: &Cri, shutdown: &CancellationToken) -> Option<k8s_
     }
 }
 
-/// Follows the node's own object: what is given to it there, such as a range of addresses, may make it ready.
-fn watch_node(node: &Informer<Node>, shared: &SharedRef, changed: &Arc<Notify>) {
+/// Looks at the node's own object: what is given to it there, such as a range of addresses, may make it ready.
+fn watch_node(shared: &SharedRef, changed: &Arc<Notify>) {
     let (changed, csi) = (Arc::clone(changed), Arc::clone(&shared.csi));
-    node.handle(move |event| {
+    shared.own_node.handle(move |event| {
         csi.seen(event.object());
         if let krate_client::Event::Modified { old, new } = event
             && old.spec != new.spec

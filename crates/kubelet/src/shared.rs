@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use k8s_cri::v1::DnsConfig;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use krate_client::{Client, EventRecorder, EventType, Informer, reference};
 use krate_pki::Current;
 use parking_lot::Mutex;
@@ -44,6 +44,8 @@ pub struct Shared {
     pub events: EventRecorder,
     pub objects: Objects,
     pub services: Informer<Service>,
+    /// The node's own object, as the API tells of it.
+    pub own_node: Informer<Node>,
     /// The pods of this node, as the API tells.
     pub pods: Informer<Pod>,
     /// Static pods that are run here, by UID, with what was told of them last.

@@ -99,6 +99,7 @@ impl Job {
             pod_dir: &self.shared.config.pod_dir(&uid),
             addresses: &addresses,
             node: self.shared.node,
+            own_node: &self.shared.own_node,
             csi: &self.shared.csi,
             patience: ATTACHED,
         };

@@ -484,6 +484,43 @@ async fn a_file_describes_a_pod_and_the_api_shows_its_image() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_of_other_nodes_is_not_mounted() {
+    if !available() {
+        return;
+    }
+    let mut node = Node::start();
+    let files = node.base.path().join("files");
+    std::fs::create_dir(&files).unwrap();
+    node.api.create(
+        "/api/v1/namespaces/n/persistentvolumeclaims/claim",
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "claim", "namespace": "n", "uid": "claim-uid"},
+            "spec": {"volumeName": "pv"}, "status": {"phase": "Bound"}}),
+    );
+    node.api.create(
+        "/api/v1/persistentvolumes/pv",
+        json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "pv"},
+            "spec": {"claimRef": {"namespace": "n", "name": "claim", "uid": "claim-uid"},
+                "local": {"path": files},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                    {"key": "room", "operator": "In", "values": ["cellar"]}]}]}}}}),
+    );
+    node.api.create(
+        POD,
+        pod(&json!({"containers": [{"name": "c", "image": "there:1",
+                "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "claim"}}]})),
+    );
+    let said = "MountVolume.NodeAffinity check failed for volume \"pv\" : no matching NodeSelectorTerms";
+    let refused = ("FailedMount".to_owned(), said.to_owned());
+    let api = &node.api;
+    api.until("the pod is told", POD, |_| api.events().contains(&refused).then_some(())).await;
+    api.update("/api/v1/nodes/node", &json!({"metadata": {"labels": {"room": "cellar"}}}));
+    api.until("the pod runs", POD, is_ready).await;
+    node.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_begins_while_orphans_are_looked_for_is_none() {
     if !available() {
         return;

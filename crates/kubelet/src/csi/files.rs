@@ -228,7 +228,7 @@ impl Csi {
         }
         if !delegates && wanted.is_given_to_group(policy) {
             let began = Instant::now();
-            let given = context.give(&path, false, context.change_policy());
+            let given = context.give(&path).await;
             let status = if given.is_ok() { "success" } else { "fail-unknown" };
             let plugin = format!("{PLUGIN}:{}", wanted.driver);
             STORAGE.observe(&[&plugin, "volume_apply_access_control", status, "false"], began.elapsed());

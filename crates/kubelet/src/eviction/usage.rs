@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::layout::Parts;
 use super::threshold::{Observation, Observations, Signal};
+use crate::blocking::blocking;
 use crate::disks::{Fill, RuntimeDisks};
 use crate::node::{Machine, processes};
 use crate::shared::Shared;
@@ -133,7 +134,7 @@ pub async fn of_pods(
         };
     }
     let (shared, pods) = (Arc::clone(shared), pods.to_vec());
-    let counted = tokio::task::spawn_blocking(move || {
+    let counted = blocking(move || {
         for pod in &pods {
             if let Some(usage) = all.get_mut(&names::uid(pod)) {
                 add_files(&shared, pod, usage);
@@ -141,7 +142,7 @@ pub async fn of_pods(
         }
         all
     });
-    counted.await.map_err(|e| tonic::Status::internal(e.to_string()))
+    Ok(counted.await)
 }
 
 fn add_files(shared: &Shared, pod: &Pod, usage: &mut PodUsage) {

@@ -17,6 +17,7 @@ use krate_client::EventType;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use crate::blocking::blocking;
 use crate::checkpoint;
 use crate::eviction::Eviction;
 use crate::names;
@@ -80,8 +81,7 @@ impl Shutdown {
     async fn note(&self, record: Record) {
         *self.record.lock() = record.clone();
         let path = self.path.clone();
-        let saved = tokio::task::spawn_blocking(move || checkpoint::save(&path, &record)).await;
-        if let Err(error) = saved.map_err(std::io::Error::other).flatten() {
+        if let Err(error) = blocking(move || checkpoint::save(&path, &record)).await {
             tracing::error!(%error, "Failed to store graceful shutdown state");
         }
     }

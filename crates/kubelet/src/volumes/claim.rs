@@ -11,7 +11,10 @@ use k8s_openapi::api::core::v1::{
 use kube::{Api, ResourceExt as _};
 use nix::mount::{MsFlags, mount};
 
-use super::{Content, Context, Mounted, Plugin, VolumeError, directory, namespace, nfs, plain, removal};
+use super::{
+    Content, Context, Mounted, Plugin, VolumeError, affinity, directory, namespace, nfs, plain, removal,
+};
+use crate::blocking::blocking;
 use crate::csi::Wanted;
 use crate::names;
 use crate::objects::granted;
@@ -33,6 +36,14 @@ impl Plugin for Claim {
         let spec = pv.spec.clone().unwrap_or_default();
         let is_block = spec.volume_mode.as_deref() == Some("Block");
         check_use(context.pod, &volume.name, is_block)?;
+        affinity::check(&spec, &context.node_labels().await).map_err(|why| {
+            let (reason, what) = if is_block {
+                ("FailedMapVolume", "MapVolume.NodeAffinity check failed")
+            } else {
+                ("FailedMount", "MountVolume.NodeAffinity check failed")
+            };
+            VolumeError::Step { reason, what, volume: pv.name_any(), why }
+        })?;
         if let Some(wanted) = Wanted::persistent(&volume.name, &pv, &claim, wants_read_only) {
             return context.csi.set_up(context, &wanted).await;
         }
@@ -41,6 +52,8 @@ impl Plugin for Claim {
         Ok(mounted)
     }
 }
+
+const LOCAL: &str = "kubernetes.io/local-volume";
 
 /// Mounts what a PersistentVolume names.
 async fn source(
@@ -52,20 +65,26 @@ async fn source(
 ) -> Result<Mounted, VolumeError> {
     let options = spec.mount_options.as_deref().unwrap_or_default();
     let at = |plugin: &str| directory(context.pod_dir, plugin, &pv.name_any());
-    if let Some(host) = &spec.host_path {
-        plain::host_path(host)
-    } else if let Some(local) = &spec.local {
+    if let Some(host) = spec.host_path.clone() {
+        blocking(move || plain::host_path(&host)).await
+    } else if let Some(local) = spec.local.clone() {
         if is_block {
-            return block(local);
+            return blocking(move || block(&local)).await;
         }
-        bind_local(context, local, &at("kubernetes.io/local-volume"), read_only)
+        let place = at(LOCAL);
+        let mounted = blocking(move || bind_local(&local, &place, read_only)).await?;
+        if let (Content::Files(place), false) = (&mounted.content, read_only) {
+            let failed = VolumeError::file(format!("giving {} to the pod's group", place.display()));
+            context.give(place).await.map_err(failed)?;
+        }
+        Ok(mounted)
     } else if let Some(export) = &spec.nfs {
         let export = NFSVolumeSource {
             read_only: Some(read_only || export.read_only == Some(true)),
             path: export.path.clone(),
             server: export.server.clone(),
         };
-        nfs::mount(&export, options, &at("kubernetes.io/nfs")).await
+        nfs::mount(&export, options, &at(nfs::Nfs.name())).await
     } else {
         Err(VolumeError::Unknown(pv.name_any()))
     }
@@ -184,12 +203,7 @@ fn block(source: &LocalVolumeSource) -> Result<Mounted, VolumeError> {
 }
 
 /// A directory of the host, or the file system on one of its devices, bound to the pod's own place for it.
-fn bind_local(
-    context: &Context<'_>,
-    source: &LocalVolumeSource,
-    place: &Path,
-    read_only: bool,
-) -> Result<Mounted, VolumeError> {
+fn bind_local(source: &LocalVolumeSource, place: &Path, read_only: bool) -> Result<Mounted, VolumeError> {
     let path = local_path(source)?;
     if !path.is_dir() {
         return Err(VolumeError::Missing(format!(
@@ -206,9 +220,6 @@ fn bind_local(
             let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
             mount(None::<&str>, place, None::<&str>, flags, None::<&str>).map_err(refused)?;
         }
-    }
-    if !read_only {
-        context.give(place, false, context.change_policy()).map_err(failed())?;
     }
     Ok(Mounted { read_only, ..Mounted::at(place.to_owned()) })
 }

@@ -1,6 +1,7 @@
 //! Volumes: one trait, and a table of the kinds that are known. Setting up is idempotent, and is also how a volume is
 //! brought up to date.
 
+mod affinity;
 pub mod atomic;
 mod claim;
 mod image;
@@ -12,7 +13,7 @@ mod removal;
 pub mod subpath;
 pub mod token;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,9 +22,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Volume};
-use krate_client::Client;
+use k8s_openapi::api::core::v1::{Node, Pod, Volume};
+use krate_client::{Client, Informer};
 
+use crate::blocking::blocking;
 use crate::csi::{Csi, Inline};
 use crate::fieldpath::Addresses;
 use crate::fieldpath::Allocatable;
@@ -43,6 +45,8 @@ pub struct Context<'a> {
     pub pod_dir: &'a Path,
     pub addresses: &'a Addresses,
     pub node: Allocatable,
+    /// The node's object, as the API tells of it.
+    pub own_node: &'a Informer<Node>,
     pub csi: &'a Csi,
     /// How long a volume is waited for that another one must bring first.
     pub patience: Duration,
@@ -54,13 +58,20 @@ impl Context<'_> {
         security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok())
     }
 
-    /// Gives what is in a volume to the pod's group, as far as the pod has one.
-    pub fn give(&self, path: &Path, read_only: bool, policy: Policy) -> io::Result<()> {
-        self.fs_group().map_or(Ok(()), |group| ownership::give(path, group, read_only, policy))
+    /// Gives what is in a volume to the pod's group, as far as the pod has one, when the pod wants that.
+    pub async fn give(&self, path: &Path) -> io::Result<()> {
+        let (path, group, policy) = (path.to_owned(), self.fs_group(), self.change_policy());
+        blocking(move || ownership::give(&path, group, false, policy)).await
+    }
+
+    /// The node's labels.
+    async fn node_labels(&self) -> BTreeMap<String, String> {
+        self.own_node.synced().await;
+        self.own_node.list().first().and_then(|node| node.metadata.labels.clone()).unwrap_or_default()
     }
 
     /// When the pod wants its volumes given to its group.
-    pub fn change_policy(&self) -> Policy {
+    fn change_policy(&self) -> Policy {
         let security = self.pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         Policy::parse(security.and_then(|s| s.fs_group_change_policy.as_deref()))
     }
@@ -239,8 +250,9 @@ pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn release_parts(pod_dir: &Path) -> io::Result<()> {
-    removal::unmount_below(&pod_dir.join("volume-subpaths"))
+pub async fn release_parts(pod_dir: &Path) -> io::Result<()> {
+    let parts = pod_dir.join("volume-subpaths");
+    blocking(move || removal::unmount_below(&parts)).await
 }
 
 /// Whether something is mounted at a path.

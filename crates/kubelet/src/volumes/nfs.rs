@@ -1,5 +1,6 @@
 //! Directories of NFS servers, mounted with the host's own `mount`, which knows how to find the server.
 
+use std::io;
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -7,6 +8,7 @@ use k8s_openapi::api::core::v1::{NFSVolumeSource, Volume};
 use tokio::process::Command;
 
 use super::{Context, Mounted, Plugin, VolumeError, plain};
+use crate::blocking::blocking;
 
 pub struct Nfs;
 
@@ -33,10 +35,18 @@ pub async fn mount(
 ) -> Result<Mounted, VolumeError> {
     let read_only = source.read_only == Some(true);
     let mounted = Mounted { read_only, ..Mounted::at(path.to_owned()) };
-    if path.is_dir() && plain::is_mount_point(path).is_ok_and(|is| is) {
+    let place = path.to_owned();
+    // A server that is gone keeps whoever looks waiting.
+    let is_done = blocking(move || -> io::Result<bool> {
+        let is_done = place.is_dir() && plain::is_mount_point(&place).is_ok_and(|is| is);
+        if !is_done {
+            std::fs::create_dir_all(&place)?;
+        }
+        Ok(is_done)
+    });
+    if is_done.await.map_err(VolumeError::file(format!("making {}", path.display())))? {
         return Ok(mounted);
     }
-    std::fs::create_dir_all(path).map_err(VolumeError::file(format!("making {}", path.display())))?;
     run(&arguments(source, options, path)).await?;
     Ok(mounted)
 }

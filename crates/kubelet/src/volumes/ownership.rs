@@ -25,11 +25,13 @@ impl Policy {
     }
 }
 
-/// Gives all in `volume` to `group`. The directory itself comes last, so that work that was broken off is seen to be.
+/// Gives all in `volume` to `group`, where there is one. The directory itself comes last, so that work that was broken off
+/// is seen to be.
 ///
 /// # Errors
 /// The file system refuses.
-pub fn give(volume: &Path, group: u32, read_only: bool, policy: Policy) -> io::Result<()> {
+pub fn give(volume: &Path, group: Option<u32>, read_only: bool, policy: Policy) -> io::Result<()> {
+    let Some(group) = group else { return Ok(()) };
     let found = fs::symlink_metadata(volume)?;
     if policy == Policy::OnRootMismatch && is_given(&found, group, read_only) {
         return Ok(());
@@ -82,7 +84,7 @@ mod tests {
         fs::set_permissions(volume.join("sub/file"), Permissions::from_mode(0o600)).unwrap();
         std::os::unix::fs::symlink("/nowhere", volume.join("link")).unwrap();
         // Whoever runs this may give files to a group of their own.
-        let group = nix::unistd::getgid().as_raw();
+        let group = Some(nix::unistd::getgid().as_raw());
         give(&volume, group, false, Policy::OnRootMismatch).unwrap();
         assert_eq!((mode(&volume) & 0o2770, mode(&volume.join("sub/file"))), (0o2770, 0o660));
 

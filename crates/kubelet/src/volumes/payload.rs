@@ -1,6 +1,7 @@
 //! Volumes that show objects of the API as files: configMap, secret, downwardAPI, and all of them projected into one.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -8,10 +9,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
 
 use super::atomic::{self, File, Payload};
-use super::ownership::Policy;
+use super::ownership::{self, Policy};
 use super::plain::{make_directory, mount_memory};
 use super::token::token;
 use super::{Context, Mounted, Plugin, VolumeError, namespace};
+use crate::blocking::blocking;
 use crate::fieldpath;
 use crate::names;
 
@@ -103,23 +105,26 @@ fn downward(
     Ok(shown)
 }
 
-fn show(
+async fn show(
     context: &Context<'_>,
     path: &Path,
-    payload: &Payload,
+    payload: Payload,
     in_memory: bool,
 ) -> Result<Mounted, VolumeError> {
-    let failed = || VolumeError::file(format!("writing {}", path.display()));
-    if in_memory {
-        mount_memory(path, None).map_err(failed())?;
-    } else {
-        make_directory(path).map_err(failed())?;
-    }
-    let changed = atomic::write(path, payload, context.fs_group()).map_err(failed())?;
-    if changed {
-        // The files have their group already; only the volume's own directory may be missing it.
-        context.give(path, true, Policy::OnRootMismatch).map_err(failed())?;
-    }
+    let (place, group) = (path.to_owned(), context.fs_group());
+    let shown = blocking(move || -> io::Result<()> {
+        if in_memory {
+            mount_memory(&place, None)?;
+        } else {
+            make_directory(&place)?;
+        }
+        if atomic::write(&place, &payload, group)? {
+            // The files have their group already; only the volume's own directory may be missing it.
+            ownership::give(&place, group, true, Policy::OnRootMismatch)?;
+        }
+        Ok(())
+    });
+    shown.await.map_err(VolumeError::file(format!("writing {}", path.display())))?;
     Ok(Mounted { read_only: true, ..Mounted::at(path.to_owned()) })
 }
 
@@ -148,7 +153,7 @@ impl Plugin for ConfigMap {
         let source = volume.config_map.clone().unwrap_or_default();
         let (mode, optional) = (source.default_mode.unwrap_or(MODE), source.optional == Some(true));
         let payload = config_map(context, &source.name, source.items.as_deref(), mode, optional).await?;
-        show(context, path, &payload, false)
+        show(context, path, payload, false).await
     }
 }
 
@@ -178,7 +183,7 @@ impl Plugin for Secret {
         let name = source.secret_name.unwrap_or_default();
         let (mode, optional) = (source.default_mode.unwrap_or(MODE), source.optional == Some(true));
         let payload = secret(context, &name, source.items.as_deref(), mode, optional).await?;
-        show(context, path, &payload, true)
+        show(context, path, payload, true).await
     }
 }
 
@@ -207,7 +212,7 @@ impl Plugin for DownwardApi {
         let source = volume.downward_api.clone().unwrap_or_default();
         let items = source.items.unwrap_or_default();
         let payload = downward(context, &items, source.default_mode.unwrap_or(MODE))?;
-        show(context, path, &payload, true)
+        show(context, path, payload, true).await
     }
 }
 
@@ -254,7 +259,7 @@ impl Plugin for Projected {
                 return Err(VolumeError::Missing("a projected source that is not known here".to_owned()));
             }
         }
-        let mounted = show(context, path, &payload, true)?;
+        let mounted = show(context, path, payload, true).await?;
         Ok(Mounted { refresh_at, ..mounted })
     }
 }

@@ -7,12 +7,13 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{HostPathVolumeSource, Volume};
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, Volume};
 use krate_api::Quantity;
 use nix::mount::{MsFlags, mount};
 
-use super::ownership::Policy;
+use super::ownership::{self, Policy};
 use super::{Context, Mounted, Plugin, VolumeError};
+use crate::blocking::blocking;
 use crate::resources;
 
 /// Mounts memory at `path`, unless that is done. `size` in bytes.
@@ -91,6 +92,46 @@ fn huge_pages(context: &Context<'_>, medium: &str) -> Result<(i64, i64), VolumeE
     Ok((page, *size))
 }
 
+/// What an empty directory lies in. Sizes are in bytes.
+enum Medium {
+    Disk,
+    Memory { size: Option<i64> },
+    HugePages { page: i64, size: i64 },
+}
+
+impl Medium {
+    fn of(context: &Context<'_>, source: &EmptyDirVolumeSource) -> Result<Self, VolumeError> {
+        match source.medium.as_deref().unwrap_or_default() {
+            "" => Ok(Medium::Disk),
+            "Memory" => {
+                let limit = source.size_limit.as_ref().and_then(|q| Quantity::parse(&q.0).ok());
+                // As much as the pod may use, or less where it says so.
+                let bounds = [
+                    Some(context.node.memory),
+                    resources::pod(context.pod).memory_limit,
+                    limit.map(|q| q.value()),
+                ];
+                let size = bounds.into_iter().flatten().filter(|bytes| *bytes > 0).min();
+                Ok(Medium::Memory { size })
+            }
+            medium if medium == "HugePages" || medium.starts_with("HugePages-") => {
+                let (page, size) = huge_pages(context, medium)?;
+                Ok(Medium::HugePages { page, size })
+            }
+            other => Err(VolumeError::Missing(format!("unknown storage medium {other:?}"))),
+        }
+    }
+
+    /// Makes a directory of it at `path`, unless that is done.
+    fn make(&self, path: &Path) -> io::Result<()> {
+        match *self {
+            Medium::Disk => make_directory(path),
+            Medium::Memory { size } => mount_memory(path, size),
+            Medium::HugePages { page, size } => mount_huge_pages(path, page, size),
+        }
+    }
+}
+
 /// A directory that lives as long as its pod.
 pub struct EmptyDir;
 
@@ -110,28 +151,13 @@ impl Plugin for EmptyDir {
         volume: &Volume,
         path: &Path,
     ) -> Result<Mounted, VolumeError> {
-        let source = volume.empty_dir.clone().unwrap_or_default();
-        let failed = || VolumeError::file(format!("making {}", path.display()));
-        match source.medium.as_deref().unwrap_or_default() {
-            "" => make_directory(path).map_err(failed())?,
-            "Memory" => {
-                let limit = source.size_limit.as_ref().and_then(|q| Quantity::parse(&q.0).ok());
-                // As much as the pod may use, or less where it says so.
-                let bounds = [
-                    Some(context.node.memory),
-                    resources::pod(context.pod).memory_limit,
-                    limit.map(|q| q.value()),
-                ];
-                let size = bounds.into_iter().flatten().filter(|bytes| *bytes > 0).min();
-                mount_memory(path, size).map_err(failed())?;
-            }
-            medium if medium == "HugePages" || medium.starts_with("HugePages-") => {
-                let (page, size) = huge_pages(context, medium)?;
-                mount_huge_pages(path, page, size).map_err(failed())?;
-            }
-            other => return Err(VolumeError::Missing(format!("unknown storage medium {other:?}"))),
-        }
-        context.give(path, false, Policy::OnRootMismatch).map_err(failed())?;
+        let medium = Medium::of(context, &volume.empty_dir.clone().unwrap_or_default())?;
+        let (place, group) = (path.to_owned(), context.fs_group());
+        let made = blocking(move || {
+            medium.make(&place)?;
+            ownership::give(&place, group, false, Policy::OnRootMismatch)
+        });
+        made.await.map_err(VolumeError::file(format!("making {}", path.display())))?;
         Ok(Mounted::at(path.to_owned()))
     }
 }
@@ -150,7 +176,8 @@ impl Plugin for HostPath {
     }
 
     async fn set_up(&self, _: &Context<'_>, volume: &Volume, _: &Path) -> Result<Mounted, VolumeError> {
-        host_path(&volume.host_path.clone().unwrap_or_default())
+        let source = volume.host_path.clone().unwrap_or_default();
+        blocking(move || host_path(&source)).await
     }
 }
 

@@ -45,11 +45,10 @@ pub fn check(part: &str) -> Result<(), SubPathError> {
 ///
 /// # Errors
 /// The part leads out of the volume, or the file system refuses.
-pub fn bind(volume: &Path, part: &str, place: &Path) -> Result<PathBuf, SubPathError> {
+pub fn bind(volume: &Path, part: &str, place: &Path) -> Result<(), SubPathError> {
     check(part)?;
     let file = open(volume, part)?;
-    bind_file(&file, place).map_err(SubPathError::Prepare)?;
-    Ok(place.to_owned())
+    bind_file(&file, place).map_err(SubPathError::Prepare)
 }
 
 fn bind_file(file: &OwnedFd, place: &Path) -> io::Result<()> {
@@ -158,7 +157,7 @@ mod tests {
                 eprintln!("SKIPPED: nothing can be mounted here");
                 return;
             }
-            outcome => drop(outcome.unwrap()),
+            outcome => outcome.unwrap(),
         }
         bind(&volume, "part", &place).unwrap();
         assert_eq!(removal::mounts_below(&place).unwrap().len(), 1, "once is enough");

@@ -11,6 +11,7 @@ use kube::api::{DeleteParams, Preconditions};
 use tokio::time::Instant;
 
 use super::{AGAIN, Stage, Worker};
+use crate::blocking::blocking;
 use crate::static_pods::is_static;
 use crate::status::is_over;
 use crate::{names, sandbox, stop, volumes};
@@ -160,10 +161,10 @@ impl Worker {
         let mut mounted = Arc::clone(&self.volumes).lock_owned().await;
         mounted.close();
         let pod_dir = shared.config.pod_dir(&uid);
-        volumes::release_parts(&pod_dir)?;
+        volumes::release_parts(&pod_dir).await?;
         // Drivers unmount what they have mounted themselves.
         shared.csi.release(&uid).await.map_err(std::io::Error::other)?;
-        tokio::task::spawn_blocking(move || {
+        blocking(move || {
             volumes::tear_down(&pod_dir)?;
             drop(mounted);
             shared.cgroups.remove(&uid)?;
@@ -177,7 +178,6 @@ impl Worker {
             Ok(())
         })
         .await
-        .map_err(std::io::Error::other)?
     }
 
     /// Tells the API that nothing of the pod is left. Whether the API has let go of it.

@@ -503,6 +503,7 @@ impl Worker {
                 pod_dir: &shared.config.pod_dir(&names::uid(&pod)),
                 addresses: &addresses,
                 node: shared.node,
+                own_node: &shared.own_node,
                 csi: &shared.csi,
                 patience: ATTACHED,
             };
