@@ -10,6 +10,7 @@ use std::{fs, mem};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::instruments::CGROUP_SECONDS;
 use crate::resources::{self, PodResources, Qos};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -21,6 +22,14 @@ enum Layout {
     /// The mount points, each with its controllers.
     V1(Vec<(Vec<String>, PathBuf)>),
     V2(PathBuf),
+}
+
+/// Does something and notes how long it took.
+fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let done = work();
+    CGROUP_SECONDS.observe(&[what], began.elapsed());
+    done
 }
 
 /// Makes and removes the groups of one node's pods.
@@ -42,6 +51,14 @@ impl Cgroups {
         Cgroups { layout, root: format!("{}/kubepods", root.trim_matches('/')).trim_matches('/').to_owned() }
     }
 
+    /// The version of the kernel's interface to them.
+    pub fn version(&self) -> u8 {
+        match self.layout {
+            Layout::V1(_) => 1,
+            Layout::V2(_) => 2,
+        }
+    }
+
     /// The group of a pod, absolute, as CRI's `cgroup_parent`.
     pub fn pod(&self, qos: Qos, uid: &str) -> String {
         match qos {
@@ -58,12 +75,15 @@ impl Cgroups {
     pub fn create(&self, qos: Qos, uid: &str, resources: &PodResources) -> io::Result<String> {
         let path = self.pod(qos, uid);
         let relative = path.trim_start_matches('/');
-        self.make(relative)?;
-        if qos == Qos::BestEffort {
-            let parent = format!("{}/besteffort", self.root);
-            self.write(&parent, &[weight(resources::MIN_SHARES)])?;
-        }
-        self.write(relative, &limits(resources))?;
+        let is_new = !self.directories(relative).iter().any(|directory| directory.exists());
+        timed(if is_new { "create" } else { "update" }, || {
+            self.make(relative)?;
+            if qos == Qos::BestEffort {
+                let parent = format!("{}/besteffort", self.root);
+                self.write(&parent, &[weight(resources::MIN_SHARES)])?;
+            }
+            self.write(relative, &limits(resources))
+        })?;
         Ok(path)
     }
 
@@ -124,13 +144,15 @@ impl Cgroups {
     /// # Errors
     /// Something does not end.
     pub fn remove(&self, uid: &str) -> io::Result<()> {
-        for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-            let path = self.pod(qos, uid);
-            for directory in self.directories(path.trim_start_matches('/')) {
-                remove_tree(&directory)?;
+        timed("destroy", || {
+            for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+                let path = self.pod(qos, uid);
+                for directory in self.directories(path.trim_start_matches('/')) {
+                    remove_tree(&directory)?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// The UIDs of pods that have a group.

@@ -11,6 +11,8 @@ use tokio::net::UnixStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::cri_calls::Counted;
+
 /// Bytes of the largest answer that is taken (upstream: 16 MiB).
 const LARGEST: usize = 16 << 20;
 
@@ -31,12 +33,12 @@ impl Cri {
         Cri { images: images.map_or_else(|| channel.clone(), self::channel), channel, patience }
     }
 
-    pub fn runtime(&self) -> RuntimeServiceClient<Channel> {
-        RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(LARGEST)
+    pub fn runtime(&self) -> RuntimeServiceClient<Counted> {
+        RuntimeServiceClient::new(Counted(self.channel.clone())).max_decoding_message_size(LARGEST)
     }
 
-    pub fn images(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.images.clone()).max_decoding_message_size(LARGEST)
+    pub fn images(&self) -> ImageServiceClient<Counted> {
+        ImageServiceClient::new(Counted(self.images.clone())).max_decoding_message_size(LARGEST)
     }
 
     pub async fn sandboxes(

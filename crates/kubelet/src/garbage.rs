@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::disks::{Fill, RuntimeDisks};
+use crate::instruments::COLLECTED_IMAGES;
 use crate::shared::{Shared, SharedRef};
 
 /// How often the disk is looked at.
@@ -94,7 +95,7 @@ impl ImageGarbage {
             if now.duration_since(known.found) < shared.config.image_gc.minimum_age {
                 continue;
             }
-            freed += remove(shared, &image).await;
+            freed += remove(shared, &image, "space").await;
         }
         Ok(freed)
     }
@@ -110,7 +111,7 @@ impl ImageGarbage {
         let (oldest, now) = (shared.config.image_gc.maximum_age, Instant::now());
         for (image, known) in self.look(shared).await? {
             if !oldest.is_zero() && now.duration_since(known.used.unwrap_or(known.found)) > oldest {
-                remove(shared, &image).await;
+                remove(shared, &image, "age").await;
             }
         }
         Ok(())
@@ -158,11 +159,12 @@ async fn in_use(shared: &Shared) -> Result<HashSet<String>, tonic::Status> {
     Ok(used)
 }
 
-async fn remove(shared: &Shared, image: &Image) -> u64 {
+async fn remove(shared: &Shared, image: &Image, reason: &str) -> u64 {
     let spec = cri::ImageSpec { image: image.id.clone(), ..Default::default() };
     match shared.cri.images().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await {
         Ok(_) => {
             tracing::info!(image = image.id, bytes = image.size, "an image that nobody uses was removed");
+            COLLECTED_IMAGES.add(&[reason]);
             image.size
         }
         Err(status) => {

@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::cri::{Cri, image_spec, rpc_error};
+use crate::instruments::{PULL_SECONDS, size_class};
 use crate::keyring::Keyring;
 use crate::names;
 use crate::pace::Pace;
@@ -134,6 +135,7 @@ impl Images {
         let started = std::time::Instant::now();
         match self.pull(pod, &name, credentials).await {
             Ok(image) => {
+                PULL_SECONDS.observe(&[size_class(image.size)], started.elapsed());
                 self.backoffs.lock().remove(&key);
                 let took = go_duration(started.elapsed());
                 event(

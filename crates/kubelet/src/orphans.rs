@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use crate::blocking::blocking;
+use crate::instruments::ORPHANS;
 use crate::shared::SharedRef;
 use crate::{names, volumes};
 
@@ -53,6 +54,13 @@ impl Traces {
             uids.retain(|uid| !is_known(uid));
         }
         self
+    }
+
+    /// How many pods the runtime has something of.
+    fn of_runtime(&self) -> usize {
+        let uids: HashSet<&String> =
+            self.containers.iter().chain(&self.sandboxes).map(|(_, uid)| uid).collect();
+        uids.len()
     }
 
     fn uids(&self) -> HashSet<String> {
@@ -169,6 +177,7 @@ impl Orphans {
             Done::Listed(traces) => {
                 let orphans = traces.of_others(is_known);
                 self.going = orphans.uids();
+                ORPHANS.add_several(&[], orphans.of_runtime());
                 let shared = Arc::clone(shared);
                 self.job = Some(tokio::spawn(async move {
                     orphans.remove(shared).await;

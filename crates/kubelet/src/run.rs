@@ -34,6 +34,7 @@ use crate::shared::{Shared, SharedRef};
 use crate::shutdown::{self, Shutdown};
 use crate::topology::Topology;
 use crate::users::{self, Users};
+use crate::volumes::Tally;
 use crate::{certificates, logs, naming, numa, plugins, pods, server};
 
 /// Why the kubelet cannot run.
@@ -133,6 +134,7 @@ pub async fn run(
         topology,
         devices: Arc::clone(&devices),
         csi,
+        tally: Tally::default(),
         dra,
         objects: Objects::new(&client),
         own_node,

@@ -36,6 +36,7 @@ use crate::static_pods::mirrored;
 use crate::status::is_over;
 use crate::topology::Topology;
 use crate::users::Users;
+use crate::volumes::Tally;
 
 pub struct Shared {
     pub config: Config,
@@ -59,6 +60,7 @@ pub struct Shared {
     pub users: Users,
     pub topology: Topology,
     pub csi: Arc<Csi>,
+    pub tally: Tally,
     pub dra: Dra,
     pub images: Images,
     /// The first part of container ids in statuses.

@@ -2,7 +2,7 @@
 //! up at any point and begun again: whatever is done is found to be done.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 use crate::container::Start;
 use crate::cri::rpc_error;
 use crate::env::Referents;
+use crate::instruments::{
+    CONTAINER_FAILURES, POD_FAILURES, SANDBOX_FAILURES, SANDBOX_SECONDS, STARTED_CONTAINERS, STARTED_PODS,
+};
 use crate::keyring::Keyring;
 use crate::naming::is_host_network;
 use crate::observed::{ContainerSeen, Observed};
@@ -101,6 +104,7 @@ impl Job {
             node: self.shared.node,
             own_node: &self.shared.own_node,
             csi: &self.shared.csi,
+            tally: &self.shared.tally,
             patience: ATTACHED,
         };
         let mut mounted = self.volumes.lock().await;
@@ -181,10 +185,17 @@ impl Job {
             self.event(EventType::Warning, "FailedPrepareDynamicResources", message);
             return Err(AGAIN);
         }
+        let handler = runtime_handler.clone();
         let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler };
-        let id = match shared.cri.runtime().run_pod_sandbox(request).await {
+        let began = Instant::now();
+        let made = shared.cri.runtime().run_pod_sandbox(request).await;
+        STARTED_PODS.add(&[]);
+        SANDBOX_SECONDS.observe(&[&handler], began.elapsed());
+        let id = match made {
             Ok(answer) => answer.into_inner().pod_sandbox_id,
             Err(status) => {
+                POD_FAILURES.add(&[]);
+                SANDBOX_FAILURES.add(&[&handler]);
                 let message = format!("Failed to create pod sandbox: {}", rpc_error(&status));
                 self.event(EventType::Warning, "FailedCreatePodSandBox", message);
                 return Err(AGAIN);
@@ -269,12 +280,19 @@ impl Job {
                 restarts: self.restarts(name),
                 target: target.map(ContainerSeen::id),
             };
+            let counted = match kind {
+                Kind::Init => "init_container",
+                Kind::Own => "container",
+                Kind::Ephemeral => "ephemeral_container",
+            };
+            STARTED_CONTAINERS.add(&[counted]);
             match start.run().await {
                 Ok(_) => {
                     self.waiting.lock().remove(name);
                     self.signal.runtime_changed();
                 }
                 Err(error) => {
+                    CONTAINER_FAILURES.add(&[counted, error.reason]);
                     self.wait(name, error.reason, error.message);
                     retry(error.retry.unwrap_or(AGAIN * 2));
                 }

@@ -40,6 +40,7 @@ impl Csi {
             .and_then(|(pv, _)| pv.spec.as_ref())
             .is_some_and(|spec| spec.volume_mode.as_deref() == Some("Block"));
         let plugin = format!("{PLUGIN}:{}", wanted.driver);
+        context.tally.wanted(&names::uid(context.pod), wanted.volume, plugin.clone());
         let is_new = !self.given.lock().contains_key(&(names::uid(context.pod), wanted.name.clone()));
         let done =
             if is_block { self.device(context, wanted).await } else { self.files(context, wanted).await };

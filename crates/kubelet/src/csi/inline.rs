@@ -20,6 +20,10 @@ impl Plugin for Inline {
         volume.csi.is_some()
     }
 
+    fn leads_elsewhere(&self) -> bool {
+        true
+    }
+
     async fn set_up(&self, context: &Context<'_>, volume: &Volume, _: &Path) -> Result<Mounted, VolumeError> {
         let source = volume.csi.clone().unwrap_or_default();
         context.csi.set_up(context, &Wanted::ephemeral(&volume.name, &source, context.pod)).await

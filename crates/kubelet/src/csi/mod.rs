@@ -27,7 +27,7 @@ pub use stats::VolumeStats;
 pub use wanted::Wanted;
 
 /// What is done with volumes, and how long it takes.
-static STORAGE: Histograms = Histograms::new(
+pub static STORAGE: Histograms = Histograms::new(
     "storage_operation_duration_seconds",
     "[ALPHA] Storage operation duration",
     &["volume_plugin", "operation_name", "status", "migrated"],

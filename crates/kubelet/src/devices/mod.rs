@@ -24,6 +24,7 @@ use self::api::{ContainerAllocateResponse, Device, HEALTHY};
 use self::held::{Grant, Held, asked};
 use self::plugin::Plugin;
 use crate::checkpoint::Checkpoint;
+use crate::instruments::ALLOCATE_SECONDS;
 use crate::names;
 
 pub use registration::{DevicePlugins, is_extended, run};
@@ -188,9 +189,10 @@ impl Devices {
             return Err(format!("can't find endpoint for resource {resource}"));
         };
         let ids: Vec<String> = ids.into_iter().collect();
-        let answer = plugin
-            .allocate(&ids)
-            .await
+        let began = Instant::now();
+        let answer = plugin.allocate(&ids).await;
+        ALLOCATE_SECONDS.observe(&[resource], began.elapsed());
+        let answer = answer
             .map_err(|status| format!("Allocate failed due to {}, which is unexpected", status.message()))?;
         let grant = Grant { ids: ids.into_iter().collect(), answer };
         {

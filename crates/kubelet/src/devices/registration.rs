@@ -24,6 +24,7 @@ use super::Devices;
 use super::api::{Empty, REGISTRATION, RegisterRequest, VERSION};
 use super::plugin::Plugin;
 use crate::cri::rpc_error;
+use crate::instruments::DEVICE_PLUGINS;
 use crate::plugins::{Announced, Handler};
 
 const SOCKET: &str = "kubelet.sock";
@@ -45,6 +46,7 @@ impl DevicePlugins {
 
     /// Follows a plugin in the place of the one that the resource had before.
     fn begin(&self, resource: &str, socket: PathBuf, plugin: Plugin) {
+        DEVICE_PLUGINS.add(&[resource]);
         let stop = self.stop.child_token();
         if let Some((_, before)) = self.followed.lock().insert(resource.to_owned(), (socket, stop.clone())) {
             before.cancel();

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::disks::{Layout, RuntimeDisks};
 use crate::garbage::ImageGarbage;
+use crate::instruments;
 use crate::names;
 use crate::shared::SharedRef;
 use crate::status::seconds;
@@ -268,7 +269,8 @@ impl Manager {
         let message = rank::message(pod, threshold.signal, &met, &seen, own);
         let grace = threshold.grace.map_or(AT_ONCE, |_| self.shared.config.eviction.max_pod_grace_period);
         let disruption = Some(message.clone());
-        Some(self.evict(pod, Eviction { reason: EVICTED, message, grace, disruption }))
+        let eviction = Eviction { reason: EVICTED, message, grace, disruption };
+        Some(self.evict(pod, threshold.signal.name(), eviction))
     }
 
     /// Finds out, once, where the runtime has its things, and so what the thresholds of those disks are.
@@ -306,13 +308,14 @@ impl Manager {
     fn over_limits(&self, pods: &[Arc<Pod>], usage: &HashMap<String, PodUsage>) -> Option<String> {
         let with_rootfs = self.layout == Layout::One;
         pods.iter().filter(|pod| !is_critical(pod)).find_map(|pod| {
-            let message = rank::over_its_limits(pod, usage.get(&names::uid(pod))?, with_rootfs)?;
+            let (signal, message) = rank::over_its_limits(pod, usage.get(&names::uid(pod))?, with_rootfs)?;
             let eviction = Eviction { reason: EVICTED, message, grace: AT_ONCE, disruption: None };
-            Some(self.evict(pod, eviction))
+            Some(self.evict(pod, signal, eviction))
         })
     }
 
-    fn evict(&self, pod: &Arc<Pod>, eviction: Eviction) -> String {
+    fn evict(&self, pod: &Arc<Pod>, signal: &str, eviction: Eviction) -> String {
+        instruments::EVICTED.add(&[signal]);
         self.shared.pod_event(pod, EventType::Warning, EVICTED, eviction.message.clone());
         let uid = names::uid(pod);
         self.shared.evictions.decide(uid.clone(), eviction);

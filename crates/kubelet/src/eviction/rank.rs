@@ -96,8 +96,8 @@ pub fn message(
 }
 
 /// Why a pod is evicted that uses more of the disk than it set itself as a limit; `None` when it does not.
-/// `with_rootfs`: what containers write beside their volumes is on the same disk.
-pub fn over_its_limits(pod: &Pod, usage: &PodUsage, with_rootfs: bool) -> Option<String> {
+/// `with_rootfs`: what containers write beside their volumes is on the same disk. Upstream's name of the limit comes first.
+pub fn over_its_limits(pod: &Pod, usage: &PodUsage, with_rootfs: bool) -> Option<(&'static str, String)> {
     let spec = pod.spec.as_ref()?;
     let parse = |q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| {
         Quantity::parse(&q.0).ok().filter(|q| q.signum() > 0)
@@ -108,20 +108,18 @@ pub fn over_its_limits(pod: &Pod, usage: &PodUsage, with_rootfs: bool) -> Option
         if let Some((limit, used)) = limit.zip(used)
             && *used > limit.value()
         {
-            return Some(format!(
-                "Usage of EmptyDir volume {:?} exceeds the limit {:?}. ",
-                volume.name,
-                limit.to_string()
-            ));
+            let (name, limit) = (&volume.name, limit.to_string());
+            let message = format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. ");
+            return Some(("emptydirfs.limit", message));
         }
     }
     if let Some(limit) = resources::ephemeral_storage_limit(pod)
         && usage.on_disk(Parts::ALL).bytes > limit
     {
         let limit = binary(limit);
-        return Some(format!(
-            "Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "
-        ));
+        let message =
+            format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ");
+        return Some(("ephemeralpodfs.limit", message));
     }
     for container in &spec.containers {
         let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
@@ -131,7 +129,8 @@ pub fn over_its_limits(pod: &Pod, usage: &PodUsage, with_rootfs: bool) -> Option
             && if with_rootfs { used.disk() } else { used.logs.bytes } > limit.value()
         {
             let (name, limit) = (&container.name, limit.to_string());
-            return Some(format!("Container {name} exceeded its local ephemeral storage limit {limit:?}. "));
+            let message = format!("Container {name} exceeded its local ephemeral storage limit {limit:?}. ");
+            return Some(("ephemeralcontainerfs.limit", message));
         }
     }
     None
@@ -222,7 +221,7 @@ mod tests {
         assert_eq!(over_its_limits(&limited, &used(0, 1 << 20), true), None);
         let mut usage = used(0, 0);
         usage.volumes.insert("cache".into(), 2 << 20);
-        let said = |usage: &PodUsage| over_its_limits(&limited, usage, true).unwrap();
+        let said = |usage: &PodUsage| over_its_limits(&limited, usage, true).unwrap().1;
         assert_eq!(said(&usage), "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\". ");
         let said = said(&used(0, 3 << 20));
         assert_eq!(said, "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ");

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use http::StatusCode;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::figures::{Figures, Node, figures, measure};
@@ -12,6 +14,7 @@ use super::text_format::{FORMAT, Family, one, seconds};
 use super::{Answer, Server, json, volumes, whole};
 use crate::disks::{Fill, Place, RuntimeDisks};
 use crate::observed::timestamp;
+use crate::static_pods::{is_static, mirrored};
 
 /// `/stats/summary`
 pub async fn summary(server: &Server) -> Answer {
@@ -207,6 +210,36 @@ pub fn probes(server: &Server) -> Answer {
     whole(StatusCode::OK, FORMAT, out)
 }
 
+/// How many pods there are of each kind.
+fn gauges_of_pods(server: &Server, out: &mut String) {
+    let (all, active) = (server.shared.all_pods(), server.shared.active_pods());
+    let by_source = |pods: &[Arc<Pod>]| {
+        let of_files = pods.iter().filter(|pod| is_static(pod)).count();
+        let row = |is_static: &str, count: usize| (vec![("static", is_static.to_owned())], count as f64);
+        [row("", pods.len() - of_files), row("true", of_files)]
+    };
+    Family::gauge("kubelet_desired_pods", "[ALPHA] The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.")
+        .rows(out, by_source(&all));
+    Family::gauge("kubelet_active_pods", "[ALPHA] The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.")
+        .rows(out, by_source(&active));
+    let images = server.pods.list().iter().filter(|pod| mirrored(pod).is_some()).count();
+    Family::gauge(
+        "kubelet_mirror_pods",
+        "[ALPHA] The number of mirror pods the kubelet will try to create (one per admitted static pod)",
+    )
+    .rows(out, one(images as f64));
+    let added = |pod: &Arc<Pod>| {
+        pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_ref()).map_or(0, Vec::len)
+    };
+    Family::gauge(
+        "kubelet_managed_ephemeral_containers",
+        "[ALPHA] Current number of ephemeral containers in pods managed by this kubelet.",
+    )
+    .rows(out, one(all.iter().map(added).sum::<usize>() as f64));
+    Family::gauge("kubelet_cgroup_version", "[ALPHA] cgroup version on the hosts.")
+        .rows(out, one(f64::from(server.shared.cgroups.version())));
+}
+
 /// `/metrics`: the kubelet's own figures, and those of its queues and its client.
 pub async fn own(server: &Server) -> Answer {
     let mut out = String::new();
@@ -236,10 +269,6 @@ pub async fn own(server: &Server) -> Answer {
         Family::gauge("kubelet_running_containers", "[BETA] Number of containers currently running")
             .rows(&mut out, rows);
     }
-    let desired = server.pods.list().len();
-    let labels = |kind: &str| vec![("static", kind.to_owned())];
-    Family::gauge("kubelet_desired_pods", "[ALPHA] The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.")
-        .rows(&mut out, [(labels(""), desired as f64)]);
     server.shared.topology.counts.write(&mut out);
     server.shared.cpus.write(&mut out);
     server.shared.node_shutdown.write_figures(&mut out);
@@ -253,6 +282,9 @@ pub async fn own(server: &Server) -> Answer {
         .rows(&mut out, one((field(21) * 4096) as f64));
     Family::gauge("process_open_fds", "Number of open file descriptors.")
         .rows(&mut out, one(limits.map_or(0, Iterator::count) as f64));
+    gauges_of_pods(server, &mut out);
+    crate::instruments::write(&mut out);
+    server.shared.tally.write(&mut out);
     crate::csi::write_figures(&mut out);
     crate::certificates::write_figures(&server.shared, &mut out);
     volumes::gauges(server, &mut out).await;

@@ -12,7 +12,8 @@ use kube::{Api, ResourceExt as _};
 use nix::mount::{MsFlags, mount};
 
 use super::{
-    Content, Context, Mounted, Plugin, VolumeError, affinity, directory, namespace, nfs, plain, removal,
+    Content, Context, Mounted, Plugin, VolumeError, affinity, counted, directory, namespace, nfs, plain,
+    removal,
 };
 use crate::blocking::blocking;
 use crate::csi::Wanted;
@@ -31,6 +32,10 @@ impl Plugin for Claim {
         volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
     }
 
+    fn leads_elsewhere(&self) -> bool {
+        true
+    }
+
     async fn set_up(&self, context: &Context<'_>, volume: &Volume, _: &Path) -> Result<Mounted, VolumeError> {
         let (pv, claim, wants_read_only) = persistent_volume(context, volume).await?;
         let spec = pv.spec.clone().unwrap_or_default();
@@ -47,13 +52,27 @@ impl Plugin for Claim {
         if let Some(wanted) = Wanted::persistent(&volume.name, &pv, &claim, wants_read_only) {
             return context.csi.set_up(context, &wanted).await;
         }
-        let mut mounted = source(context, &pv, &spec, is_block, wants_read_only).await?;
+        let setting_up = source(context, &pv, &spec, is_block, wants_read_only);
+        let mut mounted = counted(context, volume, plugin_of(&spec), setting_up).await?;
         mounted.read_only |= wants_read_only;
         Ok(mounted)
     }
 }
 
 const LOCAL: &str = "kubernetes.io/local-volume";
+
+/// The plugin that brings what a PersistentVolume names, as far as one is known.
+fn plugin_of(spec: &PersistentVolumeSpec) -> &'static str {
+    if spec.host_path.is_some() {
+        plain::HostPath.name()
+    } else if spec.local.is_some() {
+        LOCAL
+    } else if spec.nfs.is_some() {
+        nfs::Nfs.name()
+    } else {
+        "N/A"
+    }
+}
 
 /// Mounts what a PersistentVolume names.
 async fn source(

@@ -11,6 +11,7 @@ mod payload;
 mod plain;
 mod removal;
 pub mod subpath;
+mod tally;
 pub mod token;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,7 +19,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -26,7 +27,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Volume};
 use krate_client::{Client, Informer};
 
 use crate::blocking::blocking;
-use crate::csi::{Csi, Inline};
+use crate::csi::{Csi, Inline, STORAGE};
 use crate::fieldpath::Addresses;
 use crate::fieldpath::Allocatable;
 use crate::names;
@@ -34,6 +35,8 @@ use crate::objects::Objects;
 use crate::signal::Signal;
 
 use ownership::Policy;
+
+pub use tally::Tally;
 
 /// What volumes are made from.
 #[derive(Clone, Copy)]
@@ -48,6 +51,7 @@ pub struct Context<'a> {
     /// The node's object, as the API tells of it.
     pub own_node: &'a Informer<Node>,
     pub csi: &'a Csi,
+    pub tally: &'a Tally,
     /// How long a volume is waited for that another one must bring first.
     pub patience: Duration,
 }
@@ -158,6 +162,10 @@ pub trait Plugin: Send + Sync {
     fn changes(&self) -> bool {
         false
     }
+    /// Whether it only leads to volumes that others bring, and count as theirs.
+    fn leads_elsewhere(&self) -> bool {
+        false
+    }
     async fn set_up(
         &self,
         context: &Context<'_>,
@@ -219,10 +227,32 @@ pub async fn set_up(
             continue;
         }
         let path = directory(context.pod_dir, plugin.name(), &volume.name);
-        let done = plugin.set_up(context, volume, &path).await.map_err(failed)?;
-        mounted.by_name.insert(volume.name.clone(), done);
+        let setting_up = plugin.set_up(context, volume, &path);
+        let done = if plugin.leads_elsewhere() {
+            setting_up.await
+        } else {
+            counted(context, volume, plugin.name(), setting_up).await
+        };
+        mounted.by_name.insert(volume.name.clone(), done.map_err(failed)?);
+        context.tally.mounted(&names::uid(context.pod), &volume.name);
     }
     Ok(())
+}
+
+/// Sets a volume up that a plugin of this name brings, and notes that and how long it took.
+async fn counted(
+    context: &Context<'_>,
+    volume: &Volume,
+    plugin: &str,
+    setting_up: impl Future<Output = Result<Mounted, VolumeError>>,
+) -> Result<Mounted, VolumeError> {
+    let uid = names::uid(context.pod);
+    context.tally.wanted(&uid, &volume.name, plugin.to_owned());
+    let began = Instant::now();
+    let done = setting_up.await;
+    let status = if done.is_ok() { "success" } else { "fail-unknown" };
+    STORAGE.observe(&[plugin, "volume_mount", status, "false"], began.elapsed());
+    done
 }
 
 fn directory(pod_dir: &Path, plugin: &str, volume: &str) -> PathBuf {

@@ -6,7 +6,7 @@ use super::Worker;
 use crate::admission::{self, Refusal};
 use crate::eviction::{Eviction, is_critical};
 use crate::status::is_over;
-use crate::{names, preemption, topology};
+use crate::{instruments, names, preemption, topology};
 
 /// Whether the node takes a pod.
 pub(super) enum Admission {
@@ -57,6 +57,7 @@ impl Worker {
     }
 
     fn refuse(&mut self, reason: &str, message: &str) {
+        instruments::REFUSED.add(&[reason]);
         self.shared.pod_event(&self.pod, EventType::Warning, reason, message.to_owned());
         self.failed = Some((reason.to_owned(), format!("Pod was rejected: {message}")));
     }
@@ -82,6 +83,7 @@ impl Worker {
                         grace: grace.unwrap_or(super::ending::GRACE).max(1),
                         disruption: Some(preemption::CONDITION.to_owned()),
                     };
+                    instruments::PREEMPTED.add(&[refusal.short.first().map_or("", |short| short.resource)]);
                     self.shared.evictions.decide(uid, eviction);
                 }
                 Admission::Waits

@@ -166,6 +166,7 @@ impl Worker {
         shared.csi.release(&uid).await.map_err(std::io::Error::other)?;
         blocking(move || {
             volumes::tear_down(&pod_dir)?;
+            shared.tally.over(&uid);
             drop(mounted);
             shared.cgroups.remove(&uid)?;
             if is_leaving {

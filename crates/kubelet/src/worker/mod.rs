@@ -22,6 +22,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::backoff::{Backoff, go_duration};
+use crate::instruments::{POD_START_SECONDS, POD_START_TOTAL_SECONDS, POD_WORKER_SECONDS};
 use crate::observed::{ContainerSeen, Observed};
 use crate::plan::{self, Plan};
 use crate::probes::Probes;
@@ -100,6 +101,8 @@ pub struct Worker {
     wake_at: Option<Instant>,
     /// After a failure, when starting is tried again.
     quiet_until: Option<Instant>,
+    /// Since when this worker knows of the pod, until it runs; none, if it has run before.
+    begun: Option<Instant>,
     /// The status that was told last, and the version that the API gave it.
     told: Option<(serde_json::Value, u64)>,
 }
@@ -112,7 +115,6 @@ impl Worker {
             probes: Probes::new(Arc::clone(&shared), Arc::clone(&handle.signal)),
             shared,
             handle,
-            pod: desired.pod,
             removed: desired.removed,
             seen: Observed::default(),
             is_seen: false,
@@ -135,6 +137,8 @@ impl Worker {
             stage: Stage::Active,
             wake_at: None,
             quiet_until: None,
+            begun: has_not_run(&desired.pod).then(Instant::now),
+            pod: desired.pod,
             told: None,
         }
     }
@@ -145,13 +149,17 @@ impl Worker {
             // One who has reason upon reason to look leaves the others their turn.
             tokio::task::coop::consume_budget().await;
             self.wake_at = None;
-            self.take_desired();
+            let began = Instant::now();
+            let operation = self.take_desired();
             self.look().await;
             if self.is_seen {
                 self.probes.follow(&self.pod, &self.seen);
                 self.step().await;
                 self.publish().await;
-                if self.clean_up().await {
+                let is_gone = self.clean_up().await;
+                POD_WORKER_SECONDS.observe(&[operation], began.elapsed());
+                self.note_start();
+                if is_gone {
                     break;
                 }
             }
@@ -209,7 +217,22 @@ impl Worker {
         self.wake_at = Some(self.wake_at.map_or(at, |known| known.min(at)));
     }
 
-    fn take_desired(&mut self) {
+    /// Notes how long the pod took to run, once it does, if this worker has begun it.
+    fn note_start(&mut self) {
+        let Some(first_seen) = self.begun else { return };
+        if self.pod.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Running") {
+            return;
+        }
+        self.begun = None;
+        POD_START_SECONDS.observe(&[], first_seen.elapsed());
+        if let Some(made) = &self.pod.metadata.creation_timestamp {
+            let took = Timestamp::now().duration_since(made.0);
+            POD_START_TOTAL_SECONDS.observe(&[], Duration::try_from(took).unwrap_or_default());
+        }
+    }
+
+    /// Takes in what the API asks. Returns what upstream calls it to look at the pod then.
+    fn take_desired(&mut self) -> &'static str {
         let desired = self.handle.desired.lock().clone();
         self.removed |= desired.removed;
         let pod = if is_static(&desired.pod) {
@@ -229,7 +252,14 @@ impl Worker {
         if shown(&pod) != shown(&self.pod) {
             self.handle.signal.objects_changed();
         }
+        let is_other = pod.metadata.generation != self.pod.metadata.generation
+            || pod.metadata.deletion_timestamp != self.pod.metadata.deletion_timestamp;
         self.pod = pod;
+        match (self.is_seen, is_other) {
+            (false, _) => "create",
+            (true, true) => "update",
+            (true, false) => "sync",
+        }
     }
 
     /// Asks the runtime what there is, if anything may have changed.
@@ -505,6 +535,7 @@ impl Worker {
                 node: shared.node,
                 own_node: &shared.own_node,
                 csi: &shared.csi,
+                tally: &shared.tally,
                 patience: ATTACHED,
             };
             let mut mounted = volumes.lock().await;
@@ -548,6 +579,11 @@ impl Worker {
         }
         made
     }
+}
+
+/// Whether nobody has told yet that a pod runs, or has run.
+fn has_not_run(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_none_or(|phase| phase == "Pending")
 }
 
 /// What a pod's volumes may show of the pod itself, as far as it can change.

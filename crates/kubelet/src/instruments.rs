@@ -1,0 +1,142 @@
+//! What the kubelet counts of its own work, under upstream's names. Whoever does the work counts it here.
+
+use crate::counters::Counters;
+use crate::histogram::Histograms;
+
+/// Upper bounds in seconds: Prometheus' own, those of calls to the runtime, of starts of pods, and of pulls of images.
+const USUAL: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const OF_CALLS: &[f64] = &[
+    0.005,
+    0.0125,
+    0.03125,
+    0.078125,
+    0.1953125,
+    0.48828125,
+    1.220703125,
+    3.0517578125,
+    7.62939453125,
+    19.073486328125,
+    47.6837158203125,
+    119.20928955078125,
+    298.0232238769531,
+    745.0580596923828,
+];
+const OF_STARTS: &[f64] = &[
+    0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0,
+    480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
+];
+const OF_PULLS: &[f64] = &[
+    1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0,
+    2700.0, 3600.0,
+];
+
+/// Declares instruments, and a function `write` that writes all of them.
+macro_rules! instruments {
+    ($($name:ident: $kind:ident = ($key:literal, $help:literal, $labels:expr $(, $bounds:expr)?);)*) => {
+        $(pub static $name: $kind = $kind::new(concat!("kubelet_", $key), $help, $labels $(, $bounds)?);)*
+
+        pub fn write(out: &mut String) {
+            $($name.write(out);)*
+        }
+    };
+}
+
+instruments! {
+    RUNTIME_CALLS: Counters = ("runtime_operations_total",
+        "[ALPHA] Cumulative number of runtime operations by operation type.", &["operation_type"]);
+    RUNTIME_FAILURES: Counters = ("runtime_operations_errors_total",
+        "[ALPHA] Cumulative number of runtime operation errors by operation type.", &["operation_type"]);
+    RUNTIME_SECONDS: Histograms = ("runtime_operations_duration_seconds",
+        "[ALPHA] Duration in seconds of runtime operations. Broken down by operation type.",
+        &["operation_type"], OF_CALLS);
+    SANDBOX_SECONDS: Histograms = ("run_podsandbox_duration_seconds",
+        "[ALPHA] Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.",
+        &["runtime_handler"], USUAL);
+    SANDBOX_FAILURES: Counters = ("run_podsandbox_errors_total",
+        "[ALPHA] Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler.",
+        &["runtime_handler"]);
+    STARTED_PODS: Counters = ("started_pods_total", "[ALPHA] Cumulative number of pods started", &[]);
+    POD_FAILURES: Counters = ("started_pods_errors_total",
+        "[ALPHA] Cumulative number of errors when starting pods", &[]);
+    STARTED_CONTAINERS: Counters = ("started_containers_total",
+        "[ALPHA] Cumulative number of containers started", &["container_type"]);
+    CONTAINER_FAILURES: Counters = ("started_containers_errors_total",
+        "[ALPHA] Cumulative number of errors when starting containers", &["container_type", "code"]);
+    POD_START_SECONDS: Histograms = ("pod_start_duration_seconds",
+        "[ALPHA] Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
+        &[], OF_STARTS);
+    POD_START_TOTAL_SECONDS: Histograms = ("pod_start_total_duration_seconds",
+        "[ALPHA] Duration in seconds to start a pod since creation, including time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch",
+        &[], OF_STARTS);
+    POD_WORKER_SECONDS: Histograms = ("pod_worker_duration_seconds",
+        "[ALPHA] Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync",
+        &["operation_type"], USUAL);
+    PULL_SECONDS: Histograms = ("image_pull_duration_seconds",
+        "[ALPHA] Duration in seconds to pull an image.", &["image_size_in_bytes"], OF_PULLS);
+    COLLECTED_IMAGES: Counters = ("image_garbage_collected_total",
+        "[ALPHA] Total number of images garbage collected by the kubelet, whether through disk usage or image age.",
+        &["reason"]);
+    CGROUP_SECONDS: Histograms = ("cgroup_manager_duration_seconds",
+        "[ALPHA] Duration in seconds for cgroup manager operations. Broken down by method.",
+        &["operation_type"], USUAL);
+    EVICTED: Counters = ("evictions",
+        "[ALPHA] Cumulative number of pod evictions by eviction signal", &["eviction_signal"]);
+    PREEMPTED: Counters = ("preemptions",
+        "[ALPHA] Cumulative number of pod preemptions by preemption resource", &["preemption_signal"]);
+    REFUSED: Counters = ("admission_rejections_total",
+        "[ALPHA] Cumulative number pod admission rejections by the Kubelet.", &["reason"]);
+    ORPHANS: Counters = ("orphaned_runtime_pods_total",
+        "[ALPHA] Number of pods that have been detected in the container runtime without being already known to the pod worker. This typically indicates the kubelet was restarted while a pod was force deleted in the API or in the local configuration, which is unusual.",
+        &[]);
+    DEVICE_PLUGINS: Counters = ("device_plugin_registration_total",
+        "[ALPHA] Cumulative number of device plugin registrations. Broken down by resource name.",
+        &["resource_name"]);
+    ALLOCATE_SECONDS: Histograms = ("device_plugin_alloc_duration_seconds",
+        "[ALPHA] Duration in seconds to serve a device plugin Allocation request. Broken down by resource name.",
+        &["resource_name"], USUAL);
+}
+
+/// Upstream's classes of images by their size: bytes from which on each begins.
+const SIZES: [(u64, &str); 12] = [
+    (0, "0-10MB"),
+    (10 << 20, "10MB-100MB"),
+    (100 << 20, "100MB-500MB"),
+    (500 << 20, "500MB-1GB"),
+    (1 << 30, "1GB-5GB"),
+    (5 << 30, "5GB-10GB"),
+    (10 << 30, "10GB-20GB"),
+    (20 << 30, "20GB-30GB"),
+    (30 << 30, "30GB-40GB"),
+    (40 << 30, "40GB-60GB"),
+    (60 << 30, "60GB-100GB"),
+    (100 << 30, "GT100GB"),
+];
+
+/// The class of an image of so many bytes.
+pub fn size_class(bytes: u64) -> &'static str {
+    SIZES.iter().rev().find(|(least, _)| bytes >= *least).map_or("0-10MB", |(_, class)| class)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_have_classes() {
+        for (bytes, class) in
+            [(0, "0-10MB"), ((10 << 20) - 1, "0-10MB"), (10 << 20, "10MB-100MB"), (1 << 50, "GT100GB")]
+        {
+            assert_eq!(size_class(bytes), class, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn all_are_written() {
+        STARTED_PODS.add(&[]);
+        EVICTED.add(&["memory.available"]);
+        let mut out = String::new();
+        write(&mut out);
+        assert!(out.contains("\nkubelet_started_pods_total "), "{out}");
+        assert!(out.contains("kubelet_evictions{eviction_signal=\"memory.available\"} 1\n"), "{out}");
+    }
+}
