@@ -98,6 +98,15 @@ async fn told(cluster: &Cluster, node: &str, names: &[&str]) {
     .await;
 }
 
+/// Waits until the metrics of this process have a row.
+async fn counted(row: &str) {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !krate_client::metrics::text().lines().any(|line| line == row) {
+        assert!(tokio::time::Instant::now() < deadline, "not counted: {row}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
 async fn said(cluster: &Cluster, pod: &str, reason: &str, message: &str) {
     until(cluster.all::<Event>(), &format!("{pod} is told {message:?}"), |all| {
         all.iter().any(|event| {
@@ -161,6 +170,13 @@ async fn a_node_that_is_out_of_service_gives_up_what_it_has() {
     answer(&cluster, "one", json!({"attached": true})).await;
     told(&cluster, "one", &[UNIQUE]).await;
     in_use(&cluster, "one", json!([UNIQUE])).await;
+    let plugin = format!("kubernetes.io/csi:{DRIVER}");
+    counted(&format!("storage_count_attachable_volumes_in_use{{node=\"one\",volume_plugin=\"{plugin}\"}} 1"))
+        .await;
+    for state in ["actual_state_of_world", "desired_state_of_world"] {
+        let labels = format!("plugin_name=\"{plugin}\",state=\"{state}\"");
+        counted(&format!("attachdetach_controller_total_volumes{{{labels}}} 1")).await;
+    }
     remove(&cluster, "first").await;
     until(cluster.all::<Pod>(), "gone", <[Pod]>::is_empty).await;
     attachments(&cluster, &["one"]).await;
@@ -170,6 +186,8 @@ async fn a_node_that_is_out_of_service_gives_up_what_it_has() {
     cluster.all::<Node>().patch("one", &params, &Patch::Merge(taint)).await.expect("a taint");
     attachments(&cluster, &[]).await;
     told(&cluster, "one", &[]).await;
+    let forced = "attach_detach_controller_attachdetach_controller_forced_detaches";
+    counted(&format!("{forced}{{reason=\"out-of-service\"}} 1")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

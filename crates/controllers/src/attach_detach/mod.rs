@@ -2,6 +2,7 @@
 //! tell a driver's attacher so; and tells the nodes which are attached. A volume is not detached that its node says to be
 //! in use, unless the node has been out of order for long, or somebody says that it is out of service.
 
+mod figures;
 mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
+use self::figures::{Figures, Forced};
 use self::wanted::{Informers, Volume, is_shareable, told};
 use crate::meta::{is_deleting, name, namespace};
 use crate::{Context, Error};
@@ -51,8 +53,22 @@ struct Memory {
     asked: HashMap<(Volume, String), (Instant, bool)>,
     /// What pods were told of a failure, or of another node that has it.
     told: HashMap<(Volume, String), String>,
-    /// What nodes that are no more said to be in use.
+    /// What nodes that are no more said to be in use, for as long as something is attached to them.
     gone: HashMap<String, Vec<String>>,
+}
+
+impl Memory {
+    /// A node is no more. What it said to be in use matters only where something is attached to it.
+    fn node_gone(&mut self, node: &Node, is_attached: bool) {
+        let in_use = node.status.as_ref().and_then(|s| s.volumes_in_use.clone()).unwrap_or_default();
+        if is_attached && !in_use.is_empty() {
+            self.gone.insert(name(node).to_owned(), in_use);
+        }
+    }
+
+    fn gone_with(&self, node: &str, unique: &str) -> bool {
+        self.gone.get(node).is_some_and(|names| names.iter().any(|name| name == unique))
+    }
 }
 
 struct Attacher {
@@ -60,6 +76,7 @@ struct Attacher {
     recorder: EventRecorder,
     informers: Informers,
     force: bool,
+    figures: Figures,
     memory: Arc<Mutex<Memory>>,
     /// What was told of a node last; one at a time tells.
     telling: tokio::sync::Mutex<HashMap<String, BTreeSet<String>>>,
@@ -74,15 +91,23 @@ pub async fn run(cx: Context) {
     let queue = WorkQueue::new();
     let memory: Arc<Mutex<Memory>> = Arc::default();
     listen(&informers, &queue, &memory);
+    let figures = Figures::new(informers.clone());
+    let registry = krate_client::metrics::registry();
+    if let Err(error) = registry.register(Box::new(figures.clone())) {
+        tracing::warn!(%error, "what is attached is not told among the metrics");
+    }
     let attacher = Attacher {
         client: cx.client.clone(),
         recorder: cx.recorder(COMPONENT),
         informers,
         force: !cx.config.disable_force_detach_on_timeout,
+        figures: figures.clone(),
         memory,
         telling: tokio::sync::Mutex::default(),
     };
     cx.work(COMPONENT, attacher, queue, WORKERS).await;
+    // Nothing was registered only where that was said.
+    let _ = registry.unregister(Box::new(figures));
 }
 
 /// Puts the volumes into the queue that an event may concern.
@@ -136,8 +161,8 @@ fn listen(informers: &Informers, queue: &WorkQueue<Key>, memory: &Arc<Mutex<Memo
         match event {
             Event::Modified { old, new } if concern(old) == concern(new) => return,
             Event::Deleted(last) => {
-                let in_use = last.status.as_ref().and_then(|s| s.volumes_in_use.clone()).unwrap_or_default();
-                memory.lock().gone.insert(name(&**last).to_owned(), in_use);
+                let is_attached = !all.attachments_of_node(name(&**last)).is_empty();
+                memory.lock().node_gone(last, is_attached);
             }
             _ => drop(memory.lock().gone.remove(name(&**node))),
         }
@@ -362,7 +387,7 @@ impl Attacher {
         let known = self.informers.nodes.get("", node);
         let is_mounted = match known.as_deref() {
             Some(node) => says_in_use(node, &unique),
-            None => self.memory.lock().gone.get(node).is_some_and(|names| names.contains(&unique)),
+            None => self.memory.lock().gone_with(node, &unique),
         };
         let is_healthy = known.as_deref().is_some_and(is_healthy);
         let is_out = known.as_deref().is_some_and(is_out_of_service);
@@ -383,9 +408,15 @@ impl Attacher {
         }
         let api: Api<VolumeAttachment> = Api::all(self.client.clone());
         match api.delete(name(attachment), &DeleteParams::default()).await {
-            Err(error) if !is_not_found(&error) => Err(error.into()),
-            _ => Ok(None),
+            Err(error) if !is_not_found(&error) => return Err(error.into()),
+            _ => {}
         }
+        if is_overdue {
+            self.figures.forced(Forced::Timeout);
+        } else if is_out {
+            self.figures.forced(Forced::OutOfService);
+        }
+        Ok(None)
     }
 
     /// Whether a node says now that a volume is in use.
@@ -399,6 +430,9 @@ impl Attacher {
         let mut telling = self.telling.lock().await;
         let Some(known) = self.informers.nodes.get("", node) else {
             telling.remove(node);
+            if self.informers.attachments_of_node(node).is_empty() {
+                self.memory.lock().gone.remove(node);
+            }
             return Ok(());
         };
         let said = known.status.as_ref().and_then(|s| s.volumes_attached.clone()).unwrap_or_default();
@@ -452,6 +486,20 @@ fn used_by(pod: &Pod, users: &[Arc<Pod>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_is_gone_is_remembered_only_while_something_is_attached_to_it() {
+        let node = |name: &str, in_use: &[&str]| -> Node {
+            let node = json!({"metadata": {"name": name}, "status": {"volumesInUse": in_use}});
+            serde_json::from_value(node).expect("a node")
+        };
+        let mut memory = Memory::default();
+        memory.node_gone(&node("bare", &["v"]), false);
+        memory.node_gone(&node("idle", &[]), true);
+        assert!(memory.gone.is_empty());
+        memory.node_gone(&node("busy", &["v"]), true);
+        assert!(memory.gone_with("busy", "v") && !memory.gone_with("busy", "w"));
+    }
 
     #[test]
     fn names_of_pods_stay_in_their_namespace() {
