@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
-use krate_api::{Reason, StatusError};
+use krate_api::{Reason, StatusError, duration};
 
 use crate::request::Query;
 
@@ -13,11 +13,12 @@ use crate::request::Query;
 /// It says what is no duration.
 pub fn of(query: &Query, most: Duration) -> Result<Duration, StatusError> {
     let Some(text) = query.get("timeout") else { return Ok(most) };
-    let wrong = |why: String| {
+    let wanted = duration::read(text).map_err(|why| {
         StatusError::bad_request(format!("invalid timeout specified in the request URL - time: {why}"))
-    };
-    let wanted = parse(text).map_err(wrong)?;
-    Ok(wanted.filter(|time| !time.is_zero()).map_or(most, |time| time.min(most)))
+    })?;
+    // Less than nothing is as good as nothing.
+    let wanted = Duration::try_from(wanted).ok().filter(|time| !time.is_zero());
+    Ok(wanted.map_or(most, |time| time.min(most)))
 }
 
 /// What is answered when the time is over.
@@ -27,42 +28,6 @@ pub fn exceeded() -> StatusError {
         "Timeout: request did not complete within the allotted timeout",
         Some(StatusDetails::default()),
     )
-}
-
-/// Reads a duration as Go writes them: `1h2m3.5s`. `None` if it is negative.
-pub fn parse(text: &str) -> Result<Option<Duration>, String> {
-    let invalid = || format!("invalid duration {text:?}");
-    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
-    let mut rest = unsigned;
-    let mut nanos = 0.0;
-    if rest == "0" {
-        return Ok(Some(Duration::ZERO));
-    }
-    if rest.is_empty() {
-        return Err(invalid());
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let number: f64 = rest[..digits].parse().map_err(|_| invalid())?;
-        rest = &rest[digits..];
-        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let unit = match &rest[..end] {
-            "" => return Err(format!("missing unit in duration {text:?}")),
-            "ns" => 1.0,
-            "us" | "µs" | "μs" => 1e3,
-            "ms" => 1e6,
-            "s" => 1e9,
-            "m" => 6e10,
-            "h" => 3.6e12,
-            unit => return Err(format!("unknown unit {unit:?} in duration {text:?}")),
-        };
-        nanos += number * unit;
-        rest = &rest[end..];
-    }
-    if nanos > i64::MAX as f64 {
-        return Err(invalid());
-    }
-    Ok((!text.starts_with('-')).then(|| Duration::from_nanos(nanos as u64)))
 }
 
 #[cfg(test)]

@@ -221,7 +221,6 @@ fn quantity(bytes: &[u8]) {
 
 fn durations(bytes: &[u8]) {
     let _ = duration::parse(text(bytes));
-    let _ = crate::deadline::parse(text(bytes));
 }
 
 /// A request's line and what it accepts.

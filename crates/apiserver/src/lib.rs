@@ -51,6 +51,6 @@ pub use auth::User;
 pub use debugging::Debugging;
 pub use encryption::EncryptionFile;
 pub use limits::Limits;
-pub use server::{Config, FrontProxy, Server, StartError};
+pub use server::{Config, Server, StartError};
 pub use service::Service;
 pub use spans::Tracing;

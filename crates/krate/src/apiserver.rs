@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use krate_apiserver::options::Options;
-use krate_apiserver::{Config, FrontProxy, Server, User, auth, listen};
+use krate_apiserver::{Config, Server, User, auth, listen};
 use krate_client::{Client, in_process};
 use krate_pki::{Current, Source};
 use krate_store::{Backend, Embedded};
@@ -81,10 +81,7 @@ pub async fn start(
         ca: authority.certificate().to_owned(),
         serving: Some(Source::Given(serving)),
         node_client: Some(Source::Given(node_client)),
-        front_proxy: Some(FrontProxy {
-            ca: front_proxy.certificate().to_owned(),
-            identity: Source::Given(proxy_client),
-        }),
+        front_proxy: Some(Source::Given(proxy_client)),
         ..Config::default()
     };
     // Whoever it vouches for is believed, unless flags say whom to believe instead.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{OptionError, Topic, pair};
-use crate::server::{Config, FrontProxy};
+use crate::server::Config;
 
 #[derive(Args, Clone, Debug, Default)]
 pub struct Aggregation {
@@ -25,8 +25,7 @@ impl Topic for Aggregation {
             return Ok(());
         };
         let identity = pair(("proxy-client-cert-file", certificate), ("proxy-client-key-file", key))?;
-        let ca = config.front_proxy.take().map(|proxy| proxy.ca).unwrap_or_default();
-        config.front_proxy = Some(FrontProxy { ca, identity });
+        config.front_proxy = Some(identity);
         Ok(())
     }
 }

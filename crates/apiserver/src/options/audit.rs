@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{OptionError, Topic};
+use super::{OptionError, Topic, duration};
 use crate::audit::{Batch, Mode, Truncate};
 use crate::server::Config;
 
@@ -134,13 +134,6 @@ pub struct Audit {
     /// The form of events for the webhook [default: audit.k8s.io/v1]
     #[arg(long, value_name = "VERSION")]
     pub audit_webhook_version: Option<String>,
-}
-
-/// A duration as Go writes it.
-fn duration(text: &str) -> Result<Duration, String> {
-    krate_api::duration::parse(text)
-        .and_then(|duration| Duration::try_from(duration).ok())
-        .ok_or_else(|| format!("time: invalid duration \"{text}\""))
 }
 
 /// What the flags of one place for events say of when they are sent.

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{OptionError, Topic};
-use crate::deadline;
+use super::{OptionError, Topic, duration};
 use crate::server::Config;
 
 /// The most by which clients may be sent elsewhere.
@@ -42,11 +41,6 @@ pub struct Flow {
     /// How long the server serves on, as not ready, once it is told to stop [default: 0s]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub shutdown_delay_duration: Option<Duration>,
-}
-
-/// A duration as Go writes them.
-fn duration(text: &str) -> Result<Duration, String> {
-    deadline::parse(text)?.ok_or_else(|| "can not be negative value".to_owned())
 }
 
 impl Topic for Flow {

@@ -104,11 +104,8 @@ impl Options {
 
 /// A duration as Go writes it: `2m0s`, `1.5h`, `300ms`.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let read: jiff::SignedDuration = text.parse().map_err(|_| format!("time: invalid duration {text:?}"))?;
-    Duration::try_from(read).map_err(|_| format!("{text} is less than nothing"))
+    let read = krate_api::duration::read(text).map_err(|why| format!("time: {why}"))?;
+    Duration::try_from(read).map_err(|_| "can not be negative value".to_owned())
 }
 
 /// The text of a file that a flag names.

@@ -70,23 +70,15 @@ pub struct Config {
     pub audit: audit::Options,
     /// How much it takes on at a time, and for how long.
     pub limits: Limits,
-    /// By what servers behind this one know whom it speaks for; None where none are to be asked.
-    pub front_proxy: Option<FrontProxy>,
+    /// By what servers behind this one know that it is this one that asks them, and may speak for others; None where none
+    /// are to be asked. Whose certificates they believe is told them as `authentication.request_header` has it.
+    pub front_proxy: Option<Source>,
     /// What may be seen of it while it runs.
     pub debugging: Debugging,
     /// Where traces go, if any are made.
     pub tracing: Option<Tracing>,
     /// What other parts of this process count, to be told with what this server does.
     pub registries: Vec<prometheus::Registry>,
-}
-
-/// How servers that stand behind this one know that it is this one that asks them.
-#[derive(Clone, Debug)]
-pub struct FrontProxy {
-    /// The authority of the certificate, PEM.
-    pub ca: String,
-    /// The certificate of the user `front-proxy-client`, and its key.
-    pub identity: Source,
 }
 
 impl Default for Config {
@@ -204,7 +196,7 @@ impl Server {
             source.open(&shutdown).map_err(|error| StartError::Certificates(error.to_string()))
         };
         let node_client = config.node_client.as_ref().map(open).transpose()?;
-        let proxy_client = config.front_proxy.as_ref().map(|proxy| open(&proxy.identity)).transpose()?;
+        let proxy_client = config.front_proxy.as_ref().map(open).transpose()?;
         let nodes =
             Nodes::new(node_ca, node_client).map_err(|error| StartError::Certificates(error.to_string()))?;
         let limits = config.limits;
@@ -274,10 +266,7 @@ impl Server {
                 service_cidr: config.service_cidr,
                 service_address,
                 client_ca: config.ca,
-                request_header: config.authentication.request_header.or_else(|| {
-                    let ca = config.front_proxy.map(|proxy| proxy.ca).filter(|ca| !ca.is_empty())?;
-                    Some(auth::RequestHeader::of_front_proxy(&ca))
-                }),
+                request_header: config.authentication.request_header,
             },
         )
         .await?;

@@ -14,7 +14,7 @@ const SAMPLES: &str = "/work/shared/kubernetes-v1.36/testdata";
 const LONGEST: Duration = Duration::from_secs(20);
 /// The largest input, in bytes.
 const LARGEST: usize = 64 * 1024;
-/// How long inputs are changed, for each target; `KRATE_FUZZ_SECONDS` names another, `KRATE_FUZZ_TARGET` one target, and
+/// How long inputs are changed at most, for each target; `KRATE_FUZZ_SECONDS` names another, `KRATE_FUZZ_TARGET` one target, and
 /// `KRATE_FUZZ_LAST` a file that has each input while it is tried.
 const CHANGING: Duration = Duration::from_millis(300);
 /// How many changes of a target's inputs are tried where no time is named: always the same ones.

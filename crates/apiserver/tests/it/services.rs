@@ -247,6 +247,26 @@ async fn addresses_are_of_every_range_that_is_ready_and_counted_by_it() {
 }
 
 #[tokio::test]
+async fn node_ports_that_are_given_back_are_not_counted() {
+    use crate::support::Api;
+
+    let api = Api::start().await;
+    api.post("/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;
+    let services = "/api/v1/namespaces/default/services";
+    let counted = async || {
+        let (_, page) = api.get("/metrics").await;
+        let name = "kube_apiserver_nodeport_allocator_allocated_ports ";
+        let line = page.as_str().and_then(|page| page.lines().find_map(|line| line.strip_prefix(name)));
+        line.and_then(|count| count.parse::<u32>().ok()).expect("a count")
+    };
+    let service = json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+    let (code, made) = api.post(services, &service).await;
+    assert_eq!((code, counted().await), (201, 1), "{made:#}");
+    let (code, changed) = api.patch(&format!("{services}/s"), &json!({"spec": {"type": "ClusterIP"}})).await;
+    assert_eq!((code, counted().await), (200, 0), "{changed:#}");
+}
+
+#[tokio::test]
 async fn a_condition_may_say_nothing_of_its_time() {
     use crate::support::Api;
     let api = Api::start().await;

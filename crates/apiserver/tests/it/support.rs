@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use krate_apiserver::{FrontProxy, Server, User, listen};
+use krate_apiserver::{Server, User, listen};
 use krate_pki::{Current, Source};
 use krate_store::Embedded;
 use rustls::pki_types::pem::PemObject as _;
@@ -26,7 +26,7 @@ use tower::Service as _;
 type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// An authority, and the certificate of a front proxy that it has signed.
-fn front_proxy() -> FrontProxy {
+fn front_proxy() -> (String, Source) {
     let (ca_key, key) =
         (rcgen::KeyPair::generate().expect("a key"), rcgen::KeyPair::generate().expect("a key"));
     let mut ca = rcgen::CertificateParams::default();
@@ -38,7 +38,7 @@ fn front_proxy() -> FrontProxy {
     client.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
     let issuer = rcgen::Issuer::new(ca, ca_key);
     let certificate = client.signed_by(&key, &issuer).expect("signed").pem();
-    FrontProxy { ca: pem, identity: Source::fixed(&certificate, &key.serialize_pem()).expect("a pair") }
+    (pem, Source::fixed(&certificate, &key.serialize_pem()).expect("a pair"))
 }
 
 pub struct Api {
@@ -56,9 +56,13 @@ fn config() -> krate_apiserver::Config {
     let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
     let certificate = params.self_signed(&key).expect("a certificate").pem();
     let own = Source::fixed(&certificate, &key.serialize_pem()).expect("a pair");
+    let (front_proxy_ca, identity) = front_proxy();
+    let mut authentication = krate_apiserver::auth::Settings::signing_with(key.serialize_pem());
+    authentication.request_header =
+        Some(krate_apiserver::auth::RequestHeader::of_front_proxy(&front_proxy_ca));
     krate_apiserver::Config {
-        authentication: krate_apiserver::auth::Settings::signing_with(key.serialize_pem()),
-        front_proxy: Some(front_proxy()),
+        authentication,
+        front_proxy: Some(identity),
         serving: Some(own.clone()),
         node_client: Some(own),
         ca: certificate,
@@ -146,7 +150,8 @@ impl Api {
         let mut config = config();
         let certificate = config.ca.clone();
         let Some(Source::Given(own)) = config.serving.clone() else { panic!("{:?}", config.serving) };
-        let front_proxy_ca = config.front_proxy.as_ref().map(|proxy| proxy.ca.clone()).unwrap_or_default();
+        let request_header = config.authentication.request_header.as_ref();
+        let front_proxy_ca = request_header.map(|proxy| proxy.ca.clone()).unwrap_or_default();
         change(&mut config);
         let shutdown = CancellationToken::new();
         let server = Server::start(config, Arc::new(store), shutdown.clone()).await;

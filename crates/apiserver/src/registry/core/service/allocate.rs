@@ -40,7 +40,7 @@ const TRIES: usize = 8;
 pub struct Allocator {
     store: Arc<dyn Backend>,
     ranges: Arc<Ranges>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 /// Something that a Service holds.
@@ -62,7 +62,7 @@ impl Held {
 impl Allocator {
     /// `cidr` is the range of the Services' addresses, as `10.96.0.0/16`.
     pub fn new(store: Arc<dyn Backend>, cidr: &str) -> Result<Self, RangeError> {
-        Ok(Allocator { store, ranges: Arc::new(Ranges::new(cidr)?), metrics: Metrics::default() })
+        Ok(Allocator { store, ranges: Arc::new(Ranges::new(cidr)?), metrics: Arc::default() })
     }
 
     /// The first address of the range that this server was told: that of the API server's own Service.
@@ -189,22 +189,22 @@ impl Allocator {
     }
 
     /// Gives back; a failure is repaired at the next start.
-    async fn release(store: &dyn Backend, held: impl IntoIterator<Item = Held>) {
+    async fn release(store: &dyn Backend, metrics: &Metrics, held: &[Held]) {
         for held in held {
             if let Err(error) = store.commit(CompareAndSet::delete_any(held.key())).await {
                 tracing::warn!(key = held.key(), %error, "could not release what a Service held");
             }
         }
+        if has_port(held) {
+            Self::count_ports(store, metrics).await;
+        }
     }
 
-    /// Brings the count of ports that are taken up to date, unless nothing can have changed of it.
-    async fn count_ports(&self, unchanged: bool) {
-        if unchanged {
-            return;
-        }
+    /// Brings the count of ports that are taken up to date.
+    async fn count_ports(store: &dyn Backend, metrics: &Metrics) {
         let all = KeyRange::prefix(PORTS_PREFIX.to_owned());
-        if let Ok(page) = self.store.range(all, None, Limit::COUNT_ONLY).await {
-            self.metrics.ports_taken(page.count);
+        if let Ok(page) = store.range(all, None, Limit::COUNT_ONLY).await {
+            metrics.ports_taken(page.count);
         }
     }
 
@@ -248,10 +248,14 @@ impl Allocator {
         let ports = self.names_under(PORTS_PREFIX).await?;
         let ports = ports.iter().filter_map(|p| p.parse().ok()).map(Held::Port);
         stray.extend(ports.filter(|p| !wanted.contains(p)));
-        Self::release(&*self.store, stray).await;
-        self.count_ports(false).await;
+        Self::release(&*self.store, &self.metrics, &stray).await;
+        Self::count_ports(&*self.store, &self.metrics).await;
         Ok(())
     }
+}
+
+fn has_port(held: &[Held]) -> bool {
+    held.iter().any(|held| matches!(held, Held::Port(_)))
 }
 
 /// The object by which everybody sees that an address is taken, and by what.
@@ -523,24 +527,27 @@ impl Lifecycle for Allocator {
         let had = Self::held(old);
         let mut taken = Vec::new();
         if let Err(error) = self.allocate(new, &had, context.dry_run, &mut taken).await {
-            Self::release(&*self.store, taken).await;
+            Self::release(&*self.store, &self.metrics, &taken).await;
             return Err(error);
         }
-        let no_port = !taken.iter().any(|held| matches!(held, Held::Port(_)));
-        self.count_ports(context.dry_run || no_port).await;
+        if !context.dry_run && has_port(&taken) {
+            Self::count_ports(&*self.store, &self.metrics).await;
+        }
         let has = Self::held(new);
         let left: Vec<Held> =
             if context.dry_run { Vec::new() } else { had.difference(&has).cloned().collect() };
-        let store = Arc::clone(&self.store);
+        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
         Ok(Box::new(move |committed| {
-            Box::pin(async move { Self::release(&*store, if committed { left } else { taken }).await })
+            Box::pin(async move {
+                Self::release(&*store, &metrics, if committed { &left } else { &taken }).await;
+            })
         }))
     }
 
     async fn after_delete(&self, old: &(dyn Any + Send + Sync)) {
         if let Some(service) = old.downcast_ref::<Service>() {
-            Self::release(&*self.store, Self::held(service)).await;
-            self.count_ports(!service.spec.as_ref().is_some_and(needs_node_ports)).await;
+            let held: Vec<Held> = Self::held(service).into_iter().collect();
+            Self::release(&*self.store, &self.metrics, &held).await;
         }
     }
 }
