@@ -62,6 +62,13 @@ impl Kinds {
         all.filter(|storage| storage.kind().group == group).cloned().collect()
     }
 
+    /// The storages of the same objects: one a version, of whichever group.
+    pub fn sharing(&self, storage: &Storage) -> Vec<Arc<Storage>> {
+        let served = self.0.load();
+        let all = served.by_resource.get(storage.kind().plural).into_iter().flatten();
+        all.filter(|other| Arc::ptr_eq(&other.cache, &storage.cache)).cloned().collect()
+    }
+
     /// The storage of a resource in a version.
     pub fn at(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Storage>> {
         let served = self.0.load();

@@ -1,5 +1,6 @@
-//! Objects in other versions than the request's, for owners who know them by those (KEP-555 with versions that a webhook
-//! converts). Who tells owners asks at once; what a webhook has to make first is noted, asked for, and asked again.
+//! Objects in other versions than the request's, for owners who know them by those (KEP-555). Who tells owners asks at
+//! once: what this server converts itself it is told, and what a webhook has to make first is noted, asked for, and asked
+//! again.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,14 +32,33 @@ impl fmt::Debug for Converted {
 }
 
 impl Converted {
-    /// Of a kind whose versions a webhook makes of one another; `None` of any other.
+    /// Of a kind whose versions differ in more than their names; `None` of any other.
     pub fn of(call: &Call) -> Option<Self> {
-        if !call.storage.converts_by_webhook() {
+        if call.kind().custom && !call.storage.converts_by_webhook() {
             return None;
         }
-        let served = call.server.kinds.versions(call.kind().group, call.kind().plural);
-        let served = served.iter().map(|s| (s.kind().api_version(), Arc::clone(s))).collect();
+        let served = call.server.kinds.sharing(&call.storage);
+        if !served.iter().any(|storage| storage.converts()) {
+            return None;
+        }
+        let served = served.into_iter().map(|storage| (storage.kind().api_version(), storage)).collect();
         Some(Converted { served, known: HashMap::new(), wanted: Mutex::default() })
+    }
+
+    /// An object as this server makes it of another version; `None` where a webhook does.
+    fn own(&self, object: &Value, storage: &Storage) -> Option<Result<Value, Missing>> {
+        let from = self.served.get(object["apiVersion"].as_str()?)?;
+        if storage.converts_by_webhook() || from.converts_by_webhook() {
+            return None;
+        }
+        let made = || -> Result<Value, String> {
+            let said = |error: &dyn fmt::Display| error.to_string();
+            let object = from.registry.decode(object.to_string().as_bytes()).map_err(|e| said(&e))?;
+            let stored = from.registry.to_stored(&*object);
+            let made = storage.registry.decode(&stored).map_err(|e| said(&e))?;
+            serde_json::from_slice(&made.to_json()).map_err(|e| said(&e))
+        };
+        Some(made().map_err(Missing::Failed))
     }
 
     /// Does something that asks for other versions until all of them are known.
@@ -82,8 +102,9 @@ impl Converted {
 
 impl Versions for Converted {
     fn convert(&self, object: &Value, version: &str) -> Result<Value, Missing> {
-        if !self.served.contains_key(version) {
-            return Err(Missing::Gone);
+        let Some(storage) = self.served.get(version) else { return Err(Missing::Gone) };
+        if let Some(made) = self.own(object, storage) {
+            return made;
         }
         let question = (object.to_string(), version.to_owned());
         if let Some(known) = self.known.get(&question) {

@@ -17,6 +17,7 @@ mod hook;
 mod limits;
 mod observed;
 mod others;
+mod ownership;
 mod reads;
 mod recorded;
 mod services;
