@@ -15,8 +15,10 @@ struct Approving {
     requests: Informer<CertificateSigningRequest>,
 }
 
+type Is = fn(&CertificateSigningRequest, &Request) -> bool;
+
 /// What a request may be, by the subresource that whoever asks must be allowed to create, and what is said then.
-const KINDS: [(&str, fn(&CertificateSigningRequest, &Request) -> bool, &str); 2] = [
+const KINDS: [(&str, Is, &str); 2] = [
     (
         "selfnodeclient",
         |csr, request| csr.spec.username.as_deref() == Some(&request.common_name),

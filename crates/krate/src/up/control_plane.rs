@@ -15,6 +15,7 @@ use crate::apiserver;
 pub use crate::apiserver::Started as ControlPlane;
 use crate::datadir::{DataDir, Settings};
 
+#[allow(clippy::too_many_arguments, reason = "it is where everything meets")]
 pub async fn start(
     dir: &DataDir,
     settings: &Settings,

@@ -286,13 +286,12 @@ async fn first(of: &Beginning, bootstrap: &Path) -> Result<(), AccessError> {
     let file = of.directory.join(FIRST_KEY);
     let kept = store.current().ok().flatten().and_then(|pair| KeyPair::from_pem(&pair.key).ok());
     let kept = kept.or_else(|| KeyPair::from_pem(&fs::read_to_string(&file).ok()?).ok());
-    let key = match kept {
-        Some(key) => key,
-        None => {
-            let key = KeyPair::generate().map_err(RequestError::Made)?;
-            private(&file, key.serialize_pem().as_bytes())?;
-            key
-        }
+    let key = if let Some(key) = kept {
+        key
+    } else {
+        let key = KeyPair::generate().map_err(RequestError::Made)?;
+        private(&file, key.serialize_pem().as_bytes())?;
+        key
     };
     let template = Template::of_node(&of.node_name);
     let name = template.name(&key, CLIENT);

@@ -120,7 +120,7 @@ impl Strategy for CertificateSigningRequest {
         for kind in DECISIONS {
             let (is, was) = (of_kind(self, kind).count(), of_kind(old, kind).count());
             if is > was {
-                errors.forbidden(&conditions, &format!("updates may not add a condition of type {kind:?}"));
+                errors.forbidden(&conditions, format!("updates may not add a condition of type {kind:?}"));
             }
         }
         let certificate =
@@ -160,7 +160,7 @@ fn keeps_conditions(
 ) {
     for kind in DECISIONS.into_iter().chain(["Failed"]) {
         if of_kind(csr, kind).count() < of_kind(old, kind).count() {
-            errors.forbidden(at, &format!("updates may not remove a condition of type {kind:?}"));
+            errors.forbidden(at, format!("updates may not remove a condition of type {kind:?}"));
         }
     }
 }
