@@ -130,7 +130,10 @@ impl Replay {
             object.meta_mut().namespace =
                 path.split('/').skip_while(|p| *p != "namespaces").nth(1).map(str::to_owned);
         }
-        let context = Context { user: "admin".to_owned(), ..Context::default() };
+        let context = Context {
+            user: std::sync::Arc::new(krate_apiserver::User::authenticated("admin", &[])),
+            ..Context::default()
+        };
         registry.default(&mut *object);
         registry.prepare_for_create(&mut *object, &context);
         let mut errors = FieldErrors::new();
