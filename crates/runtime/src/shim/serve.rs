@@ -87,7 +87,14 @@ impl Shim {
         let _ = std::fs::remove_file(self.sandbox.state_dir.join(SOCKET));
         if let Some((pid, life)) = self.sandbox.pause.take() {
             drop(life);
-            let _ = waitpid(pid, None);
+            // The first process of a process namespace ends after all others in it, and of those some are ours to reap.
+            loop {
+                match waitpid(None, None) {
+                    Ok(status) if status.pid() == Some(pid) => break,
+                    Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                    Err(_) => break,
+                }
+            }
         }
         for client in self.clients.values_mut() {
             let _ = client.socket.set_nonblocking(false);

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("changes_are_told_as_they_happen", changes_are_told_as_they_happen),
     ("users_and_rights_are_as_asked", users_and_rights_are_as_asked),
     ("a_dead_shim_ends_its_pod", a_dead_shim_ends_its_pod),
+    ("shared_processes_end_with_their_pod", shared_processes_end_with_their_pod),
     ("a_dead_process_namespace_ends_its_pod", a_dead_process_namespace_ends_its_pod),
     ("logs_are_reopened_and_images_removed", logs_are_reopened_and_images_removed),
     ("a_stop_is_answered_whatever_goes_on_inside", a_stop_is_answered_whatever_goes_on_inside),
@@ -342,6 +343,37 @@ fn a_dead_shim_ends_its_pod() {
     let status = node.wait(&id, |status| status.state() == ContainerState::ContainerExited);
     assert_eq!((status.exit_code, status.reason.as_str()), (255, "Unknown"));
     node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+/// Those too that were started in it later, of which nobody has heard yet.
+fn shared_processes_end_with_their_pod() {
+    const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
+    let node = Node::start();
+    node.import_busybox();
+    for round in 0..8 {
+        let config = node.pod_with(&format!("shared-{round}"), NamespaceMode::Pod);
+        let pod = node.run_pod(&config);
+        let id = node.run(&pod, &config, container("main", &["sleep", "1000"], NamespaceMode::Pod));
+        let looking: Vec<_> = (0..8)
+            .map(|_| {
+                let (mut cri, cmd) = (node.cri(), vec!["sleep".to_owned(), "1000".to_owned()]);
+                let request = ExecSyncRequest { container_id: id.clone(), cmd, timeout: 0 };
+                node.spawn(async move { cri.exec_sync(request).await.map(drop) })
+            })
+            .collect();
+        node.wait(&id, |_| node.exec(&id, &["ps"]).1.matches("sleep 1000").count() > looking.len());
+        let request = StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
+        let stopped = node.block_on(async {
+            let mut cri = node.cri();
+            tokio::time::timeout(PATIENCE, cri.stop_pod_sandbox(request)).await
+        });
+        stopped.expect("it is answered").unwrap();
+        for looking in looking {
+            let _ = node.block_on(looking);
+        }
+        node.remove_pod(&pod);
+    }
     node.assert_nothing_left();
 }
 
