@@ -408,8 +408,9 @@ impl Attacher {
         }
         let api: Api<VolumeAttachment> = Api::all(self.client.clone());
         match api.delete(name(attachment), &DeleteParams::default()).await {
-            Err(error) if !is_not_found(&error) => return Err(error.into()),
-            _ => {}
+            // Done before, and counted: the informer has not told of it yet.
+            Err(error) if is_not_found(&error) => return Ok(None),
+            other => drop(other?),
         }
         if is_overdue {
             self.figures.forced(Forced::Timeout);
