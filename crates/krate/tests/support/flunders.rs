@@ -380,11 +380,7 @@ fn described(path: &str, headers: &HeaderMap) -> Response<Body> {
             let place = format!("/openapi/v3{ROOT}");
             answer(200, &json!({"paths": {"apis/wardle.example.com/v1alpha1": {"serverRelativeURL": place}}}))
         }
-        "/openapi/v3/apis/wardle.example.com/v1alpha1" => answer(
-            200,
-            &json!({"openapi": "3.0.0", "info": {"title": "wardle", "version": "0"}, "paths": {},
-                "components": {"schemas": {"com.example.wardle.v1alpha1.Flunder": flunder()}}}),
-        ),
+        "/openapi/v3/apis/wardle.example.com/v1alpha1" => answer(200, &openapi_v3()),
         "/healthz" | "/livez" | "/readyz" => reply(200, "text/plain", "ok"),
         _ => refused(404, "NotFound", "the server could not find the requested resource"),
     }
@@ -422,6 +418,18 @@ fn flunder() -> Value {
             "apiVersion": text("The version."), "kind": text("The kind."), "metadata": {"type": "object"},
             "spec": {"type": "object", "properties": {"reference": text("What it refers to.")}},
         },
+    })
+}
+
+/// By the kind that a path is of, clients find its schema.
+fn openapi_v3() -> Value {
+    let path = format!("{ROOT}/namespaces/{{namespace}}/flunders");
+    json!({
+        "openapi": "3.0.0", "info": {"title": "wardle", "version": "0"},
+        "paths": {path: {"get": {"x-kubernetes-action": "list",
+            "x-kubernetes-group-version-kind": {"group": GROUP, "version": VERSION, "kind": "Flunder"},
+            "responses": {"200": {"description": "OK"}}}}},
+        "components": {"schemas": {"com.example.wardle.v1alpha1.Flunder": flunder()}},
     })
 }
 
