@@ -179,8 +179,10 @@ fn pods_have_users_of_their_own() {
         let running = users_of_processes();
         let theirs =
             [root, group, late].iter().flat_map(|first| running.range(*first..*first + LENGTH)).count();
-        let mounted =
-            mounts.lines().filter(|line| line.contains("/kubelet/pods/") || line.contains("overlay"));
+        let own = cluster.dir.to_string_lossy();
+        let mounted = mounts.lines().filter(|line| {
+            line.contains(&*own) && (line.contains("/kubelet/pods/") || line.contains("overlay"))
+        });
         let left = (directories, held, theirs, mounted.count());
         eprintln!("left: {left:?}");
         (left == (0, 0, 0, 0)).then_some(())

@@ -517,6 +517,13 @@ async fn a_volume_of_other_nodes_is_not_mounted() {
     api.until("the pod is told", POD, |_| api.events().contains(&refused).then_some(())).await;
     api.update("/api/v1/nodes/node", &json!({"metadata": {"labels": {"room": "cellar"}}}));
     api.until("the pod runs", POD, is_ready).await;
+    api.remove(POD);
+    let own = node.base.path().display().to_string();
+    let deadline = tokio::time::Instant::now() + support::SOON;
+    while std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&own) {
+        assert!(tokio::time::Instant::now() < deadline, "the volume is still mounted");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     node.down().await;
 }
 
