@@ -25,7 +25,7 @@ const SERVICE: &str = "v1alpha1.wardle.example.com";
 const NAMESPACE: &str = "aggregated";
 const FLUNDERS: &str = "/apis/wardle.example.com/v1alpha1/namespaces/aggregated/flunders";
 const PORT: u16 = 7443;
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// An account, with the roles that such a server's has.
 fn accounts() -> Vec<Value> {

@@ -117,7 +117,7 @@ async fn pods_end_in_their_order_before_the_machine_does() {
     // The bus goes and another one comes.
     drop((logind, bus));
     let bus = Bus::start(&base).unwrap();
-    let logind = Logind::start(&bus, Duration::from_secs(60), &base.join("none"));
+    let logind = Logind::start(&bus, Duration::from_mins(1), &base.join("none"));
     until("the kubelet holds a lock of the new one", || logind.locks().len() == 1).await;
     logind.prepare_for_shutdown(true);
     node.api.until("it has ended", &path("next"), phase("Failed")).await;

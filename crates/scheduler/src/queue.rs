@@ -151,20 +151,15 @@ impl Queue {
     /// The next pod to be tried. It is out of the queue until it is put back.
     pub fn pop(&mut self, now: Instant) -> Option<Waiting> {
         self.promote(now);
-        let uid = match self.active.first() {
-            Some((_, _, uid)) => uid.clone(),
+        let uid = if let Some((_, _, uid)) = self.active.first() {
+            uid.clone()
+        } else {
             // With nothing else to do there is no reason to let a pod wait out its back-off.
-            None => {
-                let uid = self
-                    .back_off
-                    .iter()
-                    .find(|(_, uid)| {
-                        self.pods.get(uid).is_some_and(|w| matches!(w.place, Place::BackOff(_, true)))
-                    })
-                    .map(|(_, uid)| uid.clone())?;
-                METRICS.comes(Line::Active, NOTHING_ELSE);
-                uid
-            }
+            let may_come =
+                |uid: &String| self.pods.get(uid).is_some_and(|w| matches!(w.place, Place::BackOff(_, true)));
+            let uid = self.back_off.iter().find(|(_, uid)| may_come(uid)).map(|(_, uid)| uid.clone())?;
+            METRICS.comes(Line::Active, NOTHING_ELSE);
+            uid
         };
         let mut waiting = self.take_out(&uid)?;
         waiting.attempts += 1;
@@ -348,7 +343,7 @@ mod tests {
         let refused = || {
             let families = crate::metrics::registry().gather();
             let all = families.iter().filter(|family| family.name() == "scheduler_unschedulable_pods");
-            let rows = all.flat_map(|family| family.get_metric());
+            let rows = all.flat_map(prometheus::proto::MetricFamily::get_metric);
             let ours = rows.filter(|row| row.get_label().iter().any(|label| label.value() == PROFILE));
             ours.map(|row| row.get_gauge().get_value()).sum::<f64>()
         };

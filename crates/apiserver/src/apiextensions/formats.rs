@@ -387,8 +387,12 @@ mod tests {
             ("uuid5", &["886313e1-3b8a-5372-9b90-0c9aee199e5d"], &["886313e1-3b8a-4372-9b90-0c9aee199e5d"]),
             ("odd", &["", "whatever"], &[]),
         ] {
-            good.iter().for_each(|text| assert!(is_of(text, format), "{format}: {text}"));
-            bad.iter().for_each(|text| assert!(!is_of(text, format), "{format}: {text}"));
+            for text in good {
+                assert!(is_of(text, format), "{format}: {text}");
+            }
+            for text in bad {
+                assert!(!is_of(text, format), "{format}: {text}");
+            }
         }
     }
 

@@ -255,11 +255,13 @@ pub fn hashed(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prometheus::proto::MetricFamily;
 
     /// The value of the first row of a family that has this label's value; one that was never counted is not there.
     fn value(name: &str, label: &str) -> f64 {
         let families = METRICS.registry().gather();
-        let mut rows = families.iter().filter(|family| family.name() == name).flat_map(|f| f.get_metric());
+        let mut rows =
+            families.iter().filter(|family| family.name() == name).flat_map(MetricFamily::get_metric);
         let row = rows.find(|m| m.get_label().iter().any(|l| l.value() == label));
         row.map_or(0.0, |row| row.get_gauge().get_value() + row.get_counter().get_value())
     }

@@ -111,9 +111,10 @@ fn may_be_tried_again(error: &kube::Error) -> bool {
 impl Writer {
     async fn run(mut self, mut receive: mpsc::Receiver<Occurrence>) {
         while let Some(occurrence) = receive.recv().await {
-            match self.correlator.correlate(&self.source, &occurrence, Instant::now()) {
-                Some(told) => self.persist(&occurrence, &told).await,
-                None => tracing::debug!(reason = occurrence.reason, "too much is said of an object"),
+            if let Some(told) = self.correlator.correlate(&self.source, &occurrence, Instant::now()) {
+                self.persist(&occurrence, &told).await;
+            } else {
+                tracing::debug!(reason = occurrence.reason, "too much is said of an object");
             }
         }
     }

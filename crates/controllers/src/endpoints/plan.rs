@@ -177,15 +177,12 @@ fn fill(service: &Service, ipv6: bool, group: Group, existing: &[&Arc<EndpointSl
     for (at, slice) in existing.iter().enumerate() {
         let (mut kept, mut changed) = (Vec::new(), labels(&slice.metadata) != &wanted_labels);
         for had in slice.endpoints.iter().flatten() {
-            match left.remove(&target(had)) {
-                Some(wanted) => {
-                    changed |= wanted != *had;
-                    kept.push(wanted);
-                }
-                None => {
-                    changed = true;
-                    plan.removed += 1;
-                }
+            if let Some(wanted) = left.remove(&target(had)) {
+                changed |= wanted != *had;
+                kept.push(wanted);
+            } else {
+                changed = true;
+                plan.removed += 1;
             }
         }
         contents.push((at, kept, changed));

@@ -194,8 +194,12 @@ impl Server {
             None => described(&path, request.headers()),
             Some(place) if watches => self.watch(place, &query),
             Some(place) => {
-                let body =
-                    request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                let body = request
+                    .into_body()
+                    .collect()
+                    .await
+                    .map(http_body_util::Collected::to_bytes)
+                    .unwrap_or_default();
                 self.tend(&method, &place, &body)
             }
         }

@@ -128,7 +128,7 @@ mod tests {
     use std::{sync::Arc, thread};
     use tokio::sync::oneshot;
 
-    const LONG: Duration = Duration::from_secs(3600);
+    const LONG: Duration = Duration::from_hours(1);
 
     fn put(bytes: usize) -> Request {
         let op = Op::Put(Bytes::from(vec![0; bytes]));

@@ -131,12 +131,15 @@ fn fault((group, version, kind): &Named, declared: &Declared, source: &str) -> O
     Some(format!("{group}/{version}, Kind={kind}: {why}\n"))
 }
 
+/// A group and a version.
+type GroupVersion = (String, String);
+
 /// The types of what is served.
 struct Types<'a> {
     server: &'a Server,
     served: openapi::Served,
     /// What the documents say that were read, by group and version.
-    known: RefCell<HashMap<(String, String), Option<Rc<Schemas>>>>,
+    known: RefCell<HashMap<GroupVersion, Option<Rc<Schemas>>>>,
 }
 
 impl Types<'_> {
