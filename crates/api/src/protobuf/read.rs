@@ -75,7 +75,7 @@ fn value_into(
             let inner = t.schema().get(*value);
             let slot = out.entry(name).or_insert_with(|| Value::Object(Map::new()));
             let Value::Object(entries) = slot else { return Ok(()) };
-            let (mut key, mut value) = (String::new(), Value::Null);
+            let (mut key, mut value) = (String::new(), None);
             for field in fields(wire.bytes(number)?) {
                 match field? {
                     (1, wire) => key = text(wire.bytes(1)?),
@@ -85,12 +85,17 @@ fn value_into(
                             list(wire.bytes(2)?, item, depth + 1, &mut items)?;
                         }
                         // As upstream reads it: a list without items is none.
-                        value = if items.is_empty() { Value::Null } else { Value::Array(items) };
+                        value = Some(if items.is_empty() { Value::Null } else { Value::Array(items) });
                     }
-                    (2, wire) => value = single(wire, 2, inner, depth + 1)?,
+                    (2, wire) => value = Some(single(wire, 2, inner, depth + 1)?),
                     _ => {}
                 }
             }
+            let value = match value {
+                Some(value) => value,
+                None if *wrapped => Value::Null,
+                None => empty(inner, depth + 1)?,
+            };
             entries.insert(key, value);
             Ok(())
         }
@@ -99,6 +104,16 @@ fn value_into(
             Ok(())
         }
     }
+}
+
+/// What a map has at a key of which the message says no more.
+fn empty(t: TypeRef<'_>, depth: usize) -> Result<Value> {
+    let nothing = match t.node() {
+        Node::Bool | Node::Int32 | Node::Int64 => Wire::Varint(0),
+        Node::Double => Wire::Fixed64(0),
+        _ => Wire::Bytes(&[]),
+    };
+    single(nothing, 2, t, depth)
 }
 
 /// The items of a list that a message wraps.
