@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as metav1;
 use crate::field::{FieldErrors, FieldPath};
 use crate::names;
 
+pub mod node;
 mod parse;
 
 /// Why a text or an object is no selector.

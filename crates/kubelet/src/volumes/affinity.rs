@@ -2,43 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PersistentVolumeSpec};
-use krate_api::selector::{Operator, Requirement};
+use k8s_openapi::api::core::v1::PersistentVolumeSpec;
+use krate_api::selector::node;
 
 /// # Errors
 /// The volume is of other nodes, in upstream's words.
 pub fn check(spec: &PersistentVolumeSpec, labels: &BTreeMap<String, String>) -> Result<(), String> {
     let required = spec.node_affinity.as_ref().and_then(|affinity| affinity.required.as_ref());
-    match required {
-        Some(nodes) if !nodes.node_selector_terms.iter().any(|term| matches(term, labels)) => {
-            Err("no matching NodeSelectorTerms".to_owned())
-        }
-        _ => Ok(()),
+    let Some(nodes) = required else { return Ok(()) };
+    // Upstream's kubelet compares with labels alone: the node has no name here.
+    let is_meant = |term| node::term_matches(term, |key| labels.get(key).map(String::as_str), "");
+    if nodes.node_selector_terms.iter().any(is_meant) {
+        Ok(())
+    } else {
+        Err("no matching NodeSelectorTerms".to_owned())
     }
-}
-
-/// All of a term must hold; an empty term holds nowhere. By fields nothing is chosen here, since upstream's kubelet compares
-/// with labels alone.
-fn matches(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let has_fields = term.match_fields.as_ref().is_some_and(|fields| !fields.is_empty());
-    let holds = |asked: &NodeSelectorRequirement| {
-        requirement(asked).is_some_and(|asked| asked.matches(labels.get(asked.key()).map(String::as_str)))
-    };
-    !has_fields && !expressions.is_empty() && expressions.iter().all(holds)
-}
-
-fn requirement(asked: &NodeSelectorRequirement) -> Option<Requirement> {
-    let operator = match asked.operator.as_str() {
-        "In" => Operator::In,
-        "NotIn" => Operator::NotIn,
-        "Exists" => Operator::Exists,
-        "DoesNotExist" => Operator::DoesNotExist,
-        "Gt" => Operator::GreaterThan,
-        "Lt" => Operator::LessThan,
-        _ => return None,
-    };
-    Requirement::new(&asked.key, operator, asked.values.clone().unwrap_or_default()).ok()
 }
 
 #[cfg(test)]

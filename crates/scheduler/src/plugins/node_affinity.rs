@@ -3,9 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{
-    NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
-};
+use k8s_openapi::api::core::v1::{NodeSelectorTerm, PodSpec, PreferredSchedulingTerm};
+use krate_api::selector;
 
 use crate::framework::{ClusterEvent, Cycle, Filter, Plugin, Reasons, Score, stretch};
 use crate::nodes::{NodeId, Nodes};
@@ -40,32 +39,9 @@ impl<'a> RequiredNodes<'a> {
     }
 }
 
-/// All of a term must hold; an empty term holds nowhere.
 fn term_matches(term: &NodeSelectorTerm, nodes: &Nodes, node: NodeId) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    (!expressions.is_empty() || !fields.is_empty())
-        && expressions
-            .iter()
-            .all(|r| requirement_holds(r, nodes.labels[node].get(&r.key).map(String::as_str)))
-        && fields.iter().all(|r| r.key == "metadata.name" && requirement_holds(r, Some(&nodes.names[node])))
-}
-
-fn requirement_holds(requirement: &NodeSelectorRequirement, has: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = |has: &str| values.iter().any(|v| v == has);
-    let number = |s: &str| s.parse::<i64>().ok();
-    match requirement.operator.as_str() {
-        "In" => has.is_some_and(listed),
-        "NotIn" => !has.is_some_and(listed),
-        "Exists" => has.is_some(),
-        "DoesNotExist" => has.is_none(),
-        order @ ("Gt" | "Lt") => match (has.and_then(number), values.first().and_then(|v| number(v))) {
-            (Some(has), Some(bound)) => (order == "Gt" && has > bound) || (order == "Lt" && has < bound),
-            _ => false,
-        },
-        _ => false,
-    }
+    let labels = &nodes.labels[node];
+    selector::node::term_matches(term, |key| labels.get(key).map(String::as_str), &nodes.names[node])
 }
 
 struct Preferred<'a> {
@@ -141,25 +117,6 @@ mod tests {
 
     use super::*;
     use crate::nodes::tests::{node, pod};
-
-    #[test]
-    fn requirements_hold_as_upstream_has_it() {
-        let cases = [
-            ("In", json!(["a", "b"]), Some("a"), true),
-            ("In", json!(["a"]), None, false),
-            ("NotIn", json!(["a"]), None, true),
-            ("NotIn", json!(["a"]), Some("a"), false),
-            ("Exists", json!([]), Some(""), true),
-            ("DoesNotExist", json!([]), Some(""), false),
-            ("Gt", json!(["5"]), Some("6"), true),
-            ("Gt", json!(["5"]), Some("x"), false),
-            ("Lt", json!(["5"]), Some("4"), true),
-        ];
-        for (operator, values, has, wanted) in cases {
-            let r = serde_json::from_value(json!({"key": "k", "operator": operator, "values": values}));
-            assert_eq!(requirement_holds(&r.expect("a requirement"), has), wanted, "{operator} {has:?}");
-        }
-    }
 
     #[test]
     fn a_named_node_is_the_only_candidate() {
