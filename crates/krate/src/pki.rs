@@ -2,9 +2,7 @@
 //! at each start, since the addresses of a machine change, and all are signed anew before they end; all keys are P-256.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,10 +19,9 @@ use time::{Duration, OffsetDateTime};
 const CA_LIFE: Duration = Duration::days(3650);
 const LEAF_LIFE: Duration = Duration::days(365);
 /// A client certificate that ends earlier than this is signed anew at the next start.
-const RENEW_BEFORE: Duration = Duration::days(90);
-/// The clock of the machine may be set while a renewal is waited for, so it is looked at now and then; after a renewal that
-/// failed, that is when it is tried again.
-const LOOK_EVERY: std::time::Duration = std::time::Duration::from_mins(10);
+const RENEW_BEFORE: std::time::Duration = std::time::Duration::from_hours(90 * 24);
+/// When a renewal that failed is tried again.
+const AGAIN: std::time::Duration = std::time::Duration::from_mins(10);
 /// Between two renewals, however short the life of a certificate is.
 const LEAST: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -116,11 +113,14 @@ impl Authority {
     pub fn client(&self, file: &str, user: &str, groups: &[&str], wanted: Wanted) -> Result<Identity> {
         let cert_file = self.dir.join(format!("{file}.crt"));
         let key_file = self.dir.join(format!("{file}.key"));
-        if let (Ok(certificate), Ok(key)) = (fs::read_to_string(&cert_file), fs::read_to_string(&key_file))
-            && wanted == Wanted::Lasting
-            && lasts(&certificate, RENEW_BEFORE)
+        if wanted == Wanted::Lasting
+            && let (Ok(certificate), Ok(key)) =
+                (fs::read_to_string(&cert_file), fs::read_to_string(&key_file))
         {
-            return Ok(Identity { certificate, key });
+            let kept = Identity { certificate, key };
+            if lasts(&kept, RENEW_BEFORE) {
+                return Ok(kept);
+            }
         }
         let mut params = CertificateParams::default();
         params.distinguished_name = name(user, groups);
@@ -152,9 +152,7 @@ impl Authority {
         let authority = Arc::clone(self);
         tokio::spawn(async move {
             loop {
-                while let Ok(left) = due.duration_since(SystemTime::now()) {
-                    tokio::time::sleep(left.min(LOOK_EVERY)).await;
-                }
+                krate_pki::until(due).await;
                 let (authority, make) = (Arc::clone(&authority), Arc::clone(&make));
                 let made = tokio::task::spawn_blocking(move || pair(make(&authority, Wanted::New)?)).await;
                 match made.map_err(anyhow::Error::from).flatten() {
@@ -171,7 +169,7 @@ impl Authority {
                             error = format!("{error:#}"),
                             "a certificate of the cluster cannot be renewed"
                         );
-                        due = SystemTime::now() + LOOK_EVERY;
+                        due = SystemTime::now() + AGAIN;
                     }
                 }
             }
@@ -204,10 +202,9 @@ fn live(params: &mut CertificateParams, life: Duration) {
     params.not_after = now + life;
 }
 
-fn lasts(certificate: &str, at_least: Duration) -> bool {
-    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()) else { return false };
-    let Ok(parsed) = pem.parse_x509() else { return false };
-    parsed.validity().not_after.timestamp() > (OffsetDateTime::now_utc() + at_least).unix_timestamp()
+fn lasts(identity: &Identity, at_least: std::time::Duration) -> bool {
+    let pair = Pair::from_pem(&identity.certificate, &identity.key).ok();
+    pair.and_then(|pair| pair.left(SystemTime::now())).is_some_and(|left| left > at_least)
 }
 
 fn read(file: &Path) -> Result<String> {
@@ -218,17 +215,9 @@ fn write_private(file: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(file, bytes, 0o600)
 }
 
-/// Writes a file so that a reader finds either the old one or the whole new one.
+/// Writes a file, whole or not at all.
 pub fn write_atomically(file: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let part = file.with_extension(format!("{}.part", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut out =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&part)?;
-        out.write_all(bytes)?;
-        out.sync_all()?;
-        fs::rename(&part, file)
-    };
-    write().with_context(|| format!("writing {}", file.display()))
+    krate_pki::write(file, bytes, mode).with_context(|| format!("writing {}", file.display()))
 }
 
 #[cfg(test)]
@@ -248,8 +237,9 @@ mod tests {
         assert_eq!(admin.certificate, same.certificate, "a certificate that lasts is kept");
         let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let serving = again.serving("kube-apiserver", &[], &hosts).expect("signed");
-        assert!(lasts(&serving.certificate, Duration::days(364)));
-        assert!(!lasts(&serving.certificate, Duration::days(366)));
+        let days = |days: u64| std::time::Duration::from_hours(days * 24);
+        assert!(lasts(&serving, days(364)));
+        assert!(!lasts(&serving, days(366)));
         let new =
             again.client("admin", "kubernetes-admin", &["system:masters"], Wanted::New).expect("signed");
         assert_ne!(admin.certificate, new.certificate);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::changes::Changes;
+use crate::changes::Looks;
 use crate::current::{Current, Renewal};
 use crate::pair::{Pair, PairError};
 
@@ -47,23 +47,10 @@ pub async fn follow(
     shutdown: CancellationToken,
     mut take: impl FnMut(&[Text]) -> Result<(), String>,
 ) {
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut changes = Changes::of(files.iter().map(|file| file.path.as_path()))
-        .inspect_err(|error| tracing::warn!(%error, "changes of files are noticed late"))
-        .ok();
+    let mut looks = Looks::at(files.iter().map(|file| file.path.as_path()), LOOK_EVERY);
     loop {
-        let heard = async {
-            match &mut changes {
-                Some(changes) => changes.next().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            _ = looks.tick() => {}
-            heard = heard => if heard.is_err() {
-                changes = None;
-            },
+            () = looks.next() => {}
             () = shutdown.cancelled() => return,
         }
         let mut has_changed = false;

@@ -4,11 +4,15 @@
 //! Nothing here signs a certificate or asks anybody for one, and nothing here asks who it is that uses it.
 
 mod changes;
+mod clock;
 mod current;
 mod files;
 mod pair;
+mod write;
 
-pub use changes::Changes;
+pub use changes::Looks;
+pub use clock::until;
 pub use current::{Current, Renewal};
 pub use files::{FileError, Source, Text, follow, pair_of};
 pub use pair::{Pair, PairError};
+pub use write::write;

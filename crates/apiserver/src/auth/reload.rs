@@ -2,12 +2,11 @@
 //! wrong is told and counted, and what was taken before stays in force.
 
 use std::future::Future;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use krate_pki::Changes;
+use krate_pki::Looks;
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Registry};
 use tokio_util::sync::CancellationToken;
 
@@ -41,20 +40,10 @@ impl Followed {
         let metrics = Arc::clone(metrics);
         metrics.taken(what, &self.text);
         tokio::spawn(async move {
-            let mut looks = tokio::time::interval(self.look_every);
-            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            // Without being told of changes it is looked at every now and then all the same.
-            let mut changes = Changes::of([self.path.as_path()])
-                .inspect_err(|error| tracing::warn!(%error, "changes of {what} config are noticed late"))
-                .ok();
+            let mut looks = Looks::at([self.path.as_path()], self.look_every);
             loop {
                 tokio::select! {
-                    _ = looks.tick() => {}
-                    heard = next(changes.as_mut()) => {
-                        if heard.is_err() {
-                            changes = None;
-                        }
-                    }
+                    () = looks.next() => {}
                     () = shutdown.cancelled() => return,
                 }
                 let path = self.path.display();
@@ -77,14 +66,6 @@ impl Followed {
                 }
             }
         });
-    }
-}
-
-/// The next change; never where none are told.
-async fn next(changes: Option<&mut Changes>) -> io::Result<()> {
-    match changes {
-        Some(changes) => changes.next().await,
-        None => std::future::pending().await,
     }
 }
 

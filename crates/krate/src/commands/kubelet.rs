@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
@@ -148,10 +147,8 @@ fn self_signed((certificate, key): &(PathBuf, PathBuf), config: &Config) -> Resu
     let directory = &config.cert_dir;
     let said = || format!("unable to write the kubelet's certificate in {}", directory.display());
     fs::create_dir_all(directory).with_context(said)?;
-    fs::write(certificate, made.pem()).with_context(said)?;
-    let file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(key);
-    std::io::Write::write_all(&mut file.with_context(said)?, pair.serialize_pem().as_bytes())
-        .with_context(said)
+    krate_pki::write(certificate, made.pem().as_bytes(), 0o644).with_context(said)?;
+    krate_pki::write(key, pair.serialize_pem().as_bytes(), 0o600).with_context(said)
 }
 
 #[cfg(test)]

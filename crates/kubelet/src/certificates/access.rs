@@ -2,8 +2,7 @@
 //! just to ask for the certificate of a node (TLS bootstrapping).
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -265,16 +264,9 @@ fn write(kubeconfig: &Path, bootstrap: &Path, kept: &Path) -> Result<(), AccessE
 
 /// Writes a file that is nobody else's to read.
 fn private(path: &Path, bytes: &[u8]) -> Result<(), AccessError> {
-    let write = || {
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        let mut file =
-            fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(|error| AccessError::Written { path: path.to_owned(), error })
+    let made = path.parent().map_or(Ok(()), fs::create_dir_all);
+    let written = made.and_then(|()| krate_pki::write(path, bytes, 0o600));
+    written.map_err(|error| AccessError::Written { path: path.to_owned(), error })
 }
 
 /// Waits for the first certificate of a node that does not renew it, and writes the kubeconfig that leads to it. The key is

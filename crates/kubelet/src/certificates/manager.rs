@@ -21,8 +21,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(32);
 /// Between two certificates, however short their lives are.
 const LEAST: Duration = Duration::from_secs(1);
-/// The clock of the machine may be set while this waits, so it is looked at now and then.
-const LOOK_EVERY: Duration = Duration::from_mins(10);
 
 /// Who may be asked: as long as there is no certificate, somebody else's credentials are needed.
 #[derive(Clone)]
@@ -95,19 +93,21 @@ impl Manager {
             );
         }
         loop {
-            let template = self.wanted();
-            let left = due.and_then(|due| due.duration_since(SystemTime::now()).ok());
-            let is_met =
-                template.as_ref().zip(pair.as_ref()).is_some_and(|(template, pair)| template.is_met_by(pair));
-            let is_wanted = self.force || left.is_none() || !is_met;
-            if template.is_some() && is_wanted {
-                self.force = false;
-                return;
-            }
-            let look = left.filter(|_| template.is_some()).map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY));
-            tokio::select! {
-                () = tokio::time::sleep(look) => {}
-                () = wait_for_other(&mut self.template) => {}
+            // Nothing can be asked for before it is known what the certificate is to say.
+            if let Some(template) = self.wanted() {
+                let is_met = pair.as_ref().is_some_and(|pair| template.is_met_by(pair));
+                match due.filter(|due| !self.force && is_met && *due > SystemTime::now()) {
+                    Some(due) => tokio::select! {
+                        () = krate_pki::until(due) => {}
+                        () = wait_for_other(&mut self.template) => {}
+                    },
+                    None => {
+                        self.force = false;
+                        return;
+                    }
+                }
+            } else {
+                wait_for_other(&mut self.template).await;
             }
         }
     }
@@ -164,9 +164,8 @@ pub async fn bereft(mut current: Current, healthy: Arc<AtomicBool>, patience: Du
     loop {
         if let Some(pair) = current.get() {
             since = Instant::now();
-            let left = pair.left(SystemTime::now()).unwrap_or_default();
             tokio::select! {
-                () = tokio::time::sleep(left.min(LOOK_EVERY)) => {}
+                () = krate_pki::until(pair.not_after) => {}
                 () = current.changed() => {}
             }
             continue;

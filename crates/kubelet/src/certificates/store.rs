@@ -2,8 +2,8 @@
 //! link `PREFIX-current.pem` to the one in use, as upstream's kubelet does, so that either finds what the other kept.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use krate_pki::{Pair, PairError};
@@ -85,15 +85,9 @@ impl Store {
             .map_err(|error| StoreError::Pair { path: path.clone(), error })?;
         fs::create_dir_all(&self.directory)
             .map_err(|error| StoreError::File { path: self.directory.clone(), error })?;
-        let write = || {
-            let mut file =
-                fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
-            file.write_all(certificate.trim_end().as_bytes())?;
-            file.write_all(b"\n")?;
-            file.write_all(key.as_bytes())?;
-            file.sync_all()
-        };
-        write().map_err(|error| StoreError::File { path: path.clone(), error })?;
+        let both = format!("{}\n{key}", certificate.trim_end());
+        krate_pki::write(&path, both.as_bytes(), 0o600)
+            .map_err(|error| StoreError::File { path: path.clone(), error })?;
         self.link(&path)?;
         Ok(pair)
     }
