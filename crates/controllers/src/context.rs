@@ -4,9 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use krate_client::{CancellationToken, Client, EventRecorder, Informers, Reconcile, WorkQueue};
+use krate_client::{
+    CancellationToken, Client, Event, EventRecorder, Informer, InformerObject, Informers, Reconcile,
+    WorkQueue,
+};
 
 use crate::certificates::Authority;
+use crate::meta::name;
 
 /// What the controllers are told at their start.
 #[derive(Clone, Debug)]
@@ -82,6 +86,16 @@ impl Context {
             () = informers => true,
         }
     }
+}
+
+/// Puts the name of each object into a queue as it comes or changes.
+pub fn follow<K: InformerObject>(informer: &Informer<K>, queue: &WorkQueue<String>) {
+    let queue = queue.clone();
+    informer.handle(move |event| {
+        if !matches!(event, Event::Deleted(_)) {
+            queue.add(name(&**event.object()).to_owned());
+        }
+    });
 }
 
 /// Why a key could not be reconciled, or the controllers ended.

@@ -1,6 +1,7 @@
 //! Small questions that many controllers ask of objects: who controls them, what they select, how a pod is.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time};
@@ -15,6 +16,11 @@ pub type Labels = BTreeMap<String, String>;
 
 pub fn now() -> Time {
     Time(Timestamp::now())
+}
+
+/// How long it is until then; none once it has passed.
+pub fn time_until(then: Timestamp) -> Option<Duration> {
+    Duration::try_from(then.duration_since(Timestamp::now())).ok().filter(|left| !left.is_zero())
 }
 
 /// Seconds from `earlier` to `later`; negative if they are the other way round.

@@ -13,6 +13,7 @@ use kube::runtime::watcher;
 use prometheus::{HistogramVec, IntCounterVec};
 use serde_json::json;
 
+use crate::context::follow;
 use crate::meta::{name, namespace};
 use crate::metrics::FAMILIES;
 use crate::serviceaccount::is_open;
@@ -61,12 +62,7 @@ pub async fn run(cx: Context) {
         return;
     }
     let queue = WorkQueue::named("root_ca_cert_publisher");
-    let q = queue.clone();
-    namespaces.handle(move |event| {
-        if !matches!(event, Event::Deleted(_)) {
-            q.add(name(&**event.object()).to_owned());
-        }
-    });
+    follow(&namespaces, &queue);
     let q = queue.clone();
     published.handle(move |event| q.add(namespace(&**event.object()).to_owned()));
     let pem = cx.config.root_ca_pem.clone();

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use krate_client::{Api, Client, Event, Informer, Reconcile, Requeue, WorkQueue, is_conflict};
 use kube::api::PostParams;
 
+use crate::context::follow;
 use crate::meta::{name, namespace};
 use crate::{Context, Error};
 
@@ -26,12 +27,7 @@ pub async fn run(cx: Context) {
         return;
     }
     let queue = WorkQueue::named("serviceaccount");
-    let q = queue.clone();
-    namespaces.handle(move |event| {
-        if !matches!(event, Event::Deleted(_)) {
-            q.add(name(&**event.object()).to_owned());
-        }
-    });
+    follow(&namespaces, &queue);
     let q = queue.clone();
     accounts.handle(move |event| {
         if let Event::Deleted(account) = event

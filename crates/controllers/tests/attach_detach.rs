@@ -101,7 +101,11 @@ async fn told(cluster: &Cluster, node: &str, names: &[&str]) {
 /// Waits until the metrics of this process have a row.
 async fn counted(row: &str) {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
-    while !krate_client::metrics::text().lines().any(|line| line == row) {
+    let text = || {
+        let families = krate_controllers::metrics::registry().gather();
+        prometheus::TextEncoder::new().encode_to_string(&families).expect("text")
+    };
+    while !text().lines().any(|line| line == row) {
         assert!(tokio::time::Instant::now() < deadline, "not counted: {row}");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use krate_metrics::Stability::Alpha;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
@@ -32,23 +33,23 @@ impl Figures {
     /// Never: the names are good.
     pub fn new(informers: Informers) -> Self {
         let gauges = |name: &str, help: &str, labels: &[&str]| {
-            IntGaugeVec::new(Opts::new(name, help), labels).expect("the name is good")
+            IntGaugeVec::new(Opts::new(name, Alpha.help(help)), labels).expect("the name is good")
         };
         let forced = Opts::new(
             "attach_detach_controller_attachdetach_controller_forced_detaches",
-            "[ALPHA] Number of times the A/D Controller performed a forced detach",
+            Alpha.help("Number of times the A/D Controller performed a forced detach"),
         );
         Figures {
             informers: Arc::new(informers),
             forced: IntCounterVec::new(forced, &["reason"]).expect("the name is good"),
             in_use: gauges(
                 "storage_count_attachable_volumes_in_use",
-                "[ALPHA] Measure number of volumes in use",
+                "Measure number of volumes in use",
                 &["node", "volume_plugin"],
             ),
             total: gauges(
                 "attachdetach_controller_total_volumes",
-                "[ALPHA] Number of volumes in A/D Controller",
+                "Number of volumes in A/D Controller",
                 &["plugin_name", "state"],
             ),
         }

@@ -92,7 +92,7 @@ pub async fn run(cx: Context) {
     let memory: Arc<Mutex<Memory>> = Arc::default();
     listen(&informers, &queue, &memory);
     let figures = Figures::new(informers.clone());
-    let registry = krate_client::metrics::registry();
+    let registry = crate::metrics::registry();
     if let Err(error) = registry.register(Box::new(figures.clone())) {
         tracing::warn!(%error, "what is attached is not told among the metrics");
     }

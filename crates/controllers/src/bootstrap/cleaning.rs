@@ -1,14 +1,12 @@
 //! Removes tokens whose time is over.
 
-use std::time::Duration;
-
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::jiff::Timestamp;
-use krate_client::{Api, Client, Event, Informer, Reconcile, Requeue, WorkQueue, is_conflict, is_not_found};
+use krate_client::{Api, Client, Informer, Reconcile, Requeue, WorkQueue, is_conflict, is_not_found};
 use kube::api::{DeleteParams, Preconditions};
 
 use super::{NAMESPACE, expires, tokens};
-use crate::meta::name;
+use crate::context::follow;
+use crate::meta::time_until;
 use crate::{Context, Error};
 
 struct Cleaning {
@@ -22,12 +20,7 @@ pub async fn run(cx: Context) {
         return;
     }
     let queue = WorkQueue::named("token_cleaner");
-    let q = queue.clone();
-    tokens.handle(move |event| {
-        if !matches!(event, Event::Deleted(_)) {
-            q.add(name(&**event.object()).to_owned());
-        }
-    });
+    follow(&tokens, &queue);
     let reconciler = Cleaning { client: cx.client.clone(), tokens };
     cx.work("token-cleaner", reconciler, queue, 1).await;
 }
@@ -40,8 +33,7 @@ impl Reconcile for Cleaning {
     async fn reconcile(&self, key: String) -> Result<Requeue, Error> {
         let Some(token) = self.tokens.get(NAMESPACE, &key) else { return Ok(Requeue::Done) };
         let Some(end) = expires(&token) else { return Ok(Requeue::Done) };
-        let left = Duration::try_from(end.duration_since(Timestamp::now())).unwrap_or_default();
-        if !left.is_zero() {
+        if let Some(left) = time_until(end) {
             return Ok(Requeue::After(left));
         }
         tracing::debug!(secret = key, "an expired bootstrap token is removed");

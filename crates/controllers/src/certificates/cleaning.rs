@@ -8,7 +8,8 @@ use k8s_openapi::jiff::Timestamp;
 use krate_client::{Api, Client, Informer, Reconcile, Requeue, is_not_found};
 use kube::api::DeleteParams;
 
-use super::{certificate, conditions, queue};
+use super::{certificate, conditions, has, queue};
+use crate::meta::time_until;
 use crate::{Context, Error};
 
 /// How long a request stays that has been decided, and one that waits for it, or for its certificate.
@@ -38,8 +39,7 @@ impl Reconcile for Cleaning {
     async fn reconcile(&self, key: String) -> Result<Requeue, Error> {
         let Some(csr) = self.requests.get("", &key) else { return Ok(Requeue::Done) };
         let Some(end) = end(&csr) else { return Ok(Requeue::Done) };
-        let left = end.duration_since(Timestamp::now());
-        if let Some(left) = Duration::try_from(left).ok().filter(|left| !left.is_zero()) {
+        if let Some(left) = time_until(end) {
             return Ok(Requeue::After(left));
         }
         tracing::info!(csr = key, "a request for a certificate is removed: it has had its time");
@@ -66,8 +66,7 @@ fn end(csr: &CertificateSigningRequest) -> Option<Timestamp> {
         };
         after(&condition.last_update_time, stays)
     });
-    let approved = conditions(csr).any(|condition| condition.type_ == "Approved");
-    by_condition.chain(issued.filter(|_| approved).and_then(expires)).min()
+    by_condition.chain(issued.filter(|_| has(csr, "Approved")).and_then(expires)).min()
 }
 
 /// When a certificate, PEM, ends.

@@ -13,9 +13,9 @@ pub use authority::{Authority, AuthorityError};
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
 };
-use krate_client::{Event, Informer, WorkQueue};
+use krate_client::{Informer, WorkQueue};
 
-use crate::meta::name;
+use crate::context::follow;
 
 /// The signers of upstream's `kubernetes.io` domain.
 const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
@@ -29,12 +29,7 @@ const WORKERS: usize = 5;
 /// A queue of the names of all requests, as they come and change.
 fn queue(requests: &Informer<CertificateSigningRequest>) -> WorkQueue<String> {
     let queue = WorkQueue::named("certificate");
-    let q = queue.clone();
-    requests.handle(move |event| {
-        if !matches!(event, Event::Deleted(_)) {
-            q.add(name(&**event.object()).to_owned());
-        }
-    });
+    follow(requests, &queue);
     queue
 }
 
