@@ -14,6 +14,8 @@ use crate::instruments::CGROUP_SECONDS;
 use crate::resources::{self, PodResources, Qos};
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// How long the groups of a pod may take to become empty.
+const EMPTIED: Duration = Duration::from_secs(2);
 /// The controllers that a pod's limits need.
 const CONTROLLERS: [&str; 6] = ["cpu", "memory", "pids", "cpuset", "io", "hugetlb"];
 
@@ -145,10 +147,11 @@ impl Cgroups {
     /// Something does not end.
     pub fn remove(&self, uid: &str) -> io::Result<()> {
         timed("destroy", || {
+            let deadline = Instant::now() + EMPTIED;
             for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
                 let path = self.pod(qos, uid);
                 for directory in self.directories(path.trim_start_matches('/')) {
-                    remove_tree(&directory)?;
+                    remove_tree(&directory, deadline)?;
                 }
             }
             Ok(())
@@ -300,17 +303,13 @@ fn make_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// How long a group may take to become empty.
-const EMPTIED: Duration = Duration::from_secs(2);
-
-fn remove_tree(directory: &Path) -> io::Result<()> {
+fn remove_tree(directory: &Path, deadline: Instant) -> io::Result<()> {
     let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
     for entry in entries.flatten() {
         if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
+            remove_tree(&entry.path(), deadline)?;
         }
     }
-    let deadline = Instant::now() + EMPTIED;
     let mut pause = Duration::from_millis(1);
     loop {
         match fs::remove_dir(directory) {
@@ -415,7 +414,7 @@ mod tests {
         assert!(groups.pods().is_empty());
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
         for directory in groups.directories(groups.root.split('/').next().unwrap()) {
-            remove_tree(&directory).unwrap();
+            remove_tree(&directory, Instant::now() + EMPTIED).unwrap();
         }
     }
 

@@ -28,7 +28,7 @@ pub struct Stdio {
 /// comes through the socket: one [`Reply`], with the terminal's master when there is one.
 pub fn start(start: &Start, own: Option<BorrowedFd<'_>>, stdio: Stdio) -> io::Result<(Pid, UnixStream)> {
     in_fork(&stdio, own.as_slice(), |channel| {
-        let outcome = console(start.tty, &start.bundle, "tty.sock", |console| {
+        let outcome = console(start.tty, &start.bundle, |console| {
             take_stdio(&stdio)?;
             if let Some(own) = own {
                 stage::set(&start.bundle, own).map_err(|e| format!("preparing the mounts: {e}"))?;
@@ -65,13 +65,13 @@ pub type Outcome = Result<(i32, Option<OwnedFd>), String>;
 fn console(
     tty: bool,
     directory: &Path,
-    name: &str,
     launch: impl FnOnce(Option<std::path::PathBuf>) -> Result<i32, String>,
 ) -> Outcome {
     if !tty {
         return Ok((launch(None)?, None));
     }
     // Bound by its short name: a socket's address holds no long path.
+    let name = "tty.sock";
     std::env::set_current_dir(directory).map_err(|e| e.to_string())?;
     let _ = std::fs::remove_file(name);
     let listener = UnixListener::bind(name).map_err(|e| format!("binding the console socket: {e}"))?;
