@@ -5,7 +5,7 @@ mod support;
 use krate_kubelet::csi_api::Capability;
 use serde_json::{Value, json};
 use support::csi::{Driver, NAME};
-use support::{Node, available};
+use support::{Node, available, until};
 
 const NODE: &str = "/api/v1/nodes/node";
 const CSI_NODE: &str = "/apis/storage.k8s.io/v1/csinodes/node";
@@ -40,11 +40,7 @@ async fn a_driver_is_listed_as_long_as_its_socket_is_there() {
     driver.speaks(&["0.3.0"]);
     let running = driver.start(&socket);
     let told = async |count: usize| {
-        let deadline = tokio::time::Instant::now() + support::SOON;
-        while driver.told().len() < count {
-            assert!(tokio::time::Instant::now() < deadline, "the driver is told nothing");
-            tokio::task::yield_now().await;
-        }
+        until("the driver is told", || driver.told().len() >= count).await;
         driver.told().remove(count - 1)
     };
     let (registered, why) = told(1).await;
@@ -187,15 +183,6 @@ fn phase(wanted: &'static str) -> impl Fn(&Value) -> Option<()> {
 async fn listed(node: &Node) {
     let has = |object: &Value| object["spec"]["drivers"][0]["name"].is_string().then_some(());
     node.api.until("the driver is listed", CSI_NODE, has).await;
-}
-
-/// Waits until something holds.
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + support::SOON;
-    while !holds() {
-        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
 }
 
 /// Deletes a pod, and waits until it is gone.

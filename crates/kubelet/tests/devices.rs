@@ -9,7 +9,7 @@ use krate_kubelet::pod_resources::{
 };
 use serde_json::{Value, json};
 use support::plugin::{Plugin, RESOURCE, ask, register};
-use support::{Node, available};
+use support::{Node, available, until};
 
 const NODE: &str = "/api/v1/nodes/node";
 
@@ -116,12 +116,9 @@ async fn devices_are_counted_given_and_given_back() {
     // A pod that has ended gives back what it had.
     node.runtime.end(&node.runtime.container("one").unwrap().0, 0);
     node.api.until("it is done", &path("one"), phase("Succeeded")).await;
-    let given_back = || node.root().join("device-plugins/kubelet_internal_checkpoint");
-    let deadline = tokio::time::Instant::now() + support::SOON;
-    while std::fs::read_to_string(given_back()).unwrap().contains("one-uid") {
-        assert!(tokio::time::Instant::now() < deadline, "it was not given back");
-        tokio::task::yield_now().await;
-    }
+    let checkpoint = node.root().join("device-plugins/kubelet_internal_checkpoint");
+    let is_held = || std::fs::read_to_string(&checkpoint).unwrap().contains("one-uid");
+    until("it is given back", || !is_held()).await;
     node.api.create(&path("four"), pod("four", 1));
     node.api.until("it runs", &path("four"), phase("Running")).await;
     assert_eq!(plugin.calls()[4..], ["allocate b", "start b"]);
@@ -145,11 +142,7 @@ async fn a_plugin_is_found_where_all_plugins_are() {
     let plugin = Plugin::new(&[("a", true), ("b", true)]);
     plugin.speaks(&["v7"]);
     let running = plugin.announce(&socket);
-    let deadline = tokio::time::Instant::now() + support::SOON;
-    while plugin.told().is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "it is not told that it is refused");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    until("it is told that it is refused", || !plugin.told().is_empty()).await;
     let (taken, why) = plugin.told().remove(0);
     let said = "plugin validation failed with err: manager version, v1beta1, is not among plugin supported versions [v7]";
     assert!(!taken && why.ends_with(said), "{why}");

@@ -9,7 +9,7 @@ use krate_kubelet::pod_resources::{GetPodResourcesRequest, GetPodResourcesRespon
 use serde_json::{Value, json};
 use support::dra::{Driver, NAME};
 use support::plugin::ask;
-use support::{Node, available};
+use support::{Node, available, until};
 
 const DEVICE: &str = "example.com/gpu=0";
 
@@ -58,14 +58,6 @@ fn slice(node: &Node, name: &str, driver: &str) -> String {
 
 fn phase(wanted: &'static str) -> impl Fn(&Value) -> Option<()> {
     move |pod| (pod["status"]["phase"] == wanted).then_some(())
-}
-
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + support::SOON;
-    while !holds() {
-        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 async fn end(node: &Node, name: &str) {

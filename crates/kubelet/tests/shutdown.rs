@@ -7,7 +7,7 @@ use std::time::Duration;
 use krate_kubelet::{Config, LogindConfig, ShutdownPeriod};
 use krate_testkit::{Bus, Logind};
 use serde_json::{Value, json};
-use support::{Node, SOON, available};
+use support::{Node, available, until};
 
 const NODE: &str = "/api/v1/nodes/node";
 const MESSAGE: &str = "Pod was terminated in response to imminent node shutdown.";
@@ -44,14 +44,6 @@ fn ready(wanted: &'static str) -> impl Fn(&Value) -> Option<String> {
         let mut conditions = node["status"]["conditions"].as_array()?.iter();
         let found = conditions.find(|c| c["type"] == "Ready" && c["status"] == wanted)?;
         Some(found["message"].as_str()?.to_owned())
-    }
-}
-
-async fn until(what: &str, check: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + SOON;
-    while !check() {
-        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

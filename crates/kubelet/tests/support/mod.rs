@@ -18,6 +18,15 @@ use tokio::task::JoinHandle;
 
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// Waits until something holds.
+pub async fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + SOON;
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// A kubelet with its surroundings, in directories of its own.
 pub struct Node {
     pub api: api::Api,
