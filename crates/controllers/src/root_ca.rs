@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
-use krate_client::{Api, Client, Event, Informer, Reconcile, Requeue, WorkQueue, is_conflict};
+use krate_client::{Api, Client, Informer, Reconcile, Requeue, WorkQueue, is_conflict};
 use krate_metrics::Stability::Alpha;
 use krate_metrics::powers;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -14,7 +14,7 @@ use prometheus::{HistogramVec, IntCounterVec};
 use serde_json::json;
 
 use crate::context::follow;
-use crate::meta::{name, namespace};
+use crate::meta::namespace;
 use crate::metrics::FAMILIES;
 use crate::serviceaccount::is_open;
 use crate::{Context, Error};

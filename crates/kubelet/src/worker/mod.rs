@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::instruments::{POD_START_SECONDS, POD_START_TOTAL_SECONDS, POD_WORKER_SECONDS};
-use crate::observed::{ContainerSeen, Observed};
+use crate::observed::Observed;
 use crate::plan::{self, Plan};
 use crate::probes::Probes;
 use crate::shared::SharedRef;
