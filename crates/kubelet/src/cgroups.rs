@@ -30,7 +30,7 @@ enum Layout {
 fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let done = work();
-    CGROUP_SECONDS.observe(&[what], began.elapsed());
+    CGROUP_SECONDS.with_label_values(&[what]).observe(began.elapsed().as_secs_f64());
     done
 }
 

@@ -28,13 +28,13 @@ impl Service<http::Request<Body>> for Counted {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default();
         let (operation, began) = (operation(method), Instant::now());
-        RUNTIME_CALLS.add(&[&operation]);
+        RUNTIME_CALLS.with_label_values(&[&operation]).inc();
         let answering = self.0.call(request);
         Box::pin(async move {
             let answer = answering.await;
-            RUNTIME_SECONDS.observe(&[&operation], began.elapsed());
+            RUNTIME_SECONDS.with_label_values(&[&operation]).observe(began.elapsed().as_secs_f64());
             if has_failed(&answer) {
-                RUNTIME_FAILURES.add(&[&operation]);
+                RUNTIME_FAILURES.with_label_values(&[&operation]).inc();
             }
             answer
         })

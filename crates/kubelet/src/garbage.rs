@@ -164,7 +164,7 @@ async fn remove(shared: &Shared, image: &Image, reason: &str) -> u64 {
     match shared.cri.images().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await {
         Ok(_) => {
             tracing::info!(image = image.id, bytes = image.size, "an image that nobody uses was removed");
-            COLLECTED_IMAGES.add(&[reason]);
+            COLLECTED_IMAGES.with_label_values(&[reason]).inc();
             image.size
         }
         Err(status) => {

@@ -135,9 +135,10 @@ impl Images {
         let started = std::time::Instant::now();
         match self.pull(pod, &name, credentials).await {
             Ok(image) => {
-                PULL_SECONDS.observe(&[size_class(image.size)], started.elapsed());
+                let took = started.elapsed();
+                PULL_SECONDS.with_label_values(&[size_class(image.size)]).observe(took.as_secs_f64());
                 self.backoffs.lock().remove(&key);
-                let took = go_duration(started.elapsed());
+                let took = go_duration(took);
                 event(
                     EventType::Normal,
                     "Pulled",

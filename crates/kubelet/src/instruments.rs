@@ -1,10 +1,15 @@
-//! What the kubelet counts of its own work, under upstream's names. Whoever does the work counts it here.
+//! What the kubelet counts of its own work, under upstream's names: the table of it, and the registry that it lies in. Whoever
+//! does the work counts it here; what only one part of the kubelet knows of has its families there, in the same registry. All
+//! of it is the process's, of however many kubelets.
 
-use crate::counters::Counters;
-use crate::histogram::Histograms;
+use std::sync::LazyLock;
 
-/// Upper bounds in seconds: Prometheus' own, those of calls to the runtime, of starts of pods, and of pulls of images.
-const USUAL: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+use krate_metrics::Families;
+use krate_metrics::Stability::Alpha;
+use prometheus::{DEFAULT_BUCKETS, Histogram, HistogramVec, IntCounter, IntCounterVec};
+
+/// Upper bounds in seconds: those of calls to the runtime, of starts of pods, of pulls of images, and of what is done with
+/// volumes.
 const OF_CALLS: &[f64] = &[
     0.005,
     0.0125,
@@ -29,71 +34,77 @@ const OF_PULLS: &[f64] = &[
     1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0,
     2700.0, 3600.0,
 ];
+pub const OF_STORAGE: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
 
-/// Declares instruments, and a function `write` that writes all of them.
+pub static FAMILIES: LazyLock<Families> = LazyLock::new(Families::default);
+
+/// Declares instruments, and a function `write` that writes all that is counted: of those without labels also that nothing
+/// has happened yet.
 macro_rules! instruments {
-    ($($name:ident: $kind:ident = ($key:literal, $help:literal, $labels:expr $(, $bounds:expr)?);)*) => {
-        $(pub static $name: $kind = $kind::new(concat!("kubelet_", $key), $help, $labels $(, $bounds)?);)*
+    ($($name:ident: $kind:ty = $made:ident($key:literal, $help:literal $(, $more:expr)*);)*) => {
+        $(pub static $name: LazyLock<$kind> =
+            LazyLock::new(|| FAMILIES.$made(Alpha, concat!("kubelet_", $key), $help $(, $more)*));)*
 
         pub fn write(out: &mut String) {
-            $($name.write(out);)*
+            $(LazyLock::force(&$name);)*
+            FAMILIES.write(out);
         }
     };
 }
 
 instruments! {
-    RUNTIME_CALLS: Counters = ("runtime_operations_total",
-        "[ALPHA] Cumulative number of runtime operations by operation type.", &["operation_type"]);
-    RUNTIME_FAILURES: Counters = ("runtime_operations_errors_total",
-        "[ALPHA] Cumulative number of runtime operation errors by operation type.", &["operation_type"]);
-    RUNTIME_SECONDS: Histograms = ("runtime_operations_duration_seconds",
-        "[ALPHA] Duration in seconds of runtime operations. Broken down by operation type.",
+    RUNTIME_CALLS: IntCounterVec = counters("runtime_operations_total",
+        "Cumulative number of runtime operations by operation type.", &["operation_type"]);
+    RUNTIME_FAILURES: IntCounterVec = counters("runtime_operations_errors_total",
+        "Cumulative number of runtime operation errors by operation type.", &["operation_type"]);
+    RUNTIME_SECONDS: HistogramVec = histograms("runtime_operations_duration_seconds",
+        "Duration in seconds of runtime operations. Broken down by operation type.",
         &["operation_type"], OF_CALLS);
-    SANDBOX_SECONDS: Histograms = ("run_podsandbox_duration_seconds",
-        "[ALPHA] Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.",
-        &["runtime_handler"], USUAL);
-    SANDBOX_FAILURES: Counters = ("run_podsandbox_errors_total",
-        "[ALPHA] Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler.",
+    SANDBOX_SECONDS: HistogramVec = histograms("run_podsandbox_duration_seconds",
+        "Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.",
+        &["runtime_handler"], DEFAULT_BUCKETS);
+    SANDBOX_FAILURES: IntCounterVec = counters("run_podsandbox_errors_total",
+        "Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler.",
         &["runtime_handler"]);
-    STARTED_PODS: Counters = ("started_pods_total", "[ALPHA] Cumulative number of pods started", &[]);
-    POD_FAILURES: Counters = ("started_pods_errors_total",
-        "[ALPHA] Cumulative number of errors when starting pods", &[]);
-    STARTED_CONTAINERS: Counters = ("started_containers_total",
-        "[ALPHA] Cumulative number of containers started", &["container_type"]);
-    CONTAINER_FAILURES: Counters = ("started_containers_errors_total",
-        "[ALPHA] Cumulative number of errors when starting containers", &["container_type", "code"]);
-    POD_START_SECONDS: Histograms = ("pod_start_duration_seconds",
-        "[ALPHA] Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
-        &[], OF_STARTS);
-    POD_START_TOTAL_SECONDS: Histograms = ("pod_start_total_duration_seconds",
-        "[ALPHA] Duration in seconds to start a pod since creation, including time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch",
-        &[], OF_STARTS);
-    POD_WORKER_SECONDS: Histograms = ("pod_worker_duration_seconds",
-        "[ALPHA] Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync",
-        &["operation_type"], USUAL);
-    PULL_SECONDS: Histograms = ("image_pull_duration_seconds",
-        "[ALPHA] Duration in seconds to pull an image.", &["image_size_in_bytes"], OF_PULLS);
-    COLLECTED_IMAGES: Counters = ("image_garbage_collected_total",
-        "[ALPHA] Total number of images garbage collected by the kubelet, whether through disk usage or image age.",
+    STARTED_PODS: IntCounter = counter("started_pods_total",
+        "Cumulative number of pods started");
+    POD_FAILURES: IntCounter = counter("started_pods_errors_total",
+        "Cumulative number of errors when starting pods");
+    STARTED_CONTAINERS: IntCounterVec = counters("started_containers_total",
+        "Cumulative number of containers started", &["container_type"]);
+    CONTAINER_FAILURES: IntCounterVec = counters("started_containers_errors_total",
+        "Cumulative number of errors when starting containers", &["container_type", "code"]);
+    POD_START_SECONDS: Histogram = histogram("pod_start_duration_seconds",
+        "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
+        OF_STARTS);
+    POD_START_TOTAL_SECONDS: Histogram = histogram("pod_start_total_duration_seconds",
+        "Duration in seconds to start a pod since creation, including time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch",
+        OF_STARTS);
+    POD_WORKER_SECONDS: HistogramVec = histograms("pod_worker_duration_seconds",
+        "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync",
+        &["operation_type"], DEFAULT_BUCKETS);
+    PULL_SECONDS: HistogramVec = histograms("image_pull_duration_seconds",
+        "Duration in seconds to pull an image.", &["image_size_in_bytes"], OF_PULLS);
+    COLLECTED_IMAGES: IntCounterVec = counters("image_garbage_collected_total",
+        "Total number of images garbage collected by the kubelet, whether through disk usage or image age.",
         &["reason"]);
-    CGROUP_SECONDS: Histograms = ("cgroup_manager_duration_seconds",
-        "[ALPHA] Duration in seconds for cgroup manager operations. Broken down by method.",
-        &["operation_type"], USUAL);
-    EVICTED: Counters = ("evictions",
-        "[ALPHA] Cumulative number of pod evictions by eviction signal", &["eviction_signal"]);
-    PREEMPTED: Counters = ("preemptions",
-        "[ALPHA] Cumulative number of pod preemptions by preemption resource", &["preemption_signal"]);
-    REFUSED: Counters = ("admission_rejections_total",
-        "[ALPHA] Cumulative number pod admission rejections by the Kubelet.", &["reason"]);
-    ORPHANS: Counters = ("orphaned_runtime_pods_total",
-        "[ALPHA] Number of pods that have been detected in the container runtime without being already known to the pod worker. This typically indicates the kubelet was restarted while a pod was force deleted in the API or in the local configuration, which is unusual.",
-        &[]);
-    DEVICE_PLUGINS: Counters = ("device_plugin_registration_total",
-        "[ALPHA] Cumulative number of device plugin registrations. Broken down by resource name.",
+    CGROUP_SECONDS: HistogramVec = histograms("cgroup_manager_duration_seconds",
+        "Duration in seconds for cgroup manager operations. Broken down by method.",
+        &["operation_type"], DEFAULT_BUCKETS);
+    EVICTED: IntCounterVec = counters("evictions",
+        "Cumulative number of pod evictions by eviction signal", &["eviction_signal"]);
+    PREEMPTED: IntCounterVec = counters("preemptions",
+        "Cumulative number of pod preemptions by preemption resource", &["preemption_signal"]);
+    REFUSED: IntCounterVec = counters("admission_rejections_total",
+        "Cumulative number pod admission rejections by the Kubelet.", &["reason"]);
+    ORPHANS: IntCounter = counter("orphaned_runtime_pods_total",
+        "Number of pods that have been detected in the container runtime without being already known to the pod worker. This typically indicates the kubelet was restarted while a pod was force deleted in the API or in the local configuration, which is unusual.");
+    DEVICE_PLUGINS: IntCounterVec = counters("device_plugin_registration_total",
+        "Cumulative number of device plugin registrations. Broken down by resource name.",
         &["resource_name"]);
-    ALLOCATE_SECONDS: Histograms = ("device_plugin_alloc_duration_seconds",
-        "[ALPHA] Duration in seconds to serve a device plugin Allocation request. Broken down by resource name.",
-        &["resource_name"], USUAL);
+    ALLOCATE_SECONDS: HistogramVec = histograms("device_plugin_alloc_duration_seconds",
+        "Duration in seconds to serve a device plugin Allocation request. Broken down by resource name.",
+        &["resource_name"], DEFAULT_BUCKETS);
 }
 
 /// Upstream's classes of images by their size: bytes from which on each begins.
@@ -132,8 +143,8 @@ mod tests {
 
     #[test]
     fn all_are_written() {
-        STARTED_PODS.add(&[]);
-        EVICTED.add(&["memory.available"]);
+        STARTED_PODS.inc();
+        EVICTED.with_label_values(&["memory.available"]).inc();
         let mut out = String::new();
         write(&mut out);
         assert!(out.contains("\nkubelet_started_pods_total "), "{out}");

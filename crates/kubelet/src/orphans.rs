@@ -177,7 +177,7 @@ impl Orphans {
             Done::Listed(traces) => {
                 let orphans = traces.of_others(is_known);
                 self.going = orphans.uids();
-                ORPHANS.add_several(&[], orphans.of_runtime());
+                ORPHANS.inc_by(orphans.of_runtime() as u64);
                 let shared = Arc::clone(shared);
                 self.job = Some(tokio::spawn(async move {
                     orphans.remove(shared).await;

@@ -189,13 +189,13 @@ impl Job {
         let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler };
         let began = Instant::now();
         let made = shared.cri.runtime().run_pod_sandbox(request).await;
-        STARTED_PODS.add(&[]);
-        SANDBOX_SECONDS.observe(&[&handler], began.elapsed());
+        STARTED_PODS.inc();
+        SANDBOX_SECONDS.with_label_values(&[&handler]).observe(began.elapsed().as_secs_f64());
         let id = match made {
             Ok(answer) => answer.into_inner().pod_sandbox_id,
             Err(status) => {
-                POD_FAILURES.add(&[]);
-                SANDBOX_FAILURES.add(&[&handler]);
+                POD_FAILURES.inc();
+                SANDBOX_FAILURES.with_label_values(&[&handler]).inc();
                 let message = format!("Failed to create pod sandbox: {}", rpc_error(&status));
                 self.event(EventType::Warning, "FailedCreatePodSandBox", message);
                 return Err(AGAIN);
@@ -285,14 +285,14 @@ impl Job {
                 Kind::Own => "container",
                 Kind::Ephemeral => "ephemeral_container",
             };
-            STARTED_CONTAINERS.add(&[counted]);
+            STARTED_CONTAINERS.with_label_values(&[counted]).inc();
             match start.run().await {
                 Ok(_) => {
                     self.waiting.lock().remove(name);
                     self.signal.runtime_changed();
                 }
                 Err(error) => {
-                    CONTAINER_FAILURES.add(&[counted, error.reason]);
+                    CONTAINER_FAILURES.with_label_values(&[counted, error.reason]).inc();
                     self.wait(name, error.reason, error.message);
                     retry(error.retry.unwrap_or(AGAIN * 2));
                 }

@@ -6,12 +6,15 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// How stable upstream holds a family to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stability {
+    /// For upstream's own use.
+    Internal,
     Alpha,
     Beta,
     Stable,
@@ -21,6 +24,7 @@ impl Stability {
     /// The help of a family, with its stability before it.
     pub fn help(self, text: &str) -> String {
         let word = match self {
+            Stability::Internal => "INTERNAL",
             Stability::Alpha => "ALPHA",
             Stability::Beta => "BETA",
             Stability::Stable => "STABLE",
@@ -31,7 +35,7 @@ impl Stability {
 
 /// A registry, and how families are put into it; clones share it. Names are the program's, so that the first test finds a
 /// wrong one.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Families(pub Registry);
 
 impl Families {
@@ -57,9 +61,20 @@ impl Families {
         self.put(IntGaugeVec::new(Opts::new(name, stability.help(help)), labels))
     }
 
+    /// A gauge of what has fractions, which says 0 from the beginning.
+    pub fn fraction(&self, stability: Stability, name: &str, help: &str) -> Gauge {
+        self.put(Gauge::new(name, stability.help(help)))
+    }
+
     /// Gauges of what has fractions.
     pub fn fractions(&self, stability: Stability, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
         self.put(GaugeVec::new(Opts::new(name, stability.help(help)), labels))
+    }
+
+    /// A histogram that is told from the beginning.
+    pub fn histogram(&self, stability: Stability, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let opts = HistogramOpts::new(name, stability.help(help)).buckets(buckets.to_vec());
+        self.put(Histogram::with_opts(opts))
     }
 
     pub fn histograms(
@@ -72,6 +87,14 @@ impl Families {
     ) -> HistogramVec {
         let opts = HistogramOpts::new(name, stability.help(help)).buckets(buckets.to_vec());
         self.put(HistogramVec::new(opts, labels))
+    }
+
+    /// Appends all of it in Prometheus' text format, in the order of the names.
+    ///
+    /// # Panics
+    /// Never: what a registry gathers has a name and is not empty, and a string takes all.
+    pub fn write(&self, out: &mut String) {
+        TextEncoder::new().encode_utf8(&self.0.gather(), out).expect("what is gathered can be written");
     }
 }
 
@@ -92,5 +115,21 @@ mod tests {
         let told = families.0.gather();
         assert_eq!((told[0].name(), told[0].help()), ("a_total", "[BETA] What is counted."));
         assert_eq!(powers(1.0, 2.0, 3), [1.0, 2.0, 4.0]);
+    }
+
+    #[test]
+    fn what_has_no_labels_is_told_before_there_is_any() {
+        let families = Families::default();
+        families.counters(Stability::Alpha, "none_total", "None.", &["kind"]);
+        families.histogram(Stability::Alpha, "b_seconds", "B.", &[0.5]);
+        families.fraction(Stability::Internal, "a_seconds", "A.");
+        let mut out = "before\n".to_owned();
+        families.write(&mut out);
+        assert_eq!(
+            out,
+            "before\n# HELP a_seconds [INTERNAL] A.\n# TYPE a_seconds gauge\na_seconds 0\n\
+             # HELP b_seconds [ALPHA] B.\n# TYPE b_seconds histogram\n\
+             b_seconds_bucket{le=\"0.5\"} 0\nb_seconds_bucket{le=\"+Inf\"} 0\nb_seconds_sum 0\nb_seconds_count 0\n"
+        );
     }
 }

@@ -1,11 +1,13 @@
 //! What is told of a kubelet's certificates, under upstream's names.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
+use krate_metrics::Families;
+use krate_metrics::Stability::Alpha;
 use krate_pki::Current;
+use prometheus::{Histogram, IntCounter};
 
-use crate::histogram::Histograms;
 use crate::server::text_format::{Family, one};
 
 /// Seconds: a minute, hours, days, months and years.
@@ -22,55 +24,58 @@ const LIVES: &[f64] = &[
     124_416_000.0,
 ];
 
-/// What is counted of one purpose.
+/// What is counted of one purpose. Nothing of it is told where no certificate is asked for that purpose, so it has a registry
+/// of its own.
 #[derive(Debug)]
 pub struct Figures {
+    families: Families,
     left: Family,
-    failures: Family,
-    failed: AtomicU64,
-    lived: Option<Histograms>,
+    failures: IntCounter,
+    lived: Option<Histogram>,
 }
 
-pub static CLIENT: Figures = Figures {
-    left: Family::gauge(
+pub static CLIENT: LazyLock<Figures> = LazyLock::new(|| {
+    let left = Family::gauge(
         "kubelet_certificate_manager_client_ttl_seconds",
-        "[ALPHA] Seconds until the kubelet's client certificate ends; negative once it has, +Inf without one.",
-    ),
-    failures: Family::counter(
-        "kubelet_certificate_manager_client_expiration_renew_errors",
-        "[ALPHA] How often the client certificate could not be renewed.",
-    ),
-    failed: AtomicU64::new(0),
-    lived: None,
-};
+        "[ALPHA] Gauge of the TTL (time-to-live) of the Kubelet's client certificate. The value is in seconds until \
+         certificate expiry (negative if already expired). If client certificate is invalid or unused, the value will be \
+         +INF.",
+    );
+    Figures::new("kubelet_certificate_manager_client_expiration_renew_errors", left)
+});
 
-pub static SERVING: Figures = Figures {
-    left: Family::gauge(
+pub static SERVING: LazyLock<Figures> = LazyLock::new(|| {
+    let left = Family::gauge(
         "kubelet_certificate_manager_server_ttl_seconds",
-        "[ALPHA] Seconds until the kubelet's serving certificate ends; negative once it has, +Inf without one.",
-    ),
-    failures: Family::counter(
-        "kubelet_server_expiration_renew_errors",
-        "[ALPHA] How often the serving certificate could not be renewed.",
-    ),
-    failed: AtomicU64::new(0),
-    lived: Some(Histograms::new(
+        "[ALPHA] Gauge of the shortest TTL (time-to-live) of the Kubelet's serving certificate. The value is in seconds \
+         until certificate expiry (negative if already expired). If serving certificate is invalid or unused, the value \
+         will be +INF.",
+    );
+    let mut figures = Figures::new("kubelet_server_expiration_renew_errors", left);
+    figures.lived = Some(figures.families.histogram(
+        Alpha,
         "kubelet_certificate_manager_server_rotation_seconds",
-        "[ALPHA] Seconds for which serving certificates lived before they were replaced.",
-        &[],
+        "Histogram of the number of seconds the previous certificate lived before being rotated.",
         LIVES,
-    )),
-};
+    ));
+    figures
+});
 
 impl Figures {
+    fn new(failures: &str, left: Family) -> Self {
+        let families = Families::default();
+        let failures = families.counter(Alpha, failures, "Counter of certificate renewal errors.");
+        Figures { families, left, failures, lived: None }
+    }
+
     pub fn failed(&self) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.failures.inc();
     }
 
     /// One was replaced that had lived so long.
     pub fn rotated(&self, lived: Duration) {
-        if let Some(histograms) = &self.lived {
-            histograms.observe(&[], lived);
+        if let Some(histogram) = &self.lived {
+            histogram.observe(lived.as_secs_f64());
         }
     }
 
@@ -79,9 +84,6 @@ impl Figures {
         let left =
             current.get().and_then(|pair| pair.left(now)).map_or(f64::INFINITY, |left| left.as_secs() as f64);
         self.left.rows(out, one(left));
-        self.failures.rows(out, one(self.failed.load(Ordering::Relaxed) as f64));
-        if let Some(histograms) = &self.lived {
-            histograms.write(out);
-        }
+        self.families.write(out);
     }
 }

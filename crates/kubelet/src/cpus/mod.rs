@@ -10,7 +10,6 @@ mod topology;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use k8s_cri::v1::{ContainerState, LinuxContainerResources};
@@ -197,10 +196,10 @@ impl Cpus {
         if count == 0 {
             return Ok(());
         }
-        counts.cpu_requests.fetch_add(1, Ordering::Relaxed);
+        counts.cpu_requests.inc();
         let given = self.give(reserved, pod, container, count, affinity);
         if given.is_err() {
-            counts.cpu_errors.fetch_add(1, Ordering::Relaxed);
+            counts.cpu_errors.inc();
         }
         if self.options.full_cores {
             counts.align(Aligned::Container, Boundary::PhysicalCpu, given.is_ok());

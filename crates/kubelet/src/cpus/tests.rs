@@ -41,7 +41,7 @@ struct Machine {
 
 impl Machine {
     fn with(options: CpuOptions) -> Self {
-        Machine { root: tempfile::tempdir().unwrap(), policy: policy(options), counts: Counts::default() }
+        Machine { root: tempfile::tempdir().unwrap(), policy: policy(options), counts: Counts::new(false) }
     }
 
     fn cpus(&self) -> Cpus {
@@ -207,6 +207,6 @@ fn something_must_be_reserved() {
         Cpus::new(root.path(), &CpuPolicy { options, ..policy }, 1000, machine(), Policy::SingleNumaNode);
     assert!(error.unwrap_err().starts_with("new static policy error: Topolgy manager single-numa-node"));
     let none = new(&CpuPolicy::default(), 0).unwrap();
-    none.allocate(&pod("own", &[], &["1"]), &Container::default(), None, &Counts::default()).unwrap();
+    none.allocate(&pod("own", &[], &["1"]), &Container::default(), None, &Counts::new(false)).unwrap();
     assert!(none.of("own", "c0").is_empty());
 }

@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use krate_metrics::Stability::Alpha;
+use prometheus::HistogramVec;
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -13,19 +16,22 @@ use super::api::{
     NodeGetInfoResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
     NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
 };
-use crate::histogram::{Histograms, OF_STORAGE};
+use crate::instruments::{FAMILIES, OF_STORAGE};
 use crate::socket::Caller;
 
 /// How long a driver may take for one thing (upstream's).
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// How long drivers take, and what becomes of that.
-pub static OPERATIONS: Histograms = Histograms::new(
-    "csi_operations_seconds",
-    "[ALPHA] Container Storage Interface operation duration with gRPC error code status total",
-    &["driver_name", "method_name", "grpc_status_code", "migrated"],
-    OF_STORAGE,
-);
+static OPERATIONS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    FAMILIES.histograms(
+        Alpha,
+        "csi_operations_seconds",
+        "Container Storage Interface operation duration with gRPC error code status total",
+        &["driver_name", "method_name", "grpc_status_code", "migrated"],
+        OF_STORAGE,
+    )
+});
 
 /// A driver that has announced itself.
 #[derive(Clone, Debug)]
@@ -48,7 +54,8 @@ impl Driver {
         let answer = self.caller.call(method, request, PATIENCE).await;
         let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
         let code = if code == Code::Ok { "OK".to_owned() } else { format!("{code:?}") };
-        OPERATIONS.observe(&[&self.name, method, &code, "false"], began.elapsed());
+        let labels = [self.name.as_str(), method, &code, "false"];
+        OPERATIONS.with_label_values(&labels).observe(began.elapsed().as_secs_f64());
         answer
     }
 

@@ -14,7 +14,7 @@ use super::client::{Capabilities, Driver, Use, capability, is_final, merged};
 use super::paths::{self, PLUGIN, VolumeData};
 use super::state::Csi;
 use super::wanted::Wanted;
-use super::{STORAGE, TOTAL};
+use super::{TOTAL, storage_took};
 use crate::cri::rpc_error;
 use crate::names;
 use crate::volumes::{Content, Context, Mounted, VolumeError};
@@ -44,12 +44,11 @@ impl Csi {
         let is_new = !self.given.lock().contains_key(&(names::uid(context.pod), wanted.name.clone()));
         let done =
             if is_block { self.device(context, wanted).await } else { self.files(context, wanted).await };
-        let status = if done.is_ok() { "success" } else { "fail-unknown" };
         let operation = if is_block { "map_volume" } else { "volume_mount" };
-        STORAGE.observe(&[&plugin, operation, status, "false"], began.elapsed());
+        storage_took(&plugin, operation, done.is_ok(), began);
         if done.is_ok() && is_new {
             let operation = if is_block { "overall_volume_map" } else { "overall_volume_mount" };
-            TOTAL.observe(&[&plugin, operation], began.elapsed());
+            TOTAL.with_label_values(&[plugin.as_str(), operation]).observe(began.elapsed().as_secs_f64());
         }
         done
     }
@@ -230,9 +229,8 @@ impl Csi {
         if !delegates && wanted.is_given_to_group(policy) {
             let began = Instant::now();
             let given = context.give(&path).await;
-            let status = if given.is_ok() { "success" } else { "fail-unknown" };
             let plugin = format!("{PLUGIN}:{}", wanted.driver);
-            STORAGE.observe(&[&plugin, "volume_apply_access_control", status, "false"], began.elapsed());
+            storage_took(&plugin, "volume_apply_access_control", given.is_ok(), began);
             given.map_err(|e| format!("applyFSGroup failed for vol {}: {e}", wanted.handle))?;
         }
         Ok(())

@@ -18,7 +18,13 @@ mod stats;
 mod tokens;
 mod wanted;
 
-use crate::histogram::{Histograms, OF_STORAGE};
+use std::sync::LazyLock;
+use std::time::Instant;
+
+use krate_metrics::Stability::Alpha;
+use prometheus::HistogramVec;
+
+use crate::instruments::{FAMILIES, OF_STORAGE};
 
 pub use drivers::{CsiPlugins, Drivers};
 pub use inline::Inline;
@@ -27,24 +33,30 @@ pub use stats::VolumeStats;
 pub use wanted::Wanted;
 
 /// What is done with volumes, and how long it takes.
-pub static STORAGE: Histograms = Histograms::new(
-    "storage_operation_duration_seconds",
-    "[ALPHA] Storage operation duration",
-    &["volume_plugin", "operation_name", "status", "migrated"],
-    OF_STORAGE,
-);
+static STORAGE: LazyLock<HistogramVec> = LazyLock::new(|| {
+    FAMILIES.histograms(
+        Alpha,
+        "storage_operation_duration_seconds",
+        "Storage operation duration",
+        &["volume_plugin", "operation_name", "status", "migrated"],
+        OF_STORAGE,
+    )
+});
 
 /// How long volumes take until a pod has them, with all that is waited for.
-static TOTAL: Histograms = Histograms::new(
-    "volume_operation_total_seconds",
-    "[ALPHA] Storage operation end to end duration in seconds",
-    &["plugin_name", "operation_name"],
-    OF_STORAGE,
-);
+static TOTAL: LazyLock<HistogramVec> = LazyLock::new(|| {
+    FAMILIES.histograms(
+        Alpha,
+        "volume_operation_total_seconds",
+        "Storage operation end to end duration in seconds",
+        &["plugin_name", "operation_name"],
+        OF_STORAGE,
+    )
+});
 
-/// Writes the figures of volumes' operations.
-pub fn write_figures(out: &mut String) {
-    for histograms in [&client::OPERATIONS, &STORAGE, &TOTAL, &stats::COLLECTION] {
-        histograms.write(out);
-    }
+/// Notes how long it took to do something with a volume.
+pub fn storage_took(plugin: &str, operation: &str, is_done: bool, began: Instant) {
+    let status = if is_done { "success" } else { "fail-unknown" };
+    let labels = [plugin, operation, status, "false"];
+    STORAGE.with_label_values(&labels).observe(began.elapsed().as_secs_f64());
 }

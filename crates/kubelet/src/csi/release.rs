@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use super::STORAGE;
 use super::api::Capability;
 use super::paths::{self, PLUGIN, VolumeData, unique};
 use super::state::Csi;
+use super::storage_took;
 use crate::cri::rpc_error;
 
 impl Csi {
@@ -97,9 +97,7 @@ impl Csi {
     ) -> Result<(), String> {
         let began = Instant::now();
         let done = work.await;
-        let status = if done.is_ok() { "success" } else { "fail-unknown" };
-        let plugin = format!("{PLUGIN}:{}", data.driver_name);
-        STORAGE.observe(&[&plugin, operation, status, "false"], began.elapsed());
+        storage_took(&format!("{PLUGIN}:{}", data.driver_name), operation, done.is_ok(), began);
         done
     }
 

@@ -1,20 +1,26 @@
 //! How full volumes are, as their drivers say.
 
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use jiff::Timestamp;
+use krate_metrics::Stability::Alpha;
+use prometheus::{DEFAULT_BUCKETS, HistogramVec};
 
 use super::api::{Capability, Unit};
 use super::state::{Csi, Given};
-use crate::histogram::Histograms;
+use crate::instruments::FAMILIES;
 
 /// How long it takes to find out.
-pub static COLLECTION: Histograms = Histograms::new(
-    "kubelet_volume_metric_collection_duration_seconds",
-    "[ALPHA] Duration in seconds to calculate volume stats",
-    &["metric_source"],
-    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
-);
+static COLLECTION: LazyLock<HistogramVec> = LazyLock::new(|| {
+    FAMILIES.histograms(
+        Alpha,
+        "kubelet_volume_metric_collection_duration_seconds",
+        "Duration in seconds to calculate volume stats",
+        &["metric_source"],
+        DEFAULT_BUCKETS,
+    )
+});
 
 /// How full a volume is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +76,7 @@ impl Csi {
             driver.stats(&given.handle, &given.path).await.ok()
         };
         let answer = asked.await;
-        COLLECTION.observe(&[&given.driver], began.elapsed());
+        COLLECTION.with_label_values(&[&given.driver]).observe(began.elapsed().as_secs_f64());
         let answer = answer.filter(|answer| !answer.usage.is_empty())?;
         let mut stats = VolumeStats {
             volume: given.volume.clone(),

@@ -191,7 +191,7 @@ impl Devices {
         let ids: Vec<String> = ids.into_iter().collect();
         let began = Instant::now();
         let answer = plugin.allocate(&ids).await;
-        ALLOCATE_SECONDS.observe(&[resource], began.elapsed());
+        ALLOCATE_SECONDS.with_label_values(&[resource]).observe(began.elapsed().as_secs_f64());
         let answer = answer
             .map_err(|status| format!("Allocate failed due to {}, which is unexpected", status.message()))?;
         let grant = Grant { ids: ids.into_iter().collect(), answer };

@@ -46,7 +46,7 @@ impl DevicePlugins {
 
     /// Follows a plugin in the place of the one that the resource had before.
     fn begin(&self, resource: &str, socket: PathBuf, plugin: Plugin) {
-        DEVICE_PLUGINS.add(&[resource]);
+        DEVICE_PLUGINS.with_label_values(&[resource]).inc();
         let stop = self.stop.child_token();
         if let Some((_, before)) = self.followed.lock().insert(resource.to_owned(), (socket, stop.clone())) {
             before.cancel();

@@ -9,21 +9,23 @@ mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceHealth, ResourceStatus};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use krate_client::{Client, message};
+use krate_metrics::Stability::Alpha;
 use kube::Api;
 use parking_lot::Mutex;
+use prometheus::HistogramVec;
 use tokio_util::sync::CancellationToken;
 
 use self::claims::{Claim, ClaimKey, DriverState};
 use self::plugins::{BOUNDS, Plugin, Plugins};
 use crate::checkpoint::Checkpoint;
 use crate::cri::rpc_error;
-use crate::histogram::Histograms;
+use crate::instruments::FAMILIES;
 use crate::names;
 use crate::objects::granted;
 use crate::server::text_format::{Family, Labels};
@@ -33,14 +35,17 @@ pub use plugins::DraPlugins;
 const CHECKPOINT: &str = "dra_manager_state";
 
 /// How long the claims of a pod take.
-static OPERATIONS: Histograms = Histograms::new(
-    "dra_operations_duration_seconds",
-    "[ALPHA] Latency histogram in seconds for the duration of handling all ResourceClaims referenced by a pod when the pod \
-     starts or stops. Identified by the name of the operation (PrepareResources or UnprepareResources) and separated by \
-     the success of the operation. The number of failed operations is provided through the histogram's overall count.",
-    &["operation_name", "is_error"],
-    BOUNDS,
-);
+static OPERATIONS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    FAMILIES.histograms(
+        Alpha,
+        "dra_operations_duration_seconds",
+        "Latency histogram in seconds for the duration of handling all ResourceClaims referenced by a pod when the pod \
+         starts or stops. Identified by the name of the operation (PrepareResources or UnprepareResources) and separated by \
+         the success of the operation. The number of failed operations is provided through the histogram's overall count.",
+        &["operation_name", "is_error"],
+        BOUNDS,
+    )
+});
 
 /// What a container has of one claim: a driver, and one of its devices.
 pub type Given = (String, claims::Device);
@@ -106,7 +111,7 @@ impl Dra {
         }
         let began = Instant::now();
         let done = self.prepare_all(pod).await;
-        OPERATIONS.observe(&["PrepareResources", bool_text(done.is_err())], began.elapsed());
+        took("PrepareResources", done.is_err(), began);
         done.map_err(|why| format!("prepare dynamic resources: {why}"))
     }
 
@@ -189,7 +194,7 @@ impl Dra {
         }
         let began = Instant::now();
         let done = self.unprepare_all(uid, keys).await;
-        OPERATIONS.observe(&["UnprepareResources", bool_text(done.is_err())], began.elapsed());
+        took("UnprepareResources", done.is_err(), began);
         done.map_err(|why| format!("unprepare dynamic resources: {why}"))
     }
 
@@ -342,8 +347,6 @@ impl Dra {
 
     /// Writes the figures.
     pub fn write_figures(&self, out: &mut String) {
-        OPERATIONS.write(out);
-        plugins::CALLS.write(out);
         let mut counts: BTreeMap<String, u32> = BTreeMap::new();
         for claim in self.claims.lock().values() {
             for driver in claim.driver_state.keys().map(String::as_str).chain(["<any>"]) {
@@ -364,8 +367,9 @@ impl Dra {
     }
 }
 
-const fn bool_text(value: bool) -> &'static str {
-    if value { "true" } else { "false" }
+fn took(operation: &str, is_error: bool, began: Instant) {
+    let labels = [operation, if is_error { "true" } else { "false" }];
+    OPERATIONS.with_label_values(&labels).observe(began.elapsed().as_secs_f64());
 }
 
 /// Has a driver prepare claims. Returns their devices.

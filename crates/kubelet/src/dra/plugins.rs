@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use krate_client::{Client, is_not_found, message};
+use krate_metrics::Stability::Alpha;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 use parking_lot::Mutex;
+use prometheus::HistogramVec;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +24,7 @@ use super::api::{
     NodeUnprepareResourcesResponse, NodeWatchResourcesRequest, NodeWatchResourcesResponse, V1, V1BETA1,
 };
 use super::health::{DeviceKey, Healths};
-use crate::histogram::Histograms;
+use crate::instruments::FAMILIES;
 use crate::plugins::{Announced, Handler};
 use crate::socket::{self, Caller};
 
@@ -55,12 +57,15 @@ pub const BOUNDS: &[f64] = &[
 ];
 
 /// How long plugins take.
-pub static CALLS: Histograms = Histograms::new(
-    "dra_grpc_operations_duration_seconds",
-    "[ALPHA] Duration in seconds of the DRA gRPC operations",
-    &["driver_name", "method_name", "grpc_status_code"],
-    BOUNDS,
-);
+static CALLS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    FAMILIES.histograms(
+        Alpha,
+        "dra_grpc_operations_duration_seconds",
+        "Duration in seconds of the DRA gRPC operations",
+        &["driver_name", "method_name", "grpc_status_code"],
+        BOUNDS,
+    )
+});
 
 /// A plugin of a driver; there may be several at a time, while one takes the place of another.
 #[derive(Clone, Debug)]
@@ -80,7 +85,8 @@ impl Plugin {
         let began = Instant::now();
         let answer = self.caller.call(method, request, PATIENCE).await;
         let code = answer.as_ref().map_or_else(|s| format!("{:?}", s.code()), |_| "OK".to_owned());
-        CALLS.observe(&[&self.driver, method, &code], began.elapsed());
+        let labels = [self.driver.as_str(), method, &code];
+        CALLS.with_label_values(&labels).observe(began.elapsed().as_secs_f64());
         answer
     }
 

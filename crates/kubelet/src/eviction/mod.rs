@@ -315,7 +315,7 @@ impl Manager {
     }
 
     fn evict(&self, pod: &Arc<Pod>, signal: &str, eviction: Eviction) -> String {
-        instruments::EVICTED.add(&[signal]);
+        instruments::EVICTED.with_label_values(&[signal]).inc();
         self.shared.pod_event(pod, EventType::Warning, EVICTED, eviction.message.clone());
         let uid = names::uid(pod);
         self.shared.evictions.decide(uid.clone(), eviction);

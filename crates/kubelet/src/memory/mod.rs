@@ -5,7 +5,6 @@ mod machine;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use krate_api::Quantity;
@@ -126,10 +125,10 @@ impl Memory {
         counts: &Counts,
     ) -> Result<(), Refusal> {
         let Some(empty) = self.empty.as_ref().filter(|_| has_alone(pod)) else { return Ok(()) };
-        counts.memory_requests.fetch_add(1, Ordering::Relaxed);
+        counts.memory_requests.inc();
         let given = self.give(empty, pod, container, hint);
         given.map_err(|why| {
-            counts.memory_errors.fetch_add(1, Ordering::Relaxed);
+            counts.memory_errors.inc();
             unexpected(format!("[memorymanager] {why}"))
         })
     }

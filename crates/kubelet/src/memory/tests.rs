@@ -27,7 +27,7 @@ impl Place {
             root: tempfile::tempdir().unwrap(),
             nodes: (0..count).map(node).collect(),
             policy: MemoryPolicy { is_static: true, reserved: (0..count).map(reserved).collect() },
-            counts: Counts::default(),
+            counts: Counts::new(false),
         }
     }
 

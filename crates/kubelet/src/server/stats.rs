@@ -285,7 +285,6 @@ pub async fn own(server: &Server) -> Answer {
     gauges_of_pods(server, &mut out);
     crate::instruments::write(&mut out);
     server.shared.tally.write(&mut out);
-    crate::csi::write_figures(&mut out);
     crate::certificates::write_figures(&server.shared, &mut out);
     volumes::gauges(server, &mut out).await;
     out.push_str(&krate_client::metrics::text());

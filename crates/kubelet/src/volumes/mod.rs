@@ -27,7 +27,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Volume};
 use krate_client::{Client, Informer};
 
 use crate::blocking::blocking;
-use crate::csi::{Csi, Inline, STORAGE};
+use crate::csi::{Csi, Inline, storage_took};
 use crate::fieldpath::Addresses;
 use crate::fieldpath::Allocatable;
 use crate::names;
@@ -250,8 +250,7 @@ async fn counted(
     context.tally.wanted(&uid, &volume.name, plugin.to_owned());
     let began = Instant::now();
     let done = setting_up.await;
-    let status = if done.is_ok() { "success" } else { "fail-unknown" };
-    STORAGE.observe(&[plugin, "volume_mount", status, "false"], began.elapsed());
+    storage_took(plugin, "volume_mount", done.is_ok(), began);
     done
 }
 

@@ -57,7 +57,7 @@ impl Worker {
     }
 
     fn refuse(&mut self, reason: &str, message: &str) {
-        instruments::REFUSED.add(&[reason]);
+        instruments::REFUSED.with_label_values(&[reason]).inc();
         self.shared.pod_event(&self.pod, EventType::Warning, reason, message.to_owned());
         self.failed = Some((reason.to_owned(), format!("Pod was rejected: {message}")));
     }
@@ -83,7 +83,8 @@ impl Worker {
                         grace: grace.unwrap_or(super::ending::GRACE).max(1),
                         disruption: Some(preemption::CONDITION.to_owned()),
                     };
-                    instruments::PREEMPTED.add(&[refusal.short.first().map_or("", |short| short.resource)]);
+                    let resource = refusal.short.first().map_or("", |short| short.resource);
+                    instruments::PREEMPTED.with_label_values(&[resource]).inc();
                     self.shared.evictions.decide(uid, eviction);
                 }
                 Admission::Waits

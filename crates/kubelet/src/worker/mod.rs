@@ -158,7 +158,7 @@ impl Worker {
                 self.step().await;
                 self.publish().await;
                 let is_gone = self.clean_up().await;
-                POD_WORKER_SECONDS.observe(&[operation], began.elapsed());
+                POD_WORKER_SECONDS.with_label_values(&[operation]).observe(began.elapsed().as_secs_f64());
                 self.note_start();
                 if is_gone {
                     break;
@@ -225,10 +225,10 @@ impl Worker {
             return;
         }
         self.begun = None;
-        POD_START_SECONDS.observe(&[], first_seen.elapsed());
+        POD_START_SECONDS.observe(first_seen.elapsed().as_secs_f64());
         if let Some(made) = &self.pod.metadata.creation_timestamp {
             let took = Timestamp::now().duration_since(made.0);
-            POD_START_TOTAL_SECONDS.observe(&[], Duration::try_from(took).unwrap_or_default());
+            POD_START_TOTAL_SECONDS.observe(took.as_secs_f64().max(0.0));
         }
     }
 
