@@ -14,14 +14,25 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use kube::client::Body as RequestBody;
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
+use tokio::sync::watch;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// A change of the object at a path, as watches tell it.
+#[derive(Clone)]
+struct Change {
+    revision: u64,
+    path: String,
+    event: Value,
+}
 
 struct State {
     objects: BTreeMap<String, Value>,
     revision: u64,
-    changes: broadcast::Sender<(String, Value)>,
+    /// All changes, in order: a watch begins after what the list told that came before it, whenever it is asked for.
+    changes: Vec<Change>,
+    /// The revision of the last one.
+    changed: watch::Sender<u64>,
     /// Each change of a pod's status, in order.
     told: Vec<Value>,
 }
@@ -34,7 +45,8 @@ impl Default for Api {
         let state = State {
             objects: BTreeMap::new(),
             revision: 1,
-            changes: broadcast::Sender::new(1024),
+            changes: vec![],
+            changed: watch::Sender::new(1),
             told: vec![],
         };
         Api(Arc::new(Mutex::new(state)))
@@ -67,7 +79,7 @@ impl State {
         }
         let kind = if self.objects.contains_key(path) { "MODIFIED" } else { "ADDED" };
         self.objects.insert(path.to_owned(), object.clone());
-        let _ = self.changes.send((path.to_owned(), json!({"type": kind, "object": object})));
+        self.note(path, kind, &object);
         object
     }
 
@@ -75,8 +87,19 @@ impl State {
         let mut object = self.objects.remove(path)?;
         self.revision += 1;
         object["metadata"]["resourceVersion"] = json!(self.revision.to_string());
-        let _ = self.changes.send((path.to_owned(), json!({"type": "DELETED", "object": object})));
+        self.note(path, "DELETED", &object);
         Some(object)
+    }
+
+    fn note(&mut self, path: &str, kind: &str, object: &Value) {
+        let event = json!({"type": kind, "object": object});
+        self.changes.push(Change { revision: self.revision, path: path.to_owned(), event });
+        self.changed.send_replace(self.revision);
+    }
+
+    /// The first change after a revision.
+    fn after(&self, revision: u64) -> Option<&Change> {
+        self.changes.get(self.changes.partition_point(|change| change.revision <= revision))
     }
 }
 
@@ -196,11 +219,25 @@ impl Api {
     }
 
     fn watch(&self, path: String, query: String) -> Response<Body> {
-        let changes = self.0.lock().unwrap().changes.subscribe();
-        let lines = tokio_stream::wrappers::BroadcastStream::new(changes).filter_map(move |change| {
-            let line =
-                change.ok().filter(|(at, event)| is_in(&path, at) && selected(&query, &event["object"]));
-            futures::future::ready(line.map(|(_, event)| Ok(Frame::data(Bytes::from(format!("{event}\n"))))))
+        let (changed, now) = {
+            let state = self.0.lock().unwrap();
+            (state.changed.subscribe(), state.revision)
+        };
+        let since = query.split('&').find_map(|p| p.strip_prefix("resourceVersion=")?.parse().ok());
+        let from = (self.clone(), changed, since.unwrap_or(now));
+        let changes = futures::stream::unfold(from, |(api, mut changed, last)| async move {
+            loop {
+                let next = api.0.lock().unwrap().after(last).cloned();
+                if let Some(change) = next {
+                    let last = change.revision;
+                    return Some((change, (api, changed, last)));
+                }
+                changed.changed().await.ok()?;
+            }
+        });
+        let lines = changes.filter_map(move |Change { path: at, event, .. }| {
+            let is_wanted = is_in(&path, &at) && selected(&query, &event["object"]);
+            futures::future::ready(is_wanted.then(|| Ok(Frame::data(Bytes::from(format!("{event}\n"))))))
         });
         let body = StreamBody::new(lines).boxed_unsync();
         Response::builder().header("content-type", "application/json").body(body).unwrap()
@@ -240,15 +277,14 @@ impl Api {
 
     /// Waits until `check` finds something in the object (`null` when there is none).
     pub async fn until<T>(&self, what: &str, path: &str, check: impl Fn(&Value) -> Option<T>) -> T {
-        let mut changes = self.0.lock().unwrap().changes.subscribe();
+        let mut changed = self.0.lock().unwrap().changed.subscribe();
         let waiting = async {
             loop {
                 let found = self.get(path).unwrap_or(Value::Null);
                 if let Some(value) = check(&found) {
                     return value;
                 }
-                // Lagging behind is no matter: the object is looked at anew.
-                let _ = tokio::time::timeout(Duration::from_secs(1), changes.recv()).await;
+                let _ = tokio::time::timeout(Duration::from_secs(1), changed.changed()).await;
             }
         };
         if let Ok(value) = tokio::time::timeout(super::SOON, waiting).await {
