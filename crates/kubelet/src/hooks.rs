@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 use krate_client::EventType;
 
 use crate::cri::rpc_error;
+use crate::instruments::{BROKEN_SLEEPS, PLAIN_HOOKS};
 use crate::shared::Shared;
 use crate::{http_check, names};
 
@@ -46,6 +47,7 @@ pub async fn run(
             let plain = k8s_openapi::api::core::v1::HTTPGetAction { scheme: None, ..get.clone() };
             let again = http_check::get(&plain, container, pod_ip, HTTP, http_check::HOOK).await;
             if again.is_ok() {
+                PLAIN_HOOKS.inc();
                 let host = http_check::authority(get, container, pod_ip).unwrap_or_default();
                 let said = format!(
                     "request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded"
@@ -57,10 +59,25 @@ pub async fn run(
         let path = get.path.as_deref().unwrap_or_default();
         return Err(format!("HTTP lifecycle hook ({path}) {} - error: {}", of(), error.message));
     } else if let Some(sleep) = &handler.sleep {
+        let mut asleep = Asleep { is_over: false };
         // Sleeping is what is asked for.
         tokio::time::sleep(Duration::from_secs(sleep.seconds.unsigned_abs())).await;
+        asleep.is_over = true;
     } else {
         return Err("Cannot run handler: invalid handler".to_owned());
     }
     Ok(())
+}
+
+/// A hook that sleeps; whoever lets go of it earlier has woken it.
+struct Asleep {
+    is_over: bool,
+}
+
+impl Drop for Asleep {
+    fn drop(&mut self) {
+        if !self.is_over {
+            BROKEN_SLEEPS.inc();
+        }
+    }
 }

@@ -14,11 +14,12 @@ use tokio::sync::Semaphore;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::cri::{Cri, image_spec, rpc_error};
-use crate::instruments::{PULL_SECONDS, size_class};
+use crate::instruments::{ENSURED_IMAGES, PULL_SECONDS, size_class};
 use crate::keyring::Keyring;
 use crate::names;
 use crate::pace::Pace;
 use crate::providers::Providers;
+use crate::pulls::Pulls;
 
 /// Why an image cannot be used: what the container waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct Images {
     providers: Providers,
     events: EventRecorder,
     backoffs: Mutex<HashMap<(String, String), Failed>>,
+    /// What of the start of pods is theirs.
+    pub pulls: Pulls,
     pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// How many images may be pulled at a time.
     places: Option<Semaphore>,
@@ -73,6 +76,7 @@ impl Images {
             providers: config.providers.clone(),
             events,
             backoffs: Mutex::new(HashMap::new()),
+            pulls: Pulls::default(),
             pulling: Mutex::new(HashMap::new()),
             places: config.parallel_pulls.map(Semaphore::new),
             pace: config.pull_rate.map(|(rate, burst)| Pace::new(rate, burst)),
@@ -100,12 +104,14 @@ impl Images {
                 let message = format!("Failed to inspect image {name:?}: {}", rpc_error(&status));
                 event(EventType::Warning, "InspectFailed", message.clone());
                 let retry = Some(Duration::from_secs(1));
+                count(policy, "unknown", "unknown");
                 return Err(ImageError { reason: "ImageInspectError", message, retry });
             }
         };
         if let Some(image) = &present
             && policy != "Always"
         {
+            count(policy, "true", "false");
             event(
                 EventType::Normal,
                 "Pulled",
@@ -114,10 +120,12 @@ impl Images {
             return Ok(image.clone());
         }
         if policy == "Never" {
+            count(policy, "false", "unknown");
             let message = format!("Container image {name:?} is not present with pull policy of Never");
             event(EventType::Warning, "ErrImageNeverPull", message.clone());
             return Err(ImageError { reason: "ErrImageNeverPull", message, retry: None });
         }
+        count(policy, if policy == "Always" { "unknown" } else { "false" }, "true");
         let key = (names::uid(pod), name.clone());
         let now = Timestamp::now();
         let waits = self
@@ -132,10 +140,12 @@ impl Images {
             return Err(ImageError { reason: "ImagePullBackOff", message, retry: Some(wait) });
         }
         event(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
+        self.pulls.begun(&key.0);
         let started = std::time::Instant::now();
         match self.pull(pod, &name, credentials).await {
             Ok(image) => {
                 let took = started.elapsed();
+                self.pulls.done(&key.0);
                 PULL_SECONDS.with_label_values(&[size_class(image.size)]).observe(took.as_secs_f64());
                 self.backoffs.lock().remove(&key);
                 let took = go_duration(took);
@@ -231,7 +241,14 @@ impl Images {
     /// The pod is gone; its failures are forgotten.
     pub fn forget(&self, uid: &str) {
         self.backoffs.lock().retain(|(of, _), _| of != uid);
+        self.pulls.take(uid);
     }
+}
+
+/// Counts that an image was wanted. Upstream does not look for one that it pulls in any case.
+fn count(policy: &str, is_there: &str, is_pulled: &str) {
+    let policy = policy.to_lowercase();
+    ENSURED_IMAGES.with_label_values(&[is_there, &policy, is_pulled]).inc();
 }
 
 /// The reason and the message of a failure: the runtime may say which of the known ones it is.

@@ -47,6 +47,7 @@ mod pods;
 mod preemption;
 mod probes;
 mod providers;
+mod pulls;
 mod resize;
 mod resources;
 mod run;
@@ -66,6 +67,7 @@ mod topology;
 mod users;
 mod volumes;
 mod worker;
+mod working;
 
 pub use certificates::{Access, AccessError, Beginning, Serving};
 pub use config::{Config, Enforce, LogPolicy, ShutdownPeriod};

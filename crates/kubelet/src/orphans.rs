@@ -4,10 +4,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::blocking::blocking;
-use crate::instruments::ORPHANS;
+use crate::instruments::{ORPHANS, ORPHANS_CLEANED, ORPHANS_LEFT, RELIST_INTERVALS, RELISTS, RUNTIME_SEEN};
 use crate::shared::SharedRef;
 use crate::{names, volumes};
 
@@ -88,6 +90,7 @@ impl Traces {
                 tracing::info!(uid, error, "the claims of a pod that is gone are still prepared");
             }
         }
+        let all = self.directories.len();
         let mut directories = Vec::new();
         for uid in self.directories {
             match release(&shared, &uid).await {
@@ -97,10 +100,12 @@ impl Traces {
             }
         }
         shared.csi.release_unused().await;
-        blocking(move || {
+        let cleaned = blocking(move || {
+            let mut cleaned = 0;
             for uid in directories {
-                if let Err(error) = volumes::tear_down(&shared.config.pod_dir(&uid)) {
-                    tracing::debug!(uid, %error, "an orphan's directory could not be removed");
+                match volumes::tear_down(&shared.config.pod_dir(&uid)) {
+                    Ok(()) => cleaned += 1,
+                    Err(error) => tracing::debug!(uid, %error, "an orphan's directory could not be removed"),
                 }
             }
             for uid in self.cgroups {
@@ -108,8 +113,11 @@ impl Traces {
                     tracing::debug!(uid, %error, "an orphan's control group could not be removed");
                 }
             }
+            cleaned
         })
         .await;
+        ORPHANS_CLEANED.set(cleaned as f64);
+        ORPHANS_LEFT.set((all - cleaned) as f64);
     }
 }
 
@@ -129,6 +137,8 @@ pub enum Done {
 #[derive(Default)]
 pub struct Orphans {
     job: Option<JoinHandle<Done>>,
+    /// When the last one began.
+    last: Option<Instant>,
     /// Those of whom something is being removed.
     going: HashSet<String>,
     /// Somebody has asked for another look meanwhile.
@@ -142,9 +152,16 @@ impl Orphans {
             self.again = true;
             return;
         }
+        let now = Instant::now();
+        if let Some(last) = self.last.replace(now) {
+            RELIST_INTERVALS.observe((now - last).as_secs_f64());
+        }
+        RUNTIME_SEEN.set(Timestamp::now().as_nanosecond() as f64 / 1e9);
         let shared = Arc::clone(shared);
         self.job = Some(tokio::spawn(async move {
-            match Traces::list(&shared).await {
+            let listed = Traces::list(&shared).await;
+            RELISTS.observe(now.elapsed().as_secs_f64());
+            match listed {
                 Ok(traces) => Done::Listed(traces),
                 Err(status) => {
                     tracing::debug!(%status, "orphans could not be looked for");
@@ -178,6 +195,7 @@ impl Orphans {
                 let orphans = traces.of_others(is_known);
                 self.going = orphans.uids();
                 ORPHANS.inc_by(orphans.of_runtime() as u64);
+                shared.working.note_of_runtime(orphans.of_runtime());
                 let shared = Arc::clone(shared);
                 self.job = Some(tokio::spawn(async move {
                     orphans.remove(shared).await;
@@ -185,6 +203,7 @@ impl Orphans {
                 }));
             }
             Done::Removed => {
+                shared.working.note_of_runtime(0);
                 if std::mem::take(&mut self.again) {
                     self.look(shared);
                 }

@@ -6,13 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use jiff::Timestamp;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::Pod;
 use krate_client::{Api, Event, Informer};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
+use tokio::time::Instant;
 
+use crate::instruments::{
+    CONTAINERS_OF_POD, EVENT_SECONDS, EVENT_STREAM_FAILURES, EVENT_STREAMS, RESTARTED_PODS, RUNTIME_SEEN,
+};
 use crate::orphans::Orphans;
 use crate::shared::SharedRef;
 use crate::signal::Signal;
@@ -40,8 +45,10 @@ struct Workers {
     uids: HashMap<Id, String>,
     /// Static pods by source and UID.
     described: HashMap<Source, HashSet<String>>,
-    /// Static pods that wait for the end of others of their name, or of what was there of them before.
-    queued: Vec<Arc<Pod>>,
+    /// Static pods that wait for the end of others of their name, or of what was there of them before; and since when.
+    queued: Vec<(Arc<Pod>, Instant)>,
+    /// Those of them that were there before.
+    returning: HashSet<String>,
     orphans: Orphans,
 }
 
@@ -53,6 +60,9 @@ pub async fn run(shared: SharedRef, informer: Informer<Pod>) {
     let (tell, mut told_by_files) = mpsc::unbounded_channel();
     let reader = tokio::spawn(static_pods::run(Arc::clone(&shared), tell));
     let mut workers = Workers::default();
+    for is_static in ["", "true"] {
+        RESTARTED_PODS.with_label_values(&[is_static]);
+    }
     let mut synced = std::pin::pin!(informer.synced());
     let mut is_synced = false;
     loop {
@@ -127,12 +137,13 @@ impl Workers {
                 let mut desired = handle.desired.lock();
                 desired.removed |= removed;
                 desired.pod = pod;
+                desired.heard = Instant::now();
             }
             handle.signal.wake();
             return;
         }
         if !removed {
-            self.begin(shared, uid, Desired { pod, removed, mirror: None });
+            self.begin_new(shared, pod, Instant::now());
         }
     }
 
@@ -168,32 +179,48 @@ impl Workers {
         let uids: HashSet<String> = pods.iter().map(names::uid).collect();
         let before = self.described.insert(source, uids.clone()).unwrap_or_default();
         for gone in before.difference(&uids) {
-            self.queued.retain(|pod| names::uid(pod) != *gone);
+            self.queued.retain(|(pod, _)| names::uid(pod) != *gone);
+            self.returning.remove(gone);
             if let Some(handle) = self.handles.get(gone) {
                 handle.desired.lock().removed = true;
                 handle.signal.wake();
             }
         }
-        let new = pods.into_iter().filter(|pod| !before.contains(&names::uid(pod)));
-        self.queued.extend(new.map(|pod| Arc::new(static_pods::seen(pod))));
+        for pod in pods.into_iter().filter(|pod| !before.contains(&names::uid(pod))) {
+            let uid = names::uid(&pod);
+            if self.handles.contains_key(&uid) {
+                self.returning.insert(uid);
+            }
+            self.queued.push((Arc::new(static_pods::seen(pod)), Instant::now()));
+        }
         self.begin_queued(shared);
     }
 
     /// Begins the static pods of whose name no other runs, and of whom nothing is left from before.
     fn begin_queued(&mut self, shared: &SharedRef) {
         let name = |pod: &Pod| (names::namespace(pod), pod.metadata.name.clone());
-        for pod in std::mem::take(&mut self.queued) {
+        for (pod, heard) in std::mem::take(&mut self.queued) {
             let has_name = self.handles.values().any(|h| {
                 let desired = h.desired.lock();
                 static_pods::is_static(&desired.pod) && name(&desired.pod) == name(&pod)
             });
             let is_taken = has_name || self.orphans.is_going(&names::uid(&pod));
             if is_taken {
-                self.queued.push(pod);
+                self.queued.push((pod, heard));
             } else {
-                self.begin(shared, names::uid(&pod), Desired { pod, removed: false, mirror: None });
+                if self.returning.remove(&names::uid(&pod)) {
+                    RESTARTED_PODS.with_label_values(&["true"]).inc();
+                }
+                self.begin_new(shared, pod, heard);
             }
         }
+    }
+
+    /// Begins to work on a pod that was heard of then.
+    fn begin_new(&mut self, shared: &SharedRef, pod: Arc<Pod>, heard: Instant) {
+        let count = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
+        CONTAINERS_OF_POD.observe(count as f64);
+        self.begin(shared, names::uid(&pod), Desired { pod, removed: false, heard, mirror: None });
     }
 
     fn begin(&mut self, shared: &SharedRef, uid: String, desired: Desired) {
@@ -216,9 +243,10 @@ impl Workers {
         let Some(handle) = self.handles.remove(&uid) else { return };
         shared.statics.lock().remove(&uid);
         shared.evictions.cleared(&uid);
+        shared.working.over(&uid);
         if panicked && !shared.shutdown.is_cancelled() {
             tracing::error!(uid, "a pod's worker panicked; another one takes over");
-            let desired = handle.desired.lock().clone();
+            let desired = Desired { heard: Instant::now(), ..handle.desired.lock().clone() };
             self.begin(shared, uid, desired);
         }
         self.begin_queued(shared);
@@ -256,6 +284,7 @@ async fn listen(shared: SharedRef, send: mpsc::UnboundedSender<Told>) {
     loop {
         match shared.cri.runtime().get_container_events(cri::GetEventsRequest {}).await {
             Ok(stream) => {
+                EVENT_STREAMS.inc();
                 pause = RELIST_WITHOUT_EVENTS / 20;
                 let mut events = stream.into_inner();
                 if send.send(Told::All).is_err() {
@@ -263,10 +292,13 @@ async fn listen(shared: SharedRef, send: mpsc::UnboundedSender<Told>) {
                 }
                 loop {
                     let told = match tokio::time::timeout(RELIST, events.next()).await {
-                        Ok(Some(Ok(event))) => match event.pod_sandbox_status.and_then(|s| s.metadata) {
-                            Some(metadata) => Told::Pod(metadata.uid),
-                            None => continue,
-                        },
+                        Ok(Some(Ok(event))) => {
+                            note(&event);
+                            match event.pod_sandbox_status.and_then(|s| s.metadata) {
+                                Some(metadata) => Told::Pod(metadata.uid),
+                                None => continue,
+                            }
+                        }
                         Ok(Some(Err(_)) | None) => break,
                         Err(_) => Told::All,
                     };
@@ -275,7 +307,10 @@ async fn listen(shared: SharedRef, send: mpsc::UnboundedSender<Told>) {
                     }
                 }
             }
-            Err(status) => tracing::debug!(%status, "the runtime tells of no events"),
+            Err(status) => {
+                EVENT_STREAM_FAILURES.inc();
+                tracing::debug!(%status, "the runtime tells of no events");
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RELIST_WITHOUT_EVENTS);
@@ -283,4 +318,13 @@ async fn listen(shared: SharedRef, send: mpsc::UnboundedSender<Told>) {
             return;
         }
     }
+}
+
+/// Counts how old an event is that the runtime tells, and that it tells something.
+fn note(event: &cri::ContainerEventResponse) {
+    let now = Timestamp::now().as_nanosecond() as i64;
+    if event.created_at > 0 {
+        EVENT_SECONDS.observe((now - event.created_at).max(0) as f64 / 1e9);
+    }
+    RUNTIME_SEEN.set(now as f64 / 1e9);
 }

@@ -35,6 +35,7 @@ use crate::shutdown::{self, Shutdown};
 use crate::topology::Topology;
 use crate::users::{self, Users};
 use crate::volumes::Tally;
+use crate::working::Working;
 use crate::{certificates, logs, naming, numa, plugins, pods, server};
 
 /// Why the kubelet cannot run.
@@ -135,6 +136,7 @@ pub async fn run(
         devices: Arc::clone(&devices),
         csi,
         tally: Tally::default(),
+        working: Working::default(),
         dra,
         objects: Objects::new(&client),
         own_node,

@@ -37,6 +37,7 @@ use crate::status::is_over;
 use crate::topology::Topology;
 use crate::users::Users;
 use crate::volumes::Tally;
+use crate::working::Working;
 
 pub struct Shared {
     pub config: Config,
@@ -61,6 +62,7 @@ pub struct Shared {
     pub topology: Topology,
     pub csi: Arc<Csi>,
     pub tally: Tally,
+    pub working: Working,
     pub dra: Dra,
     pub images: Images,
     /// The first part of container ids in statuses.

@@ -20,6 +20,15 @@ impl Kind {
             Kind::Ephemeral => "ephemeralContainers",
         }
     }
+
+    /// How metrics name it.
+    pub fn counted(self) -> &'static str {
+        match self {
+            Kind::Init => "init_container",
+            Kind::Own => "container",
+            Kind::Ephemeral => "ephemeral_container",
+        }
+    }
 }
 
 /// An ephemeral container as a container like the others: it is never started again.

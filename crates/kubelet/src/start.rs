@@ -13,7 +13,8 @@ use crate::container::Start;
 use crate::cri::rpc_error;
 use crate::env::Referents;
 use crate::instruments::{
-    CONTAINER_FAILURES, POD_FAILURES, SANDBOX_FAILURES, SANDBOX_SECONDS, STARTED_CONTAINERS, STARTED_PODS,
+    CONTAINER_FAILURES, OWN_USERS_FAILURES, OWN_USERS_PODS, POD_FAILURES, SANDBOX_FAILURES, SANDBOX_SECONDS,
+    STARTED_CONTAINERS, STARTED_PODS,
 };
 use crate::keyring::Keyring;
 use crate::naming::is_host_network;
@@ -171,11 +172,10 @@ impl Job {
             return Err(AGAIN);
         }
         let spec = self.pod.spec.as_ref();
+        let has_own_users = spec.is_some_and(|s| s.host_users == Some(false));
         let runtime_handler =
             self.runtime_handler(spec.and_then(|s| s.runtime_class_name.as_deref())).await?;
-        if spec.is_some_and(|s| s.host_users == Some(false))
-            && !shared.features.borrow().user_namespaces(&runtime_handler)
-        {
+        if has_own_users && !shared.features.borrow().user_namespaces(&runtime_handler) {
             let message = format!("Failed to create pod sandbox: {}", no_user_namespaces(&runtime_handler));
             self.event(EventType::Warning, "FailedCreatePodSandBox", message);
             return Err(AGAIN);
@@ -190,11 +190,13 @@ impl Job {
         let began = Instant::now();
         let made = shared.cri.runtime().run_pod_sandbox(request).await;
         STARTED_PODS.inc();
+        OWN_USERS_PODS.inc_by(u64::from(has_own_users));
         SANDBOX_SECONDS.with_label_values(&[&handler]).observe(began.elapsed().as_secs_f64());
         let id = match made {
             Ok(answer) => answer.into_inner().pod_sandbox_id,
             Err(status) => {
                 POD_FAILURES.inc();
+                OWN_USERS_FAILURES.inc_by(u64::from(has_own_users));
                 SANDBOX_FAILURES.with_label_values(&[&handler]).inc();
                 let message = format!("Failed to create pod sandbox: {}", rpc_error(&status));
                 self.event(EventType::Warning, "FailedCreatePodSandBox", message);
@@ -280,11 +282,7 @@ impl Job {
                 restarts: self.restarts(name),
                 target: target.map(ContainerSeen::id),
             };
-            let counted = match kind {
-                Kind::Init => "init_container",
-                Kind::Own => "container",
-                Kind::Ephemeral => "ephemeral_container",
-            };
+            let counted = kind.counted();
             STARTED_CONTAINERS.with_label_values(&[counted]).inc();
             match start.run().await {
                 Ok(_) => {

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use prometheus::IntCounterVec;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::body::Body;
@@ -24,6 +25,9 @@ use super::lister_api::{
     ListPodResourcesResponse, PodResources, SERVICE,
 };
 use crate::dra::Given;
+use crate::instruments::{
+    LISTER_ALLOCATABLES, LISTER_GET_FAILURES, LISTER_GETS, LISTER_LISTS, LISTER_REQUESTS,
+};
 use crate::memory::Block;
 use crate::names;
 use crate::shared::SharedRef;
@@ -31,6 +35,8 @@ use crate::status::is_over;
 
 const DIRECTORY: &str = "pod-resources";
 const SOCKET: &str = "kubelet.sock";
+/// The version of what is spoken here, as it is counted.
+const SPOKEN: &str = "v1";
 
 #[derive(Clone)]
 struct Lister(SharedRef);
@@ -127,24 +133,28 @@ impl Lister {
     }
 
     fn list(&self) -> ListPodResourcesResponse {
+        count(&LISTER_LISTS);
         let mut pods = self.0.all_pods();
         pods.retain(|pod| !pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(is_over));
         ListPodResourcesResponse { pod_resources: pods.iter().map(|pod| self.of(pod)).collect() }
     }
 
     fn get(&self, wanted: &GetPodResourcesRequest) -> Result<GetPodResourcesResponse, Status> {
+        count(&LISTER_GETS);
         let (name, namespace) = (&wanted.pod_name, &wanted.pod_namespace);
         let pods = self.0.all_pods();
         let found = pods
             .iter()
             .find(|pod| pod.metadata.name.as_ref() == Some(name) && names::namespace(pod) == *namespace);
-        match found {
-            Some(pod) => Ok(GetPodResourcesResponse { pod_resources: Some(self.of(pod)) }),
-            None => Err(Status::unknown(format!("pod {name} in namespace {namespace} not found"))),
-        }
+        let Some(pod) = found else {
+            LISTER_GET_FAILURES.with_label_values(&[SPOKEN]).inc();
+            return Err(Status::unknown(format!("pod {name} in namespace {namespace} not found")));
+        };
+        Ok(GetPodResourcesResponse { pod_resources: Some(self.of(pod)) })
     }
 
     fn allocatable(&self) -> AllocatableResourcesResponse {
+        count(&LISTER_ALLOCATABLES);
         let cpus = self.0.cpus.allocatable();
         AllocatableResourcesResponse {
             devices: self.told(self.0.devices.usable()),
@@ -152,6 +162,12 @@ impl Lister {
             memory: self.0.memory.allocatable().into_iter().map(told_block).collect(),
         }
     }
+}
+
+/// Counts one request.
+fn count(of: &IntCounterVec) {
+    LISTER_REQUESTS.with_label_values(&[SPOKEN]).inc();
+    of.with_label_values(&[SPOKEN]).inc();
 }
 
 fn told_block(block: Block) -> ContainerMemory {

@@ -232,6 +232,7 @@ impl Manager {
     /// Looks once. Returns the pod that was evicted, if one was.
     async fn look(&mut self) -> Option<String> {
         self.find_disks().await;
+        let looked = Instant::now();
         let seen = usage::observe(&self.shared, self.disks.as_ref());
         let transition = self.shared.config.eviction.pressure_transition_period;
         let (met, conditions) = self.memory.take(&self.thresholds, &seen, transition, Instant::now());
@@ -264,6 +265,10 @@ impl Manager {
         }
         let parts = layout::parts(self.layout, threshold.signal);
         rank::rank(&mut active, threshold.signal, parts, &usage);
+        for threshold in &met {
+            let age = looked.elapsed().as_secs_f64();
+            instruments::EVICTION_AGES.with_label_values(&[threshold.signal.name()]).observe(age);
+        }
         let pod = active.iter().find(|pod| !is_critical(pod))?;
         let own = usage.get(&names::uid(pod));
         let message = rank::message(pod, threshold.signal, &met, &seen, own);

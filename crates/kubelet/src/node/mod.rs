@@ -2,6 +2,7 @@
 
 mod lease;
 mod machine;
+mod startup;
 mod status;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::cri::{Cri, rpc_error};
 use crate::features::Features;
 use crate::shared::SharedRef;
 use crate::worker::difference;
+use startup::Startup;
 
 pub use machine::{Machine, huge_pages_in, kilobytes, processes};
 
@@ -79,6 +81,7 @@ pub async fn run(
     ));
     let mut told: Option<(Node, Instant)> = None;
     let mut pause = SOON;
+    let mut startup = Startup::new(shared.started);
     loop {
         let found = runtime_conditions(&shared.cri).await;
         let is_ready = found.runtime.is_ok() && found.network.is_ok();
@@ -86,9 +89,10 @@ pub async fn run(
         if found.runtime.is_ok() {
             change(&tell_of.features, &found.features);
         }
-        match tell(&shared, port, &found, &mut told).await {
+        match tell(&shared, port, &found, &mut told, &mut startup).await {
             Ok(()) => {
                 if is_ready {
+                    startup.ready();
                     ready.send_replace(true);
                 }
                 pause = if is_ready {
@@ -126,13 +130,14 @@ async fn tell(
     port: u16,
     found: &Conditions,
     told: &mut Option<(Node, Instant)>,
+    startup: &mut Startup,
 ) -> kube::Result<()> {
     let api: Api<Node> = Api::all(shared.client.clone());
     let name = &shared.config.node_name;
     let known = if let Some((node, _)) = told {
         node.clone()
     } else {
-        let node = register(shared, &api).await?;
+        let node = register(shared, &api, startup).await?;
         // The scheduler must know of the node's drivers before it places pods there.
         shared.csi.drivers.initialize(&node).await?;
         node
@@ -158,7 +163,8 @@ async fn tell(
 }
 
 /// The node's object, made if it is not there, and with the labels that are the kubelet's to set.
-async fn register(shared: &SharedRef, api: &Api<Node>) -> kube::Result<Node> {
+async fn register(shared: &SharedRef, api: &Api<Node>, startup: &mut Startup) -> kube::Result<Node> {
+    startup.attempts();
     let config = &shared.config;
     let labels = status::labels(config);
     let wanted = Node {
@@ -179,7 +185,12 @@ async fn register(shared: &SharedRef, api: &Api<Node>) -> kube::Result<Node> {
         Err(error) if is_not_found(&error) && config.register => {
             match api.create(&PostParams::default(), &wanted).await {
                 Err(error) if is_conflict(&error) => api.get(&config.node_name).await,
-                created => created,
+                created => {
+                    if created.is_ok() {
+                        startup.registered();
+                    }
+                    created
+                }
             }
         }
         Err(error) => Err(error),

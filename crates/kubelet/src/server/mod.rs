@@ -9,6 +9,7 @@ mod files;
 pub mod health;
 mod logs;
 mod rates;
+mod requests;
 mod route;
 mod stats;
 mod stream;
@@ -37,6 +38,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::run::Error;
 use crate::shared::SharedRef;
 use auth::{Authenticator, Authorizer};
+use requests::Underway;
 use tls::Tls;
 
 pub type Body = BoxBody<Bytes, std::io::Error>;
@@ -124,9 +126,15 @@ async fn connection(server: Arc<Server>, stream: TcpStream, tls: TlsAcceptor) {
     let Ok(stream) = tls.accept(stream).await else { return };
     let user = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(auth::user);
     let shutdown = server.shared.shutdown.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (server, user) = (Arc::clone(&server), user.clone());
-        async move { Ok::<_, Infallible>(route::answer(&server, user.as_ref(), request).await) }
+        async move {
+            let underway = Underway::begin(request.method(), request.uri().path());
+            // What goes on after the answer, goes on with this.
+            request.extensions_mut().insert(Arc::clone(&underway));
+            let answer = route::answer(&server, user.as_ref(), request).await;
+            Ok::<_, Infallible>(requests::until_sent(answer, underway))
+        }
     });
     let connection =
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);

@@ -246,6 +246,11 @@ pub async fn own(server: &Server) -> Answer {
     let name = vec![("node", server.shared.config.node_name.clone())];
     Family::gauge("kubelet_node_name", "[ALPHA] The node's name. The count is always 1.")
         .rows(&mut out, [(name, 1.0)]);
+    Family::gauge(
+        "kubelet_metrics_provider",
+        "[ALPHA] Metrics provider used by kubelet to collect container stats. Values can be 'cadvisor' and 'cri'",
+    )
+    .rows(&mut out, [(vec![("provider", "cri".to_owned())], 1.0)]);
     let ready = |s: &k8s_cri::v1::PodSandbox| s.state() == k8s_cri::v1::PodSandboxState::SandboxReady;
     if let Ok(sandboxes) = server.shared.cri.sandboxes(None).await {
         let running = sandboxes.iter().filter(|s| ready(s)).count();
@@ -285,6 +290,7 @@ pub async fn own(server: &Server) -> Answer {
     gauges_of_pods(server, &mut out);
     crate::instruments::write(&mut out);
     server.shared.tally.write(&mut out);
+    server.shared.working.write(&mut out);
     crate::certificates::write_figures(&server.shared, &mut out);
     volumes::gauges(server, &mut out).await;
     out.push_str(&krate_client::metrics::text());

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1 as cri;
 use tokio::net::TcpStream;
 
+use super::requests::{Underway, count_websocket};
 use super::route::Query;
 use super::{Answer, Server, text};
 
@@ -59,7 +60,7 @@ pub async fn exec(
         stderr: wanted.stderr,
     };
     match server.shared.cri.runtime().exec(ask).await {
-        Ok(answer) => pass_on(&answer.into_inner().url, request).await,
+        Ok(answer) => pass_on("exec", &answer.into_inner().url, request).await,
         Err(status) => refused(&status),
     }
 }
@@ -90,7 +91,7 @@ pub async fn attach(
         stderr: wanted.stderr,
     };
     match server.shared.cri.runtime().attach(ask).await {
-        Ok(answer) => pass_on(&answer.into_inner().url, request).await,
+        Ok(answer) => pass_on("attach", &answer.into_inner().url, request).await,
         Err(status) => refused(&status),
     }
 }
@@ -116,7 +117,7 @@ pub async fn port_forward(
     let ports = query.all("port").iter().chain(&query.all("ports")).filter_map(|p| p.parse().ok()).collect();
     let ask = cri::PortForwardRequest { pod_sandbox_id: sandbox.id.clone(), port: ports };
     match server.shared.cri.runtime().port_forward(ask).await {
-        Ok(answer) => pass_on(&answer.into_inner().url, request).await,
+        Ok(answer) => pass_on("portforward", &answer.into_inner().url, request).await,
         Err(status) => refused(&status),
     }
 }
@@ -149,7 +150,8 @@ pub async fn run(server: &Arc<Server>, namespace: &str, pod: &str, container: &s
 }
 
 /// Sends the request to where the runtime says, and joins the two connections if it agrees.
-async fn pass_on(url: &str, request: Request<Incoming>) -> Answer {
+async fn pass_on(subresource: &str, url: &str, request: Request<Incoming>) -> Answer {
+    count_websocket(request.headers(), subresource);
     match tunnel(url, request).await {
         Ok(answer) => answer,
         Err(error) => {
@@ -189,7 +191,9 @@ async fn tunnel(
     *answer.headers_mut() = answered.headers().clone();
     let theirs = hyper::upgrade::on(&mut answered);
     let ours = hyper::upgrade::on(&mut request);
+    let underway = request.extensions().get::<Arc<Underway>>().cloned();
     tokio::spawn(async move {
+        let _underway = underway;
         let Ok((theirs, ours)) = tokio::try_join!(theirs, ours) else { return };
         let (mut theirs, mut ours) = (TokioIo::new(theirs), TokioIo::new(ours));
         // Either side may leave in the middle of a word.

@@ -9,6 +9,7 @@ use krate_client::{is_conflict, is_not_found};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::publish::json_of;
 use super::{Worker, difference};
@@ -48,12 +49,18 @@ impl Worker {
             self.take_status(&image);
         }
         let wanted = json_of(Some(&self.status()));
-        if let Some(status) = difference(&json_of(image.status.as_ref()), &wanted) {
+        let change = difference(&json_of(image.status.as_ref()), &wanted);
+        if change.is_none() {
+            self.untold = None;
+        }
+        if let Some(status) = change {
+            self.untold.get_or_insert_with(Instant::now);
             let patch = Patch::Merge(json!({"metadata": {"uid": image.metadata.uid}, "status": status}));
             match api.patch_status(&name, &PatchParams::default(), &patch).await {
                 Ok(image) => {
                     self.take_status(&image);
                     self.keep(image);
+                    self.note_synced();
                 }
                 Err(error) if is_not_found(&error) || is_conflict(&error) => {
                     self.handle.desired.lock().mirror = None;

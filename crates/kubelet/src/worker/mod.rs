@@ -3,10 +3,12 @@
 
 mod admitting;
 mod ending;
+mod figures;
 mod mirror;
 mod publish;
 mod resizing;
 mod restarting;
+mod starting;
 
 pub use mirror::delete as delete_mirror;
 pub use publish::difference;
@@ -23,7 +25,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
-use crate::instruments::{POD_START_SECONDS, POD_START_TOTAL_SECONDS, POD_WORKER_SECONDS};
+use crate::instruments::{POD_RELISTS, POD_WORKER_SECONDS, POD_WORKER_START_SECONDS};
 use crate::observed::Observed;
 use crate::plan::{self, Plan};
 use crate::probes::Probes;
@@ -35,6 +37,7 @@ use crate::status::{self, Verdict, Waiting};
 use crate::volumes::{self, MountedVolumes};
 use crate::{eviction, last_words, names, start};
 use admitting::Admission;
+use starting::Starting;
 
 /// How long to wait before the runtime or the API is asked again after it refused.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -47,6 +50,8 @@ const ATTACHED: Duration = Duration::from_secs(10);
 pub struct Desired {
     pub pod: Arc<Pod>,
     pub removed: bool,
+    /// When it was told so.
+    pub heard: Instant,
     /// Of a static pod: its image in the API, if one is known.
     pub mirror: Option<Arc<Pod>>,
 }
@@ -104,6 +109,10 @@ pub struct Worker {
     quiet_until: Option<Instant>,
     /// Since when this worker knows of the pod, until it runs; none, if it has run before.
     begun: Option<Instant>,
+    /// The pod's start, as long as it is followed.
+    starting_up: Option<Starting>,
+    /// Since when the API does not know the status that there is.
+    untold: Option<Instant>,
     /// The status that was told last, and the version that the API gave it.
     told: Option<(serde_json::Value, u64)>,
 }
@@ -111,8 +120,13 @@ pub struct Worker {
 impl Worker {
     pub fn new(shared: SharedRef, handle: Arc<Handle>) -> Self {
         let desired = handle.desired.lock().clone();
+        let uid = names::uid(&desired.pod);
+        let starting_up = Starting::of(&desired.pod);
+        if starting_up.is_some() {
+            shared.images.pulls.follow(&uid);
+        }
         Worker {
-            uid: names::uid(&desired.pod),
+            uid,
             probes: Probes::new(Arc::clone(&shared), Arc::clone(&handle.signal)),
             shared,
             handle,
@@ -138,7 +152,9 @@ impl Worker {
             stage: Stage::Active,
             wake_at: None,
             quiet_until: None,
-            begun: has_not_run(&desired.pod).then(Instant::now),
+            begun: figures::has_not_run(&desired.pod).then(Instant::now),
+            starting_up,
+            untold: None,
             pod: desired.pod,
             told: None,
         }
@@ -146,6 +162,8 @@ impl Worker {
 
     /// Works until the pod is gone, or the kubelet ends. Ending the kubelet stops nothing that runs.
     pub async fn run(mut self) {
+        let heard = self.handle.desired.lock().heard;
+        POD_WORKER_START_SECONDS.observe(heard.elapsed().as_secs_f64());
         loop {
             // One who has reason upon reason to look leaves the others their turn.
             tokio::task::coop::consume_budget().await;
@@ -156,6 +174,7 @@ impl Worker {
             if self.is_seen {
                 self.probes.follow(&self.pod, &self.seen);
                 self.step().await;
+                self.note_lifecycle();
                 self.publish().await;
                 let is_gone = self.clean_up().await;
                 POD_WORKER_SECONDS.with_label_values(&[operation]).observe(began.elapsed().as_secs_f64());
@@ -218,24 +237,11 @@ impl Worker {
         self.wake_at = Some(self.wake_at.map_or(at, |known| known.min(at)));
     }
 
-    /// Notes how long the pod took to run, once it does, if this worker has begun it.
-    fn note_start(&mut self) {
-        let Some(first_seen) = self.begun else { return };
-        if self.pod.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Running") {
-            return;
-        }
-        self.begun = None;
-        POD_START_SECONDS.observe(first_seen.elapsed().as_secs_f64());
-        if let Some(made) = &self.pod.metadata.creation_timestamp {
-            let took = Timestamp::now().duration_since(made.0);
-            POD_START_TOTAL_SECONDS.observe(took.as_secs_f64().max(0.0));
-        }
-    }
-
     /// Takes in what the API asks. Returns what upstream calls it to look at the pod then.
     fn take_desired(&mut self) -> &'static str {
         let desired = self.handle.desired.lock().clone();
         self.removed |= desired.removed;
+        self.note_heard(&desired);
         let pod = if is_static(&desired.pod) {
             // Its description has no status.
             let mut pod = (*desired.pod).clone();
@@ -268,7 +274,11 @@ impl Worker {
         if !self.handle.signal.take_runtime() && self.is_seen {
             return;
         }
-        match Observed::read(&self.shared.cri, &self.uid).await {
+        let knew_some = self.is_seen || !self.seen.sandboxes.is_empty();
+        let began = Instant::now();
+        let read = Observed::read(&self.shared.cri, &self.uid).await;
+        POD_RELISTS.observe(began.elapsed().as_secs_f64());
+        match read {
             Ok(seen) => (self.seen, self.is_seen) = (seen, true),
             Err(status) => {
                 tracing::debug!(pod = %names::full(&self.pod), %status, "the runtime does not tell of a pod");
@@ -283,6 +293,10 @@ impl Worker {
         for ended in self.seen.containers.iter().filter(|c| c.is_exited()) {
             if !self.last_words.contains_key(ended.id()) {
                 self.last_words.insert(ended.id().to_owned(), last_words::read(ended));
+                // What ended before this kubelet came was counted by the one before.
+                if knew_some {
+                    self.count_end(ended);
+                }
             }
         }
         self.forget_old();
@@ -506,11 +520,6 @@ impl Worker {
         }
         made
     }
-}
-
-/// Whether nobody has told yet that a pod runs, or has run.
-fn has_not_run(pod: &Pod) -> bool {
-    pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_none_or(|phase| phase == "Pending")
 }
 
 /// What a pod's volumes may show of the pod itself, as far as it can change.

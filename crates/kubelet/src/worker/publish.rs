@@ -9,6 +9,7 @@ use krate_client::{is_conflict, is_not_found};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
 use super::{AGAIN, Stage, Worker};
 use crate::names;
@@ -79,11 +80,14 @@ impl Worker {
             let wanted = json_of(Some(&self.status()));
             // A server may write a status down in a way of its own: saying the same again would change nothing.
             if self.told.as_ref().is_some_and(|(told, at)| *told == wanted && *at == version(&self.pod)) {
+                self.untold = None;
                 return;
             }
             let Some(status) = difference(&json_of(self.pod.status.as_ref()), &wanted) else {
+                self.untold = None;
                 return;
             };
+            self.untold.get_or_insert_with(Instant::now);
             let metadata = json!({"uid": self.uid, "resourceVersion": self.pod.metadata.resource_version});
             let patch = Patch::Merge(json!({"metadata": metadata, "status": status}));
             let parameters = PatchParams::default();
@@ -93,6 +97,8 @@ impl Worker {
                     pod.metadata.managed_fields = None;
                     self.told = Some((wanted, version(&pod)));
                     self.pod = Arc::new(pod);
+                    self.note_synced();
+                    self.note_told();
                     return;
                 }
                 Ok(Err(error)) if is_not_found(&error) => {
