@@ -6,6 +6,9 @@ mod support;
 #[path = "../../kubelet/tests/support/csi.rs"]
 #[allow(dead_code, reason = "each test uses a part")]
 mod csi;
+#[path = "../../kubelet/tests/support/disk.rs"]
+#[allow(dead_code, reason = "each test uses a part")]
+mod disk;
 #[path = "../../kubelet/tests/support/plugin.rs"]
 #[allow(dead_code, reason = "each test uses a part")]
 mod plugin;

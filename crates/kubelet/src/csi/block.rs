@@ -10,12 +10,15 @@ use super::files::Work;
 use super::paths::{self, PLUGIN, VolumeData};
 use super::state::Csi;
 use super::wanted::Wanted;
+use crate::blocking::blocking;
 use crate::cri::rpc_error;
 use crate::names;
-use crate::volumes::{Content, Context, Mounted, VolumeError, make_private_directory};
+use crate::volumes::{Content, Context, Mounted, VolumeError, loops, make_private_directory};
 
 const SET_UP: &str = "MapVolume.SetUpDevice failed";
 const MAP: &str = "MapVolume.MapPodDevice failed";
+const MAP_BLOCK: &str = "MapVolume.MapBlockVolume failed";
+
 impl Csi {
     pub(super) async fn device(
         &self,
@@ -44,8 +47,13 @@ impl Csi {
             self.stage_device(&work, staged.as_deref()).await.map_err(|why| failed(SET_UP, why))?;
             self.publish_device(context, &work, &path).await.map_err(|why| failed(MAP, why))?;
             let link = self.root.links(&uid).join(&wanted.name);
-            linked(&path, &link)
-                .map_err(|e| failed("MapVolume.MapBlockVolume failed", format!("{}: {e}", link.display())))?;
+            linked(&path, &link).map_err(|e| failed(MAP_BLOCK, format!("{}: {e}", link.display())))?;
+            let held = path.clone();
+            blocking(move || loops::hold(&held)).await.map_err(|error| {
+                let place = path.parent().unwrap_or(&path).display();
+                let why = "blkUtil.AttachFileDevice failed";
+                failed(MAP_BLOCK, format!("{why}. globalMapPath:{place}, podUID: {uid}: {error}"))
+            })?;
             for (what, place) in [("globalMapPath", &path), ("volumeMapPath", &self.root.links(&uid))] {
                 let message = format!(
                     "MapVolume.MapPodDevice succeeded for volume {:?} {what} {:?}",

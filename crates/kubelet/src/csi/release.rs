@@ -8,7 +8,9 @@ use super::api::Capability;
 use super::paths::{self, PLUGIN, VolumeData, unique};
 use super::state::Csi;
 use super::storage_took;
+use crate::blocking::blocking;
 use crate::cri::rpc_error;
+use crate::volumes::loops;
 
 impl Csi {
     /// Takes all volumes out of a pod that is no more, and off the node those that no other pod has. What is done is found
@@ -143,6 +145,12 @@ impl Csi {
             .get(&data.driver_name)
             .map_err(|why| format!("{PLUGIN}: blockMapper.UnmapPodDevice failed to get CSI client: {why}"))?;
         let path = self.root.device_published(name, uid);
+        // What is held, the driver cannot unmount.
+        let held = path.clone();
+        blocking(move || loops::release(&held)).await.map_err(|error| {
+            let place = path.parent().unwrap_or(&path).display();
+            format!("blkUtil.DetachFileDevice failed. globalUnmapPath:{place}, podUID: {uid}: {error}")
+        })?;
         driver.unpublish(&data.volume_handle, &path).await.map_err(|status| {
             format!("{PLUGIN}: blockMapper.unpublishVolumeForBlock failed: {}", rpc_error(&status))
         })

@@ -12,8 +12,8 @@ use kube::{Api, ResourceExt as _};
 use nix::mount::{MsFlags, mount};
 
 use super::{
-    Content, Context, Mounted, Plugin, VolumeError, affinity, counted, directory, namespace, nfs, plain,
-    removal,
+    Content, Context, Mounted, Plugin, VolumeError, affinity, counted, device, directory, is_mounted, loops,
+    make_private_directory, namespace, nfs, plain, removal,
 };
 use crate::blocking::blocking;
 use crate::csi::Wanted;
@@ -88,7 +88,8 @@ async fn source(
         blocking(move || plain::host_path(&host)).await
     } else if let Some(local) = spec.local.clone() {
         if is_block {
-            return blocking(move || block(&local)).await;
+            let (name, place) = (pv.name_any(), device(context.pod_dir, LOCAL, &pv.name_any()));
+            return blocking(move || block(&local, &name, &place)).await;
         }
         let place = at(LOCAL);
         let mounted = blocking(move || bind_local(&local, &place, read_only)).await?;
@@ -211,14 +212,31 @@ fn local_path(source: &LocalVolumeSource) -> Result<PathBuf, VolumeError> {
     Ok(path)
 }
 
-fn block(source: &LocalVolumeSource) -> Result<Mounted, VolumeError> {
+/// A device of the host, held for the pod at the pod's own place for it.
+fn block(source: &LocalVolumeSource, volume: &str, place: &Path) -> Result<Mounted, VolumeError> {
     use std::os::unix::fs::FileTypeExt as _;
     let path = local_path(source)?;
     let kind = fs::metadata(&path).map_err(VolumeError::file(format!("looking at {}", path.display())))?;
     if !kind.file_type().is_block_device() {
         return Err(VolumeError::Missing(format!("{} is not a block device", path.display())));
     }
+    bind(&path, place).and_then(|()| loops::hold(place)).map_err(|error| VolumeError::Step {
+        reason: "FailedMapVolume",
+        what: "MapVolume.MapBlockVolume failed",
+        volume: volume.to_owned(),
+        why: format!("{}: {error}", place.display()),
+    })?;
     Ok(Mounted { content: Content::Device(path), read_only: false, refresh_at: None })
+}
+
+/// Shows a device at another place.
+fn bind(device: &Path, place: &Path) -> std::io::Result<()> {
+    if is_mounted(place)? {
+        return Ok(());
+    }
+    make_private_directory(place.parent().unwrap_or(place))?;
+    fs::File::create(place)?;
+    Ok(mount(Some(device), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
 }
 
 /// A directory of the host, or the file system on one of its devices, bound to the pod's own place for it.

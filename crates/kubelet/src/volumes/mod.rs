@@ -5,6 +5,7 @@ mod affinity;
 pub mod atomic;
 mod claim;
 mod image;
+pub mod loops;
 mod nfs;
 mod ownership;
 mod payload;
@@ -258,6 +259,14 @@ fn directory(pod_dir: &Path, plugin: &str, volume: &str) -> PathBuf {
     pod_dir.join("volumes").join(plugin.replace('/', "~")).join(volume)
 }
 
+/// The directory of the devices that a pod has.
+const DEVICES: &str = "volumeDevices";
+
+/// Where a device of a pod's is shown.
+fn device(pod_dir: &Path, plugin: &str, volume: &str) -> PathBuf {
+    pod_dir.join(DEVICES).join(plugin.replace('/', "~")).join(volume)
+}
+
 /// When the first of the volumes must be set up again.
 pub fn refresh_at(mounted: &MountedVolumes) -> Option<Timestamp> {
     mounted.by_name.values().filter_map(|m| m.refresh_at).min()
@@ -270,6 +279,9 @@ pub fn refresh_at(mounted: &MountedVolumes) -> Option<Timestamp> {
 pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
     if !pod_dir.exists() {
         return Ok(());
+    }
+    if pod_dir.join(DEVICES).exists() {
+        loops::release_below(pod_dir)?;
     }
     removal::unmount_below(pod_dir)?;
     removal::remove_tree(pod_dir)

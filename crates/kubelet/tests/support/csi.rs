@@ -23,6 +23,8 @@ use tonic::body::Body;
 use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+use super::disk::Disk;
+
 pub const NAME: &str = "csi.example.com";
 
 struct State {
@@ -41,6 +43,8 @@ pub struct Driver {
     state: Arc<Mutex<State>>,
     /// Where its volumes are, and what it was called for is written; it mounts nothing without.
     directory: Option<PathBuf>,
+    /// What its volumes are as devices.
+    disk: Option<Arc<Disk>>,
 }
 
 impl Driver {
@@ -55,12 +59,13 @@ impl Driver {
             topology: BTreeMap::new(),
         };
         let capabilities = Arc::new(capabilities.to_vec());
-        Driver { capabilities, state: Arc::new(Mutex::new(state)), directory: None }
+        Driver { capabilities, state: Arc::new(Mutex::new(state)), directory: None, disk: None }
     }
 
     /// One whose volumes are in a directory.
     pub fn at(directory: &Path, capabilities: &[Capability]) -> Self {
-        Driver { directory: Some(directory.to_owned()), ..Driver::new(capabilities) }
+        let disk = Disk::make(directory).map(Arc::new);
+        Driver { directory: Some(directory.to_owned()), disk, ..Driver::new(capabilities) }
     }
 
     pub fn describe(&self, limit: i64, topology: &[(&str, &str)]) {
@@ -185,9 +190,8 @@ impl Driver {
         let target = Path::new(&r.target_path);
         if is_block(r.volume_capability.as_ref()) {
             std::fs::write(target, "").unwrap();
-            if self.directory.is_some() {
-                let device = Path::new("/dev/loop0");
-                mount(Some(device), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            if let Some(disk) = &self.disk {
+                mount(Some(&disk.device), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
                     .map_err(|e| Status::internal(e.to_string()))?;
             }
             return Ok(());

@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod csi;
+pub mod disk;
 pub mod dra;
 pub mod plugin;
 pub mod runtime;
