@@ -142,7 +142,7 @@ pub async fn apply(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     }
     let force = call.query.flag("force");
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
-    let mut converted = if call.storage.converts_by_webhook() { Converted::of(&call) } else { None };
+    let mut converted = Converted::of(&call);
     loop {
         let current = match call.storage.current(&namespace, &name).await {
             Ok(current) => current,

@@ -81,3 +81,134 @@ async fn an_event_is_owned_in_the_words_of_both_groups() {
     assert_eq!(of("two")["apiVersion"], "events.k8s.io/v1");
     assert_eq!(of("two")["fieldsV1"], json!({"f:series": {"f:count": {}}}));
 }
+
+/// Autoscalers that managers apply, each by the version that it knows.
+struct Appliers(Api);
+
+impl Appliers {
+    async fn start() -> Self {
+        let api = Api::start().await;
+        api.post("/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;
+        Appliers(api)
+    }
+
+    /// Applies a spec; `how` is more of the query.
+    async fn apply(&self, manager: &str, path: &str, how: &str, spec: Value) -> (u16, Value) {
+        let version = if path == V1 { "autoscaling/v1" } else { "autoscaling/v2" };
+        let body = json!({"apiVersion": version, "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "a"}, "spec": spec});
+        self.0.ask(Method::PATCH, &format!("{path}?fieldManager={manager}{how}"), APPLY, &body).await
+    }
+
+    /// The first manager makes the object, by version 1.
+    async fn made(&self) {
+        let (code, made) =
+            self.apply("one", V1, "", first(json!({"targetCPUUtilizationPercentage": 50}))).await;
+        assert_eq!(code, 201, "{made:#}");
+    }
+}
+
+/// What an autoscaler has to say, and more.
+fn first(more: Value) -> Value {
+    let mut spec = json!({"maxReplicas": 3,
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}});
+    spec.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    spec
+}
+
+/// The fields in which a write is in somebody's way.
+fn in_the_way(status: &Value) -> Vec<(&str, &str)> {
+    let causes = status["details"]["causes"].as_array().map_or(&[][..], Vec::as_slice);
+    causes.iter().filter_map(|cause| Some((cause["message"].as_str()?, cause["field"].as_str()?))).collect()
+}
+
+#[tokio::test]
+async fn what_another_applied_by_another_version_is_in_the_way_by_its_name_there() {
+    let appliers = Appliers::start().await;
+    appliers.made().await;
+    // The same value is shared, another is not to be had without force.
+    let (code, same) = appliers.apply("two", V2, "&dryRun=All", json!({"metrics": cpu(50)})).await;
+    assert_eq!(code, 200, "{same:#}");
+    assert!(owned(&same, "one").1.contains(&"f:targetCPUUtilizationPercentage"), "{same:#}");
+    assert_eq!(owned(&same, "two"), ("autoscaling/v2", vec!["f:metrics"]));
+    let (code, refused) = appliers.apply("two", V2, "", json!({"metrics": cpu(60)})).await;
+    assert_eq!(code, 409, "{refused:#}");
+    let way = [("conflict with \"one\"", ".spec.targetCPUUtilizationPercentage")];
+    assert_eq!(in_the_way(&refused), way, "{refused:#}");
+
+    let (code, forced) = appliers.apply("two", V2, "&force=true", json!({"metrics": cpu(60)})).await;
+    assert_eq!(code, 200, "{forced:#}");
+    let (version, fields) = owned(&forced, "one");
+    assert_eq!((version, fields), ("autoscaling/v1", vec!["f:maxReplicas", "f:scaleTargetRef"]));
+    assert_eq!(owned(&forced, "two"), ("autoscaling/v2", vec!["f:metrics"]));
+
+    // Nor is it the other way round.
+    let old = json!({"targetCPUUtilizationPercentage": 70});
+    let (code, refused) = appliers.apply("one", V1, "", first(old)).await;
+    assert_eq!(code, 409, "{refused:#}");
+    assert_eq!(in_the_way(&refused), [("conflict with \"two\"", ".spec.metrics")], "{refused:#}");
+}
+
+#[tokio::test]
+async fn who_applies_less_by_another_version_takes_away_what_nobody_else_wants() {
+    let appliers = Appliers::start().await;
+    appliers.made().await;
+    let (code, shared) = appliers.apply("two", V2, "", json!({"metrics": cpu(50)})).await;
+    assert_eq!(code, 200, "{shared:#}");
+    // The first knows it by a new version now, and no longer cares for the processor: the other does.
+    let (code, left) = appliers.apply("one", V2, "", first(json!({}))).await;
+    assert_eq!(code, 200, "{left:#}");
+    assert_eq!(left["spec"]["metrics"], cpu(50), "{left:#}");
+    assert_eq!(owned(&left, "one"), ("autoscaling/v2", vec!["f:maxReplicas", "f:scaleTargetRef"]));
+    assert_eq!(owned(&left, "two"), ("autoscaling/v2", vec!["f:metrics"]));
+    // Once he does not, by the old version, it goes; and so does who owns nothing.
+    let (code, gone) = appliers.apply("two", V1, "", json!({})).await;
+    assert_eq!(code, 200, "{gone:#}");
+    assert_eq!(gone["spec"]["targetCPUUtilizationPercentage"], 80, "what is said by default: {gone:#}");
+    assert_eq!(gone["spec"]["maxReplicas"], 3, "{gone:#}");
+}
+
+#[tokio::test]
+async fn what_an_applier_takes_away_is_in_nobodys_way() {
+    let appliers = Appliers::start().await;
+    appliers.made().await;
+    // To the older version it looks as if the processor were no longer asked for.
+    let memory = json!([{"type": "Resource", "resource": {"name": "memory",
+        "target": {"type": "Utilization", "averageUtilization": 50}}}]);
+    let (code, changed) = appliers.apply("two", V2, "", json!({"metrics": memory})).await;
+    assert_eq!(code, 200, "{changed:#}");
+    let (_, fields) = owned(&changed, "one");
+    assert_eq!(fields, ["f:maxReplicas", "f:scaleTargetRef"], "{changed:#}");
+}
+
+#[tokio::test]
+async fn an_event_that_was_applied_is_anothers_in_the_words_of_both_groups() {
+    let api = Api::start().await;
+    api.post("/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;
+    let old = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "e", "namespace": "default"},
+        "reason": "Testing", "message": "x", "type": "Normal", "action": "Try",
+        "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"},
+        "eventTime": "2026-01-01T00:00:00.000000Z", "reportingComponent": "example.com/a", "reportingInstance": "a-1",
+        "series": {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"},
+    });
+    let path = "/api/v1/namespaces/default/events/e?fieldManager=one";
+    let (code, made) = api.ask(Method::PATCH, path, APPLY, &old).await;
+    assert_eq!(code, 201, "{made:#}");
+    let new = |count: i32| {
+        json!({"apiVersion": "events.k8s.io/v1", "kind": "Event",
+            "metadata": {"name": "e", "namespace": "default"}, "series": {"count": count}})
+    };
+    let path = "/apis/events.k8s.io/v1/namespaces/default/events/e?fieldManager=two";
+    let (code, refused) = api.ask(Method::PATCH, path, APPLY, &new(3)).await;
+    assert_eq!(code, 409, "{refused:#}");
+    assert_eq!(in_the_way(&refused), [("conflict with \"one\"", ".series.count")], "{refused:#}");
+    let (code, shared) = api.ask(Method::PATCH, path, APPLY, &new(2)).await;
+    assert_eq!(code, 200, "{shared:#}");
+    // What the old words call a message and the new ones a note is still the first's.
+    let mut noted = new(2);
+    noted["note"] = "y".into();
+    let (code, refused) = api.ask(Method::PATCH, path, APPLY, &noted).await;
+    assert_eq!(code, 409, "{refused:#}");
+    assert_eq!(in_the_way(&refused), [("conflict with \"one\"", ".message")], "{refused:#}");
+}
