@@ -8,7 +8,6 @@ mod approval;
 mod conversion;
 pub(crate) mod declared;
 mod establish;
-mod formats;
 mod jsonpath;
 pub(crate) mod metrics;
 mod names;

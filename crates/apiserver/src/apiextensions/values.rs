@@ -5,9 +5,9 @@ use krate_api::{FieldErrors, FieldPath};
 use regex::Regex;
 use serde_json::Value;
 
-use super::formats;
 use super::prune::says;
 use super::rules::counterpart;
+use crate::formats;
 
 /// What upstream says of rules that it did not come to, beside other faults.
 pub const UNCHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";

@@ -15,7 +15,7 @@ use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
 
 use super::approval::{self, Approval};
-use super::formats;
+use crate::formats;
 use crate::registry::rules::{IMMUTABLE, one_of, required_one_of};
 
 const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];

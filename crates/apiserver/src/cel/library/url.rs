@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use http::Uri;
-
 use crate::cel::value::{Opaque, Value};
 use crate::cel::{Error, Result};
+use crate::formats::uri;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
@@ -16,27 +15,12 @@ pub struct Url {
 }
 
 impl Url {
-    pub fn parse(text: &str) -> Option<Url> {
-        let text = text.split('#').next().unwrap_or_default();
-        let uri: Uri = text.parse().ok()?;
-        let absolute = uri.scheme().is_some();
-        if !absolute && !text.starts_with('/') {
-            return None;
-        }
-        let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        // The path of a URI without one is not written in it.
-        let path = if absolute && !text.split("://").nth(1).is_some_and(|rest| rest.contains('/')) {
-            ""
-        } else {
-            uri.path()
-        };
-        Some(Url {
-            scheme: uri.scheme_str().unwrap_or_default().to_owned(),
-            host: host.to_owned(),
-            path: path.to_owned(),
-            query: uri.query().unwrap_or_default().to_owned(),
-        })
+    /// # Errors
+    /// It is none; why, in Go's words.
+    pub fn parse(text: &str) -> std::result::Result<Url, String> {
+        let uri = uri::parse(text)?;
+        let (path, host, query) = (uri.escaped_path(), uri.host.to_owned(), uri.query.to_owned());
+        Ok(Url { scheme: uri.scheme, host, path, query })
     }
 
     fn split_host(&self) -> (&str, &str) {
@@ -61,11 +45,11 @@ pub fn call(name: &str, args: &[Value]) -> Option<Result<Value>> {
     let [first] = args else { return None };
     if let Value::String(text) = first {
         return Some(match (name, Url::parse(text)) {
-            ("isURL", url) => Ok(Value::Bool(url.is_some())),
-            ("url", Some(url)) => Ok(Value::opaque(Opaque::Url(url))),
-            ("url", None) => Err(Error::new(format!(
-                "URL parse error during conversion from string: parse {text:?}: invalid URI for request"
-            ))),
+            ("isURL", url) => Ok(Value::Bool(url.is_ok())),
+            ("url", Ok(url)) => Ok(Value::opaque(Opaque::Url(url))),
+            ("url", Err(why)) => {
+                Err(Error::new(format!("URL parse error during conversion from string: {why}")))
+            }
             _ => return None,
         });
     }

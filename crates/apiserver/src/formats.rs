@@ -1,5 +1,7 @@
-//! Formats that a schema may ask of a text: those that upstream knows, by upstream's rules. Of other formats nothing is
-//! asked.
+//! Formats that a schema, or an expression, may ask of a text: those that upstream knows, by upstream's rules. Of other
+//! formats nothing is asked.
+
+pub mod uri;
 
 use std::sync::LazyLock;
 
@@ -32,7 +34,7 @@ const FORMATS: [(&str, Check); 26] = [
     ("password", |_| true),
     ("rgbcolor", is_rgb_color),
     ("ssn", |text| text.len() == 11 && matches(&SSN, text)),
-    ("uri", is_uri),
+    ("uri", |text| uri::parse(text).is_ok()),
     ("uuid", |text| uuid(text).is_some()),
     ("uuid3", |text| is_uuid_of(text, '3', |_| true)),
     ("uuid4", |text| is_uuid_of(text, '4', is_variant)),
@@ -301,28 +303,6 @@ fn is_email(text: &str) -> bool {
     (is_dotted(local) || is_quoted(local)) && (is_dotted(domain) || literal.is_some_and(is_address))
 }
 
-/// As the line of a request has it: with a scheme, or a path from the root.
-fn is_uri(text: &str) -> bool {
-    let is_escaped = || text.match_indices('%').all(|(at, _)| text.get(at + 1..at + 3).is_some_and(is_hex));
-    if text.is_empty() || text.chars().any(|c| c.is_ascii_control()) || !is_escaped() {
-        return false;
-    }
-    if text.starts_with('/') {
-        return true;
-    }
-    let Some((scheme, rest)) = text.split_once(':') else { return false };
-    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
-    let Some(rest) = rest.strip_prefix("//") else { return is_scheme };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    let is_port = match host.rsplit_once(':') {
-        Some((before, port)) if !port.contains(']') && !before.contains(':') => is_digits(port),
-        _ => true,
-    };
-    is_scheme && is_port && !host.contains([' ', '"', '<', '>', '\\', '^', '`', '{', '|', '}'])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,7 +354,7 @@ mod tests {
             ("ssn", &["111-22-3333", "111 22 3333"], &["111223333", "11-222-3333"]),
             (
                 "uri",
-                &["https://a:1/b?c", "/a", "mailto:x"],
+                &["https://a:1/b?c", "/a", "mailto:x", "/a?%"],
                 &["", "a/b", "https://a b/", "https://a:x/", "/%2"],
             ),
             (
