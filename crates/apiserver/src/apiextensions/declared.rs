@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::prune::{EMBEDDED, says};
-use crate::cel::estimate::{Decl, Shape, Type};
+use crate::cel::Type;
+use crate::cel::estimate::{Decl, Shape};
 
 /// The largest request that is read, in bytes.
 pub const LARGEST_REQUEST: u64 = 3 * 1024 * 1024;
@@ -119,7 +120,7 @@ mod tests {
 
     fn cost(schema: &Value, rule: &str) -> u64 {
         let decl = declared(schema, false).expect("a declaration");
-        let kind = crate::cel::Type::of(&decl, "selfType");
+        let kind = Type::of(&decl, "selfType");
         let declared = Declared::default().with("self", kind.clone()).with("oldSelf", kind);
         let program = Program::compile(rule, &declared).expect("an expression");
         program.estimate(&[("self", false), ("oldSelf", false)], &decl)
@@ -208,7 +209,7 @@ mod tests {
     fn a_field_that_is_not_declared_is_told() {
         let schema = json!({"type": "object", "properties": {"a-b": {"type": "integer"}, "free": {}}});
         let decl = declared(&schema, true).expect("a declaration");
-        let declared = Declared::default().with("self", crate::cel::Type::of(&decl, "selfType"));
+        let declared = Declared::default().with("self", Type::of(&decl, "selfType"));
         let read = |rule: &str| Program::compile(rule, &declared).map(|program| program.kind().clone());
         for rule in ["self.a__dash__b > 1", "self.metadata.name == 'x' && has(self.kind)"] {
             assert_eq!(read(rule), Ok(crate::cel::Type::Bool), "{rule}");

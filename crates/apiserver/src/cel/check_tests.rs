@@ -1,6 +1,6 @@
 //! What is told of expressions whose types do not fit.
 
-use super::estimate::{self, Decl, Shape};
+use super::estimate::{Decl, Shape};
 use super::*;
 
 /// An object as a schema declares it.
@@ -10,14 +10,14 @@ fn thing() -> Type {
     let object = |fields: Vec<(&str, Decl)>| {
         of(Shape::Object(fields.into_iter().map(|(name, decl)| (name.to_owned(), decl)).collect()))
     };
-    let port = object(vec![("name", simple(estimate::Type::String)), ("port", simple(estimate::Type::Int))]);
+    let port = object(vec![("name", simple(Type::String)), ("port", simple(Type::Int))]);
     let spec = object(vec![
-        ("replicas", simple(estimate::Type::Int)),
-        ("name", simple(estimate::Type::String)),
-        ("at", simple(estimate::Type::Timestamp)),
-        ("either", simple(estimate::Type::Dyn)),
+        ("replicas", simple(Type::Int)),
+        ("name", simple(Type::String)),
+        ("at", simple(Type::Timestamp)),
+        ("either", simple(Type::Dyn)),
         ("ports", of(Shape::List(Box::new(port)))),
-        ("labels", of(Shape::Map(Box::new(simple(estimate::Type::String))))),
+        ("labels", of(Shape::Map(Box::new(simple(Type::String))))),
     ]);
     Type::of(&object(vec![("spec", spec)]), "Thing")
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::declared::is_reserved;
-use super::estimate::{self, Decl, Shape};
+use super::estimate::{Decl, Shape};
 
 /// The type of an expression, or of a part of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,7 +100,7 @@ impl Type {
     /// What a schema declares. An object of it has the name `name`, and what is in it names that say where it is.
     pub fn of(decl: &Decl, name: &str) -> Type {
         match &decl.shape {
-            Shape::Simple(kind) => Type::simple(kind),
+            Shape::Simple(kind) => kind.clone(),
             Shape::List(inner) => Type::list(Type::of(inner, &format!("{name}.@idx"))),
             Shape::Map(inner) => Type::map(Type::of(inner, &format!("{name}.@elem"))),
             Shape::Object(fields) => {
@@ -115,26 +115,17 @@ impl Type {
         }
     }
 
-    fn simple(kind: &estimate::Type) -> Type {
-        match kind {
-            estimate::Type::Null => Type::Null,
-            estimate::Type::Bool => Type::Bool,
-            estimate::Type::Int => Type::Int,
-            estimate::Type::Uint => Type::Uint,
-            estimate::Type::Double => Type::Double,
-            estimate::Type::String => Type::String,
-            estimate::Type::Bytes => Type::Bytes,
-            estimate::Type::Duration => Type::Duration,
-            estimate::Type::Timestamp => Type::Timestamp,
-            estimate::Type::List(inner) => Type::list(Type::simple(inner)),
-            estimate::Type::Map(inner) => Type::map(Type::simple(inner)),
-            estimate::Type::Optional(inner) => Type::optional(Type::simple(inner)),
-            estimate::Type::Dyn | estimate::Type::Object | estimate::Type::Opaque => Type::Dyn,
-        }
-    }
-
     pub fn is_dyn(&self) -> bool {
         matches!(self, Type::Dyn | Type::Any)
+    }
+
+    /// Whether all its values are of one size.
+    pub fn is_scalar(&self) -> bool {
+        match self {
+            Type::Bool | Type::Int | Type::Uint | Type::Double | Type::Duration | Type::Timestamp => true,
+            Type::Optional(inner) => inner.is_scalar(),
+            _ => false,
+        }
     }
 
     pub fn is_dyn_or_error(&self) -> bool {
@@ -251,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_field_is_found_by_how_it_is_written() {
-        let field = || Decl { shape: Shape::Simple(estimate::Type::Int), most: 0, least: 1 };
+        let field = || Decl { shape: Shape::Simple(Type::Int), most: 0, least: 1 };
         let fields = ["a-b", "namespace"].map(|name| (name.to_owned(), field()));
         let decl = Decl { shape: Shape::Object(fields.into()), most: 0, least: 2 };
         let Type::Object(object) = Type::of(&decl, "Thing") else { panic!("no object") };

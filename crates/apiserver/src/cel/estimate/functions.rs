@@ -1,7 +1,8 @@
 //! What operators and functions cost beside their arguments, and what they make.
 
-use super::{Entries, NOTHING, ONE, Range, Seen, Shape, Type, UNKNOWN};
+use super::{Entries, NOTHING, ONE, OPAQUE, Range, Seen, Shape, UNKNOWN};
 use crate::cel::cost;
+use crate::cel::types::Type;
 
 /// The share of a text's length that reading it costs, and that of a regular expression.
 const TEXT: f64 = 0.1;
@@ -14,7 +15,7 @@ pub fn common(a: &Type, b: &Type) -> Type {
     match (a, b) {
         (a, b) if a == b => a.clone(),
         (Type::Null, other) | (other, Type::Null) => other.clone(),
-        (Type::List(a), Type::List(b)) => Type::List(Box::new(common(a, b))),
+        (Type::List(a), Type::List(b)) => Type::list(common(a, b)),
         _ => Type::Dyn,
     }
 }
@@ -28,7 +29,11 @@ pub fn operator(name: &str, args: &[Seen<'_>]) -> Option<(Seen<'static>, Range)>
     let read = |kind: &Type| matches!(kind, Type::String | Type::Bytes | Type::Dyn);
     Some(match (name, args) {
         ("_==_" | "_!=_", [a, b]) => {
-            let cost = if a.kind == Type::Opaque && b.kind == Type::Opaque { ONE } else { smaller(a, b) };
+            let cost = if [a, b].iter().all(|one| matches!(one.kind, Type::Opaque(_))) {
+                ONE
+            } else {
+                smaller(a, b)
+            };
             (Seen::made(Type::Bool, None), cost)
         }
         ("_<_" | "_<=_" | "_>_" | "_>=_", [a, b]) => {
@@ -61,7 +66,7 @@ pub fn operator(name: &str, args: &[Seen<'_>]) -> Option<(Seen<'static>, Range)>
         ("!_" | "@not_strictly_false", [_]) => (Seen::made(Type::Bool, None), ONE),
         ("@in", [_, of]) => {
             let cost = match &of.kind {
-                Type::Map(_) => ONE,
+                Type::Map(..) => ONE,
                 Type::List(_) => of.size(),
                 _ => of.size().or(ONE),
             };
@@ -172,7 +177,7 @@ fn replaced(of: Range, args: &[Seen<'_>]) -> Range {
 
 /// The type that a function makes.
 fn made(name: &str, on: Option<&Seen<'_>>, args: &[Seen<'_>]) -> Type {
-    let texts = || Type::List(Box::new(Type::String));
+    let texts = || Type::list(Type::String);
     let inner = |kind: &Type| match kind {
         Type::List(inner) | Type::Optional(inner) => (**inner).clone(),
         _ => Type::Dyn,
@@ -201,7 +206,7 @@ fn made(name: &str, on: Option<&Seen<'_>>, args: &[Seen<'_>]) -> Type {
             _,
         ) => Type::String,
         ("split" | "findAll", _) => texts(),
-        ("getQuery", _) => Type::Map(Box::new(texts())),
+        ("getQuery", _) => Type::map(texts()),
         (
             "size" | "int" | "indexOf" | "lastIndexOf" | "compareTo" | "sign" | "asInteger" | "major"
             | "minor" | "patch" | "family" | "prefixLength",
@@ -227,14 +232,14 @@ fn made(name: &str, on: Option<&Seen<'_>>, args: &[Seen<'_>]) -> Type {
             (kind, _) => kind,
         },
         ("sort" | "reverse" | "distinct" | "slice" | "or", Some(on)) => on.kind.clone(),
-        ("flatten", Some(_)) => Type::List(Box::new(Type::Dyn)),
-        ("lists.range", _) => Type::List(Box::new(Type::Int)),
+        ("flatten", Some(_)) => Type::list(Type::Dyn),
+        ("lists.range", _) => Type::list(Type::Int),
         ("optional.of" | "optional.ofNonZeroValue", _) => {
-            Type::Optional(Box::new(args.first().map_or(Type::Dyn, |arg| arg.kind.clone())))
+            Type::optional(args.first().map_or(Type::Dyn, |arg| arg.kind.clone()))
         }
-        ("optional.none", _) => Type::Optional(Box::new(Type::Dyn)),
-        ("validate", _) => Type::Optional(Box::new(texts())),
-        ("quantity" | "semver" | "ip" | "cidr" | "url" | "masked" | "add" | "sub", _) => Type::Opaque,
+        ("optional.none", _) => Type::optional(Type::Dyn),
+        ("validate", _) => Type::optional(texts()),
+        ("quantity" | "semver" | "ip" | "cidr" | "url" | "masked" | "add" | "sub", _) => OPAQUE,
         _ => Type::Dyn,
     }
 }

@@ -11,41 +11,16 @@ use ::cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralVa
 
 use super::eval::unescaped;
 use super::library::signatures;
+use super::types::Type;
 use super::{check, cost};
 use functions::{common, function, operator};
 
-/// The type of a value, as far as it is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Type {
-    /// Any; nothing is known.
-    Dyn,
-    Null,
-    Bool,
-    Int,
-    Uint,
-    Double,
-    String,
-    Bytes,
-    Duration,
-    Timestamp,
-    List(Box<Type>),
-    /// The type of its values; keys are texts.
-    Map(Box<Type>),
-    Object,
-    Optional(Box<Type>),
-    /// What only its own functions look into: a quantity, an address.
-    Opaque,
-}
+/// The type of what only its own functions look into: a quantity, an address. What it costs does not depend on which.
+const OPAQUE: Type = Type::Opaque("");
 
-impl Type {
-    /// Whether all its values are of one size.
-    fn is_scalar(&self) -> bool {
-        match self {
-            Type::Bool | Type::Int | Type::Uint | Type::Double | Type::Duration | Type::Timestamp => true,
-            Type::Optional(inner) => inner.is_scalar(),
-            _ => false,
-        }
-    }
+/// The type of what has fields, which are looked up in its declaration.
+fn with_fields() -> Type {
+    Type::anything("")
 }
 
 /// What a variable, or a part of it, is declared to be.
@@ -70,9 +45,9 @@ impl Decl {
     pub fn kind(&self) -> Type {
         match &self.shape {
             Shape::Simple(kind) => kind.clone(),
-            Shape::List(inner) => Type::List(Box::new(inner.kind())),
-            Shape::Map(inner) => Type::Map(Box::new(inner.kind())),
-            Shape::Object(_) => Type::Object,
+            Shape::List(inner) => Type::list(inner.kind()),
+            Shape::Map(inner) => Type::map(inner.kind()),
+            Shape::Object(_) => with_fields(),
         }
     }
 }
@@ -168,7 +143,7 @@ impl Seen<'_> {
 /// The most that an expression may cost over these variables, all of which are declared alike: `self` and what it was.
 pub fn estimate(root: &IdedExpr, variables: &[(&str, bool)], decl: &Decl) -> u64 {
     let of = |optional: bool| {
-        if optional { Type::Optional(Box::new(decl.kind())) } else { decl.kind() }
+        if optional { Type::optional(decl.kind()) } else { decl.kind() }
     };
     let bound = variables.iter().map(|(name, optional)| {
         let seen = Seen { kind: of(*optional), place: Place::At(decl), size: None, entries: None };
@@ -202,7 +177,7 @@ impl<'d> Estimator<'d> {
                     kind = Some(kind.map_or(seen.kind.clone(), |k: Type| common(&k, &seen.kind)));
                 }
                 let size = Range::exactly(list.elements.len() as u64);
-                let mut seen = Seen::made(Type::List(Box::new(kind.unwrap_or(Type::Dyn))), Some(size));
+                let mut seen = Seen::made(Type::list(kind.unwrap_or(Type::Dyn)), Some(size));
                 seen.entries = Some(Entries { key: ONE, value: items });
                 (seen, sum)
             }
@@ -219,7 +194,7 @@ impl<'d> Estimator<'d> {
                     kind = Some(kind.map_or(value.kind.clone(), |k: Type| common(&k, &value.kind)));
                 }
                 let size = Range::exactly(map.entries.len() as u64);
-                let mut seen = Seen::made(Type::Map(Box::new(kind.unwrap_or(Type::Dyn))), Some(size));
+                let mut seen = Seen::made(Type::map(kind.unwrap_or(Type::Dyn)), Some(size));
                 seen.entries = Some(Entries { key: keys, value: values });
                 (seen, sum)
             }
@@ -230,7 +205,7 @@ impl<'d> Estimator<'d> {
                         sum = sum.plus(self.visit(&field.value).1);
                     }
                 }
-                (Seen::made(Type::Object, None), sum)
+                (Seen::made(with_fields(), None), sum)
             }
             Expr::Comprehension(fold) => self.fold(fold),
             Expr::Unspecified => (Seen::made(Type::Dyn, None), NOTHING),
@@ -239,7 +214,7 @@ impl<'d> Estimator<'d> {
 
     fn ident(&self, name: &str) -> Seen<'d> {
         let Some((_, seen)) = self.bound.iter().rev().find(|(bound, _)| bound == name) else {
-            return Seen::made(Type::Opaque, None);
+            return Seen::made(OPAQUE, None);
         };
         let by_type = || seen.kind.is_scalar().then_some(ONE);
         Seen { size: seen.place.size().or_else(by_type).or(seen.size), ..seen.clone() }
@@ -255,9 +230,9 @@ impl<'d> Estimator<'d> {
             Type::Optional(inner) => inner,
             kind => kind,
         };
-        let through = matches!(inner, Type::Map(_) | Type::Object);
+        let through = matches!(inner, Type::Map(..) | Type::Object(_));
         let size = place.size().or_else(|| kind.is_scalar().then_some(ONE));
-        let kind = if matches!(of.kind, Type::Optional(_)) { Type::Optional(Box::new(kind)) } else { kind };
+        let kind = if matches!(of.kind, Type::Optional(_)) { Type::optional(kind) } else { kind };
         (Seen { kind, place, size, entries: None }, if through { cost.plus(ONE) } else { cost })
     }
 
@@ -268,11 +243,11 @@ impl<'d> Estimator<'d> {
             kind => kind.clone(),
         };
         match (of.place.decl().map(|decl| &decl.shape), kind) {
-            (Some(Shape::Object(fields)), Type::Object) => {
+            (Some(Shape::Object(fields)), Type::Object(_)) => {
                 let decl = fields.get(&unescaped(name));
                 decl.map_or((Place::Undeclared, Type::Dyn), |decl| (Place::At(decl), decl.kind()))
             }
-            (_, Type::Map(inner)) => (Place::Undeclared, *inner),
+            (_, Type::Map(_, inner)) => (Place::Undeclared, (*inner).clone()),
             _ => (Place::Undeclared, Type::Dyn),
         }
     }
@@ -295,11 +270,11 @@ impl<'d> Estimator<'d> {
             (Type::List(inner), _) => {
                 (seen(Type::Int, Place::Undeclared, keys), seen((**inner).clone(), within(None), values))
             }
-            (Type::Map(inner), Some(Shape::Map(decl))) => (
+            (Type::Map(_, inner), Some(Shape::Map(decl))) => (
                 seen(Type::String, within(Some(&KEY)), keys),
                 seen((**inner).clone(), within(Some(decl)), values),
             ),
-            (Type::Map(inner), _) => {
+            (Type::Map(_, inner), _) => {
                 (seen(Type::Dyn, within(None), keys), seen((**inner).clone(), within(None), values))
             }
             _ => (seen(Type::Dyn, Place::Undeclared, keys), seen(Type::Dyn, Place::Undeclared, values)),
@@ -382,7 +357,7 @@ impl<'d> Estimator<'d> {
                 let by_type = || value.kind.is_scalar().then_some(ONE);
                 let size = value.size.or_else(|| place.size()).or_else(by_type);
                 let optional = name == "_[?_]" || matches!(of.kind, Type::Optional(_));
-                let kind = if optional { Type::Optional(Box::new(value.kind)) } else { value.kind };
+                let kind = if optional { Type::optional(value.kind) } else { value.kind };
                 (Seen { kind, place, size, entries: None }, all.plus(ONE))
             }
             ("_?._", [of, _]) => {
@@ -391,7 +366,7 @@ impl<'d> Estimator<'d> {
                     _ => String::new(),
                 };
                 let (_, kind) = Self::field(of, &field);
-                (Seen::made(Type::Optional(Box::new(kind)), None), all.plus(ONE))
+                (Seen::made(Type::optional(kind), None), all.plus(ONE))
             }
             _ => {
                 let (seen, cost) = operator(name, &seen).unwrap_or_else(|| function(name, None, &seen));
@@ -438,18 +413,18 @@ impl<'d> Estimator<'d> {
         let around = Range::exactly(3);
         Some(match call.func_name.as_str() {
             "optMap" => (
-                Seen::made(Type::Optional(Box::new(last.kind)), last.size),
+                Seen::made(Type::optional(last.kind), last.size),
                 of_cost.plus(of_cost).plus(sum).plus(around),
             ),
             "optFlatMap" => (last, of_cost.plus(of_cost).plus(sum).plus(around)),
             "sortBy" => (of.clone(), of_cost.plus(of.size().times(sum.plus(around)))),
             "transformList" => {
                 let cost = of_cost.plus(of.size().times(sum.plus(around)));
-                (Seen::made(Type::List(Box::new(last.kind)), Some(of.size())), cost)
+                (Seen::made(Type::list(last.kind), Some(of.size())), cost)
             }
             "transformMap" | "transformMapEntry" => {
                 let cost = of_cost.plus(of.size().times(sum.plus(around)));
-                (Seen::made(Type::Map(Box::new(last.kind)), Some(of.size())), cost)
+                (Seen::made(Type::map(last.kind), Some(of.size())), cost)
             }
             _ => (Seen::made(Type::Bool, None), of_cost.plus(of.size().times(sum.plus(around))).plus(ONE)),
         })
