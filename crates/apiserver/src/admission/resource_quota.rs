@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Admit, Attributes, Operation};
 use crate::kinds::Kinds;
+use crate::path;
 use crate::registry::erased::Object;
 use crate::storage::{Outcome, Storage, refused};
 
@@ -205,34 +206,9 @@ async fn write(kinds: &Kinds, account: &Account) -> Result<bool, StatusError> {
     let mut quota = account.quota.clone();
     let used = account.used.iter().map(|(name, amount)| (name.clone(), amount.into())).collect();
     quota.status.get_or_insert_default().used = Some(used);
-    own_usage(&account.quota, &mut quota)?;
+    path::owned_by_server(storage.kind(), &account.quota, &mut quota, "status", &[&["spec"]])?;
     let value = storage.to_value(&mut quota).await?;
     Ok(matches!(storage.replace(&quota, value, account.revision).await?, Outcome::Done(_)))
-}
-
-/// Says in the managed fields that this server wrote what is used.
-fn own_usage(before: &ResourceQuota, quota: &mut ResourceQuota) -> Result<(), StatusError> {
-    let kind = krate_api::kinds::RESOURCE_QUOTA;
-    let Some(schema) = krate_api::schema::of(kind.gvk()) else { return Ok(()) };
-    let json = |quota: &ResourceQuota| {
-        let mut quota = quota.clone();
-        quota.metadata.resource_version = None;
-        serde_json::from_slice(&quota.to_json()).map_err(StatusError::internal)
-    };
-    let (old, mut new): (serde_json::Value, serde_json::Value) = (json(before)?, json(quota)?);
-    let request = krate_api::managed::Request {
-        manager: "kube-apiserver",
-        api_version: &kind.api_version(),
-        subresource: "status",
-        now: jiff::Timestamp::now(),
-        schema,
-        reset: &[&["spec"]],
-        versions: None,
-    };
-    krate_api::managed::on_update(Some(&old), &mut new, request).map_err(|error| error.status())?;
-    let entries = new["metadata"]["managedFields"].take();
-    quota.metadata.managed_fields = serde_json::from_value(entries).map_err(StatusError::internal)?;
-    Ok(())
 }
 
 fn counted(object: &dyn Object) -> Counted<'_> {

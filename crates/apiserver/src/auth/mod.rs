@@ -10,6 +10,7 @@ mod cache;
 mod certificate;
 pub mod jwt;
 mod keys;
+mod last_used;
 pub mod metrics;
 pub mod reload;
 mod remote;

@@ -19,7 +19,7 @@ use krate_api::{StatusError, Verbs};
 
 pub use call::{Call, manager, method_not_allowed, no_such_resource, unclassified};
 pub(crate) use options::Continue;
-pub use ownership::of_answer;
+pub use ownership::{of_answer, owned_by_server};
 pub use subresource::bind_pod;
 pub use write::now;
 

@@ -127,6 +127,36 @@ pub fn of_answer(sent: &[u8], kind: Gvk<'_>, manager: &str, subresource: &str) -
     Ok(sent.pointer_mut("/metadata/managedFields").map(Value::take).unwrap_or_default())
 }
 
+/// Says in the managed fields of an object that this server itself made of it what it is now. `reset`: what the
+/// subresource through which it is changed leaves alone.
+///
+/// # Errors
+/// The objects cannot be read.
+pub fn owned_by_server(
+    kind: &Kind,
+    before: &dyn Object,
+    after: &mut dyn Object,
+    subresource: &str,
+    reset: &[&[&str]],
+) -> Result<(), StatusError> {
+    let Some(schema) = krate_api::schema::of(kind.gvk()) else { return Ok(()) };
+    let api_version = kind.api_version();
+    let request = Request {
+        manager: "kube-apiserver",
+        api_version: &api_version,
+        subresource,
+        now: Timestamp::now(),
+        schema,
+        reset,
+        versions: None,
+    };
+    let (old, new) = (before.to_json(), after.to_json());
+    let there = before.meta().managed_fields.as_ref();
+    let managed = managed::on_write(Some(&old), there, &new, None, request).map_err(StatusError::internal)?;
+    after.meta_mut().managed_fields = managed;
+    Ok(())
+}
+
 fn parse(json: &[u8]) -> Result<Value, StatusError> {
     serde_json::from_slice(json).map_err(StatusError::internal)
 }

@@ -288,14 +288,31 @@ async fn a_token_of_a_secret_is_counted_and_can_be_taken_out_of_use() {
     };
     assert_eq!(as_bearer().await, "system:serviceaccount:default:builder");
     assert_eq!(counted("legacy_manual_token_uses").await, 1);
+    // The secret says on which day; who uses it again that day changes nothing.
+    let noted = async || {
+        let (_, secret) = api.get(&format!("{secrets}/held")).await;
+        let day = secret["metadata"]["labels"]["kubernetes.io/legacy-token-last-used"].clone();
+        let owners = secret["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
+        let server = owners.into_iter().find(|entry| entry["manager"] == "kube-apiserver");
+        (day, server.unwrap_or_default()["fieldsV1"].take(), secret["metadata"]["resourceVersion"].clone())
+    };
+    let (day, owned, version) = noted().await;
+    let today = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
+    assert!(day.as_str().is_some_and(|day| !day.is_empty() && *day <= *today), "{day}");
+    let label = "f:kubernetes.io/legacy-token-last-used";
+    assert_eq!(owned, json!({"f:metadata": {"f:labels": {".": {}, label: {}}}}));
     // As accounts named the secrets that were made for them.
     let named = json!({"secrets": [{"name": "held"}]});
     assert_eq!(api.patch(&format!("{accounts}/builder"), &named).await.0, 200);
     assert_eq!(as_bearer().await, "system:serviceaccount:default:builder");
     assert_eq!(counted("legacy_auto_token_uses").await, 1);
-    let invalid = json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": "2026-01-01"}}});
+    assert_eq!(noted().await, (day, owned, version));
+    let labels = json!({"kubernetes.io/legacy-token-invalid-since": "2026-01-01",
+        "kubernetes.io/legacy-token-last-used": "2025-01-01"});
+    let invalid = json!({"metadata": {"labels": labels}});
     assert_eq!(api.patch(&format!("{secrets}/held"), &invalid).await.0, 200);
     assert_eq!(as_bearer().await, "401 Unauthorized");
     assert_eq!(counted("invalid_legacy_auto_token_uses").await, 1);
+    assert_ne!(noted().await.0, "2025-01-01", "it was used nevertheless");
     assert_eq!(counted("legacy_tokens").await, 3);
 }
