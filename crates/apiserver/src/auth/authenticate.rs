@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::bootstrap_token::BootstrapTokens;
 use super::certificate::{Authorities, AuthorityError, Peer};
-use super::jwt::{self, Issuers};
+use super::jwt::{self, Issuers, KeySets};
 use super::reload::Followed;
 use super::request_header::RequestHeader;
 use super::service_accounts::ServiceAccounts;
@@ -114,7 +114,7 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// `client_ca` is the authority of client certificates, PEM.
+    /// `client_ca` is the authority of client certificates, PEM; `key_sets` is told what keys issuers have.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -123,6 +123,7 @@ impl Authenticator {
         client_ca: &str,
         signer: &Arc<Signer>,
         kinds: &Arc<Kinds>,
+        key_sets: Arc<KeySets>,
     ) -> Result<Self, OpenError> {
         let proxies = settings.request_header.as_ref().map(|proxy| proxy.ca.as_str()).unwrap_or_default();
         let mut sources: Vec<Box<dyn Tokens>> = vec![
@@ -133,7 +134,7 @@ impl Authenticator {
             sources.push(Box::new(BootstrapTokens::new(Arc::clone(kinds))));
         }
         // After those of this cluster: these may have their issuers asked.
-        let issuers = Arc::new(Issuers::new(&settings.jwt).map_err(OpenError::Issuer)?);
+        let issuers = Arc::new(Issuers::new(&settings.jwt, key_sets).map_err(OpenError::Issuer)?);
         sources.push(Box::new(Arc::clone(&issuers)));
         if let Some(webhook) = &settings.token_webhook {
             let opened = TokenWebhook::open(webhook.clone()).await;

@@ -180,6 +180,8 @@ impl Server {
             None => backend,
         };
         let reload_metrics = Arc::new(auth::reload::Metrics::new(&config.advertise.to_string()));
+        let key_sets = Arc::new(auth::jwt::KeySets::new(&config.advertise.to_string()));
+        let key_set_metrics = key_sets.collector();
         let audit_metrics = Arc::new(audit::Metrics::default());
         let audit = Audit::open(&config.audit, &audit_metrics).await.map_err(StartError::Audit)?;
         let cache = Cache::start(Arc::clone(&backend), "/registry/").await?;
@@ -209,7 +211,8 @@ impl Server {
         };
         let server = Arc::new(Server {
             admission: Chain::new(&kinds, &authorizer, &config.admission),
-            authenticator: Authenticator::open(&config.authentication, &config.ca, &signer, &kinds).await?,
+            authenticator: Authenticator::open(&config.authentication, &config.ca, &signer, &kinds, key_sets)
+                .await?,
             authorizer,
             lifecycles: Lifecycles::new(Arc::clone(&allocator)),
             signer,
@@ -226,6 +229,7 @@ impl Server {
                         audit_metrics.collector(),
                         decisions,
                         reload_metrics.collector(),
+                        key_set_metrics,
                         allocator.metrics(),
                     ])
                     .chain(config.registries),

@@ -280,6 +280,14 @@ async fn tokens_of_an_issuer_are_taken_by_its_keys_also_once_they_change() {
         assert!(tokio::time::Instant::now() < end, "the new key is never known");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    // Which keys it has, and when it was asked for them, is told of each issuer.
+    let (_, page) = server.api.get("/metrics").await;
+    let page = page.as_str().expect("text");
+    let rows = |end: &str| {
+        let name = format!("apiserver_authentication_jwt_authenticator_jwks_fetch_last_{end}{{");
+        page.lines().filter(|line| line.starts_with(&name)).count()
+    };
+    assert_eq!((rows("key_set_info"), rows("timestamp_seconds")), (1, 1), "{page}");
 }
 
 #[test]

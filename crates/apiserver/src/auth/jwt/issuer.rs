@@ -19,8 +19,9 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use super::Settings;
+use super::key_sets::KeySets;
 
-/// How long the issuer may take to answer, as upstream.
+/// How long the issuer may take to answer one request, as upstream.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// A token that names an unknown key has the keys fetched anew, but no sooner than this after the last time.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -37,12 +38,14 @@ pub struct Issuer {
     algorithms: Vec<Algorithm>,
     client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
     keys: ArcSwapOption<JwkSet>,
+    /// Where it is told that they were asked for.
+    told: Arc<KeySets>,
     /// When the keys were last asked for. Held while they are, so that they are asked for once.
     asked: Mutex<Option<Instant>>,
 }
 
 impl Issuer {
-    pub fn new(settings: &Settings) -> Result<Self, String> {
+    pub fn new(settings: &Settings, told: Arc<KeySets>) -> Result<Self, String> {
         let system;
         let pem = if settings.ca.is_empty() {
             system = SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
@@ -72,6 +75,7 @@ impl Issuer {
             algorithms: settings.algorithms.clone(),
             client: Client::builder(TokioExecutor::new()).build(connector),
             keys: ArcSwapOption::empty(),
+            told,
             asked: Mutex::new(None),
         })
     }
@@ -132,15 +136,15 @@ impl Issuer {
             None if recent => return Err("authenticator not initialized".to_owned()),
             _ => {}
         }
-        let fetched = tokio::time::timeout(TIMEOUT, self.fetch()).await;
+        let fetched = self.fetch().await;
         *asked = Some(Instant::now());
-        let keys = Arc::new(fetched.map_err(|_| "context deadline exceeded".to_owned())??);
+        let keys = Arc::new(fetched?);
         self.keys.store(Some(Arc::clone(&keys)));
         Ok(keys)
     }
 
     async fn fetch(&self) -> Result<JwkSet, String> {
-        let document = self.get(&self.discovery_url).await?;
+        let (document, _) = self.get(&self.discovery_url).await?;
         let issuer = document["issuer"].as_str().unwrap_or_default();
         if issuer != self.url {
             return Err(format!(
@@ -148,14 +152,22 @@ impl Issuer {
                 self.url
             ));
         }
-        let keys = self.get(document["jwks_uri"].as_str().unwrap_or_default()).await?;
+        let got = self.get(document["jwks_uri"].as_str().unwrap_or_default()).await;
+        self.told.asked(&self.url, got.as_ref().ok().map(|(_, sent)| &sent[..]));
+        let (keys, _) = got?;
         // A key of a sort that is not known is nobody's fault, and no reason to know none.
         let readable = keys["keys"].as_array().into_iter().flatten();
         let keys = readable.filter_map(|key| serde_json::from_value(key.clone()).ok()).collect();
         Ok(JwkSet { keys })
     }
 
-    async fn get(&self, url: &str) -> Result<Value, String> {
+    /// A document, and its text.
+    async fn get(&self, url: &str) -> Result<(Value, Bytes), String> {
+        let got = tokio::time::timeout(TIMEOUT, self.get_patiently(url)).await;
+        got.unwrap_or_else(|_| Err(format!("Get {url:?}: context deadline exceeded")))
+    }
+
+    async fn get_patiently(&self, url: &str) -> Result<(Value, Bytes), String> {
         let told = |error: &dyn std::fmt::Display| format!("Get {url:?}: {error}");
         let uri = url.parse().map_err(|error| told(&error))?;
         let answer = self.client.get(uri).await.map_err(|error| told(&error))?;
@@ -164,6 +176,8 @@ impl Issuer {
         if !status.is_success() {
             return Err(told(&status));
         }
-        serde_json::from_slice(&body.to_bytes()).map_err(|error| told(&error))
+        let text = body.to_bytes();
+        let document = serde_json::from_slice(&text).map_err(|error| told(&error))?;
+        Ok((document, text))
     }
 }

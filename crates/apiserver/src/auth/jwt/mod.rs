@@ -4,6 +4,7 @@
 mod claims;
 pub mod config;
 mod issuer;
+mod key_sets;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ use super::metrics::METRICS;
 use super::tokens::{Found, Tokens};
 use crate::cel::Program;
 use issuer::Issuer;
+
+pub use key_sets::KeySets;
 
 /// The algorithms that tokens may be signed by.
 pub const ALGORITHMS: [(&str, Algorithm); 8] = [
@@ -79,39 +82,47 @@ pub struct Jwt {
 impl Jwt {
     /// # Errors
     /// The issuer's authority is none.
-    pub fn new(settings: Settings) -> Result<Self, String> {
-        let issuer = Issuer::new(&settings)?;
+    pub fn new(settings: Settings, told: Arc<KeySets>) -> Result<Self, String> {
+        let issuer = Issuer::new(&settings, told)?;
         Ok(Jwt { settings, issuer })
     }
 }
 
 /// The issuers of a configuration; others may take their place while the server runs.
-pub struct Issuers(ArcSwap<Vec<Jwt>>);
+pub struct Issuers {
+    all: ArcSwap<Vec<Jwt>>,
+    told: Arc<KeySets>,
+}
 
 impl Issuers {
     /// # Errors
     /// An issuer's authority is none.
-    pub fn new(all: &[Settings]) -> Result<Self, String> {
-        Ok(Issuers(ArcSwap::from_pointee(opened(all)?)))
+    pub fn new(all: &[Settings], told: Arc<KeySets>) -> Result<Self, String> {
+        Ok(Issuers { all: ArcSwap::from_pointee(opened(all, &told)?), told })
     }
 
     /// # Errors
     /// An issuer's authority is none; then all stays as it is.
     pub fn replace(&self, all: &[Settings]) -> Result<(), String> {
-        self.0.store(Arc::new(opened(all)?));
+        let before = self.all.swap(Arc::new(opened(all, &self.told)?));
+        for gone in before.iter().map(|jwt| &jwt.settings.url) {
+            if !all.iter().any(|issuer| issuer.url == *gone) {
+                self.told.forget(gone);
+            }
+        }
         Ok(())
     }
 }
 
-fn opened(all: &[Settings]) -> Result<Vec<Jwt>, String> {
-    all.iter().map(|issuer| Jwt::new(issuer.clone())).collect()
+fn opened(all: &[Settings], told: &Arc<KeySets>) -> Result<Vec<Jwt>, String> {
+    all.iter().map(|issuer| Jwt::new(issuer.clone(), Arc::clone(told))).collect()
 }
 
 #[async_trait]
 impl Tokens for Arc<Issuers> {
     async fn whose(&self, token: &str, audiences: &[String]) -> Found {
         let mut failed = None;
-        for issuer in self.0.load_full().iter() {
+        for issuer in self.all.load_full().iter() {
             match issuer.whose(token, audiences).await {
                 Ok(None) => {}
                 Ok(found) => return Ok(found),
