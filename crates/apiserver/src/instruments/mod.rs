@@ -30,6 +30,7 @@ pub use requests::Asked;
 use requests::{Sort, VALIDATIONS};
 
 use crate::auth::{self, Decision};
+use crate::registry::certificates;
 use crate::request::RequestInfo;
 use crate::server::Server;
 use crate::{aggregation, apiextensions, cel, node_authorizer, proxy, reach};
@@ -387,7 +388,7 @@ impl Instruments {
 }
 
 /// What parts of the server count for all servers of the process.
-fn of_parts() -> [Registry; 6] {
+fn of_parts() -> [Registry; 7] {
     [
         aggregation::metrics::METRICS.registry(),
         apiextensions::metrics::METRICS.registry(),
@@ -395,6 +396,7 @@ fn of_parts() -> [Registry; 6] {
         node_authorizer::metrics::METRICS.registry(),
         proxy::metrics::METRICS.registry(),
         reach::outdated::METRICS.registry(),
+        certificates::metrics::METRICS.registry(),
     ]
 }
 

@@ -234,6 +234,7 @@ pub async fn change(
         taken(matches!(outcome, Ok(Outcome::Done(_)))).await;
         match outcome? {
             Outcome::Done(written) => {
+                call.storage.registry.updated(&*object, old);
                 if ends {
                     release(call, &*object).await;
                 }

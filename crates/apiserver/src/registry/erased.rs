@@ -95,6 +95,8 @@ pub trait Registry: Send + Sync + 'static {
         subresource: &str,
         errors: &mut FieldErrors,
     );
+    /// Counts what is to be counted of an update that is committed.
+    fn updated(&self, _object: &dyn Object, _old: &dyn Object) {}
     fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors);
     fn warnings(&self, object: &dyn Object, old: Option<&dyn Object>) -> Vec<String>;
     fn selectable(&self, object: &dyn Object) -> Selectable;
@@ -240,6 +242,10 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
             "" => object.validate_update(typed(old), &at, errors),
             through => object.validate_through(through, typed(old), &at, errors),
         }
+    }
+
+    fn updated(&self, object: &dyn Object, old: &dyn Object) {
+        typed::<S>(object).updated(typed(old));
     }
 
     fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {

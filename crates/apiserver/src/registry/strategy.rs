@@ -101,6 +101,9 @@ pub trait Strategy:
 
     fn validate_status_update(&self, _old: &Self, _at: &FieldPath, _errors: &mut FieldErrors) {}
 
+    /// It has taken the place of `old`, through whatever endpoint: what is to be counted of that is counted here.
+    fn updated(&self, _old: &Self) {}
+
     /// The object as it is stored, where that is another version of its kind ([`Strategy::STORED_AS`]).
     fn to_stored(&self) -> Vec<u8> {
         super::encode::to_vec(self)

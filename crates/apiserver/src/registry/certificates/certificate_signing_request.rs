@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde_json::Value;
 
+use super::metrics::METRICS;
 use crate::registry::column::{age, human_duration, name, text};
 use crate::registry::prepare::differ;
 use crate::registry::rules::{IMMUTABLE, label_name};
@@ -133,6 +134,10 @@ impl Strategy for CertificateSigningRequest {
                 "updates may not modify existing certificate content",
             );
         }
+    }
+
+    fn updated(&self, old: &Self) {
+        METRICS.changed(old, self);
     }
 
     fn selectable(&self) -> Selectable {
