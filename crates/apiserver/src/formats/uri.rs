@@ -2,6 +2,7 @@
 //! fragment is none here.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 /// A URI in its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +129,7 @@ impl Uri<'_> {
             if stays {
                 out.push(char::from(b));
             } else {
-                out.push_str(&format!("%{b:02X}"));
+                let _ = write!(out, "%{b:02X}");
             }
         }
         out
