@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::framework::{Cycle, Filter, Score};
+use prometheus::Histogram;
+
+use crate::framework::{Cycle, Filter, Reasons, Score};
 use crate::metrics::{Attempt, METRICS, Point};
 use crate::nodes::NodeId;
 use crate::plugins::PLUGINS;
@@ -27,6 +29,11 @@ pub fn enough(nodes: usize) -> usize {
     (nodes * percent / 100).max(LEAST_NODES)
 }
 
+/// The plugins of one cycle of so many are timed, as upstream's are, and for no more than so many nodes: taking the time
+/// takes longer than most of them do.
+const TIMED_CYCLES: u64 = 10;
+const TIMED_NODES: usize = 64;
+
 /// What is remembered between cycles.
 #[derive(Default)]
 pub struct Placer {
@@ -34,6 +41,7 @@ pub struct Placer {
     start: usize,
     /// Breaks ties between nodes of equal score.
     dice: u64,
+    cycles: u64,
     feasible: Vec<NodeId>,
     totals: Vec<i64>,
     scores: Vec<i64>,
@@ -44,6 +52,24 @@ struct Asked<'a> {
     filter: Box<dyn Filter + 'a>,
     /// How often it gave each of its reasons.
     counts: [u32; 32],
+    /// How many nodes it was asked about.
+    nodes: usize,
+    /// Where it is noted what it took, where it passes a node and where it does not, in a cycle that is timed.
+    timers: Option<[Histogram; 2]>,
+}
+
+impl Asked<'_> {
+    fn ask(&mut self, node: NodeId) -> Reasons {
+        self.nodes += 1;
+        let Some([passed, refused]) = self.timers.as_ref().filter(|_| self.nodes <= TIMED_NODES) else {
+            return self.filter.filter(node);
+        };
+        let began = Instant::now();
+        let reasons = self.filter.filter(node);
+        let timer = if reasons.is_none() { passed } else { refused };
+        timer.observe(began.elapsed().as_secs_f64());
+        reasons
+    }
 }
 
 impl Placer {
@@ -54,11 +80,18 @@ impl Placer {
             return Outcome::Nowhere { message, refused_by: PluginSet::default() };
         }
         let profile = cycle.pod.profile();
+        let timed = self.cycles.is_multiple_of(TIMED_CYCLES);
+        self.cycles += 1;
         let began = Instant::now();
         let mut asked: Vec<Asked<'_>> = PLUGINS
             .iter()
             .enumerate()
-            .filter_map(|(row, r)| Some(Asked { row, filter: r.plugin.filter(cycle)?, counts: [0; 32] }))
+            .filter_map(|(row, r)| {
+                let filter = r.plugin.filter(cycle)?;
+                let timer = |attempt| METRICS.timer(r.plugin.name(), Point::Filter, attempt);
+                let timers = timed.then(|| [Attempt::Scheduled, Attempt::Unschedulable].map(timer));
+                Some(Asked { row, filter, counts: [0; 32], nodes: 0, timers })
+            })
             .collect();
         let prepared = Instant::now();
         METRICS.point(Point::PreFilter, Attempt::Scheduled, profile, prepared - began);
@@ -66,11 +99,14 @@ impl Placer {
         let found = Instant::now();
         let status = if self.feasible.is_empty() { Attempt::Unschedulable } else { Attempt::Scheduled };
         METRICS.point(Point::Filter, status, profile, found - prepared);
+        for a in &asked {
+            METRICS.evaluated(PLUGINS[a.row].plugin.name(), Point::Filter, profile, a.nodes);
+        }
         match self.feasible.as_slice() {
             [] => nowhere(order.len(), &asked),
             [only] => Outcome::Node(*only),
             _ => {
-                let best = self.best(cycle);
+                let best = self.best(cycle, timed);
                 METRICS.point(Point::Score, Attempt::Scheduled, profile, found.elapsed());
                 Outcome::Node(best)
             }
@@ -102,14 +138,26 @@ impl Placer {
         self.start = (start + looked) % order.len();
     }
 
-    fn best(&mut self, cycle: Cycle<'_>) -> NodeId {
+    fn best(&mut self, cycle: Cycle<'_>, timed: bool) -> NodeId {
         self.totals.clear();
         self.totals.resize(self.feasible.len(), 0);
         for row in PLUGINS.iter().filter(|r| r.weight > 0) {
             let Some(scorer) = row.plugin.score(cycle, &self.feasible) else { continue };
             let scorer: &dyn Score = &*scorer;
+            let (plugin, profile) = (row.plugin.name(), cycle.pod.profile());
+            METRICS.evaluated(plugin, Point::Score, profile, self.feasible.len());
             self.scores.clear();
-            self.scores.extend(self.feasible.iter().map(|node| scorer.score(*node)));
+            let (some, rest) =
+                self.feasible.split_at(if timed { TIMED_NODES.min(self.feasible.len()) } else { 0 });
+            if !some.is_empty() {
+                let timer = METRICS.timer(plugin, Point::Score, Attempt::Scheduled);
+                for node in some {
+                    let began = Instant::now();
+                    self.scores.push(scorer.score(*node));
+                    timer.observe(began.elapsed().as_secs_f64());
+                }
+            }
+            self.scores.extend(rest.iter().map(|node| scorer.score(*node)));
             scorer.normalize(&self.feasible, &mut self.scores);
             for (total, score) in self.totals.iter_mut().zip(&self.scores) {
                 *total += row.weight * score;
@@ -135,7 +183,7 @@ impl Placer {
 
 fn passes(asked: &mut [Asked<'_>], node: NodeId) -> bool {
     for a in asked {
-        let mut reasons = a.filter.filter(node).0;
+        let mut reasons = a.ask(node).0;
         if reasons != 0 {
             while reasons != 0 {
                 a.counts[reasons.trailing_zeros() as usize] += 1;
@@ -213,6 +261,41 @@ mod tests {
             place(&mut nodes, asks("5")),
             Err("0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint(s).".into())
         );
+    }
+
+    #[test]
+    fn plugins_are_counted_for_every_node_and_timed_now_and_then() {
+        let mut nodes = Nodes::default();
+        for n in 0..3 {
+            nodes.put(&node(&format!("n{n}"), json!({})));
+        }
+        let profile = "counted";
+        let mut spec = asks("1");
+        spec["schedulerName"] = json!(profile);
+        let p = pod(&mut nodes, "p", json!({}), spec);
+        let around = Surroundings::default();
+        let mut placer = Placer::default();
+        for _ in 0..4 {
+            placer.place(Cycle { pod: &p, nodes: &nodes, around: &around, siblings: None });
+        }
+        let families = crate::metrics::registry().gather();
+        let row = |name: &str, labels: &[(&str, &str)]| {
+            let family = families.iter().find(|family| family.name() == name).expect("a family");
+            let has = |row: &&prometheus::proto::Metric| {
+                labels.iter().all(|(name, value)| {
+                    row.get_label().iter().any(|pair| pair.name() == *name && pair.value() == *value)
+                })
+            };
+            family.get_metric().iter().find(has).cloned().expect("a row")
+        };
+        for point in ["Filter", "Score"] {
+            let labels = [("plugin", "NodeResourcesFit"), ("extension_point", point)];
+            let counted = [labels[0], labels[1], ("profile", profile)];
+            let count = row("scheduler_plugin_evaluation_total", &counted).get_counter().get_value();
+            assert!((count - 12.0).abs() < 0.1, "{point}: {count}");
+            let timed = row("scheduler_plugin_execution_duration_seconds", &labels);
+            assert!(timed.get_histogram().get_sample_count() >= 3, "{point}");
+        }
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub(crate) struct Metrics {
     durations: HistogramVec,
     algorithm: Histogram,
     points: HistogramVec,
+    evaluations: IntCounterVec,
+    executions: HistogramVec,
     scheduled_after: HistogramVec,
     attempts_needed: Histogram,
     pending: [IntGauge; 4],
@@ -135,6 +137,19 @@ impl Metrics {
                 &["extension_point", "status", "profile"],
                 &powers(0.0001, 2.0, 12),
             ),
+            evaluations: families.counters(
+                Alpha,
+                &name("plugin_evaluation_total"),
+                "Nodes that a plugin was asked about, by what it was asked.",
+                &["plugin", "extension_point", "profile"],
+            ),
+            executions: families.histograms(
+                Alpha,
+                &name("plugin_execution_duration_seconds"),
+                "What a plugin takes for a node, of some that are timed.",
+                &["plugin", "extension_point", "status"],
+                &powers(0.00001, 1.5, 20),
+            ),
             scheduled_after: families.histograms(
                 Beta,
                 &name("pod_scheduling_sli_duration_seconds"),
@@ -181,6 +196,16 @@ impl Metrics {
     pub fn point(&self, point: Point, attempt: Attempt, profile: &str, took: Duration) {
         let labels = [point.name(), attempt.status(), profile];
         self.points.with_label_values(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Counts the nodes that a plugin was asked about.
+    pub fn evaluated(&self, plugin: &str, point: Point, profile: &str, nodes: usize) {
+        self.evaluations.with_label_values(&[plugin, point.name(), profile]).inc_by(nodes as u64);
+    }
+
+    /// Where it is noted what a plugin takes for a node that comes to this.
+    pub fn timer(&self, plugin: &str, point: Point, attempt: Attempt) -> Histogram {
+        self.executions.with_label_values(&[plugin, point.name(), attempt.status()])
     }
 
     /// Notes that a pod is bound, after so many attempts and so long after the first.
