@@ -3,6 +3,7 @@
 //! An element is `f:NAME` for a field or a key of a map, `k:{…}` for an item of a list by its keys, `v:VALUE` for an
 //! item by itself, `i:N` for an item by its place. A node is a member, or leads to members, or both.
 
+use std::cmp::Ordering;
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
@@ -145,19 +146,17 @@ impl FieldSet {
     /// Changes the node of a named field, if it has one, and drops what is empty then.
     fn at(&mut self, path: &[&str], change: &dyn Fn(&mut Node)) {
         let Some((name, rest)) = path.split_first() else { return };
-        if self.0.is_empty() {
-            return;
-        }
-        let element = format!("f:{name}");
-        let Some(node) = self.0.get_mut(&element) else { return };
-        if rest.is_empty() {
-            change(node);
-        } else {
-            node.below.at(rest, change);
-        }
-        if node.is_empty() {
-            self.0.remove(&element);
-        }
+        self.0.change_by(
+            |element| field_order(element, name),
+            |node| {
+                if rest.is_empty() {
+                    change(node);
+                } else {
+                    node.below.at(rest, change);
+                }
+                !node.is_empty()
+            },
+        );
     }
 
     /// The paths of the members, as messages show them.
@@ -175,6 +174,14 @@ impl FieldSet {
         for (element, node) in self.0.iter() {
             node.below.paths_below(&format!("{before}{}", shown(element)), out);
         }
+    }
+}
+
+/// How an element stands to that of a named field. A write looks for a dozen of them, and makes the text of none.
+fn field_order(element: &str, name: &str) -> Ordering {
+    match element.strip_prefix("f:") {
+        Some(field) => field.cmp(name),
+        None => element.cmp("f:"),
     }
 }
 

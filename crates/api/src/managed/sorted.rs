@@ -2,6 +2,7 @@
 //! entry or two, and a write makes a dozen of them.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 
 /// A map whose entries are in the order of their keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +78,17 @@ impl<K: Ord, V> Sorted<K, V> {
         }
     }
 
+    /// Changes the value that `order` leads to, which says how a key stands to the one that is looked for. It stays if
+    /// `change` says so.
+    pub fn change_by(&mut self, mut order: impl FnMut(&K) -> Ordering, change: impl FnOnce(&mut V) -> bool) {
+        if let Ok(at) = self.0.binary_search_by(|(key, _)| order(key))
+            && let Some((_, value)) = self.0.get_mut(at)
+            && !change(value)
+        {
+            self.0.remove(at);
+        }
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.0.iter().map(|(key, value)| (key, value))
     }
@@ -112,6 +124,13 @@ mod tests {
                     if value % 2 == 0 {
                         ours.remove(key.as_str());
                         model.remove(&key);
+                    } else {
+                        let kept = value % 3 == 0;
+                        ours.change_by(|k| k.cmp(&key), |v| { *v = 7; kept });
+                        model.insert(key.clone(), 7);
+                        if !kept {
+                            model.remove(&key);
+                        }
                     }
                 }
                 prop_assert_eq!(ours.iter().collect::<Vec<_>>(), model.iter().collect::<Vec<_>>());

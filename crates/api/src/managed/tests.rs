@@ -9,6 +9,20 @@ fn kind(group: &'static str, kind: &'static str) -> TypeRef<'static> {
     schema::of(Gvk { group, version: "v1", kind }).expect("a kind")
 }
 
+#[test]
+fn named_fields_are_found_among_items_of_every_sort() {
+    let all = json!({"f:a": {}, "f:b": {".": {}, "f:c": {}}, "f:ba": {}, "k:{\"b\":1}": {}, "v:\"b\"": {}, "i:1": {}});
+    let left = |change: fn(&mut FieldSet)| {
+        let mut set = FieldSet::from_json(&all);
+        change(&mut set);
+        set.paths()
+    };
+    let others = [".a", ".ba", "[1]", "[b=1]", "[=\"b\"]"];
+    assert_eq!(left(|set| set.cut(&[&["b"], &["x"], &["b", "x"]])), others);
+    let below = [".a", ".ba", "[1]", "[b=1]", "[=\"b\"]", ".b.c"];
+    assert_eq!(left(|set| set.forget(&[&["b"], &["a", "x"]])), below);
+}
+
 fn request<'a>(manager: &'a str, api_version: &'a str, schema: TypeRef<'a>) -> Request<'a> {
     Request {
         manager,
