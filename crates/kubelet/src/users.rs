@@ -8,6 +8,8 @@ use std::process::Command;
 
 use k8s_cri::v1::{IdMapping, NamespaceMode, PodSandboxConfig, UserNamespace};
 use k8s_openapi::api::core::v1::Pod;
+use nix::errno::Errno;
+use nix::unistd::User;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -211,9 +213,11 @@ pub fn own(sandbox: &PodSandboxConfig) -> Option<&UserNamespace> {
 /// They cannot be told, or users and groups have others.
 pub fn range(length: u32) -> Result<(u32, u64), String> {
     let all = (length, (1 << 32) - u64::from(length));
-    let has_user = nix::unistd::User::from_name(USER).map_err(|error| error.to_string())?.is_some();
-    if !has_user {
-        return Ok(all);
+    match User::from_name(USER) {
+        Ok(Some(_)) => {}
+        // The C library may tell of a user who is not there, or of no file of users at all, as an error of one of these.
+        Ok(None) | Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => return Ok(all),
+        Err(error) => return Err(format!("kubelet mappings: error looking up user {USER:?}: {error}")),
     }
     let ask = |what: &str, more: &[&str]| {
         let out = Command::new("getsubids").args(more).arg(USER).output();

@@ -96,15 +96,13 @@ impl Manager {
             // Nothing can be asked for before it is known what the certificate is to say.
             if let Some(template) = self.wanted() {
                 let is_met = pair.as_ref().is_some_and(|pair| template.is_met_by(pair));
-                match due.filter(|due| !self.force && is_met && *due > SystemTime::now()) {
-                    Some(due) => tokio::select! {
-                        () = krate_pki::until(due) => {}
-                        () = wait_for_other(&mut self.template) => {}
-                    },
-                    None => {
-                        self.force = false;
-                        return;
-                    }
+                let Some(due) = due.filter(|due| !self.force && is_met && *due > SystemTime::now()) else {
+                    self.force = false;
+                    return;
+                };
+                tokio::select! {
+                    () = krate_pki::until(due) => {}
+                    () = wait_for_other(&mut self.template) => {}
                 }
             } else {
                 wait_for_other(&mut self.template).await;
