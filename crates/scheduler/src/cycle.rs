@@ -32,7 +32,7 @@ pub fn enough(nodes: usize) -> usize {
 /// The plugins of one cycle of so many are timed, as upstream's are, and for no more than so many nodes: taking the time
 /// takes longer than most of them do.
 const TIMED_CYCLES: u64 = 10;
-const TIMED_NODES: usize = 64;
+const TIMED_NODES: usize = 16;
 
 /// What is remembered between cycles.
 #[derive(Default)]
