@@ -158,10 +158,10 @@ fn containers_have_the_volumes_of_a_driver() {
     let metrics = cluster.kubectl(&format!("get --raw /api/v1/nodes/{node}/proxy/metrics"));
     for line in [
         "kubelet_volume_stats_used_bytes{namespace=\"default\",persistentvolumeclaim=\"files\"} 1024",
-        "csi_operations_seconds_count{driver_name=\"csi.example.com\",method_name=\"/csi.v1.Node/NodeStageVolume\",\
-         grpc_status_code=\"OK\",migrated=\"false\"} 2",
-        "volume_operation_total_seconds_count{plugin_name=\"kubernetes.io/csi:csi.example.com\",\
-         operation_name=\"overall_volume_map\"} 1",
+        "csi_operations_seconds_count{driver_name=\"csi.example.com\",grpc_status_code=\"OK\",\
+         method_name=\"/csi.v1.Node/NodeStageVolume\",migrated=\"false\"} 2",
+        "volume_operation_total_seconds_count{operation_name=\"overall_volume_map\",\
+         plugin_name=\"kubernetes.io/csi:csi.example.com\"} 1",
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
