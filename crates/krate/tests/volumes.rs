@@ -22,6 +22,10 @@ const IMAGE: &str = "docker.io/library/busybox:latest";
 const SHELL: &str =
     "set -e; no() { if sh -c \"$*\" 2> /dev/null; then echo \"must fail: $*\"; exit 1; fi; }\n";
 
+/// A filter of system calls.
+const NO_MKDIR: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}"#;
+
 /// A pod of one container that runs a script.
 fn pod(name: &str, script: &str, spec: &Value) -> Value {
     let mut all = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"color": "blue"}},
@@ -64,6 +68,7 @@ fn objects(dir: &str) -> Vec<Value> {
             "data": {"color": "blue", "size": "big"}, "binaryData": {"bytes": "AAE="}}),
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "secret"},
             "stringData": {"password": "hush"}}),
+        json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "other"}, "handler": "other"}),
         volume,
         claim("kept"),
         claim("never"),
@@ -160,6 +165,37 @@ fn good(dir: &str) -> Vec<Value> {
                 {"name": "net.ipv4.tcp_syncookies", "value": "0"}]}}),
         ),
         pod(
+            "environment",
+            "[ $P_color = blue ]; [ $P_size = big ]; [ $password = hush ]; [ $color = own ]
+             [ $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT = 10.96.0.1:443 ]; [ $BOTH = own-blue ]",
+            &json!({"container": {
+                "envFrom": [{"prefix": "P_", "configMapRef": {"name": "settings"}}, {"secretRef": {"name": "secret"}},
+                    {"configMapRef": {"name": "settings"}}, {"configMapRef": {"name": "not-there", "optional": true}}],
+                "env": [{"name": "color", "value": "own"}, {"name": "BOTH", "value": "$(color)-$(P_color)"}]}}),
+        ),
+        pod(
+            "in-groups-of-the-image",
+            "[ \"$(id -G)\" = '1234 3000 5000' ] || [ \"$(id -G)\" = '1234 5000 3000' ]",
+            &json!({"securityContext": {"runAsUser": 1234, "runAsGroup": 1234, "supplementalGroups": [3000],
+                "supplementalGroupsPolicy": "Merge"}}),
+        ),
+        pod(
+            "in-no-groups-of-the-image",
+            "[ \"$(id -G)\" = '1234 3000' ]",
+            &json!({"securityContext": {"runAsUser": 1234, "runAsGroup": 1234, "supplementalGroups": [3000],
+                "supplementalGroupsPolicy": "Strict"}}),
+        ),
+        pod(
+            "filtered-by-the-node",
+            "grep 'Seccomp:.2' /proc/self/status; no mkdir /tmp/x; echo x > /tmp/y",
+            &json!({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "no-mkdir.json"}}}),
+        ),
+        pod(
+            "labelled",
+            "true",
+            &json!({"securityContext": {"seLinuxOptions": {"level": "s0:c1,c2"}}}),
+        ),
+        pod(
             "locked-down",
             "no touch /x; echo x > /v/tmp/x; grep 'NoNewPrivs:.1' /proc/self/status; grep 'CapEff:.0000000000000000' /proc/self/status",
             &json!({"securityContext": {"runAsNonRoot": true, "runAsUser": 1000},
@@ -233,6 +269,11 @@ fn waiting() -> Vec<(Value, &'static str, &'static str)> {
             "hostPath type check failed: /not/there is not a directory",
         ),
         (
+            pod("of-another-runtime", "true", &json!({"runtimeClassName": "other"})),
+            "FailedCreatePodSandBox",
+            "no runtime for \"other\" is configured",
+        ),
+        (
             pod(
                 "no-such-map",
                 "true",
@@ -301,6 +342,9 @@ fn pods_get_what_they_ask_for() {
     let host = files.0.as_path();
     let dir = host.to_string_lossy().into_owned();
     cluster.takes_pods("default");
+    let filters = cluster.dir.join("kubelet/seccomp");
+    fs::create_dir_all(&filters).expect("a directory");
+    fs::write(filters.join("no-mkdir.json"), NO_MKDIR).expect("a filter");
     cluster.create(&objects(&dir));
     bind(&cluster);
     let (good, refused, waiting) = (good(&dir), refused(), waiting());

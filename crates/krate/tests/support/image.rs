@@ -45,10 +45,19 @@ pub fn parts(busybox: &Path, label: &str, command: &[&str]) -> (Vec<u8>, Vec<u8>
             .append_link(&mut head(0, 0o777, tar::EntryType::Symlink), format!("bin/{applet}"), "busybox")
             .expect("applet");
     }
-    let users = b"root:x:0:0:root:/root:/bin/sh\n";
-    layer
-        .append_data(&mut head(users.len() as u64, 0o644, tar::EntryType::Regular), "etc/passwd", &users[..])
-        .expect("users");
+    // The image has a user who is in a group besides his own.
+    for (path, lines) in [
+        ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nmember:x:1234:1234::/:/bin/sh\n"),
+        ("etc/group", "root:x:0:\nmember:x:1234:\nclub:x:5000:member\n"),
+    ] {
+        layer
+            .append_data(
+                &mut head(lines.len() as u64, 0o644, tar::EntryType::Regular),
+                path,
+                lines.as_bytes(),
+            )
+            .expect("users");
+    }
     let layer = layer.into_inner().expect("layer");
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
