@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use krate_testkit::eventually;
@@ -207,8 +207,8 @@ fn good(dir: &str) -> Vec<Value> {
 }
 
 /// Pods that are refused or ended: reason and part of the message of their status.
-fn refused() -> Vec<(Value, &'static str, &'static str)> {
-    vec![
+fn refused(node: &str) -> Vec<(Value, &'static str, &'static str)> {
+    let mut all = vec![
         (
             pod(
                 "bad-sysctl",
@@ -237,7 +237,25 @@ fn refused() -> Vec<(Value, &'static str, &'static str)> {
             "Evicted",
             "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. ",
         ),
-    ]
+        (
+            // No scheduler would place it: it is bound to the node from the start.
+            pod("elsewhere", "true", &json!({"nodeName": node, "nodeSelector": {"disk": "none"}})),
+            "NodeAffinity",
+            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+        ),
+    ];
+    if !Path::new("/sys/kernel/security/apparmor").exists() {
+        all.push((
+            pod(
+                "confined",
+                "true",
+                &json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}),
+            ),
+            "AppArmor",
+            "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host",
+        ));
+    }
+    all
 }
 
 /// Pods whose container waits, or that have an event: the reason, and part of the message.
@@ -347,10 +365,11 @@ fn pods_get_what_they_ask_for() {
     fs::write(filters.join("no-mkdir.json"), NO_MKDIR).expect("a filter");
     cluster.create(&objects(&dir));
     bind(&cluster);
-    let (good, refused, waiting) = (good(&dir), refused(), waiting());
+    let node = cluster.kubectl("get nodes -o jsonpath={.items[0].metadata.name}");
+    let (good, refused, waiting) = (good(&dir), refused(&node), waiting());
     cluster.create(&good);
     cluster.create(&refused.iter().chain(&waiting).map(|(pod, ..)| pod.clone()).collect::<Vec<_>>());
-    cluster.create(&[follower(), on_a_claim_that_is_never_bound(&cluster)]);
+    cluster.create(&[follower(), on_a_claim_that_is_never_bound(&node)]);
 
     eventually("the good pods have succeeded", SOON, || {
         let all = pods(&cluster);
@@ -433,8 +452,7 @@ fn follower() -> Value {
 }
 
 /// No scheduler would place it: it is bound to the node from the start.
-fn on_a_claim_that_is_never_bound(cluster: &Cluster) -> Value {
-    let node = cluster.kubectl("get nodes -o jsonpath={.items[0].metadata.name}");
+fn on_a_claim_that_is_never_bound(node: &str) -> Value {
     pod(
         "unbound",
         "true",

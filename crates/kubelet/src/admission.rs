@@ -1,12 +1,14 @@
 //! Whether this node takes a pod that it has not run yet. The scheduler has asked most of it already; but not every pod
 //! comes from the scheduler, and the node knows better what it can do.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::eviction::is_critical;
 use crate::names;
+use crate::placement;
 use crate::resources::{self, Qos};
 use crate::shared::Shared;
 use crate::shutdown;
@@ -61,7 +63,34 @@ pub fn admit(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
         memory: shared.node.memory,
         storage: shared.node.ephemeral_storage,
     };
-    fits(Amounts::of(pod), used, whole)
+    fits(Amounts::of(pod), used, whole)?;
+    // Before the API has told of the node nobody can know what it is like.
+    if let Some(node) = shared.own_node.list().first()
+        && let Err(misplaced) = placement::check(pod, spec, node, &others)
+    {
+        return refuse(misplaced.plugin, misplaced.message());
+    }
+    confined(spec, has_apparmor())
+}
+
+/// Whether the kernel confines processes by profiles of AppArmor.
+fn has_apparmor() -> bool {
+    let enabled = "/sys/module/apparmor/parameters/enabled";
+    Path::new("/sys/kernel/security/apparmor").exists()
+        && std::fs::read_to_string(enabled).is_ok_and(|said| said.starts_with('Y'))
+}
+
+/// A pod that is to be confined by AppArmor is not run where there is none.
+fn confined(spec: &PodSpec, can_be: bool) -> Result<(), Refusal> {
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
+    let inits = spec.init_containers.iter().flatten();
+    let added = spec.ephemeral_containers.iter().flatten().map(|container| &container.security_context);
+    let contexts = inits.chain(&spec.containers).map(|container| &container.security_context).chain(added);
+    let mut asked = contexts.filter_map(|context| context.as_ref()?.app_armor_profile.as_ref()).chain(of_pod);
+    if can_be || asked.all(|profile| profile.type_ == "Unconfined") {
+        return Ok(());
+    }
+    refuse("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host")
 }
 
 /// The system that a pod is for is this one (KEP-2802).
@@ -242,6 +271,23 @@ mod tests {
         assert_eq!(reason(json!({})), Ok(()));
         assert_eq!(reason(json!({"os": {"name": "linux"}})), Ok(()));
         assert_eq!(reason(json!({"os": {"name": "windows"}})), Err("PodOSNotSupported"));
+    }
+
+    #[test]
+    fn only_a_kernel_that_confines_takes_who_is_to_be_confined() {
+        let of = |kind: &str| json!({"appArmorProfile": {"type": kind}});
+        let mut in_container = spec(json!({}));
+        let container = json!({"name": "c", "securityContext": of("Localhost")});
+        in_container.containers = vec![serde_json::from_value(container).unwrap()];
+        for (spec, needs) in [
+            (spec(json!({})), false),
+            (spec(json!({"securityContext": of("Unconfined")})), false),
+            (spec(json!({"securityContext": of("RuntimeDefault")})), true),
+            (in_container, true),
+        ] {
+            assert_eq!(confined(&spec, false).map_err(|refusal| refusal.reason).is_err(), needs, "{spec:?}");
+            assert_eq!(confined(&spec, true), Ok(()));
+        }
     }
 
     #[test]

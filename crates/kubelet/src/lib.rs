@@ -41,6 +41,7 @@ mod objects;
 mod observed;
 mod orphans;
 mod pace;
+mod placement;
 mod plan;
 mod plugins;
 mod pods;

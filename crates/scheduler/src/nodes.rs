@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
+use krate_api::placement::HostPort;
 
 use crate::classes::{ClassId, Classes};
-use crate::pod::{HostPort, PodInfo, Resource, ResourceNames, amount};
+use crate::pod::{PodInfo, Resource, ResourceNames, amount};
 
 /// The row of a node. It stays the same while the node, or a pod on it, is known.
 pub type NodeId = usize;

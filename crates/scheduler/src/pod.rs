@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, Pod, PodAffinityTerm, PodSpec, WeightedPodAffinityTerm};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use krate_api::placement::{HostPort, host_ports};
 use krate_client::ObjectKey;
 use kube::core::{Selector, SelectorExt};
 
@@ -50,23 +51,6 @@ impl ResourceNames {
 pub fn amount(name: &str, quantity: &Quantity) -> i64 {
     let Ok(read) = krate_api::quantity::Quantity::parse(&quantity.0) else { return 0 };
     if name == "cpu" { read.milli_value() } else { read.value() }
-}
-
-/// A port of the host that a pod takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    pub ip: String,
-    pub protocol: String,
-    pub port: i32,
-}
-
-impl HostPort {
-    /// Whether two pods cannot have both: the same port, unless at different addresses.
-    pub fn conflicts(&self, other: &HostPort) -> bool {
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip == other.ip || self.ip == "0.0.0.0" || other.ip == "0.0.0.0")
-    }
 }
 
 /// Which pods a term of affinity means, and how near.
@@ -233,24 +217,6 @@ impl PodInfo {
     }
 }
 
-fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
-    let restartable = |c: &&Container| c.restart_policy.as_deref() == Some("Always");
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(restartable));
-    containers
-        .flat_map(|c| c.ports.iter().flatten())
-        .filter_map(|p| {
-            let host_network = spec.host_network.unwrap_or(false);
-            let port = p.host_port.filter(|p| *p > 0).or(host_network.then_some(p.container_port))?;
-            let ip = p.host_ip.clone().filter(|ip| !ip.is_empty() && ip != "::");
-            Some(HostPort {
-                ip: ip.unwrap_or_else(|| "0.0.0.0".to_owned()),
-                protocol: p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
-                port,
-            })
-        })
-        .collect()
-}
-
 type Amounts = BTreeMap<String, i64>;
 
 fn requests_of(container: &Container, defaults: Option<(i64, i64)>) -> Amounts {
@@ -349,13 +315,5 @@ mod tests {
             {"name": "a", "resources": {"requests": {"example.com/gpu": "2", "memory": "1Ki"}}}]}));
         assert_eq!(pod.requests, [(MEMORY, 1024), (3, 2)]);
         assert_eq!(names.name(3), "example.com/gpu");
-    }
-
-    #[test]
-    fn host_ports_conflict_unless_their_addresses_differ() {
-        let port = |ip: &str, port| HostPort { ip: ip.into(), protocol: "TCP".into(), port };
-        assert!(port("0.0.0.0", 80).conflicts(&port("127.0.0.1", 80)));
-        assert!(!port("10.0.0.1", 80).conflicts(&port("127.0.0.1", 80)));
-        assert!(!port("0.0.0.0", 80).conflicts(&port("0.0.0.0", 81)));
     }
 }

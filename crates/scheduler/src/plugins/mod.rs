@@ -13,7 +13,6 @@ mod topology_spread;
 use crate::framework::Plugin;
 
 pub use node_affinity::RequiredNodes;
-pub use taint_toleration::tolerated;
 
 /// A plugin and how much its score counts.
 pub struct Row {

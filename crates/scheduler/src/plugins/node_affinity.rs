@@ -1,10 +1,10 @@
 //! Node selectors and node affinity: where a pod must go, and where it would rather go.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{NodeSelectorTerm, PodSpec, PreferredSchedulingTerm};
-use krate_api::selector;
+use k8s_openapi::api::core::v1::{PodSpec, PreferredSchedulingTerm};
+use krate_api::placement;
+use krate_api::selector::node::term_matches;
 
 use crate::framework::{ClusterEvent, Cycle, Filter, Plugin, Reasons, Score, stretch};
 use crate::nodes::{NodeId, Nodes};
@@ -12,36 +12,21 @@ use crate::pod::PodInfo;
 
 pub struct NodeAffinity;
 
-/// Where a pod must go: its node selector and its required terms, both.
+/// The nodes of which a pod must have one.
 pub struct RequiredNodes<'a> {
     nodes: &'a Nodes,
-    selector: Option<&'a BTreeMap<String, String>>,
-    terms: Option<&'a [NodeSelectorTerm]>,
+    required: placement::RequiredNodes<'a>,
 }
 
 impl<'a> RequiredNodes<'a> {
     /// None if the pod may go anywhere.
     pub fn of(spec: &'a PodSpec, nodes: &'a Nodes) -> Option<Self> {
-        let selector = spec.node_selector.as_ref().filter(|s| !s.is_empty());
-        let terms = spec
-            .affinity
-            .as_ref()
-            .and_then(|a| a.node_affinity.as_ref())
-            .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
-            .map(|s| s.node_selector_terms.as_slice());
-        (selector.is_some() || terms.is_some()).then_some(RequiredNodes { nodes, selector, terms })
+        placement::RequiredNodes::of(spec).map(|required| RequiredNodes { nodes, required })
     }
 
     pub fn allow(&self, node: NodeId) -> bool {
-        let labels = &self.nodes.labels[node];
-        self.selector.is_none_or(|s| s.iter().all(|(k, v)| labels.get(k) == Some(v)))
-            && self.terms.is_none_or(|terms| terms.iter().any(|t| term_matches(t, self.nodes, node)))
+        self.required.allow(&self.nodes.labels[node], &self.nodes.names[node])
     }
-}
-
-fn term_matches(term: &NodeSelectorTerm, nodes: &Nodes, node: NodeId) -> bool {
-    let labels = &nodes.labels[node];
-    selector::node::term_matches(term, |key| labels.get(key).map(String::as_str), &nodes.names[node])
 }
 
 struct Preferred<'a> {
@@ -86,7 +71,7 @@ impl Filter for RequiredNodes<'_> {
     /// A pod of a DaemonSet names its node in every term: no other needs to be asked about.
     fn candidates(&self) -> Option<Vec<NodeId>> {
         let mut candidates = Vec::new();
-        for term in self.terms? {
+        for term in self.required.terms()? {
             let name = term
                 .match_fields
                 .iter()
@@ -102,7 +87,9 @@ impl Filter for RequiredNodes<'_> {
 
 impl Score for Preferred<'_> {
     fn score(&self, node: NodeId) -> i64 {
-        let holds = |t: &&PreferredSchedulingTerm| term_matches(&t.preference, self.nodes, node);
+        let (labels, name) = (&self.nodes.labels[node], &self.nodes.names[node]);
+        let label = |key: &str| labels.get(key).map(String::as_str);
+        let holds = |t: &&PreferredSchedulingTerm| term_matches(&t.preference, label, name);
         self.terms.iter().filter(holds).map(|t| i64::from(t.weight)).sum()
     }
 

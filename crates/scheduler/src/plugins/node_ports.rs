@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 
+use krate_api::placement::HostPort;
+
 use crate::framework::{ClusterEvent, Cycle, Filter, Plugin, Reasons};
 use crate::nodes::{NodeId, Nodes};
-use crate::pod::{HostPort, PodInfo};
+use crate::pod::PodInfo;
 
 pub struct NodePorts;
 

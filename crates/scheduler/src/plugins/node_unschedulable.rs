@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 
 use k8s_openapi::api::core::v1::Taint;
+use krate_api::placement::tolerated;
 
 use crate::framework::{ClusterEvent, Cycle, Filter, Plugin, Reasons};
 use crate::nodes::{NodeId, Nodes};
-use crate::plugins::tolerated;
 use crate::pod::PodInfo;
 
 pub struct NodeUnschedulable;

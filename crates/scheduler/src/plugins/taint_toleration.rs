@@ -4,40 +4,11 @@
 use std::borrow::Cow;
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
+use krate_api::placement::tolerated;
 
 use crate::framework::{ClusterEvent, Cycle, Filter, Plugin, Reasons, Score, stretch};
 use crate::nodes::{NodeId, Nodes};
 use crate::pod::PodInfo;
-
-/// Whether one of the tolerations bears the taint.
-pub fn tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
-    tolerations.iter().any(|t| bears(t, taint))
-}
-
-fn bears(toleration: &Toleration, taint: &Taint) -> bool {
-    let some = |s: &Option<String>| s.as_deref().unwrap_or_default().to_owned();
-    if toleration.effect.as_deref().is_some_and(|e| !e.is_empty() && e != taint.effect) {
-        return false;
-    }
-    let operator = toleration.operator.as_deref().filter(|o| !o.is_empty()).unwrap_or("Equal");
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match operator {
-        "Exists" => true,
-        "Equal" => !key.is_empty() && some(&toleration.value) == some(&taint.value),
-        "Gt" | "Lt" => {
-            let number = |s: &Option<String>| s.as_deref().and_then(|s| s.parse::<i64>().ok());
-            match (number(&taint.value), number(&toleration.value)) {
-                (Some(has), Some(bound)) if operator == "Gt" => has > bound,
-                (Some(has), Some(bound)) => has < bound,
-                _ => false,
-            }
-        }
-        _ => false,
-    }
-}
 
 pub struct TaintToleration;
 
@@ -96,32 +67,5 @@ impl Score for Intolerable<'_> {
 
     fn normalize(&self, _: &[NodeId], scores: &mut [i64]) {
         stretch(scores, true);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    #[test]
-    fn tolerations_bear_taints_as_upstream_has_it() {
-        let taint = json!({"key": "k", "value": "v", "effect": "NoSchedule"});
-        let cases: [(Value, bool); 8] = [
-            (json!({"operator": "Exists"}), true),
-            (json!({"key": "k", "operator": "Exists"}), true),
-            (json!({"key": "k", "value": "v"}), true),
-            (json!({"key": "k", "value": "w"}), false),
-            (json!({"key": "x", "operator": "Exists"}), false),
-            (json!({"key": "k", "operator": "Exists", "effect": "NoExecute"}), false),
-            (json!({"key": "k", "operator": "Equal", "value": "v", "effect": "NoSchedule"}), true),
-            (json!({}), false),
-        ];
-        let taint: Taint = serde_json::from_value(taint).expect("a taint");
-        for (toleration, wanted) in cases {
-            let t: Toleration = serde_json::from_value(toleration.clone()).expect("a toleration");
-            assert_eq!(tolerated(&taint, &[t]), wanted, "{toleration}");
-        }
     }
 }

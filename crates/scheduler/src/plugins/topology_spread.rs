@@ -4,11 +4,12 @@
 use std::borrow::Cow;
 
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
+use krate_api::placement::tolerated;
 use kube::core::{Selector, SelectorExt};
 
 use crate::framework::{ClusterEvent, Cycle, Filter, MAX_SCORE, Plugin, Reasons, Score};
 use crate::nodes::{HOSTNAME, NOWHERE, NodeId, Nodes, Topology, ZONE};
-use crate::plugins::{RequiredNodes, tolerated};
+use crate::plugins::RequiredNodes;
 use crate::pod::{PodInfo, add_keys};
 
 pub struct PodTopologySpread;
