@@ -13,6 +13,7 @@ pub mod reexec;
 mod server;
 mod shim;
 mod snapshot;
+mod starting;
 mod streaming;
 mod userns;
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_cri::v1::{
     ContainerConfig, ContainerEventType, ContainerState, CreateContainerRequest,
@@ -33,6 +33,7 @@ use crate::shim::client;
 use crate::shim::executor;
 use crate::shim::protocol::{Exit, Reply, Request, Start};
 use crate::snapshot::{self, Owners};
+use crate::starting;
 use crate::userns::Ids;
 
 fn unknown(what: &str, error: impl std::fmt::Display) -> Status {
@@ -398,12 +399,13 @@ pub async fn remove(node: &Arc<Node>, id: &str) -> Result<(), Status> {
 
 /// Takes away whatever there is of a container outside of memory.
 pub fn discard(node: &Node, id: &str, image_mounts: Vec<PathBuf>, cgroup: Option<String>) -> io::Result<()> {
+    let bundle = node.layout.bundle(id);
     if let Some(cgroup) = cgroup {
         let cgroup = Cgroup::new(&cgroup);
         cgroup.kill();
+        end_start(&bundle, &cgroup)?;
         cgroup.remove()?;
     }
-    let bundle = node.layout.bundle(id);
     for place in image_mounts {
         snapshot::unmount(&place)?;
     }
@@ -413,6 +415,23 @@ pub fn discard(node: &Node, id: &str, image_mounts: Vec<PathBuf>, cgroup: Option
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+    }
+    Ok(())
+}
+
+/// How long a start may go on that nobody waits for any more.
+const START_ENDS: Duration = Duration::from_secs(5);
+
+/// Waits until no start is under way that could still put something into the group. Blocks for a moment at most.
+fn end_start(bundle: &Path, cgroup: &Cgroup) -> io::Result<()> {
+    let deadline = Instant::now() + START_ENDS;
+    while !starting::is_over(bundle)? {
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "its start is still under way"));
+        }
+        // Whoever has come into the group by now waits there for those who are gone.
+        cgroup.kill();
+        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 use super::executor::Locking;
 use super::protocol::{Incoming, Reply, Start, send};
 use super::{stage, users};
+use crate::starting::Starting;
 
 /// What a new process reads from and writes to.
 #[derive(Debug, Default)]
@@ -29,6 +30,8 @@ pub struct Stdio {
 pub fn start(start: &Start, own: Option<BorrowedFd<'_>>, stdio: Stdio) -> io::Result<(Pid, UnixStream)> {
     in_fork(&stdio, own.as_slice(), |channel| {
         let outcome = console(start.tty, &start.bundle, |console| {
+            let _starting =
+                Starting::begin(&start.bundle).map_err(|e| format!("beginning the start: {e}"))?;
             take_stdio(&stdio)?;
             if let Some(own) = own {
                 stage::set(&start.bundle, own).map_err(|e| format!("preparing the mounts: {e}"))?;
