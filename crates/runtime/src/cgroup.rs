@@ -159,12 +159,17 @@ impl Cgroup {
         }
     }
 
-    /// Removes the group and what is below it, once its processes are gone. Blocks for a moment at most.
-    pub fn remove(&self) -> io::Result<()> {
+    /// Removes the group and what is below it, once its processes are gone and nobody puts any into it any more. Blocks for
+    /// a moment at most.
+    pub fn remove(&self, is_left_alone: impl Fn() -> io::Result<bool>) -> io::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut pause = Duration::from_millis(1);
         loop {
-            let outcome = self.directories().iter().try_for_each(|directory| remove_tree(directory));
+            let outcome = if is_left_alone()? {
+                self.directories().iter().try_for_each(|directory| remove_tree(directory))
+            } else {
+                Err(io::Error::from_raw_os_error(libc::EBUSY))
+            };
             match outcome {
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
                     // The kernel lets go of a group some time after its last process, and tells nobody.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_cri::v1::{
     ContainerConfig, ContainerEventType, ContainerState, CreateContainerRequest,
@@ -403,8 +403,7 @@ pub fn discard(node: &Node, id: &str, image_mounts: Vec<PathBuf>, cgroup: Option
     if let Some(cgroup) = cgroup {
         let cgroup = Cgroup::new(&cgroup);
         cgroup.kill();
-        end_start(&bundle, &cgroup)?;
-        cgroup.remove()?;
+        cgroup.remove(|| starting::is_over(&bundle))?;
     }
     for place in image_mounts {
         snapshot::unmount(&place)?;
@@ -415,23 +414,6 @@ pub fn discard(node: &Node, id: &str, image_mounts: Vec<PathBuf>, cgroup: Option
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-    }
-    Ok(())
-}
-
-/// How long a start may go on that nobody waits for any more.
-const START_ENDS: Duration = Duration::from_secs(5);
-
-/// Waits until no start is under way that could still put something into the group. Blocks for a moment at most.
-fn end_start(bundle: &Path, cgroup: &Cgroup) -> io::Result<()> {
-    let deadline = Instant::now() + START_ENDS;
-    while !starting::is_over(bundle)? {
-        if Instant::now() >= deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "its start is still under way"));
-        }
-        // Whoever has come into the group by now waits there for those who are gone.
-        cgroup.kill();
-        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }
