@@ -46,7 +46,6 @@ pub fn tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
 }
 
 fn bears(toleration: &Toleration, taint: &Taint) -> bool {
-    let some = |s: &Option<String>| s.as_deref().unwrap_or_default().to_owned();
     if toleration.effect.as_deref().is_some_and(|e| !e.is_empty() && e != taint.effect) {
         return false;
     }
@@ -57,7 +56,11 @@ fn bears(toleration: &Toleration, taint: &Taint) -> bool {
     }
     match operator {
         "Exists" => true,
-        "Equal" => !key.is_empty() && some(&toleration.value) == some(&taint.value),
+        "Equal" => {
+            !key.is_empty()
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
+        }
         "Gt" | "Lt" => {
             let number = |s: &Option<String>| s.as_deref().and_then(|s| s.parse::<i64>().ok());
             match (number(&taint.value), number(&toleration.value)) {

@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, Taint};
+use krate_api::placement::tolerated;
 
 use crate::eviction::is_critical;
 use crate::names;
@@ -70,7 +71,7 @@ pub fn admit(shared: &Shared, pod: &Pod) -> Result<(), Refusal> {
     {
         return refuse(misplaced.plugin, misplaced.message());
     }
-    confined(spec, has_apparmor())
+    confined(spec, has_apparmor)
 }
 
 /// Whether the kernel confines processes by profiles of AppArmor.
@@ -81,13 +82,13 @@ fn has_apparmor() -> bool {
 }
 
 /// A pod that is to be confined by AppArmor is not run where there is none.
-fn confined(spec: &PodSpec, can_be: bool) -> Result<(), Refusal> {
+fn confined(spec: &PodSpec, can_be: impl FnOnce() -> bool) -> Result<(), Refusal> {
     let of_pod = spec.security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
     let inits = spec.init_containers.iter().flatten();
     let added = spec.ephemeral_containers.iter().flatten().map(|container| &container.security_context);
     let contexts = inits.chain(&spec.containers).map(|container| &container.security_context).chain(added);
     let mut asked = contexts.filter_map(|context| context.as_ref()?.app_armor_profile.as_ref()).chain(of_pod);
-    if can_be || asked.all(|profile| profile.type_ == "Unconfined") {
+    if asked.all(|profile| profile.type_ == "Unconfined") || can_be() {
         return Ok(());
     }
     refuse("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host")
@@ -124,15 +125,13 @@ fn pressure(pod: &Pod, spec: &PodSpec, conditions: &[&str]) -> Result<(), Refusa
         return Ok(());
     }
     if conditions == ["MemoryPressure"] {
-        let tolerates = spec.tolerations.iter().flatten().any(|t| {
-            let key = t.key.as_deref().unwrap_or_default();
-            let is_any = key.is_empty() && t.operator.as_deref() == Some("Exists");
-            let is_this = key == "node.kubernetes.io/memory-pressure"
-                && (t.operator.as_deref() == Some("Exists")
-                    || t.value.as_deref().unwrap_or_default().is_empty());
-            (is_any || is_this) && matches!(t.effect.as_deref(), None | Some("" | "NoSchedule"))
-        });
-        if resources::qos(pod) != Qos::BestEffort || tolerates {
+        let pressure = Taint {
+            key: "node.kubernetes.io/memory-pressure".to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        };
+        let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+        if resources::qos(pod) != Qos::BestEffort || tolerated(&pressure, tolerations) {
             return Ok(());
         }
     }
@@ -285,8 +284,12 @@ mod tests {
             (spec(json!({"securityContext": of("RuntimeDefault")})), true),
             (in_container, true),
         ] {
-            assert_eq!(confined(&spec, false).map_err(|refusal| refusal.reason).is_err(), needs, "{spec:?}");
-            assert_eq!(confined(&spec, true), Ok(()));
+            assert_eq!(
+                confined(&spec, || false).map_err(|refusal| refusal.reason).is_err(),
+                needs,
+                "{spec:?}"
+            );
+            assert_eq!(confined(&spec, || true), Ok(()));
         }
     }
 

@@ -2,6 +2,7 @@
 //! the ports of the host are free that it wants. The scheduler has asked the same, but the node may have changed since, and
 //! not every pod comes from the scheduler.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
@@ -24,9 +25,10 @@ impl Misplaced {
 
 /// What keeps a pod from this node; of several, what upstream tells first. `others` are the pods beside it.
 pub fn check(pod: &Pod, spec: &PodSpec, node: &Node, others: &[Arc<Pod>]) -> Result<(), Misplaced> {
-    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let no_labels = BTreeMap::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&no_labels);
     let name = node.metadata.name.as_deref().unwrap_or_default();
-    if RequiredNodes::of(spec).is_some_and(|required| !required.allow(&labels, name)) {
+    if RequiredNodes::of(spec).is_some_and(|required| !required.allow(labels, name)) {
         let why = "node(s) didn't match Pod's node affinity/selector";
         return Err(Misplaced { plugin: "NodeAffinity", why });
     }

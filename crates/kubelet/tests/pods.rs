@@ -82,11 +82,7 @@ async fn a_pod_runs_changes_and_goes() {
     let file = std::path::Path::new(&mount.host_path).join("color");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "blue");
     node.api.update(MAP, &json!({"data": {"color": "red"}}));
-    let deadline = tokio::time::Instant::now() + support::SOON;
-    while std::fs::read_to_string(&file).unwrap() != "red" {
-        assert!(tokio::time::Instant::now() < deadline, "the file did not follow");
-        tokio::task::yield_now().await;
-    }
+    support::until("the file follows", || std::fs::read_to_string(&file).unwrap() == "red").await;
 
     // Told to go, it goes, and nothing of it is left.
     node.api.update(
@@ -544,11 +540,8 @@ async fn who_begins_while_orphans_are_looked_for_is_none() {
     node.api.until("the new pod runs", new, is_ready).await;
     // The runtime tells of both now, and only one has anybody who knows it.
     node.runtime.hold(false);
-    let deadline = tokio::time::Instant::now() + support::SOON;
-    while node.runtime.container("old").is_some() {
-        assert!(tokio::time::Instant::now() < deadline, "nobody has removed what is left of the old pod");
-        tokio::task::yield_now().await;
-    }
+    let is_gone = || node.runtime.container("old").is_none();
+    support::until("what is left of the old pod is removed", is_gone).await;
     let calls = node.runtime.calls();
     assert_eq!(calls.iter().filter(|call| call.starts_with("stop within")).count(), 1, "{calls:?}");
     assert!(node.runtime.container("new").is_some());

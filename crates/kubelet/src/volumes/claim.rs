@@ -13,7 +13,7 @@ use nix::mount::{MsFlags, mount};
 
 use super::{
     Content, Context, Mounted, Plugin, VolumeError, affinity, counted, device, directory, is_mounted, loops,
-    make_private_directory, namespace, nfs, plain, removal,
+    make_private_directory, namespace, nfs, plain,
 };
 use crate::blocking::blocking;
 use crate::csi::Wanted;
@@ -250,7 +250,7 @@ fn bind_local(source: &LocalVolumeSource, place: &Path, read_only: bool) -> Resu
     }
     let failed = || VolumeError::file(format!("mounting {} at {}", path.display(), place.display()));
     fs::create_dir_all(place).map_err(failed())?;
-    if !removal::mounts_below(place).map_err(failed())?.iter().any(|point| point == place) {
+    if !is_mounted(place).map_err(failed())? {
         let refused = |error: nix::Error| failed()(error.into());
         mount(Some(&path), place, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(refused)?;
         if read_only {
