@@ -60,10 +60,8 @@ pub fn of(
     if failed {
         return "Failed";
     }
-    if pending_inits || (pending_sidecars && !initialized) {
-        return "Pending";
-    }
-    if waiting > 0 {
+    if pending_inits || (pending_sidecars && !initialized) || waiting > 0 {
+        // What has not begun by now never will.
         return if is_ending && running == 0 { "Failed" } else { "Pending" };
     }
     if running > 0 && unknown == 0 {

@@ -128,6 +128,18 @@ fn a_pod_that_ends_has_succeeded_or_failed_once_nothing_runs() {
 }
 
 #[test]
+fn a_pod_that_ends_before_it_began_has_failed() {
+    let mut world = world(json!({"restartPolicy": "Never", "containers": [{"name": "a"}],
+        "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}]}));
+    world = world.sandboxed().container("i", 0, None);
+    assert_eq!(world.status().phase.as_deref(), Some("Pending"));
+    world.is_ending = true;
+    assert_eq!(world.status().phase.as_deref(), Some("Pending"), "something still runs");
+    world.seen.containers[0].status.state = CriState::ContainerExited as i32;
+    assert_eq!(world.status().phase.as_deref(), Some("Failed"));
+}
+
+#[test]
 fn a_running_pod_is_told_in_full() {
     let status = two("Always").sandboxed().container("a", 0, None).container("b", 0, None).status();
     assert_eq!(status.pod_ip.as_deref(), Some("10.0.0.2"));
