@@ -511,6 +511,8 @@ async fn a_volume_of_other_nodes_is_not_mounted() {
     let refused = ("FailedMount".to_owned(), said.to_owned());
     let api = &node.api;
     api.until("the pod is told", POD, |_| api.events().contains(&refused).then_some(())).await;
+    let here = |node: &Value| node.is_object().then_some(());
+    api.until("the node is registered", "/api/v1/nodes/node", here).await;
     api.update("/api/v1/nodes/node", &json!({"metadata": {"labels": {"room": "cellar"}}}));
     api.until("the pod runs", POD, is_ready).await;
     api.remove(POD);
