@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use krate_api::Quantity;
 
+use crate::node::page_sizes;
 use crate::plan::is_sidecar;
 use crate::spec::containers;
 
@@ -131,7 +132,7 @@ pub fn linux(pod: &Pod, container: &Container, memory_capacity: i64) -> LinuxCon
         cpu_shares: shares(cpu_request(resources).unwrap_or(0)),
         memory_limit_in_bytes: memory_limit(resources).unwrap_or(0),
         oom_score_adj: oom_score_adj(pod, container, memory_capacity),
-        hugepage_limits: huge_pages_of(resources.into_iter())
+        hugepage_limits: last_said([huge_pages(own(pod)), huge_pages(resources)])
             .into_iter()
             .map(|(page_size, limit)| HugepageLimit { page_size, limit: limit.unsigned_abs() })
             .collect(),
@@ -147,8 +148,7 @@ pub struct PodResources {
     /// `None` as soon as one container has no limit.
     pub cpu_limit: Option<i64>,
     pub memory_limit: Option<i64>,
-    /// Bytes of huge pages, by the size of the page as the kernel names it.
-    pub huge_pages: BTreeMap<String, i64>,
+    pub huge_pages: HugePages,
     pub pids_limit: Option<i64>,
 }
 
@@ -203,7 +203,7 @@ pub fn pod(pod: &Pod) -> PodResources {
         memory_request: asked(memory_request, memory),
         cpu_limit: all(cpu_limit, cpu),
         memory_limit: all(memory_limit, memory),
-        huge_pages: huge_pages_of(containers(pod).filter_map(|c| c.resources.as_ref())),
+        huge_pages: huge_pages_of_pod(pod),
         pids_limit: None,
     }
 }
@@ -219,16 +219,34 @@ pub fn ephemeral_storage_limit(pod: &Pod) -> Option<i64> {
     (limit > 0).then_some(limit)
 }
 
-/// The sum of the limits of huge pages, by the size of the page.
-fn huge_pages_of<'a>(all: impl Iterator<Item = &'a ResourceRequirements>) -> BTreeMap<String, i64> {
-    let mut sums = BTreeMap::new();
-    for (name, quantity) in all.filter_map(|r| r.limits.as_ref()).flatten() {
-        let page = name.strip_prefix("hugepages-").and_then(|page| Quantity::parse(page).ok());
-        if let Some((page, bytes)) = page.zip(amount(Some(quantity))) {
-            *sums.entry(page_size(page.value())).or_default() += bytes.value();
-        }
-    }
-    sums
+/// Bytes of huge pages, by the size of the page as the kernel names it.
+type HugePages = BTreeMap<String, i64>;
+
+/// What was said last of each size, and none of those of which nothing is said: the kernel bounds no group by itself.
+fn last_said(said: [HugePages; 2]) -> HugePages {
+    let none = page_sizes().iter().map(|size| (page_size(*size), 0));
+    none.chain(said.into_iter().flatten()).collect()
+}
+
+/// The limits of huge pages that are said.
+fn huge_pages(resources: Option<&ResourceRequirements>) -> HugePages {
+    let limits = resources.and_then(|resources| resources.limits.as_ref()).into_iter().flatten();
+    let of_page = limits.filter_map(|(name, limit)| {
+        let page = Quantity::parse(name.strip_prefix("hugepages-")?).ok()?;
+        Some((page_size(page.value()), amount(Some(limit))?.value()))
+    });
+    of_page.collect()
+}
+
+/// What the containers of a pod may have of huge pages together, or the pod as a whole where it says so.
+fn huge_pages_of_pod(pod: &Pod) -> HugePages {
+    let of = |container: &Container| huge_pages(container.resources.as_ref());
+    let named = containers(pod).flat_map(|container| of(container).into_keys());
+    let together = named.map(|page| {
+        let bytes = together(pod, |container| of(container).get(&page).copied().unwrap_or(0));
+        (page, bytes)
+    });
+    last_said([together.collect(), huge_pages(own(pod))])
 }
 
 /// The size of a page as the kernel names it in control groups.
@@ -302,14 +320,18 @@ mod tests {
         let all = super::pod(&pod);
         assert_eq!((all.cpu_request, all.cpu_limit), (1250, Some(2250)));
         assert_eq!(all.memory_limit, Some((1 << 30) + (1 << 20)));
-        assert_eq!(all.huge_pages, BTreeMap::from([("2MB".to_owned(), 4 << 20)]));
+        // Of other sizes that this kernel knows there are none.
+        assert_eq!(all.huge_pages["2MB"], 4 << 20);
+        assert_eq!(all.huge_pages.values().sum::<i64>(), 4 << 20);
         assert_eq!((ephemeral_storage_request(&pod), ephemeral_storage_limit(&pod)), (1 << 30, None));
 
         let spec = pod.spec.as_mut().unwrap();
         spec.resources = serde_json::from_value(serde_json::json!({
-            "requests": {"cpu": "3", "memory": "2Gi"}, "limits": {"cpu": "3", "memory": "2Gi"}}))
+            "requests": {"cpu": "3", "memory": "2Gi"},
+            "limits": {"cpu": "3", "memory": "2Gi", "hugepages-2Mi": "6Mi"}}))
         .unwrap();
         let all = super::pod(&pod);
+        assert_eq!(all.huge_pages["2MB"], 6 << 20);
         assert_eq!((all.cpu_request, all.cpu_limit, qos(&pod)), (3250, Some(3250), Qos::Guaranteed));
     }
 

@@ -62,6 +62,15 @@ pub fn is_v2() -> bool {
     matches!(layout(), Layout::V2)
 }
 
+/// Whether the host has a controller.
+pub fn has(controller: &str) -> bool {
+    match layout() {
+        Layout::V2 => fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"))
+            .is_ok_and(|all| all.split_whitespace().any(|one| one == controller)),
+        Layout::V1(mounts) => mounts.iter().any(|(all, _)| all.iter().any(|one| one == controller)),
+    }
+}
+
 /// A control group, by its path below every controller's root.
 #[derive(Clone, Debug)]
 pub struct Cgroup(String);

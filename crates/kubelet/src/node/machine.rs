@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use krate_api::Quantity;
 use krate_api::quantity::Format;
@@ -13,6 +14,8 @@ use crate::cpus::CpuSet;
 use crate::disks::Fill;
 use crate::eviction::Signal;
 use crate::fieldpath::Allocatable;
+
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 
 /// Facts that do not change while the kubelet runs.
 #[derive(Clone, Debug)]
@@ -105,20 +108,33 @@ pub fn kilobytes(meminfo: &str, field: &str) -> i64 {
 
 /// Bytes of huge pages that the kernel keeps ready, by the name of the resource.
 pub fn huge_pages() -> BTreeMap<String, i64> {
-    huge_pages_in(Path::new("/sys/kernel/mm/hugepages"))
+    huge_pages_in(Path::new(HUGE_PAGES))
 }
 
 /// The same of the directory that tells of them.
 pub fn huge_pages_in(directory: &Path) -> BTreeMap<String, i64> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let of_size = entries.filter_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let kilobytes: i64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
-        let count: i64 = fs::read_to_string(entry.path().join("nr_hugepages")).ok()?.trim().parse().ok()?;
-        let size = Quantity::new(kilobytes * 1024, Format::BinarySi);
-        Some((format!("hugepages-{size}"), kilobytes * 1024 * count))
+    let of_size = sizes_in(directory).filter_map(|(size, directory)| {
+        let count: i64 = fs::read_to_string(directory.join("nr_hugepages")).ok()?.trim().parse().ok()?;
+        Some((format!("hugepages-{}", Quantity::new(size, Format::BinarySi)), size * count))
     });
     of_size.collect()
+}
+
+/// The sizes in bytes of the huge pages that the kernel knows, each with the directory that tells of it.
+fn sizes_in(directory: &Path) -> impl Iterator<Item = (i64, PathBuf)> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let kilobytes: i64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        Some((kilobytes * 1024, entry.path()))
+    })
+}
+
+/// The sizes in bytes of the huge pages that the kernel knows, whether it keeps any ready or not.
+pub fn page_sizes() -> &'static [i64] {
+    static SIZES: LazyLock<Vec<i64>> =
+        LazyLock::new(|| sizes_in(Path::new(HUGE_PAGES)).map(|(size, _)| size).collect());
+    &SIZES
 }
 
 /// Processes that there are, and that there may be.

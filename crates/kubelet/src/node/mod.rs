@@ -23,7 +23,7 @@ use crate::shared::SharedRef;
 use crate::worker::difference;
 use startup::Startup;
 
-pub use machine::{Machine, huge_pages_in, kilobytes, processes};
+pub use machine::{Machine, huge_pages_in, kilobytes, page_sizes, processes};
 
 /// How often the runtime is asked while it is not ready.
 const SOON: Duration = Duration::from_millis(50);

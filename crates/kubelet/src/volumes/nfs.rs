@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{NFSVolumeSource, Volume};
 use tokio::process::Command;
 
-use super::{Context, Mounted, Plugin, VolumeError, plain};
+use super::{Context, Mounted, Plugin, VolumeError, is_mounted, make_private_directory};
 use crate::blocking::blocking;
 
 pub struct Nfs;
@@ -36,13 +36,13 @@ pub async fn mount(
     let read_only = source.read_only == Some(true);
     let mounted = Mounted { read_only, ..Mounted::at(path.to_owned()) };
     let place = path.to_owned();
-    // A server that is gone keeps whoever looks waiting.
+    // The directory itself is not looked at: a server may refuse that, and one that is gone keeps whoever looks waiting.
     let is_done = blocking(move || -> io::Result<bool> {
-        let is_done = place.is_dir() && plain::is_mount_point(&place).is_ok_and(|is| is);
-        if !is_done {
-            std::fs::create_dir_all(&place)?;
+        if is_mounted(&place)? {
+            return Ok(true);
         }
-        Ok(is_done)
+        make_private_directory(&place)?;
+        Ok(false)
     });
     if is_done.await.map_err(VolumeError::file(format!("making {}", path.display())))? {
         return Ok(mounted);

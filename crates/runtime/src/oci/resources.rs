@@ -38,13 +38,11 @@ pub fn resources(asked: &LinuxContainerResources, devices: Vec<Value>) -> Value 
     if !memory.is_empty() {
         all.insert("memory".into(), memory.into());
     }
-    let huge: Vec<Value> = asked
-        .hugepage_limits
-        .iter()
-        .filter(|limit| limit.limit > 0)
-        .map(|limit| json!({ "pageSize": limit.page_size, "limit": limit.limit }))
-        .collect();
-    if !huge.is_empty() {
+    let huge = asked.hugepage_limits.iter();
+    let huge: Vec<Value> =
+        huge.map(|limit| json!({ "pageSize": limit.page_size, "limit": limit.limit })).collect();
+    // Many hosts count no huge pages, and then nobody is kept from them.
+    if !huge.is_empty() && cgroup::has("hugetlb") {
         all.insert("hugepageLimits".into(), huge.into());
     }
     if cgroup::is_v2() && !asked.unified.is_empty() {
