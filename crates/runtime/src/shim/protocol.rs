@@ -281,6 +281,43 @@ mod tests {
         assert_eq!(text, "through");
     }
 
+    /// Shims outlive the binary that they are of. What is written here is never changed: a new message may be added, and
+    /// a new field only such that it may be missing.
+    #[test]
+    fn what_earlier_ones_say_is_understood() {
+        for said in [
+            r#"{"Init":{"sandbox_id":"s","state_dir":"/d","new_network":true,"new_ipc":true,"new_uts":true,
+                "users":null,"shared_pid":false,"hostname":"h","sysctls":{"a":"1"}}}"#,
+            r#"{"Start":{"id":"c","bundle":"/b","runtime_root":"/r","exit_file":"/e","log_path":"/l","tty":false,
+                "stdin":false,"user":1000,"oom_files":["/o"],"kill_cgroup":"/k"}}"#,
+            r#"{"Exec":{"container":"c","bundle":"/b","process":{},"user":null,"cgroups":["/g"],"tty":true}}"#,
+            r#"{"Signal":{"id":"c","signal":15,"all":false}}"#,
+            r#"{"SignalExec":{"pid":7,"signal":9}}"#,
+            r#"{"Attach":{"id":"c"}}"#,
+            r#"{"CloseStdin":{"id":"c"}}"#,
+            r#"{"ReopenLog":{"id":"c"}}"#,
+            r#""Subscribe""#,
+            r#"{"Forget":{"id":"c"}}"#,
+            r#""Shutdown""#,
+        ] {
+            serde_json::from_str::<Request>(said).unwrap_or_else(|error| panic!("{said}: {error}"));
+        }
+        for said in [
+            r#""Ok""#,
+            r#"{"Error":"no"}"#,
+            r#"{"Ready":{"pid":1,"pause":null}}"#,
+            r#"{"Started":{"pid":1}}"#,
+            r#"{"ExecStarted":{"pid":1}}"#,
+            r#"{"ExecExited":{"code":0}}"#,
+            r#"{"Attached":{"stdin":false,"tty":false}}"#,
+            r#"{"Containers":{"pid":1,"pause":2,"containers":[{"id":"c","pid":3,
+                "exit":{"code":0,"oom_killed":false,"at":1}}]}}"#,
+            r#"{"Exited":{"id":"c","exit":{"code":137,"oom_killed":true,"at":1}}}"#,
+        ] {
+            serde_json::from_str::<Reply>(said).unwrap_or_else(|error| panic!("{said}: {error}"));
+        }
+    }
+
     #[test]
     fn an_endless_frame_is_refused() {
         let mut incoming = Incoming { bytes: u32::MAX.to_le_bytes().to_vec(), fds: Vec::new() };
