@@ -69,7 +69,8 @@ fn pod(name: &str, limits: &Value, volumes: &Value, mounts: &Value) -> Value {
 
 /// A figure of the container's control group, whichever version it is.
 fn figure(cluster: &Cluster, pod: &str, v1: &str, v2: &str) -> String {
-    let script = format!("cat {CONTROLLER}/hugetlb.2MB.{v1} 2>/dev/null || cat /sys/fs/cgroup/hugetlb.2MB.{v2}");
+    let script =
+        format!("cat {CONTROLLER}/hugetlb.2MB.{v1} 2>/dev/null || cat /sys/fs/cgroup/hugetlb.2MB.{v2}");
     sh(cluster, pod, &script).expect("a figure").trim().to_owned()
 }
 

@@ -134,14 +134,22 @@ fn pods_use_what_a_server_exports() {
     eventually("the pod whose directory is not exported says so", SOON, || {
         let events = "get events --field-selector involvedObject.name=finds-none,reason=FailedMount -o json";
         let found = cluster.json(events)["items"][0]["message"].as_str().unwrap_or_default().to_owned();
-        let wanted = ["mount failed: exit status 32", "Mounting arguments: -t nfs server:/other ", "reason given by server"];
+        let wanted = [
+            "mount failed: exit status 32",
+            "Mounting arguments: -t nfs server:/other ",
+            "reason given by server",
+        ];
         wanted.iter().all(|part| found.contains(part)).then_some(())
     });
     let mut asked = exports.asked();
     asked.sort();
     asked.dedup();
-    let wanted = ["-t nfs -o hard,nfsvers=4.2 server:/data", "-t nfs -o ro server:/data",
-        "-t nfs server:/data", "-t nfs server:/other"];
+    let wanted = [
+        "-t nfs -o hard,nfsvers=4.2 server:/data",
+        "-t nfs -o ro server:/data",
+        "-t nfs server:/data",
+        "-t nfs server:/other",
+    ];
     assert_eq!(asked, wanted);
 
     cluster.kubectl("delete pods --all --timeout=60s");

@@ -2,9 +2,10 @@
 
 mod support;
 
+use std::process::Stdio;
 use std::time::Duration;
 
-use krate_testkit::eventually;
+use krate_testkit::{Child, eventually};
 use serde_json::{Value, json};
 
 use support::{Cluster, image};
@@ -234,6 +235,46 @@ fn cases() -> Vec<Case> {
             },
         },
         Case {
+            name: "host-ipc",
+            spec: json!({"restartPolicy": "Never", "hostIPC": true, "containers": [
+                sh("main", "busybox readlink /proc/self/ns/ipc > /dev/termination-log")]}),
+            is_done: |pod| {
+                let own = std::fs::read_link("/proc/self/ns/ipc").expect("read");
+                let said = self::own(pod)["state"]["terminated"]["message"].as_str().unwrap_or_default();
+                is(pod, "Succeeded") && said.trim() == own.to_string_lossy()
+            },
+        },
+        Case {
+            name: "names-of-its-own",
+            spec: json!({"restartPolicy": "Never", "dnsPolicy": "None",
+                "dnsConfig": {"nameservers": ["192.0.2.53"], "searches": ["a.test", "b.test"],
+                    "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]},
+                "containers": [sh("main", "cat /etc/resolv.conf > /dev/termination-log")]}),
+            is_done: |pod| {
+                own(pod)["state"]["terminated"]["message"]
+                    == "search a.test b.test\nnameserver 192.0.2.53\noptions ndots:2 edns0\n"
+            },
+        },
+        Case {
+            name: "names-of-the-cluster",
+            spec: json!({"restartPolicy": "Never", "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet",
+                "containers": [sh("main", "cat /etc/resolv.conf > /dev/termination-log")]}),
+            is_done: |pod| {
+                let said = own(pod)["state"]["terminated"]["message"].as_str().unwrap_or_default();
+                said.starts_with("search pods.svc.cluster.local svc.cluster.local cluster.local")
+                    && said.contains("\nnameserver 10.96.0.10\noptions ndots:5\n")
+            },
+        },
+        Case {
+            name: "out-of-memory",
+            spec: json!({"restartPolicy": "Never", "containers": [
+                with(sh("main", "busybox tail /dev/zero"), json!({"resources": {"limits": {"memory": "16Mi"}}}))]}),
+            is_done: |pod| {
+                let ended = &own(pod)["state"]["terminated"];
+                is(pod, "Failed") && ended["reason"] == "OOMKilled" && ended["exitCode"] == 137
+            },
+        },
+        Case {
             name: "filtered",
             spec: json!({"restartPolicy": "Never", "containers": [sh("main", "grep Seccomp: /proc/self/status > /dev/termination-log")]}),
             is_done: |pod| own(pod)["state"]["terminated"]["message"] == "Seccomp:\t2\n",
@@ -310,7 +351,10 @@ fn configured(cluster: &Cluster, node: &str) {
     assert_eq!(status["allocatable"]["cpu"], format!("{}m", cores * 1000 - 100));
     let bytes = |of: &Value| of.as_str().expect("memory").trim_end_matches("Ki").parse::<i64>().expect("Ki");
     let kept = bytes(&status["capacity"]["memory"]) - bytes(&status["allocatable"]["memory"]);
-    assert_eq!(kept, 65 << 10, "64 Mi reserved and 1 Mi kept free");
+    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("read");
+    let huge = meminfo.lines().find_map(|line| line.strip_prefix("Hugetlb:")?.split_whitespace().next());
+    let huge: i64 = huge.map_or(0, |kilobytes| kilobytes.parse().expect("a number"));
+    assert_eq!(kept, (65 << 10) + huge, "64 Mi reserved, 1 Mi kept free, and what huge pages take");
     assert!(status["images"].as_array().is_none_or(Vec::is_empty), "{status:#}");
     let lease = json(&cluster.kubectl(&format!(
         "-n kube-node-lease get lease {} -o json",
@@ -371,6 +415,15 @@ fn looked_into(cluster: &Cluster) {
     });
 }
 
+/// What serves in a pod is reached by who may ask for it.
+fn forwarded(cluster: &Cluster) {
+    let mut command = cluster.kubectl_command("-n pods port-forward pod/probed --address 127.0.0.1 8099:web");
+    let _forward = Child::spawn(command.stdout(Stdio::null())).expect("kubectl starts");
+    eventually("the pod's page comes through", SOON, || {
+        cluster.curl("http://127.0.0.1:8099/").ok().filter(|page| page == "ok\n").map(drop)
+    });
+}
+
 /// It is told to go, serves until it does, and is gone.
 fn goes(cluster: &Cluster) {
     cluster.kubectl("-n pods delete pod steady --wait=false");
@@ -417,6 +470,7 @@ fn each_pod_comes_to_what_it_must() {
     told(&cluster, "crashes", "BackOff", "Back-off restarting failed container main in pod crashes_pods(");
     resized(&cluster);
     looked_into(&cluster);
+    forwarded(&cluster);
     goes(&cluster);
     let node = cluster.kubectl("get nodes -o name");
     let node = node.trim().trim_start_matches("node/").to_owned();
@@ -436,6 +490,7 @@ fn each_pod_comes_to_what_it_must() {
         ("configz", "\"kubeletconfig\""),
         ("healthz/syncloop", "ok"),
         ("pods", "\"probed\""),
+        ("runningpods/", "\"probed\""),
         ("metrics/probes", "prober_probe_total{container=\"main\",namespace=\"pods\",pod=\"probed\""),
     ] {
         let said = cluster.kubectl(&format!("get --raw /api/v1/nodes/{node}/proxy/{path}"));

@@ -1,5 +1,5 @@
-//! Images from a registry that wants to know who asks: a real one (Debian's `docker-registry`) on the cluster's host, and
-//! a credential provider plugin that knows an account.
+//! Images from a registry that wants to know who asks: a real one (Debian's `docker-registry`) on the cluster's host. A
+//! credential provider plugin knows an account, and so does a pod's secret.
 
 mod support;
 
@@ -123,12 +123,20 @@ fn a_plugin_knows_the_account_for_an_image() {
     }
     cluster.kubectl("create namespace pods");
     cluster.takes_pods("pods");
-    for (name, repository) in
-        [("known", "team/busybox"), ("again", "team/busybox"), ("stranger", "other/busybox")]
-    {
+    cluster.kubectl(&format!(
+        "-n pods create secret docker-registry account --docker-server={ADDRESS} --docker-username=user \
+         --docker-password=secret"
+    ));
+    for (name, repository, secret) in [
+        ("known", "team/busybox", None),
+        ("again", "team/busybox", None),
+        ("told", "other/busybox", Some("account")),
+        ("stranger", "other/busybox", None),
+    ] {
+        let secrets: Vec<Value> = secret.into_iter().map(|name| json!({"name": name})).collect();
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "pods"},
-            "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "command": ["true"],
-                "imagePullPolicy": "Always", "image": format!("{ADDRESS}/{repository}:1")}]}});
+            "spec": {"restartPolicy": "Never", "imagePullSecrets": secrets, "containers": [{"name": "main",
+                "command": ["true"], "imagePullPolicy": "Always", "image": format!("{ADDRESS}/{repository}:1")}]}});
         let file = dir.join("pod.json");
         std::fs::write(&file, pod.to_string()).expect("written");
         cluster.kubectl(&format!("create -f {}", file.display()));
@@ -136,7 +144,7 @@ fn a_plugin_knows_the_account_for_an_image() {
     let pod = |name: &str| -> Value {
         serde_json::from_str(&cluster.kubectl(&format!("-n pods get pod {name} -o json"))).expect("json")
     };
-    for name in ["known", "again"] {
+    for name in ["known", "again", "told"] {
         eventually("its image is pulled", SOON, || {
             (pod(name)["status"]["phase"] == "Succeeded").then_some(())
         });
