@@ -49,6 +49,7 @@ macro_rules! instruments {
         pub fn write(out: &mut String) {
             $(LazyLock::force(&$name);)*
             FAMILIES.write(out);
+            Families(krate_metrics::registered()).write(out);
         }
     };
 }

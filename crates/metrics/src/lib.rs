@@ -4,6 +4,8 @@
 //! It serves nothing and counts nothing itself: who counts keeps its families in a registry, and who serves `/metrics` is
 //! handed the registries of its process.
 
+use std::sync::LazyLock;
+
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
@@ -45,6 +47,9 @@ impl Families {
     /// Its name is none, or is taken.
     pub fn put<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
         let collector = made.expect("the name is good");
+        for family in collector.desc() {
+            REGISTERED.count(&family.help);
+        }
         self.0.register(Box::new(collector.clone())).expect("the name is free");
         collector
     }
@@ -98,6 +103,42 @@ impl Families {
     }
 }
 
+/// How many families were put into the registries of this process.
+struct Registered {
+    families: Registry,
+    by_stability: IntCounterVec,
+}
+
+static REGISTERED: LazyLock<Registered> = LazyLock::new(Registered::new);
+
+impl Registered {
+    fn new() -> Self {
+        // Not by `Families`, which would have to be counted by what is being made here.
+        let families = Registry::new();
+        let help = |text: &str| Stability::Beta.help(text);
+        let opts = Opts::new("registered_metrics_total", help("Families that are told, by stability."));
+        let by_stability = IntCounterVec::new(opts, &["deprecated_version", "stability_level"]);
+        let by_stability = by_stability.expect("the name is good");
+        families.register(Box::new(by_stability.clone())).expect("the name is free");
+        for name in ["disabled_metrics_total", "hidden_metrics_total"] {
+            let none = IntCounter::new(name, help("Families that are not told though they are there: none."));
+            families.register(Box::new(none.expect("the name is good"))).expect("the name is free");
+        }
+        Registered { families, by_stability }
+    }
+
+    /// Counts a family by its help, which begins with its stability.
+    fn count(&self, help: &str) {
+        let told = help.strip_prefix('[').and_then(|help| help.split_once(']'));
+        self.by_stability.with_label_values(&["", told.map_or("", |(level, _)| level)]).inc();
+    }
+}
+
+/// The families that tell how many families this process has.
+pub fn registered() -> Registry {
+    REGISTERED.families.clone()
+}
+
 /// `count` upper bounds, of which the first is `start` and each is `factor` times the one before. None where they would not
 /// grow.
 pub fn powers(start: f64, factor: f64, count: usize) -> Vec<f64> {
@@ -115,6 +156,17 @@ mod tests {
         let told = families.0.gather();
         assert_eq!((told[0].name(), told[0].help()), ("a_total", "[BETA] What is counted."));
         assert_eq!(powers(1.0, 2.0, 3), [1.0, 2.0, 4.0]);
+    }
+
+    #[test]
+    fn what_is_put_somewhere_is_counted() {
+        let count = |level: &str| REGISTERED.by_stability.with_label_values(&["", level]).get();
+        let before = count("STABLE");
+        Families::default().counter(Stability::Stable, "of_this_test_total", "Of this test.");
+        assert!(count("STABLE") > before);
+        let told = registered().gather();
+        let names: Vec<&str> = told.iter().map(prometheus::proto::MetricFamily::name).collect();
+        assert_eq!(names, ["disabled_metrics_total", "hidden_metrics_total", "registered_metrics_total"]);
     }
 
     #[test]

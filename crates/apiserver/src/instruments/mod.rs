@@ -388,8 +388,9 @@ impl Instruments {
 }
 
 /// What parts of the server count for all servers of the process.
-fn of_parts() -> [Registry; 7] {
+fn of_parts() -> [Registry; 8] {
     [
+        krate_metrics::registered(),
         aggregation::metrics::METRICS.registry(),
         apiextensions::metrics::METRICS.registry(),
         auth::metrics::METRICS.registry(),
