@@ -79,3 +79,52 @@ fn a_node_that_is_short_of_memory_evicts_pods() {
     let kept = all.iter().find(is_kept).expect("the static pod has its image");
     assert_eq!(kept["status"]["phase"], "Running", "a static pod is never evicted");
 }
+
+#[test]
+fn a_node_that_is_short_of_disk_removes_images_that_nobody_uses() {
+    let (true, Some(kubectl), Some(busybox)) =
+        (krate_testkit::available(), support::kubectl(), image::busybox())
+    else {
+        return;
+    };
+    let files = tempfile::tempdir().expect("a directory");
+    let manifests = files.path().join("manifests");
+    std::fs::create_dir(&manifests).expect("made");
+    // No machine has so much.
+    let configuration = format!(
+        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: {}\n\
+         evictionHard: {{imagefs.available: 1000Pi, nodefs.available: 1000Pi}}\nimageMinimumGCAge: 1s\n",
+        manifests.display()
+    );
+    let file = files.path().join("kubelet.yaml");
+    std::fs::write(&file, configuration).expect("written");
+    // Only what is critical may still come.
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "kept", "namespace": "default"},
+        "spec": {"priorityClassName": "system-node-critical", "priority": 2_000_001_000, "containers": [
+            {"name": "main", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000"]}]}});
+    std::fs::write(manifests.join("kept.json"), pod.to_string()).expect("written");
+    let cluster = Cluster::start(kubectl, &["--kubelet-config", &file.to_string_lossy()]);
+    // The image that is used might be found unused before the pod has it: it comes again until it stays.
+    eventually("the pod has its image", SOON, || {
+        cluster.import(&busybox, IMAGE, "used");
+        let pods = cluster.json("get pods -o json");
+        (pods["items"][0]["status"]["phase"] == "Running").then_some(())
+    });
+    cluster.import(&busybox, "docker.io/library/unused:1", "unused");
+    eventually("the image that nobody uses is gone", SOON, || {
+        let images = cluster.krate_says(&["image", "ls"]);
+        assert!(images.contains("library/busybox"), "{images}");
+        (!images.contains("library/unused")).then_some(())
+    });
+    let node = cluster.json("get nodes -o json")["items"][0].clone();
+    let conditions = node["status"]["conditions"].as_array().expect("conditions").clone();
+    let pressure = conditions.iter().find(|c| c["type"] == "DiskPressure").expect("it is told");
+    assert_eq!(
+        (&pressure["status"], &pressure["reason"]),
+        (&json!("True"), &json!("KubeletHasDiskPressure"))
+    );
+    let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+    assert!(taints.iter().any(|taint| taint["key"] == "node.kubernetes.io/disk-pressure"), "{taints:?}");
+    let pods = cluster.json("get pods -o json");
+    assert_eq!(pods["items"][0]["status"]["phase"], "Running", "{pods:#}");
+}
