@@ -124,6 +124,13 @@ async fn clear_away(node: &Node, id: &str) {
     }
 }
 
+/// Waits for the end of a start that is under way: what ends as it starts may be heard of before its start is.
+async fn start_is_over(container: &Container) {
+    if container.record.read().started_at == 0 {
+        drop(container.changing.lock().await);
+    }
+}
+
 /// Follows a shim until its end.
 pub fn watch(node: Arc<Node>, sandbox: Arc<Sandbox>, mut connection: Connection) {
     tokio::spawn(async move {
@@ -131,16 +138,14 @@ pub fn watch(node: Arc<Node>, sandbox: Arc<Sandbox>, mut connection: Connection)
             if let Reply::Exited { id, exit } = reply
                 && let Ok(container) = node.container(&id)
             {
-                // One that ends as it starts may be heard of before the start is.
-                if container.record.read().started_at == 0 {
-                    drop(container.changing.lock().await);
-                }
+                start_is_over(&container).await;
                 node.ended(&container, exit);
             }
         }
         let id = sandbox.id();
         sandbox.ready.store(false, Ordering::Release);
         for container in node.containers_of(&id) {
+            start_is_over(&container).await;
             container::gather_end(&node, &container);
         }
         let expected = sandbox.record.read().stopped || sandbox.changing.try_lock().is_err();

@@ -40,6 +40,18 @@ const SCRIPTS: [&str; 6] = [
     "while :; do echo line; sleep 0.01; done",
 ];
 
+/// How long one call may take, whatever is killed meanwhile.
+const ANSWERED: Duration = Duration::from_secs(60);
+
+/// The answer to a call, of which it may break off anywhere.
+async fn answer<T>(
+    what: &str,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, tonic::Status> {
+    let answered = tokio::time::timeout(ANSWERED, call).await;
+    Ok(answered.unwrap_or_else(|_| panic!("{what} is not answered"))?.into_inner())
+}
+
 /// What is done with one pod; it may break off anywhere, for the server may be gone.
 struct Life {
     config: PodSandboxConfig,
@@ -51,7 +63,8 @@ struct Life {
 
 async fn live(mut cri: RuntimeServiceClient<Channel>, life: Life) -> Result<(), tonic::Status> {
     let request = RunPodSandboxRequest { config: Some(life.config.clone()), runtime_handler: String::new() };
-    let pod = cri.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+    let name = life.config.metadata.clone().unwrap_or_default().name;
+    let pod = answer(&format!("RunPodSandbox of {name}"), cri.run_pod_sandbox(request)).await?.pod_sandbox_id;
     let mut ids = Vec::new();
     for config in life.containers {
         let request = CreateContainerRequest {
@@ -59,19 +72,24 @@ async fn live(mut cri: RuntimeServiceClient<Channel>, life: Life) -> Result<(), 
             config: Some(config),
             sandbox_config: Some(life.config.clone()),
         };
-        let id = cri.create_container(request).await?.into_inner().container_id;
-        cri.start_container(StartContainerRequest { container_id: id.clone() }).await?;
+        let created = answer(&format!("CreateContainer in {pod}"), cri.create_container(request)).await?;
+        let id = created.container_id;
+        let request = StartContainerRequest { container_id: id.clone() };
+        answer(&format!("StartContainer of {id} in {pod}"), cri.start_container(request)).await?;
         let cmd = vec!["/bin/sh".to_owned(), "-c".to_owned(), "echo hi; sleep 0.02".to_owned()];
         // It may have ended already.
-        let _ = cri.exec_sync(ExecSyncRequest { container_id: id.clone(), cmd, timeout: 1 }).await;
+        let request = ExecSyncRequest { container_id: id.clone(), cmd, timeout: 1 };
+        let _ = answer(&format!("ExecSync in {id} of {pod}"), cri.exec_sync(request)).await;
         ids.push(id);
     }
     tokio::time::sleep(life.pause).await;
     if life.ends {
         for container_id in ids {
-            cri.stop_container(StopContainerRequest { container_id, timeout: 0 }).await?;
+            let what = format!("StopContainer of {container_id} in {pod}");
+            answer(&what, cri.stop_container(StopContainerRequest { container_id, timeout: 0 })).await?;
         }
-        cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod }).await?;
+        let what = format!("RemovePodSandbox of {pod}");
+        answer(&what, cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod })).await?;
     }
     Ok(())
 }
@@ -118,7 +136,8 @@ fn churn() {
         }
         for life in lives {
             // Half of them break off; what counts is what is left.
-            let _ = node.block_on(life);
+            let ended = node.block_on(life);
+            assert!(!ended.is_err_and(|error| error.is_panic()), "round {round}: a call is not answered");
         }
         if kills_server {
             node.up();
