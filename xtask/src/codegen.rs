@@ -13,6 +13,9 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 const GO_FIELDS: &str = include_str!("../data/go-fields.txt");
+/// The definitions of kinds that are served only where somebody says so: a server with defaults publishes none of
+/// them. They have the form of the published ones, and stand behind those.
+const OPTIONAL: &str = include_str!("../data/definitions.json");
 
 /// Definitions that are no objects in JSON, by the last part of their names, and what they are.
 const SPECIAL: &[(&str, &str)] = &[
@@ -39,8 +42,14 @@ pub fn write_schema(facts: &Path, out: &Path) -> Result<()> {
     };
     let openapi = read("openapi-v2.json")?;
     let proto = read("proto-fields.json")?;
-    let definitions = openapi["definitions"].as_object().context("openapi-v2.json has no definitions")?;
-    let table = Table::new(definitions, &proto).render()?;
+    let published = openapi["definitions"].as_object().context("openapi-v2.json has no definitions")?;
+    let optional: Definitions = serde_json::from_str(OPTIONAL).context("reading definitions.json")?;
+    if let Some(name) = optional.keys().find(|name| published.contains_key(*name)) {
+        bail!("{name} is published, and in definitions.json too");
+    }
+    let definitions: Vec<(&str, &Value)> =
+        published.iter().chain(&optional).map(|(name, definition)| (name.as_str(), definition)).collect();
+    let table = Table::new(&definitions, &proto).render()?;
     std::fs::write(out, &table).with_context(|| format!("writing {}", out.display()))?;
     println!("{}: {} definitions, {} bytes", out.display(), definitions.len(), table.len());
     Ok(())
@@ -49,7 +58,7 @@ pub fn write_schema(facts: &Path, out: &Path) -> Result<()> {
 type Definitions = serde_json::Map<String, Value>;
 
 struct Table<'a> {
-    definitions: &'a Definitions,
+    definitions: &'a [(&'a str, &'a Value)],
     proto: &'a Value,
     /// The place of each definition: how fields refer to it.
     places: HashMap<&'a str, usize>,
@@ -83,8 +92,8 @@ fn proto_field_names(json: &str) -> Vec<String> {
 }
 
 impl<'a> Table<'a> {
-    fn new(definitions: &'a Definitions, proto: &'a Value) -> Self {
-        let places = definitions.keys().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
+    fn new(definitions: &'a [(&'a str, &'a Value)], proto: &'a Value) -> Self {
+        let places = definitions.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
         let go_fields = GO_FIELDS
             .lines()
             .filter(|line| !line.starts_with('#'))
@@ -99,7 +108,7 @@ impl<'a> Table<'a> {
     fn render(&self) -> Result<String> {
         let mut out = String::new();
         for (name, definition) in self.definitions {
-            self.definition(name, definition, &mut out).with_context(|| name.clone())?;
+            self.definition(name, definition, &mut out).with_context(|| (*name).to_owned())?;
         }
         Ok(out)
     }

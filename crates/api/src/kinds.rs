@@ -1,4 +1,4 @@
-//! The table of the kinds that Krate serves, one row each. A new kind is a row here and a file in the API server's
+//! The tables of the kinds that Krate serves, one row each. A new kind is a row here and a file in the API server's
 //! registry.
 
 use crate::kind::{Gvk, Kind, Scope, Subresource, Verbs};
@@ -14,7 +14,7 @@ const fn sub(
 }
 
 macro_rules! kinds {
-    ($($name:ident: $group:literal $version:literal $kind:literal $plural:literal $singular:literal
+    ($(#[$about:meta])* $all:ident; $($name:ident: $group:literal $version:literal $kind:literal $plural:literal $singular:literal
        short $short:expr, in $categories:expr, $scope:ident, $verbs:expr, at $storage:literal,
        sub $subs:expr;)*) => {
         $(pub const $name: Kind = Kind {
@@ -22,12 +22,14 @@ macro_rules! kinds {
             short_names: &$short, categories: &$categories, scope: Scope::$scope, verbs: $verbs,
             subresources: &$subs, storage: $storage, custom: false,
         };)*
-        /// Every served kind, in the order of the table.
-        pub const ALL: &[&Kind] = &[$(&$name),*];
+        $(#[$about])*
+        pub const $all: &[&Kind] = &[$(&$name),*];
     };
 }
 
 kinds! {
+    /// Every kind that is served unless somebody says otherwise, in the order of the table.
+    ALL;
     BINDING: "" "v1" "Binding" "bindings" "binding"
         short [], in [], Namespaced, Verbs::CREATE, at "",
         sub [];
@@ -247,14 +249,30 @@ kinds! {
         sub [];
 }
 
-/// The row of a resource, by its group and plural, in any version that is served.
+kinds! {
+    /// The kinds that are served only where somebody says so.
+    OPTIONAL;
+    CLUSTER_TRUST_BUNDLE: "certificates.k8s.io" "v1beta1" "ClusterTrustBundle" "clustertrustbundles" "clustertrustbundle"
+        short [], in [], Cluster, Verbs::ALL, at "/registry/clustertrustbundles",
+        sub [];
+    POD_CERTIFICATE_REQUEST: "certificates.k8s.io" "v1beta1" "PodCertificateRequest" "podcertificaterequests" "podcertificaterequest"
+        short [], in [], Namespaced, Verbs::ALL, at "/registry/podcertificaterequests",
+        sub [sub("status", "certificates.k8s.io", "v1beta1", "PodCertificateRequest", Verbs::STATUS)];
+}
+
+/// Every kind that can be served.
+pub fn every() -> impl Iterator<Item = &'static Kind> {
+    ALL.iter().chain(OPTIONAL).copied()
+}
+
+/// The row of a resource, by its group and plural, in any version that can be served.
 pub fn by_resource(group: &str, plural: &str) -> Option<&'static Kind> {
-    ALL.iter().copied().find(|k| k.group == group && k.plural == plural)
+    every().find(|k| k.group == group && k.plural == plural)
 }
 
 /// The row of a kind, by its group, version and kind.
 pub fn by_kind(group: &str, version: &str, kind: &str) -> Option<&'static Kind> {
-    ALL.iter().copied().find(|k| k.group == group && k.version == version && k.kind == kind)
+    every().find(|k| k.group == group && k.version == version && k.kind == kind)
 }
 
 #[cfg(test)]
@@ -267,8 +285,8 @@ mod tests {
     fn every_served_resource_has_one_row() {
         // One resource is served in two versions.
         assert_eq!(ALL.len(), 68);
-        assert_eq!(ALL.iter().map(|k| k.gvr()).collect::<HashSet<_>>().len(), 68);
         assert_eq!(ALL.iter().map(|k| (k.group, k.plural)).collect::<HashSet<_>>().len(), 67);
+        assert_eq!(every().map(|k| k.gvr()).collect::<HashSet<_>>().len(), every().count());
     }
 
     #[test]

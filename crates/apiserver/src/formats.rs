@@ -283,7 +283,7 @@ fn is_hostname(text: &str) -> bool {
 }
 
 /// An address, or a name with an address in angle brackets.
-fn is_email(text: &str) -> bool {
+pub fn is_email(text: &str) -> bool {
     let text = text.trim();
     let address = match text.strip_suffix('>') {
         Some(before) => before.rsplit_once('<').map(|(_, address)| address),

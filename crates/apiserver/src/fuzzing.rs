@@ -91,10 +91,12 @@ fn json_body(bytes: &[u8]) {
         user: Arc::new(User::authenticated("me", &[])),
         dry_run: false,
         subresource: String::new(),
+        features: Arc::default(),
     };
     registry.default(&mut *object);
     registry.prepare_for_create(&mut *object, &context);
     registry.validate(&*object, &mut FieldErrors::new());
+    registry.validate_new(&*object, &mut FieldErrors::new());
     registry.warnings(&*object, None);
     registry.cells(&*object);
     registry.selectable(&*object);

@@ -24,16 +24,20 @@ struct Served {
 }
 
 impl Kinds {
-    /// Reads all stored objects and begins to serve them.
+    /// Reads the stored objects of the kinds that are to be served, and begins to serve them.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub async fn open(cache: &Cache, backend: &Arc<dyn Backend>) -> Result<Self, Error> {
+    pub async fn open(
+        cache: &Cache,
+        backend: &Arc<dyn Backend>,
+        serve: impl Fn(&Kind) -> bool,
+    ) -> Result<Self, Error> {
         let mut by_resource: HashMap<&'static str, Vec<Arc<Storage>>> = HashMap::new();
         let mut by_place: HashMap<&'static str, Arc<Storage>> = HashMap::new();
-        let mut rows: Vec<&'static Kind> =
-            krate_api::kinds::ALL.iter().copied().filter(|kind| kind.storage.is_empty()).collect();
-        for registry in erased::all() {
+        let unstored = krate_api::kinds::every().filter(|kind| kind.storage.is_empty());
+        let mut rows: Vec<&'static Kind> = unstored.filter(|kind| serve(kind)).collect();
+        for registry in erased::all().into_iter().filter(|registry| serve(registry.kind())) {
             let registry: Arc<dyn erased::Registry> = registry.into();
             let kind = registry.kind();
             rows.push(kind);
@@ -79,6 +83,11 @@ impl Kinds {
     /// The rows of all served kinds, those included that are answered and not stored.
     pub fn rows(&self) -> Arc<[&'static Kind]> {
         Arc::clone(&self.0.load().rows)
+    }
+
+    /// Whether a built-in kind is served.
+    pub fn serves(&self, kind: &Kind) -> bool {
+        self.0.load().rows.iter().any(|row| row.gvr() == kind.gvr())
     }
 
     /// Tells of a resource by these rows, which may say less than what is served.

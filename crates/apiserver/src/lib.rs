@@ -18,6 +18,7 @@ pub mod discovery;
 mod elsewhere;
 pub mod encryption;
 mod fairness;
+pub mod features;
 mod formats;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -132,6 +132,7 @@ pub(crate) fn described(server: &Server) -> openapi::Served {
     let mut served = openapi::Served {
         generation,
         rows: Vec::new(),
+        off: kinds::every().filter(|kind| !server.kinds.serves(kind)).collect(),
         custom: Vec::new(),
         others: Vec::new(),
         elsewhere: Vec::new(),

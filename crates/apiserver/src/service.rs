@@ -68,6 +68,10 @@ impl Service {
         Service { server, caller, peer: None }
     }
 
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// The same over a connection from this address.
     pub fn from_peer(self, peer: SocketAddr) -> Self {
         Service { peer: Some(peer), ..self }

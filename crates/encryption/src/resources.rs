@@ -14,7 +14,7 @@ const ROOT: &str = "/registry/";
 /// groups) the first names it.
 static PLACES: LazyLock<HashMap<&'static str, (&'static str, &'static str)>> = LazyLock::new(|| {
     let mut places = HashMap::new();
-    for kind in kinds::ALL {
+    for kind in kinds::every() {
         if let Some(place) = kind.storage.strip_prefix(ROOT) {
             places.entry(place).or_insert((kind.group, kind.plural));
         }

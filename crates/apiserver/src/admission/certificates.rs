@@ -1,16 +1,21 @@
 //! CertificateApproval, CertificateSigning and CertificateSubjectRestriction: who may say yes to which signer's requests,
-//! who may sign them, and what nobody may ask a client certificate for (KEP-1513).
+//! who may sign them, and what nobody may ask a client certificate for (KEP-1513). ClusterTrustBundleAttest: who may say
+//! whom to believe in a signer's name (KEP-3257). And who may say what became of a pod's request (KEP-4317), which
+//! upstream asks where those are stored: it is no plugin that can be turned off.
 
 use async_trait::async_trait;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use krate_api::{StatusError, kinds};
+use k8s_openapi::api::certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest};
+use krate_api::{FieldErrors, FieldPath, StatusError, kinds};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 
+use super::escalation::is_collection;
 use super::{Admit, Attributes};
 use crate::auth::{Authorizer, MASTERS};
 use crate::rbac::{Ask, Target};
 use crate::registry::erased::Object;
+use crate::registry::prepare::differ;
 
 const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 
@@ -98,6 +103,63 @@ impl Admit for CertificateSigning {
         }
         let why = format!("user not permitted to sign requests with signerName {signer:?}");
         Err(attributes.forbidden(why))
+    }
+}
+
+pub struct ClusterTrustBundleAttest(pub Authorizer);
+
+#[async_trait]
+impl Admit for ClusterTrustBundleAttest {
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        object: Option<&dyn Object>,
+        old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if !attributes.is(&kinds::CLUSTER_TRUST_BUNDLE) {
+            return Ok(());
+        }
+        let Some(object) = object else { return Ok(()) };
+        let bundle = object.is::<ClusterTrustBundle>();
+        let signer = bundle.and_then(|bundle| bundle.spec.signer_name.as_deref()).unwrap_or_default();
+        // What changes nothing of what a bundle means is not its writer's word.
+        if signer.is_empty()
+            || old.is_some_and(|old| is_collection(object, old))
+            || may(&self.0, attributes, "attest", signer)
+        {
+            return Ok(());
+        }
+        Err(attributes.forbidden(format!("user not permitted to attest for signerName {signer:?}")))
+    }
+}
+
+pub struct PodCertificateSigning(pub Authorizer);
+
+#[async_trait]
+impl Admit for PodCertificateSigning {
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        object: Option<&dyn Object>,
+        old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        let kind = &kinds::POD_CERTIFICATE_REQUEST;
+        if attributes.kind.gvk() != kind.gvk() || attributes.subresource != "status" {
+            return Ok(());
+        }
+        let typed = |object: Option<&dyn Object>| object?.is::<PodCertificateRequest>().cloned();
+        let (Some(new), Some(old)) = (typed(object), typed(old)) else { return Ok(()) };
+        let signer = &old.spec.signer_name;
+        if !differ(&new.status, &old.status) || may(&self.0, attributes, "sign", signer) {
+            return Ok(());
+        }
+        let user = &attributes.user.name;
+        let mut errors = FieldErrors::new();
+        errors.forbidden(
+            &FieldPath::new("spec").child("signerName"),
+            format!("User {user:?} is not permitted to \"sign\" for signer {signer:?}"),
+        );
+        Err(StatusError::invalid(kind.gvk(), &attributes.name, &errors))
     }
 }
 

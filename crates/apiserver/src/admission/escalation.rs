@@ -42,7 +42,7 @@ fn gives(object: &dyn Object) -> Option<Gives> {
 }
 
 /// Whether a write changes nothing but what garbage collection needs to change.
-fn is_collection(object: &dyn Object, old: &dyn Object) -> bool {
+pub fn is_collection(object: &dyn Object, old: &dyn Object) -> bool {
     let bare = |object: &dyn Object| {
         let mut object = object.boxed_clone();
         let meta = object.meta_mut();

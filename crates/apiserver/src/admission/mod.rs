@@ -308,6 +308,7 @@ const NAMES: &[(&str, bool, &[Phase], &[&str])] = &[
     ("RuntimeClass", true, BOTH, PODS),
     ("CertificateApproval", true, VALIDATES, REQUESTS),
     ("CertificateSigning", true, VALIDATES, REQUESTS),
+    ("ClusterTrustBundleAttest", true, VALIDATES, &["clustertrustbundles"]),
     ("CertificateSubjectRestriction", true, VALIDATES, REQUESTS),
     ("DefaultIngressClass", true, MUTATES, &["ingresses"]),
     ("PodTopologyLabels", true, MUTATES, PODS),
@@ -355,6 +356,7 @@ impl Chain {
         let metrics = Arc::new(Metrics::default());
         let counts = || Arc::clone(&metrics);
         let mut plugins = vec![
+            plugin("PodCertificateSigning", UPDATE, certificates::PodCertificateSigning(authorizer())),
             plugin("NamespaceLifecycle", ALL, namespace_lifecycle::NamespaceLifecycle::new(kinds())),
             plugin("LimitRanger", WRITE, limit_ranger::LimitRanger::new(kinds())),
             plugin("ServiceAccount", WRITE, service_account::ServiceAccounts::new(kinds())),
@@ -373,6 +375,7 @@ impl Chain {
             plugin("RuntimeClass", CREATE, runtime_class::RuntimeClasses::new(kinds())),
             plugin("CertificateApproval", UPDATE, certificates::CertificateApproval(authorizer())),
             plugin("CertificateSigning", UPDATE, certificates::CertificateSigning(authorizer())),
+            plugin("ClusterTrustBundleAttest", WRITE, certificates::ClusterTrustBundleAttest(authorizer())),
             plugin("CertificateSubjectRestriction", CREATE, certificates::CertificateSubjectRestriction),
             plugin("DefaultIngressClass", CREATE, ingress_class::DefaultIngressClass::new(kinds())),
             plugin("PodTopologyLabels", CREATE, pod_topology::PodTopologyLabels::new(kinds())),

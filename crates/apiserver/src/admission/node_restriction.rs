@@ -7,7 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::BoundObjectReference;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::certificates::v1beta1::PodCertificateRequest;
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use krate_api::StatusError;
 
@@ -16,6 +17,7 @@ use super::{Admit, Attributes, Operation, lookup};
 use crate::auth::User;
 use crate::kinds::Kinds;
 use crate::node_authorizer::{self, Referent};
+use crate::path::unclassified;
 use crate::registry::erased::Object;
 
 const LEASES: &str = "kube-node-lease";
@@ -106,6 +108,9 @@ impl Admit for NodeRestriction {
             }
             ("resource.k8s.io", "resourceslices", _) => slice(node, object, old),
             ("certificates.k8s.io", "certificatesigningrequests", "") => own_certificate(node, object, old),
+            ("certificates.k8s.io", "podcertificaterequests", _) => {
+                return self.pod_certificate(attributes, node, object).await;
+            }
             _ => Ok(()),
         };
         judged.or_else(refused)
@@ -127,6 +132,91 @@ fn own_certificate(node: &str, object: Option<&dyn Object>, old: Option<&dyn Obj
 }
 
 impl NodeRestriction {
+    /// A kubelet asks for certificates of the pods that it runs, as they are (KEP-4317). What it may know sooner than
+    /// this server is no refusal for good.
+    async fn pod_certificate(
+        &self,
+        attributes: &Attributes,
+        node: &str,
+        object: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        let refused = |why: String| Err(attributes.forbidden(why));
+        let operation = match attributes.operation {
+            Operation::Create if attributes.subresource.is_empty() => None,
+            Operation::Create => Some("CREATE"),
+            Operation::Update => Some("UPDATE"),
+            Operation::Delete => Some("DELETE"),
+            Operation::Connect => Some("CONNECT"),
+        };
+        let request = object.and_then(|object| object.is::<PodCertificateRequest>());
+        let (None, Some(request)) = (operation, request) else {
+            return refused(format!("unexpected operation {}", operation.unwrap_or_default()));
+        };
+        let (spec, namespace) = (&request.spec, attributes.namespace.as_str());
+        let pod_name = format!("{namespace}/{}", spec.pod_name);
+        let missing = |what: &str, name: &str, plural: &str, found: &str| {
+            unclassified(format!(
+                "while retrieving {what} {name:?} named in the PodCertificateRequest: {plural} {found:?} not found"
+            ))
+        };
+        if spec.node_name != node {
+            return refused(format!(
+                "PodCertificateRequest.Spec.NodeName={:?}, which is not the requesting node {node:?}",
+                spec.node_name
+            ));
+        }
+        let of_pod = format!("PodCertificateRequest for pod {pod_name:?}");
+        let found = lookup::find::<Node>(&self.kinds, "", "nodes", "", node).await?;
+        let found = found.ok_or_else(|| missing("node", node, "nodes", node))?;
+        let uid = found.metadata.uid.unwrap_or_default();
+        if uid != spec.node_uid {
+            let why = format!(
+                "{of_pod} names node UID {:?}, inconsistent with the running node ({uid:?})",
+                spec.node_uid
+            );
+            return Err(unclassified(why));
+        }
+        let pod = lookup::find::<Pod>(&self.kinds, "", "pods", namespace, &spec.pod_name).await?;
+        let pod = pod.ok_or_else(|| missing("pod", &pod_name, "pods", &spec.pod_name))?;
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        if uid != spec.pod_uid {
+            let why = format!(
+                "{of_pod} contains pod UID ({:?}) which differs from running pod {uid:?}",
+                spec.pod_uid
+            );
+            return Err(unclassified(why));
+        }
+        if node_name(&pod) != node {
+            return refused(format!(
+                "pod {pod_name:?} is not running on node {node:?} named in the PodCertificateRequest"
+            ));
+        }
+        if pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR)) {
+            return refused(format!("pod {pod_name:?} is a mirror pod"));
+        }
+        let account = pod.spec.and_then(|spec| spec.service_account_name).unwrap_or_default();
+        if account != spec.service_account_name {
+            return refused(format!(
+                "{of_pod} contains serviceAccountName ({:?}) that differs from running pod ({account:?})",
+                spec.service_account_name
+            ));
+        }
+        let found =
+            lookup::find::<ServiceAccount>(&self.kinds, "", "serviceaccounts", namespace, &account).await?;
+        let found = found.ok_or_else(|| {
+            missing("service account", &format!("{namespace}/{account}"), "serviceaccounts", &account)
+        })?;
+        let uid = found.metadata.uid.unwrap_or_default();
+        if uid != spec.service_account_uid {
+            let why = format!(
+                "{of_pod} names service account UID {:?}, which differs from the running service account ({uid:?})",
+                spec.service_account_uid
+            );
+            return Err(unclassified(why));
+        }
+        Ok(())
+    }
+
     /// A mirror pod is owned by its node.
     async fn owner(&self, attributes: &Attributes, node: &str, pod: &Pod) -> Result<(), StatusError> {
         let refused = |why: String| Err(attributes.forbidden(why));

@@ -18,6 +18,8 @@ use crate::server::{AsItself, Server, path};
 use crate::storage::refused;
 
 const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
+/// What the label says of the APIServices of built-in kinds.
+const AT_START: &str = "onstart";
 /// Custom resources come after all that the server brings along.
 pub const GROUP_PRIORITY: i32 = 1000;
 /// Among themselves they are ordered by their names.
@@ -46,6 +48,7 @@ struct Version {
 /// # Errors
 /// The definitions cannot be read.
 pub async fn start(server: &Arc<Server>, commits: AsItself) -> Result<(), StatusError> {
+    forget_unserved(server, &commits).await?;
     let changed = Arc::new(Notify::new());
     for (group, plural) in
         [("apiextensions.k8s.io", "customresourcedefinitions"), ("apiregistration.k8s.io", "apiservices")]
@@ -65,6 +68,22 @@ pub async fn start(server: &Arc<Server>, commits: AsItself) -> Result<(), Status
             }
         }
     });
+    Ok(())
+}
+
+/// Deletes the APIServices of built-in versions that were served before, and are not any more.
+async fn forget_unserved(server: &Server, commits: &AsItself) -> Result<(), StatusError> {
+    let there = lookup::all::<APIService>(&server.kinds, "apiregistration.k8s.io", "apiservices", "").await?;
+    let label = |service: &APIService| service.metadata.labels.as_ref()?.get(MANAGED).cloned();
+    let rows = server.kinds.rows();
+    for service in there.iter().filter(|service| label(service).is_some_and(|label| label == AT_START)) {
+        let name = service.metadata.name.clone().unwrap_or_default();
+        if rows.iter().any(|kind| !kind.custom && name == format!("{}.{}", kind.version, kind.group)) {
+            continue;
+        }
+        let place = path(&kinds::API_SERVICE, "", &name);
+        unless_done(commits.ask(Method::DELETE, place, None).await, Reason::NotFound)?;
+    }
     Ok(())
 }
 
@@ -134,7 +153,7 @@ async fn wanted(server: &Server) -> Result<BTreeSet<(String, String)>, StatusErr
         let Ok(Definition { spec }) = serde_json::from_slice(&cached.value) else { continue };
         for version in spec.versions.into_iter().filter(|version| version.served) {
             let is_it = |kind: &Kind| kind.group == spec.group && kind.version == version.name;
-            if !kinds::ALL.iter().any(|kind| is_it(kind)) {
+            if !kinds::every().any(|kind| is_it(kind) && server.kinds.serves(kind)) {
                 all.insert((spec.group.clone(), version.name));
             }
         }

@@ -14,6 +14,7 @@ use prometheus::{IntCounter, IntCounterVec, Registry};
 use super::abac::Abac;
 use super::authorizer_webhook::{self, Webhook};
 use super::{MASTERS, User};
+use crate::features::Features;
 use crate::instruments::{Alpha, Families};
 use crate::node_authorizer::NodeAuthorizer;
 use crate::rbac::{Ask, Rbac, Target};
@@ -165,8 +166,8 @@ impl Authorizer {
     ///
     /// # Errors
     /// A webhook's kubeconfig cannot be used.
-    pub async fn open(modes: &[Mode]) -> Result<Self, String> {
-        let all = Authorizer::default();
+    pub async fn open(modes: &[Mode], features: &Features) -> Result<Self, String> {
+        let all = Authorizer { nodes: Arc::new(NodeAuthorizer::new(features)), ..Authorizer::default() };
         if !modes.is_empty() {
             all.replace(modes).await?;
         }
@@ -402,7 +403,7 @@ mod tests {
             ),
             (vec![abac(), Mode::AlwaysAllow], "/logs", Decision::Allow(String::new())),
         ] {
-            let authorizer = Authorizer::open(&modes).await.expect("opened");
+            let authorizer = Authorizer::open(&modes, &Features::default()).await.expect("opened");
             let info = get(path);
             assert_eq!(authorizer.decide(&ask(&amy, &info)).await, expected, "{modes:?} {path}");
             assert_eq!(
@@ -410,7 +411,7 @@ mod tests {
                 expected == Decision::Allow(String::new())
             );
         }
-        let denied = Authorizer::open(&[Mode::AlwaysDeny]).await.expect("opened");
+        let denied = Authorizer::open(&[Mode::AlwaysDeny], &Features::default()).await.expect("opened");
         let refused = denied.check(&amy, &get("/logs")).await.expect_err("refused").to_string();
         assert_eq!(refused, "forbidden: User \"amy\" cannot get path \"/logs\": Everything is forbidden.");
     }

@@ -149,6 +149,7 @@ impl Metrics {
 mod tests {
     use super::*;
     use crate::auth::{Authorizer, User, authorization_config};
+    use crate::features::Features;
     use crate::request::RequestInfo;
 
     #[tokio::test]
@@ -168,7 +169,7 @@ mod tests {
         let text = of(&["RBAC"]);
         std::fs::write(&path, &text).expect("written");
         let before = authorization_config::parse(&text, None).expect("modes");
-        let authorizer = Authorizer::open(&before).await.expect("authorizers");
+        let authorizer = Authorizer::open(&before, &Features::default()).await.expect("authorizers");
         let metrics = Arc::new(Metrics::new("here"));
         // It is not looked at again while this runs, unless it is known to have changed.
         let file = Followed { look_every: Duration::from_hours(1), ..Followed::new(&path, text) };

@@ -61,6 +61,11 @@ pub struct Object {
 /// The way of a write, with the rights of the server itself. Objects are JSON in their kind's version.
 #[async_trait]
 pub trait Commits: Send + Sync {
+    /// Whether a kind is served at all: what is of none that is, cannot be made.
+    fn serves(&self, _kind: &Kind) -> bool {
+        true
+    }
+
     async fn get(&self, kind: &'static Kind, namespace: &str, name: &str) -> Result<Value, StatusError>;
 
     async fn create(&self, kind: &'static Kind, namespace: &str, object: Value)
@@ -88,10 +93,21 @@ pub async fn ensure(commits: &dyn Commits, config: &Config) -> Result<(), Status
     let (namespaces, rest): (Vec<Object>, Vec<Object>) =
         objects(config).into_iter().partition(|object| *object.kind == kinds::NAMESPACE);
     for objects in [namespaces, rest] {
-        let writes: Vec<_> = objects.iter().map(|object| ensure_one(commits, object)).collect();
+        let due = objects.iter().filter(|object| is_due(commits, object));
+        let writes: Vec<_> = due.map(|object| ensure_one(commits, object)).collect();
         futures::future::try_join_all(writes).await?;
     }
     Ok(())
+}
+
+/// Whether an object can be made, and what it tells of is served.
+fn is_due(commits: &dyn Commits, object: &Object) -> bool {
+    let spec = &object.value["spec"];
+    let told = |kind: &Kind| {
+        spec["group"].as_str().unwrap_or_default() == kind.group && spec["version"] == kind.version
+    };
+    let is_told = || kinds::every().any(|kind| told(kind) && commits.serves(kind));
+    commits.serves(object.kind) && (*object.kind != kinds::API_SERVICE || is_told())
 }
 
 /// Makes the levels and schemas of priority and fairness that are missing, and updates those that are kept.
@@ -100,7 +116,8 @@ pub async fn ensure(commits: &dyn Commits, config: &Config) -> Result<(), Status
 /// As of [`ensure`].
 pub async fn ensure_fairness(commits: &dyn Commits) -> Result<(), StatusError> {
     let objects = fairness();
-    let writes: Vec<_> = objects.iter().map(|object| ensure_one(commits, object)).collect();
+    let due = objects.iter().filter(|object| is_due(commits, object));
+    let writes: Vec<_> = due.map(|object| ensure_one(commits, object)).collect();
     futures::future::try_join_all(writes).await.map(drop)
 }
 
@@ -309,7 +326,7 @@ fn authentication(config: &Config) -> Vec<Object> {
 }
 
 /// Group, version, and the priorities of the group and of the version, by which clients order what they find.
-const SERVED: [(&str, &str, i32, i32); 21] = [
+const SERVED: [(&str, &str, i32, i32); 22] = [
     ("", "v1", 18000, 1),
     ("apps", "v1", 17800, 15),
     ("events.k8s.io", "v1", 17750, 15),
@@ -319,6 +336,7 @@ const SERVED: [(&str, &str, i32, i32); 21] = [
     ("autoscaling", "v2", 17500, 30),
     ("batch", "v1", 17400, 15),
     ("certificates.k8s.io", "v1", 17300, 15),
+    ("certificates.k8s.io", "v1beta1", 17300, 9),
     ("networking.k8s.io", "v1", 17200, 15),
     ("policy", "v1", 17100, 15),
     ("rbac.authorization.k8s.io", "v1", 17000, 15),
@@ -339,7 +357,7 @@ pub fn priorities(group: &str, version: &str) -> Option<(i32, i32)> {
     Some((found.2, found.3))
 }
 
-/// What this server serves itself, beside what others serve for it.
+/// What this server can serve itself, beside what others serve for it.
 fn served() -> Vec<Object> {
     SERVED
         .into_iter()
@@ -484,7 +502,7 @@ mod tests {
     #[test]
     fn every_group_that_is_served_is_listed() {
         // The list itself is not on the list.
-        for kind in krate_api::kinds::ALL.iter().filter(|k| k.group != "apiregistration.k8s.io") {
+        for kind in krate_api::kinds::every().filter(|k| k.group != "apiregistration.k8s.io") {
             assert!(
                 SERVED.iter().any(|(g, v, ..)| *g == kind.group && *v == kind.version),
                 "{}",

@@ -30,6 +30,7 @@ pub use requests::Asked;
 use requests::{Sort, VALIDATIONS};
 
 use crate::auth::{self, Decision};
+use crate::features::Features;
 use crate::registry::certificates;
 use crate::request::RequestInfo;
 use crate::server::Server;
@@ -136,11 +137,11 @@ impl Told {
 }
 
 impl Instruments {
-    pub fn new(others: impl IntoIterator<Item = Registry>) -> Self {
+    pub fn new(set: &Features, others: impl IntoIterator<Item = Registry>) -> Self {
         let families = Families::default();
         families.0.register(Box::new(ProcessCollector::for_self())).expect("the names are free");
         tell_version(&families);
-        features::tell(&families);
+        features::tell(&families, set);
         let in_flight = families.gauges(
             Stable,
             "apiserver_current_inflight_requests",

@@ -19,7 +19,7 @@ fn gathered(instruments: &Instruments) -> String {
 
 #[test]
 fn a_request_is_in_flight_and_then_counted() {
-    let instruments = Instruments::new(None);
+    let instruments = Instruments::new(&Features::default(), None);
     let create = asked(&instruments, &Method::POST, "/api/v1/namespaces/a/pods", "dryRun=All");
     let in_flight = |n: u8| format!("apiserver_current_inflight_requests{{request_kind=\"mutating\"}} {n}\n");
     assert!(gathered(&instruments).contains(&in_flight(1)));
@@ -34,7 +34,7 @@ fn a_request_is_in_flight_and_then_counted() {
 
 #[test]
 fn a_watch_runs_until_its_body_is_gone() {
-    let instruments = Instruments::new(None);
+    let instruments = Instruments::new(&Features::default(), None);
     let watch = asked(&instruments, &Method::GET, "/apis/apps/v1/deployments", "watch=1");
     let body = wire::stream(futures::stream::pending());
     let reply = instruments.answered(watch, Instant::now(), Duration::ZERO, http::Response::new(body));

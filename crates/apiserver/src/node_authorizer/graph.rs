@@ -39,6 +39,8 @@ pub struct Graph {
     pub attachments: HashMap<String, String>,
     /// The node of a ResourceSlice.
     pub slices: HashMap<String, String>,
+    /// The node of a PodCertificateRequest.
+    pub requests: HashMap<Key, String>,
 }
 
 impl Graph {

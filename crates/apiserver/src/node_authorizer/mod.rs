@@ -6,6 +6,7 @@
 mod graph;
 pub mod metrics;
 
+use k8s_openapi::api::certificates::v1beta1::PodCertificateRequest;
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use k8s_openapi::api::resource::v1::ResourceSlice;
@@ -16,6 +17,7 @@ use parking_lot::RwLock;
 use self::graph::Graph;
 pub use self::graph::{Reference, Referent, references};
 use self::metrics::METRICS;
+use crate::features::{Features, POD_CERTIFICATE_REQUEST};
 use crate::rbac::{self, Ask, Target, matches};
 
 const USER_PREFIX: &str = "system:node:";
@@ -31,11 +33,13 @@ pub fn node_of<'a>(user: &'a str, groups: &[String]) -> Option<&'a str> {
 pub struct NodeAuthorizer {
     graph: RwLock<Graph>,
     rules: Vec<PolicyRule>,
+    /// Whether kubelets ask for certificates of pods (KEP-4317).
+    pod_certificates: bool,
 }
 
 impl Default for NodeAuthorizer {
     fn default() -> Self {
-        Self::new()
+        Self::new(&Features::default())
     }
 }
 
@@ -77,12 +81,16 @@ fn only(holds: bool, why: &str) -> Verdict {
 }
 
 impl NodeAuthorizer {
-    pub fn new() -> Self {
-        let role = rbac::bootstrap()
+    pub fn new(features: &Features) -> Self {
+        let role = rbac::bootstrap(features)
             .cluster_roles
             .into_iter()
             .find(|role| role.metadata.name.as_deref() == Some("system:node"));
-        NodeAuthorizer { graph: RwLock::default(), rules: role.and_then(|r| r.rules).unwrap_or_default() }
+        NodeAuthorizer {
+            graph: RwLock::default(),
+            rules: role.and_then(|r| r.rules).unwrap_or_default(),
+            pod_certificates: features.enabled(POD_CERTIFICATE_REQUEST),
+        }
     }
 
     pub fn set_pod(&self, pod: &Pod) {
@@ -124,6 +132,18 @@ impl NodeAuthorizer {
         match slice.and_then(|slice| slice.spec.node_name.clone()) {
             Some(node) => graph.slices.insert(name.to_owned(), node),
             None => graph.slices.remove(name),
+        };
+    }
+
+    pub fn set_request(&self, namespace: &str, name: &str, request: Option<&PodCertificateRequest>) {
+        let added = request.is_some();
+        let _timed =
+            METRICS.timed(if added { "AddPodCertificateRequest" } else { "DeletePodCertificateRequest" });
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut graph = self.graph.write();
+        match request {
+            Some(request) => graph.requests.insert(key, request.spec.node_name.clone()),
+            None => graph.requests.remove(&key),
         };
     }
 
@@ -171,6 +191,8 @@ impl NodeAuthorizer {
             ("resource.k8s.io", "resourceslices") => self.slice(&q),
             ("", "nodes") => own_node(&q),
             ("", "pods") => self.pod(&q),
+            ("certificates.k8s.io", "podcertificaterequests") if self.pod_certificates => self.request(&q),
+            ("certificates.k8s.io", "podcertificaterequests") => Err(String::new()),
             _ => by_role(),
         }
     }
@@ -203,6 +225,25 @@ impl NodeAuthorizer {
             _ => Err("only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, \
                       patch, delete, deletecollection"
                 .to_owned()),
+        }
+    }
+
+    fn request(&self, q: &Question<'_>) -> Verdict {
+        let why = "nodes may not access the status subresource of PodCertificateRequests";
+        only(q.subresource.is_empty(), why)?;
+        match q.verb {
+            // Whose pod it names is looked at by admission.
+            "create" => Ok(()),
+            "get" => {
+                let key = (q.namespace.to_owned(), q.name.to_owned());
+                let of = self.graph.read().requests.get(&key).is_some_and(|of| of == q.node);
+                only(of, &q.unrelated())
+            }
+            "list" | "watch" => {
+                let why = "can only list/watch podcertificaterequests with nodeName field selector";
+                only(q.selects_own("spec.nodeName"), why)
+            }
+            verb => Err(format!("nodes may not {verb} podcertificaterequests")),
         }
     }
 
@@ -310,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_node_reads_what_its_pods_refer_to_and_only_while_they_are_there() {
-        let nodes = Nodes(NodeAuthorizer::new());
+        let nodes = Nodes(NodeAuthorizer::default());
         assert!(!nodes.may("a", "get", " configmaps  ns page"));
         nodes.0.set_pod(&pod("a"));
         assert!(nodes.may("a", "get", " configmaps  ns page"));
@@ -332,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_node_reads_the_volumes_of_its_pods_and_what_opens_them() {
-        let nodes = Nodes(NodeAuthorizer::new());
+        let nodes = Nodes(NodeAuthorizer::default());
         let volume: PersistentVolume = object(json!({
             "metadata": {"name": "pv"},
             "spec": {
@@ -358,8 +399,52 @@ mod tests {
     }
 
     #[test]
+    fn a_node_asks_for_certificates_of_its_own_pods_once_there_are_such() {
+        let request: PodCertificateRequest = object(json!({
+            "metadata": {"namespace": "ns", "name": "r"}, "spec": {"signerName": "a.test/b", "nodeName": "a"}}));
+        let requests = "certificates.k8s.io podcertificaterequests";
+        let nodes = Nodes(NodeAuthorizer::default());
+        nodes.0.set_request("ns", "r", Some(&request));
+        assert_eq!(nodes.told("system:node:a", "get", &format!("{requests}  ns r"), ""), Err(String::new()));
+        assert!(!nodes.may("a", "list", "certificates.k8s.io clustertrustbundles"));
+        let gates = "ClusterTrustBundle=true,PodCertificateRequest=true";
+        let nodes = Nodes(NodeAuthorizer::new(&Features::parse([gates]).expect("sound")));
+        nodes.0.set_request("ns", "r", Some(&request));
+        assert!(nodes.may("a", "list", "certificates.k8s.io clustertrustbundles"));
+        for (node, verb, place, fields, told) in [
+            ("a", "create", "  ns", "", None),
+            ("a", "get", "  ns r", "", None),
+            ("a", "list", "", "spec.nodeName=a", None),
+            ("a", "watch", "  ns", "spec.nodeName=a", None),
+            ("b", "get", "  ns r", "", Some("no relationship found between node 'b' and this object")),
+            ("a", "get", "  ns", "", Some("No Object name found")),
+            (
+                "a",
+                "list",
+                "",
+                "spec.nodeName=b",
+                Some("can only list/watch podcertificaterequests with nodeName field selector"),
+            ),
+            (
+                "a",
+                "update",
+                " status ns r",
+                "",
+                Some("nodes may not access the status subresource of PodCertificateRequests"),
+            ),
+            ("a", "delete", "  ns r", "", Some("nodes may not delete podcertificaterequests")),
+        ] {
+            let verdict =
+                nodes.told(&format!("system:node:{node}"), verb, &format!("{requests}{place}"), fields);
+            assert_eq!(verdict.err().as_deref(), told, "{node} {verb} {place} {fields}");
+        }
+        nodes.0.set_request("ns", "r", None);
+        assert!(!nodes.may("a", "get", &format!("{requests}  ns r")));
+    }
+
+    #[test]
     fn a_node_sees_its_own_pods_slices_and_itself() {
-        let nodes = Nodes(NodeAuthorizer::new());
+        let nodes = Nodes(NodeAuthorizer::default());
         nodes.0.set_pod(&pod("a"));
         let told = |verb: &str, place: &str, fields: &str| nodes.told("system:node:a", verb, place, fields);
         assert!(told("list", " pods", "spec.nodeName=a").is_ok());

@@ -76,6 +76,8 @@ pub(crate) struct Served {
     /// Of the documents, from before this was looked up.
     pub generation: u64,
     pub rows: Vec<&'static Kind>,
+    /// The built-in kinds that are not served.
+    pub off: Vec<&'static Kind>,
     /// The custom ones of the rows, with what their definitions say of them.
     pub custom: Vec<Custom>,
     /// Documents of version 2 of what other servers serve, to be merged into this server's.
@@ -175,6 +177,7 @@ impl Documents {
             let served = Served {
                 generation: served.generation,
                 rows: served.rows.iter().copied().filter(|row| is_of(row)).collect(),
+                off: Vec::new(),
                 custom: served.custom.iter().filter(|custom| is_of(custom.kind)).cloned().collect(),
                 others: Vec::new(),
                 elsewhere: Vec::new(),

@@ -117,6 +117,7 @@ mod tests {
         let served = Served {
             generation: 0,
             rows: kinds::ALL.to_vec(),
+            off: kinds::OPTIONAL.to_vec(),
             custom: Vec::new(),
             others: Vec::new(),
             elsewhere: Vec::new(),

@@ -9,6 +9,7 @@ pub(super) fn built_in() -> Served {
     Served {
         generation: 0,
         rows: kinds::ALL.to_vec(),
+        off: kinds::OPTIONAL.to_vec(),
         custom: Vec::new(),
         others: Vec::new(),
         elsewhere: Vec::new(),
@@ -167,6 +168,7 @@ fn what_changed_meanwhile_is_not_kept() {
     documents.forget();
     assert!(documents.v3(&old, "", "v1").is_some());
     let new = Served {
+        off: kinds::OPTIONAL.to_vec(),
         generation: documents.generation(),
         rows: Vec::new(),
         custom: Vec::new(),

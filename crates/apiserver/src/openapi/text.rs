@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use krate_api::Gvk;
 use krate_api::docs::Docs;
 use krate_api::schema::{self, TypeRef};
+use krate_api::{Gvk, Kind};
 use serde_json::Value;
 
 use super::Served;
@@ -34,10 +34,29 @@ pub(super) fn v2(served: &Served) -> String {
     let paths: Vec<Path> = served.rows.iter().flat_map(|row| operations::paths(row)).collect();
     write_paths(&paths, Form::V2, &mut out);
     out.push_str("},\"definitions\":{");
-    let all = schema::built_in().objects().filter(|t| !t.name().is_empty());
+    let hidden = hidden(&served.off);
+    let all = schema::built_in().objects().filter(|t| !t.name().is_empty() && !hidden.contains(t.name()));
     write_types(all, served, Form::V2, &mut out);
     let _ = write!(out, "}},\"securityDefinitions\":{{{SECURITY}}},\"security\":[{{\"BearerToken\":[]}}]}}");
     out
+}
+
+/// The definitions that belong to kinds which are not served: they are there only where others refer to them.
+fn hidden(off: &[&Kind]) -> BTreeSet<String> {
+    let mut hidden = BTreeSet::new();
+    for kind in off {
+        let list = format!("{}List", kind.kind);
+        for gvk in [kind.gvk(), Gvk { kind: &list, ..kind.gvk() }] {
+            let Some(t) = schema::of(gvk) else { continue };
+            let Some((package, _)) = t.name().rsplit_once('.') else { continue };
+            let (mut found, mut all) = (BTreeSet::new(), Vec::new());
+            types::collect(t, &mut found, &mut all);
+            hidden.extend(
+                found.into_iter().filter(|name| name.rsplit_once('.').is_some_and(|(of, _)| of == package)),
+            );
+        }
+    }
+    hidden
 }
 
 /// `/openapi/v3`.

@@ -10,6 +10,7 @@ mod authentication;
 mod authorization;
 mod debugging;
 mod encryption;
+mod features;
 mod flow;
 pub mod logs;
 mod serving;
@@ -79,6 +80,7 @@ topics! {
     admission: Admission, "Admission";
     aggregation: Aggregation, "Aggregation";
     flow: Flow, "Load and shutdown";
+    features: Features, "Features";
     encryption: Encryption, "Encryption at rest";
     audit: Audit, "Audit";
     debugging: Debugging, "Debugging";

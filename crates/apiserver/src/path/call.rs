@@ -66,6 +66,7 @@ impl Call {
             user: Arc::clone(&self.user),
             dry_run: self.dry_run,
             subresource: self.info.subresource.clone(),
+            features: Arc::clone(&self.server.features),
         }
     }
 

@@ -133,6 +133,7 @@ fn check_new(call: &Call, object: &dyn Object) -> Result<(), StatusError> {
         }
     }
     registry.validate(object, &mut errors);
+    registry.validate_new(object, &mut errors);
     if errors.is_empty() {
         Ok(())
     } else {

@@ -11,15 +11,17 @@ use serde_json::Value;
 
 use super::{bootstrap, covers, own};
 use crate::bootstrap::Commits;
+use crate::features::Features;
 
 const AUTOUPDATE: &str = "/metadata/annotations/rbac.authorization.kubernetes.io~1autoupdate";
 
 /// # Errors
 /// A write was refused for another reason than that somebody else had written.
-pub async fn ensure(commits: &dyn Commits) -> Result<(), StatusError> {
-    let policy = bootstrap();
+pub async fn ensure(commits: &dyn Commits, features: &Features) -> Result<(), StatusError> {
+    let policy = bootstrap(features);
     // Roles live in namespaces that may not be there yet.
-    for namespace in ["kube-system", "kube-public"] {
+    let is_served = commits.serves(&kinds::NAMESPACE);
+    for namespace in ["kube-system", "kube-public"].into_iter().filter(|_| is_served) {
         let object = serde_json::json!({"metadata": {"name": namespace}});
         match commits.create(&kinds::NAMESPACE, "", object).await {
             Err(error) if !error.is(Reason::AlreadyExists) => return Err(error),
@@ -51,6 +53,9 @@ async fn ensure_one<T: Serialize + Sync>(
     namespace: String,
     wanted: &T,
 ) -> Result<(), StatusError> {
+    if !commits.serves(kind) {
+        return Ok(());
+    }
     let wanted = serde_json::to_value(wanted).map_err(StatusError::internal)?;
     let name = wanted["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     match commits.get(kind, &namespace, &name).await {

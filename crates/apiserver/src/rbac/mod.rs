@@ -205,10 +205,11 @@ impl Binding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::features::Features;
 
     fn rbac() -> Rbac {
         let rbac = Rbac::new();
-        let policy = bootstrap();
+        let policy = bootstrap(&Features::default());
         policy.cluster_roles.iter().for_each(|r| rbac.set_cluster_role(r));
         policy.cluster_role_bindings.iter().for_each(|b| rbac.set_cluster_role_binding(b));
         policy.roles.iter().for_each(|r| rbac.set_role(r));

@@ -7,6 +7,8 @@ use k8s_openapi::api::rbac::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
+use crate::features::Features;
+
 const TABLE: &str = include_str!("policy.txt");
 const GROUP: &str = "rbac.authorization.k8s.io";
 
@@ -19,8 +21,8 @@ pub struct Bootstrap {
     pub role_bindings: Vec<RoleBinding>,
 }
 
-/// The bootstrap policy, with the rules of aggregated roles filled in.
-pub fn bootstrap() -> Bootstrap {
+/// The bootstrap policy of a server with these features, with the rules of aggregated roles filled in.
+pub fn bootstrap(features: &Features) -> Bootstrap {
     let mut out = Bootstrap::default();
     let mut rules: Vec<PolicyRule> = Vec::new();
     // A role's rules follow its head, so the table is read from its end.
@@ -28,6 +30,11 @@ pub fn bootstrap() -> Bootstrap {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
+        let line = match line.rsplit_once(" if ") {
+            Some((_, feature)) if !features.enabled(feature) => continue,
+            Some((line, _)) => line,
+            None => line,
+        };
         if let Some(rule) = line.strip_prefix("  ") {
             rules.insert(0, read_rule(rule));
             continue;
@@ -222,7 +229,7 @@ mod tests {
 
     #[test]
     fn the_table_is_read_whole() {
-        let policy = bootstrap();
+        let policy = bootstrap(&Features::default());
         let role = |name: &str| {
             policy.cluster_roles.iter().find(|r| r.metadata.name.as_deref() == Some(name)).expect("there")
         };
@@ -233,5 +240,37 @@ mod tests {
         assert!(policy.roles.len() >= 6 && policy.role_bindings.len() >= 6);
         let node = role("system:kube-scheduler").rules.as_ref().expect("rules");
         assert!(node.iter().any(|r| r.resource_names.as_deref() == Some(&["kube-scheduler".to_owned()])));
+    }
+
+    #[test]
+    fn what_a_feature_brings_comes_and_goes_with_it() {
+        let named = |gates: &str| {
+            let policy = bootstrap(&Features::parse([gates]).expect("sound"));
+            let roles = policy.cluster_roles.iter().filter_map(|role| role.metadata.name.clone());
+            let bindings = policy.cluster_role_bindings.iter().filter_map(|b| b.metadata.name.clone());
+            let node =
+                policy.cluster_roles.iter().find(|r| r.metadata.name.as_deref() == Some("system:node"));
+            let rules = node.and_then(|node| node.rules.as_ref()).map_or(0, Vec::len);
+            (roles.collect::<Vec<_>>(), bindings.collect::<Vec<_>>(), rules)
+        };
+        let (roles, bindings, rules) = named("");
+        let (with_bundles, bound, more) = named("ClusterTrustBundle=true");
+        let new = |all: &[String], before: &[String]| -> Vec<String> {
+            all.iter().filter(|name| !before.contains(name)).cloned().collect()
+        };
+        let bundles = [
+            "system:cluster-trust-bundle-discovery",
+            "system:controller:kube-apiserver-serving-clustertrustbundle-publisher",
+        ];
+        assert_eq!(new(&with_bundles, &roles), bundles);
+        assert_eq!(new(&bound, &bindings), bundles);
+        assert_eq!(more, rules + 1);
+        let (with_requests, _, more) = named("PodCertificateRequest=true");
+        assert_eq!(new(&with_requests, &roles), ["system:controller:podcertificaterequestcleaner"]);
+        assert_eq!(more, rules + 1);
+        assert!(
+            !TABLE.lines().any(|line| line.contains("if ClusterTrustBundle ")),
+            "a feature ends its line"
+        );
     }
 }

@@ -12,6 +12,7 @@ use krate_api::{FieldErrors, FieldPath, Kind};
 use serde_json::Value;
 
 use super::column::definition;
+use super::core::pod_spec;
 use super::encode;
 use super::strategy::{Context, Selectable, Strategy};
 
@@ -87,6 +88,8 @@ pub trait Registry: Send + Sync + 'static {
     fn prepare_for_status_update(&self, object: &mut dyn Object, old: &dyn Object, context: &Context);
     fn validate_name(&self, name: &str) -> Vec<String>;
     fn validate(&self, object: &dyn Object, errors: &mut FieldErrors);
+    /// What is checked of a new object beyond that.
+    fn validate_new(&self, _object: &dyn Object, _errors: &mut FieldErrors) {}
     /// `subresource` is that through which the object is updated; empty for the object itself.
     fn validate_update(
         &self,
@@ -211,11 +214,15 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
     }
 
     fn prepare_for_create(&self, object: &mut dyn Object, context: &Context) {
-        typed_mut::<S>(object).prepare_for_create(context);
+        let object = typed_mut::<S>(object);
+        pod_spec::drop_disabled(object.pod_spec_mut(), None, &context.features);
+        object.prepare_for_create(context);
     }
 
     fn prepare_for_update(&self, object: &mut dyn Object, old: &dyn Object, context: &Context) {
-        typed_mut::<S>(object).prepare_for_update(typed(old), context);
+        let (object, old) = (typed_mut::<S>(object), typed::<S>(old));
+        pod_spec::drop_disabled(object.pod_spec_mut(), old.pod_spec(), &context.features);
+        object.prepare_for_update(old, context);
     }
 
     fn prepare_for_status_update(&self, object: &mut dyn Object, old: &dyn Object, context: &Context) {
@@ -228,6 +235,10 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
 
     fn validate(&self, object: &dyn Object, errors: &mut FieldErrors) {
         typed::<S>(object).validate(&FieldPath::new(""), errors);
+    }
+
+    fn validate_new(&self, object: &dyn Object, errors: &mut FieldErrors) {
+        typed::<S>(object).validate_new(&FieldPath::new(""), errors);
     }
 
     fn validate_update(

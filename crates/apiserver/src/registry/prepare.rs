@@ -75,5 +75,30 @@ macro_rules! counted {
     };
 }
 
+/// Where a kind has the spec of its pod, field by field; `?` where one may be missing.
+macro_rules! pod_spec_at {
+    ($($path:tt)*) => {
+        fn pod_spec(&self) -> Option<&k8s_openapi::api::core::v1::PodSpec> {
+            $crate::registry::prepare::reach!(as_ref, self, $($path)*)
+        }
+
+        fn pod_spec_mut(&mut self) -> Option<&mut k8s_openapi::api::core::v1::PodSpec> {
+            $crate::registry::prepare::reach!(as_mut, self, $($path)*)
+        }
+    };
+}
+
+macro_rules! reach {
+    ($get:ident, $at:expr,) => { Some($at) };
+    ($get:ident, $at:expr, $field:ident ? $($rest:tt)*) => {
+        $crate::registry::prepare::reach!($get, $at.$field.$get()?, $($rest)*)
+    };
+    ($get:ident, $at:expr, $field:ident $($rest:tt)*) => {
+        $crate::registry::prepare::reach!($get, $at.$field, $($rest)*)
+    };
+}
+
 pub(crate) use counted;
+pub(crate) use pod_spec_at;
+pub(crate) use reach;
 pub(crate) use spec_and_status;

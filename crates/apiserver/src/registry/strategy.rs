@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::Metadata;
+use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::{FieldErrors, FieldPath, Kind};
 use serde::Serialize;
@@ -10,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::auth::User;
+use crate::features::Features;
 
 /// One column of `kubectl get`.
 pub struct Column<T: ?Sized> {
@@ -35,6 +37,8 @@ pub struct Context {
     pub dry_run: bool,
     /// The subresource that is written: empty for the object itself.
     pub subresource: String,
+    /// What is set of the features.
+    pub features: Arc<Features>,
 }
 
 /// The fields by which objects of a kind may be selected with `fieldSelector`, beyond `metadata.name` and
@@ -43,7 +47,7 @@ pub type Selectable = Vec<(&'static str, String)>;
 
 /// What is special to one kind; all else is the generic path's.
 ///
-/// The generic path calls, for a create: `default`, (mutating admission), `prepare_for_create`, `validate`; for an
+/// The generic path calls, for a create: `default`, (mutating admission), `prepare_for_create`, `validate`, `validate_new`; for an
 /// update: `default`, (mutating admission), `prepare_for_update`, `validate`, `validate_update`; for `…/status`:
 /// `default`, `prepare_for_status_update`, `validate_status_update`. Names, labels and the rest of the metadata are
 /// validated by the generic path. Objects read from the store are defaulted as well.
@@ -73,6 +77,16 @@ pub trait Strategy:
     /// The kind as which its objects are stored, where it is not this one.
     const STORED_AS: Option<&'static Kind> = None;
 
+    /// The spec of the pod that it is, or that it has made.
+    fn pod_spec(&self) -> Option<&PodSpec> {
+        None
+    }
+
+    /// The same, to be changed.
+    fn pod_spec_mut(&mut self) -> Option<&mut PodSpec> {
+        None
+    }
+
     /// Fills what upstream's `SetDefaults_…` fill.
     fn default(&mut self) {}
 
@@ -91,6 +105,9 @@ pub trait Strategy:
     }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors);
+
+    /// What is checked of a new object beyond that.
+    fn validate_new(&self, _at: &FieldPath, _errors: &mut FieldErrors) {}
 
     fn validate_update(&self, _old: &Self, _at: &FieldPath, _errors: &mut FieldErrors) {}
 

@@ -1,4 +1,4 @@
-//! The kinds that are stored, one line each.
+//! The kinds that can be stored, one line each.
 
 /// Hands the types that implement [`super::Strategy`] to a macro: `every_kind!(count)` is `count!(A, B, …)`.
 /// Who erases the types, and who checks them all, lists them by this.
@@ -39,6 +39,8 @@ macro_rules! every_kind {
             k8s_openapi::api::batch::v1::CronJob,
             k8s_openapi::api::batch::v1::Job,
             k8s_openapi::api::certificates::v1::CertificateSigningRequest,
+            k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle,
+            k8s_openapi::api::certificates::v1beta1::PodCertificateRequest,
             k8s_openapi::api::coordination::v1::Lease,
             k8s_openapi::api::discovery::v1::EndpointSlice,
             k8s_openapi::api::events::v1::Event,

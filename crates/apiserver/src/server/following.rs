@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::certificates::v1beta1::PodCertificateRequest;
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -61,7 +62,12 @@ impl Server {
         self.follow::<VolumeAttachment>("storage.k8s.io", "volumeattachments", told).await?;
         let n = nodes();
         let told = move |head: &Head, slice: Option<&_>| n.set_slice(&head.name, slice);
-        self.follow::<ResourceSlice>("resource.k8s.io", "resourceslices", told).await
+        self.follow::<ResourceSlice>("resource.k8s.io", "resourceslices", told).await?;
+        let n = nodes();
+        let told =
+            move |head: &Head, request: Option<&_>| n.set_request(&head.namespace, &head.name, request);
+        let row = &kinds::POD_CERTIFICATE_REQUEST;
+        self.follow::<PodCertificateRequest>(row.group, row.plural, told).await
     }
 
     /// Brings the ranges of Services' addresses to who gives them, and what is taken of them.

@@ -26,6 +26,7 @@ use crate::bootstrap::{self, Commits};
 use crate::debugging::Debugging;
 use crate::encryption::EncryptionFile;
 use crate::fairness::{self, Fairness, InFlight};
+use crate::features::{Features, Resources};
 use crate::instruments::Instruments;
 use crate::kinds::Kinds;
 use crate::limits::Limits;
@@ -56,6 +57,10 @@ pub struct Config {
     pub authorization: Vec<auth::Mode>,
     /// The file that names them, if there is one, and that of the policies of ABAC.
     pub authorization_file: Option<(auth::Followed, Option<PathBuf>)>,
+    /// What is set of the features.
+    pub features: Arc<Features>,
+    /// Which of the built-in kinds are served.
+    pub resources: Resources,
     /// Which admission plugins are asked.
     pub admission: admission::Settings,
     /// The authority of client certificates, PEM.
@@ -90,6 +95,8 @@ impl Default for Config {
             authentication: auth::Settings::default(),
             authorization: Vec::new(),
             authorization_file: None,
+            features: Arc::default(),
+            resources: Resources::default(),
             admission: admission::Settings::default(),
             ca: String::new(),
             node_ca: String::new(),
@@ -107,6 +114,7 @@ impl Default for Config {
 
 /// What all requests share.
 pub struct Server {
+    pub features: Arc<Features>,
     pub kinds: Arc<Kinds>,
     pub authenticator: Authenticator,
     pub authorizer: Authorizer,
@@ -168,6 +176,10 @@ impl Server {
         backend: Arc<dyn Backend>,
         shutdown: CancellationToken,
     ) -> Result<Arc<Self>, StartError> {
+        let features = config.features;
+        for remark in features.remarks().into_iter().chain(config.resources.remarks(&features)) {
+            tracing::warn!("{remark}");
+        }
         let encryption = match &config.encryption {
             Some(file) => {
                 let opened = file.open(&config.advertise.to_string(), shutdown.clone()).await;
@@ -185,14 +197,16 @@ impl Server {
         let audit_metrics = Arc::new(audit::Metrics::default());
         let audit = Audit::open(&config.audit, &audit_metrics).await.map_err(StartError::Audit)?;
         let cache = Cache::start(Arc::clone(&backend), "/registry/").await?;
-        let kinds = Arc::new(Kinds::open(&cache, &backend).await?);
+        let serve = |kind: &Kind| config.resources.serve(kind, &features);
+        let kinds = Arc::new(Kinds::open(&cache, &backend, serve).await?);
         let allocator = Allocator::new(Arc::clone(&backend), &config.service_cidr)
             .map_err(|error| StartError::Range(error.to_string()))?;
         let allocator = Arc::new(allocator);
         allocator.repair().await?;
         let service_address: IpAddr = allocator.first_address();
         let signer = Arc::new(Signer::new(&config.authentication.service_accounts)?);
-        let authorizer = Authorizer::open(&config.authorization).await.map_err(StartError::Authorization)?;
+        let authorizer =
+            Authorizer::open(&config.authorization, &features).await.map_err(StartError::Authorization)?;
         let node_ca = if config.node_ca.is_empty() { &config.ca } else { &config.node_ca };
         let open = |source: &Source| {
             source.open(&shutdown).map_err(|error| StartError::Certificates(error.to_string()))
@@ -221,6 +235,7 @@ impl Server {
             shutdown: shutdown.clone(),
             backend: Arc::clone(&backend),
             instruments: Instruments::new(
+                &features,
                 encryption
                     .as_deref()
                     .map(Encryption::metrics)
@@ -234,6 +249,7 @@ impl Server {
                     ])
                     .chain(config.registries),
             ),
+            features: Arc::clone(&features),
             encryption,
             audit,
             kinds,
@@ -261,7 +277,7 @@ impl Server {
         }
         let service = server.service_as(User::authenticated(SELF, &[MASTERS]));
         let commits = AsItself(service);
-        rbac::ensure(&commits).await?;
+        rbac::ensure(&commits, &features).await?;
         server.settle_policy().await?;
         bootstrap::ensure(
             &commits,
@@ -409,6 +425,10 @@ pub fn path(kind: &Kind, namespace: &str, name: &str) -> String {
 
 #[async_trait]
 impl Commits for AsItself {
+    fn serves(&self, kind: &Kind) -> bool {
+        self.0.server().kinds.serves(kind)
+    }
+
     async fn get(&self, kind: &'static Kind, namespace: &str, name: &str) -> Result<Value, StatusError> {
         self.ask(http::Method::GET, path(kind, namespace, name), None).await
     }

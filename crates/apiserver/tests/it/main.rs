@@ -18,6 +18,7 @@ mod limits;
 mod observed;
 mod others;
 mod ownership;
+mod pod_certificates;
 mod reads;
 mod recorded;
 mod services;

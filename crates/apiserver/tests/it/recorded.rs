@@ -141,6 +141,7 @@ impl Replay {
             errors.invalid(&FieldPath::new("metadata").child("name"), name, wrong);
         }
         registry.validate(&*object, &mut errors);
+        registry.validate_new(&*object, &mut errors);
         let mut ours =
             serde_json::to_value(errors.iter().map(krate_api::FieldError::cause).collect::<Vec<_>>());
         if errors.is_empty()

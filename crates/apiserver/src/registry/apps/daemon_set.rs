@@ -50,6 +50,8 @@ impl Strategy for DaemonSet {
         }),
     ];
 
+    crate::registry::prepare::pod_spec_at!(spec? template spec?);
+
     fn default(&mut self) {
         let spec = self.spec.get_or_insert_default();
         let strategy = spec.update_strategy.get_or_insert_default();

@@ -34,6 +34,8 @@ impl Strategy for ReplicaSet {
         }),
     ];
 
+    crate::registry::prepare::pod_spec_at!(spec? template? spec?);
+
     fn default(&mut self) {
         let spec = self.spec.get_or_insert_default();
         spec.replicas.get_or_insert(1);

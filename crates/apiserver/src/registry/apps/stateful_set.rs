@@ -26,6 +26,8 @@ impl Strategy for StatefulSet {
         }),
     ];
 
+    crate::registry::prepare::pod_spec_at!(spec? template spec?);
+
     fn default(&mut self) {
         let spec = self.spec.get_or_insert_default();
         spec.pod_management_policy.get_or_insert_with(|| "OrderedReady".to_owned());

@@ -51,6 +51,8 @@ impl Strategy for CronJob {
         }),
     ];
 
+    crate::registry::prepare::pod_spec_at!(spec job_template spec? template spec?);
+
     fn default(&mut self) {
         let spec = &mut self.spec;
         spec.concurrency_policy.get_or_insert_with(|| "Allow".to_owned());

@@ -40,6 +40,8 @@ impl Strategy for Job {
         }),
     ];
 
+    crate::registry::prepare::pod_spec_at!(spec? template spec?);
+
     fn default(&mut self) {
         let spec = self.spec.get_or_insert_default();
         // One pod alone, unless a number is given: then that many successes.

@@ -6,9 +6,10 @@ use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde_json::Value;
 
 use super::metrics::METRICS;
+use super::signer::signer_name;
 use crate::registry::column::{age, human_duration, name, text};
 use crate::registry::prepare::differ;
-use crate::registry::rules::{IMMUTABLE, label_name};
+use crate::registry::rules::IMMUTABLE;
 use crate::registry::{Column, Context, Selectable, Strategy};
 
 impl Strategy for CertificateSigningRequest {
@@ -199,25 +200,6 @@ const USAGES: [&str; 23] = [
 fn is_request(pem: &[u8]) -> bool {
     let text = String::from_utf8_lossy(pem);
     text.contains("-----BEGIN CERTIFICATE REQUEST-----") && text.contains("-----END CERTIFICATE REQUEST-----")
-}
-
-/// `example.com/name`: a domain and a path.
-fn signer_name(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
-    if name.is_empty() {
-        errors.required(at, "");
-        return;
-    }
-    match name.split_once('/') {
-        Some((domain, path)) if !path.is_empty() && domain.contains('.') => {
-            crate::registry::rules::dns_subdomain(domain, at, errors);
-        }
-        Some(_) => label_name(name, at, errors),
-        None => errors.invalid(
-            at,
-            name,
-            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
-        ),
-    }
 }
 
 fn condition(c: &CertificateSigningRequest) -> Value {

@@ -35,6 +35,8 @@ impl Strategy for Pod {
     ];
     const GRACEFUL: bool = true;
 
+    crate::registry::prepare::pod_spec_at!(spec?);
+
     fn default(&mut self) {
         let spec = self.spec.get_or_insert_default();
         pod_spec::default_spec(spec);

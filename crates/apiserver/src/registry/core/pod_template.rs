@@ -23,6 +23,8 @@ impl Strategy for PodTemplate {
         }),
     ];
 
+    crate::registry::prepare::pod_spec_at!(template? spec?);
+
     fn default(&mut self) {
         pod_spec::default_template(self.template.get_or_insert_default());
     }

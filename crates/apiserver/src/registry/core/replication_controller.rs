@@ -35,6 +35,8 @@ impl Strategy for ReplicationController {
         }),
     ];
 
+    crate::registry::prepare::pod_spec_at!(spec? template? spec?);
+
     fn default(&mut self) {
         let spec: &mut ReplicationControllerSpec = self.spec.get_or_insert_default();
         if let Some(template) = &mut spec.template {

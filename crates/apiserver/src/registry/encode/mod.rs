@@ -109,9 +109,13 @@ fn facts_of(group: &str, name: &str) -> &'static [Fact] {
     own.or_else(|| facts().get(name)).map_or(&[], Vec::as_slice)
 }
 
-/// Lists that upstream shows as null when empty, and that the typed structs cannot tell from unset.
-const NULL_WHEN_EMPTY: [(&str, &str); 3] =
-    [("LimitRangeSpec", "limits"), ("CSINodeSpec", "drivers"), ("DeviceClaim", "requests")];
+/// Lists and bytes that upstream shows as null when empty, and that the typed structs cannot tell from unset.
+const NULL_WHEN_EMPTY: [(&str, &str); 4] = [
+    ("LimitRangeSpec", "limits"),
+    ("CSINodeSpec", "drivers"),
+    ("DeviceClaim", "requests"),
+    ("PodCertificateRequestSpec", "stubPKCS10Request"),
+];
 
 #[derive(Debug)]
 pub struct Never(String);

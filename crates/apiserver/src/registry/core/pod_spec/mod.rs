@@ -2,7 +2,9 @@
 
 mod containers;
 mod defaults;
+mod gates;
 mod probes;
+mod projected;
 mod resize;
 mod resources;
 mod scheduling;
@@ -15,6 +17,7 @@ pub use containers::field_ref;
 pub use defaults::{
     claim as default_claim, pod_only as default_pod, spec as default_spec, template as default_template,
 };
+pub use gates::drop_disabled;
 pub use resize::{keep_all_else, resize};
 pub use resources::{Amounts, amount, is_extended, is_standard, overhead, qos_class, resource_name};
 pub use scheduling::{node_selector, toleration};

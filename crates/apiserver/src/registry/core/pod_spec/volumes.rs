@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, PersistentVolumeClaimSpec, PodSpec, ProjectedVolumeSource, Volume,
+    DownwardAPIVolumeFile, KeyToPath, PersistentVolumeClaimSpec, PodSpec, Volume,
 };
 use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
 
 use super::containers::{field_ref, resource_field};
+use super::projected::projected;
 use super::resources::{amount, resource_name};
 use crate::registry::quantities::{is_negative, is_zero};
 use crate::registry::rules::{
@@ -164,7 +165,7 @@ pub fn driver_name(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
     dns_subdomain(&name.to_lowercase(), at, errors);
 }
 
-fn mode(mode: Option<i32>, at: &FieldPath, errors: &mut FieldErrors) {
+pub fn mode(mode: Option<i32>, at: &FieldPath, errors: &mut FieldErrors) {
     if let Some(mode) = mode
         && !(0..=0o777).contains(&mode)
     {
@@ -172,7 +173,7 @@ fn mode(mode: Option<i32>, at: &FieldPath, errors: &mut FieldErrors) {
     }
 }
 
-fn items(items: Option<&[KeyToPath]>, at: &FieldPath, errors: &mut FieldErrors) {
+pub fn items(items: Option<&[KeyToPath]>, at: &FieldPath, errors: &mut FieldErrors) {
     for (i, item) in items.unwrap_or_default().iter().enumerate() {
         let at = at.index(i);
         if item.key.is_empty() {
@@ -183,17 +184,17 @@ fn items(items: Option<&[KeyToPath]>, at: &FieldPath, errors: &mut FieldErrors) 
         if item.path.is_empty() {
             errors.required(&at.child("path"), "");
         } else {
-            local_path(&item.path, &at.child("path"), errors);
+            file_path(&item.path, &at.child("path"), errors);
         }
         mode(item.mode, &at.child("mode"), errors);
     }
 }
 
-fn downward_file(file: &DownwardAPIVolumeFile, at: &FieldPath, errors: &mut FieldErrors) {
+pub fn downward_file(file: &DownwardAPIVolumeFile, at: &FieldPath, errors: &mut FieldErrors) {
     if file.path.is_empty() {
         errors.required(&at.child("path"), "");
     } else {
-        local_path(&file.path, &at.child("path"), errors);
+        file_path(&file.path, &at.child("path"), errors);
     }
     match (&file.field_ref, &file.resource_field_ref) {
         (Some(_), Some(_)) => {
@@ -227,76 +228,11 @@ fn downward_file(file: &DownwardAPIVolumeFile, at: &FieldPath, errors: &mut Fiel
     mode(file.mode, &at.child("mode"), errors);
 }
 
-fn projected(s: &ProjectedVolumeSource, at: &FieldPath, errors: &mut FieldErrors) {
-    mode(s.default_mode, &at.child("defaultMode"), errors);
-    for (i, source) in s.sources.iter().flatten().enumerate() {
-        let at = at.child("sources").index(i);
-        let mut given = 0;
-        let mut another = |name: &str, errors: &mut FieldErrors| {
-            given += 1;
-            if given > 1 {
-                errors.forbidden(&at.child(name), "may not specify more than 1 volume type per source");
-            }
-        };
-        if let Some(p) = &source.secret {
-            another("secret", errors);
-            if p.name.is_empty() {
-                errors.required(&at.child("secret").child("name"), "");
-            }
-            items(p.items.as_deref(), &at.child("secret").child("items"), errors);
-        }
-        if let Some(p) = &source.config_map {
-            another("configMap", errors);
-            if p.name.is_empty() {
-                errors.required(&at.child("configMap").child("name"), "");
-            }
-            items(p.items.as_deref(), &at.child("configMap").child("items"), errors);
-        }
-        if let Some(p) = &source.downward_api {
-            another("downwardAPI", errors);
-            for file in p.items.iter().flatten() {
-                downward_file(file, &at.child("downwardAPI"), errors);
-            }
-        }
-        if let Some(p) = &source.service_account_token {
-            another("serviceAccountToken", errors);
-            let at = at.child("serviceAccountToken");
-            let seconds = p.expiration_seconds.unwrap_or(3600);
-            if seconds < 600 {
-                errors.invalid(
-                    &at.child("expirationSeconds"),
-                    seconds,
-                    "may not specify a duration less than 10 minutes",
-                );
-            }
-            if seconds > 1 << 32 {
-                errors.invalid(
-                    &at.child("expirationSeconds"),
-                    seconds,
-                    "may not specify a duration larger than 2^32 seconds",
-                );
-            }
-            if p.path.is_empty() {
-                errors.required(&at.child("path"), "");
-            } else {
-                local_path(&p.path, &at.child("path"), errors);
-            }
-        }
-        if let Some(p) = &source.cluster_trust_bundle {
-            another("clusterTrustBundle", errors);
-            let at = at.child("clusterTrustBundle");
-            if p.name.is_none() && p.signer_name.is_none() {
-                errors.required(&at, "either name or signerName must be specified");
-            }
-            if p.path.is_empty() {
-                errors.required(&at.child("path"), "");
-            } else {
-                local_path(&p.path, &at.child("path"), errors);
-            }
-        }
-        if source.pod_certificate.is_some() {
-            another("podCertificate", errors);
-        }
+/// The path of a file that the kubelet puts into a volume: its own begin with two dots.
+pub fn file_path(path: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    local_path(path, at, errors);
+    if path.starts_with("..") && path != ".." && !path.starts_with("../") {
+        errors.invalid(at, path, "must not start with '..'");
     }
 }
 
