@@ -1,5 +1,6 @@
 //! What every controller is given.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +13,18 @@ use krate_client::{
 use crate::certificates::Authority;
 use crate::meta::name;
 
+/// Publishing of the API server's authority as a ClusterTrustBundle (KEP-3257).
+pub const CLUSTER_TRUST_BUNDLE: &str = "ClusterTrustBundle";
+/// Cleaning up behind requests for certificates of pods (KEP-4317).
+pub const POD_CERTIFICATE_REQUEST: &str = "PodCertificateRequest";
+/// The features on which a controller depends.
+pub const FEATURES: [&str; 2] = [CLUSTER_TRUST_BUNDLE, POD_CERTIFICATE_REQUEST];
+
 /// What the controllers are told at their start.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Those of [`FEATURES`] that are on.
+    pub features: BTreeSet<&'static str>,
     /// The certificates that clients in pods trust, as PEM: what `kube-root-ca.crt` says in each namespace.
     pub root_ca_pem: String,
     /// Who signs what is asked for by certificate signing requests. None leaves it to somebody else.
@@ -38,6 +48,7 @@ impl Default for Config {
     /// Upstream's defaults, and the pod range that flannel and kubeadm's examples use.
     fn default() -> Self {
         Config {
+            features: BTreeSet::new(),
             root_ca_pem: String::new(),
             signing: None,
             signing_duration: Duration::from_hours(24 * 365),

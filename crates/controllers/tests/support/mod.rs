@@ -39,6 +39,11 @@ impl Drop for Cluster {
 impl Cluster {
     /// An API server alone.
     pub async fn start() -> Cluster {
+        Cluster::start_with(|_| {}).await
+    }
+
+    /// The same, its configuration changed before it starts.
+    pub async fn start_with(change: impl FnOnce(&mut krate_apiserver::Config)) -> Cluster {
         // Shown for a test that fails, as `RUST_LOG` asks.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
@@ -47,11 +52,12 @@ impl Cluster {
         let key = rcgen::KeyPair::generate().expect("a key");
         let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
         let certificate = params.self_signed(&key).expect("a certificate").pem();
-        let config = krate_apiserver::Config {
+        let mut config = krate_apiserver::Config {
             authentication: krate_apiserver::auth::Settings::signing_with(key.serialize_pem()),
             ca: certificate,
             ..krate_apiserver::Config::default()
         };
+        change(&mut config);
         let shutdown = CancellationToken::new();
         let server = Server::start(config, Arc::new(store), shutdown.clone()).await.expect("it starts");
         let client = in_process(server.service_as(User::authenticated("admin", &["system:masters"])));

@@ -47,7 +47,10 @@ fn components(
     let client = plane.client("system:kube-controller-manager", &[CONTROLLERS]);
     // One copy of what both look at. Each writes as itself.
     let informers = Informers::new(client.clone(), shutdown.clone());
+    // The controllers follow the API server, which is told by whoever starts the cluster.
+    let is_on = |feature: &&str| plane.server.features.enabled(feature);
     let config = krate_controllers::Config {
+        features: krate_controllers::FEATURES.into_iter().filter(is_on).collect(),
         root_ca_pem: plane.authority.certificate().to_owned(),
         signing: Some(Arc::new(plane.authority.signing()?)),
         signing_duration: signing,
