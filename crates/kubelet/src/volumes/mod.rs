@@ -193,6 +193,8 @@ const PLUGINS: &[&dyn Plugin] = &[
 #[derive(Clone, Debug, Default)]
 pub struct MountedVolumes {
     pub by_name: HashMap<String, Mounted>,
+    /// When what could not be brought up to date is tried again.
+    pub again_at: Option<Timestamp>,
     is_closed: bool,
 }
 
@@ -237,6 +239,7 @@ pub async fn set_up(
         mounted.by_name.insert(volume.name.clone(), done.map_err(failed)?);
         context.tally.mounted(&names::uid(context.pod), &volume.name);
     }
+    mounted.again_at = None;
     Ok(())
 }
 
@@ -267,9 +270,9 @@ fn device(pod_dir: &Path, plugin: &str, volume: &str) -> PathBuf {
     pod_dir.join(DEVICES).join(plugin.replace('/', "~")).join(volume)
 }
 
-/// When the first of the volumes must be set up again.
+/// When the first of the volumes must be set up again. After a failure none is, before that one is tried again.
 pub fn refresh_at(mounted: &MountedVolumes) -> Option<Timestamp> {
-    mounted.by_name.values().filter_map(|m| m.refresh_at).min()
+    mounted.again_at.or_else(|| mounted.by_name.values().filter_map(|m| m.refresh_at).min())
 }
 
 /// Unmounts and removes all that is in a pod's directory, and the directory. Never crosses into what is still mounted.

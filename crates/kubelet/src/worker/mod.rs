@@ -448,7 +448,10 @@ impl Worker {
         };
         let due = volumes::refresh_at(&mounted);
         // After a restart, what is mounted is not known yet.
-        let unknown = mounted.by_name.is_empty() && self.seen.any_running() && self.starting.is_none();
+        let unknown = mounted.by_name.is_empty()
+            && mounted.again_at.is_none()
+            && self.seen.any_running()
+            && self.starting.is_none();
         drop(mounted);
         let now = Timestamp::now();
         let left = due.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
@@ -484,10 +487,7 @@ impl Worker {
                 let (reason, message) = volumes::complaint(&name, &error);
                 shared.pod_event(&pod, EventType::Warning, reason, message);
                 // A token that cannot be had now is asked for again in a while.
-                let later = Timestamp::now() + jiff::SignedDuration::from_secs(10);
-                if let Some(volume) = mounted.by_name.get_mut(&name) {
-                    volume.refresh_at = Some(later);
-                }
+                mounted.again_at = Some(Timestamp::now() + jiff::SignedDuration::from_secs(10));
             }
             drop(mounted);
             signal.wake();
