@@ -176,6 +176,9 @@ pub struct Config {
     pub sync: Duration,
     /// How old the figures of volumes may be; none: they are not asked for.
     pub volume_stats: Option<Duration>,
+    /// Whether volumes may show ClusterTrustBundles, and certificates that are asked for by PodCertificateRequests.
+    pub trust_bundles: bool,
+    pub pod_certificates: bool,
     /// How long a DRA driver may be away until the ResourceSlices of its devices here go (upstream's 30 seconds).
     pub slices_kept: Duration,
     /// Labels and taints that the node is registered with.
@@ -254,6 +257,8 @@ impl Config {
             status_tell: Duration::from_mins(5),
             sync: Duration::from_mins(1),
             volume_stats: Some(Duration::from_mins(1)),
+            trust_bundles: false,
+            pod_certificates: false,
             slices_kept: Duration::from_secs(30),
             labels: BTreeMap::new(),
             taints: Vec::new(),

@@ -28,11 +28,13 @@ use crate::images::Images;
 use crate::memory::Memory;
 use crate::node::{self, Machine, processes};
 use crate::objects::Objects;
+use crate::pod_certificates::PodCertificates;
 use crate::probes::Counts;
 use crate::resources::PodResources;
 use crate::shared::{Shared, SharedRef};
 use crate::shutdown::{self, Shutdown};
 use crate::topology::Topology;
+use crate::trust_bundles::TrustBundles;
 use crate::users::{self, Users};
 use crate::volumes::Tally;
 use crate::working::Working;
@@ -128,6 +130,18 @@ pub async fn run(
     let ids = users::range(config.ids_per_pod).map_err(Error::Users)?;
     let users = Users::new(&config.root_dir.join("pods"), config.ids_per_pod, ids, config.max_pods)
         .map_err(Error::Users)?;
+    let certificates = config.pod_certificates.then(|| {
+        let (pods, node) = (own_pods.clone(), own_node.clone());
+        PodCertificates::start(
+            client.clone(),
+            events.clone(),
+            &config.node_name,
+            pods,
+            node,
+            shutdown.clone(),
+        )
+    });
+    let trust_bundles = TrustBundles::new(config.trust_bundles.then(|| client.clone()), shutdown.clone());
     let shared: SharedRef = Arc::new(Shared {
         cpus,
         memory,
@@ -139,6 +153,8 @@ pub async fn run(
         working: Working::default(),
         dra,
         objects: Objects::new(&client),
+        trust_bundles,
+        certificates,
         own_node,
         pods: own_pods.clone(),
         statics: Mutex::default(),

@@ -29,12 +29,14 @@ use crate::naming::is_host_network;
 use crate::node::Machine;
 use crate::objects::Objects;
 use crate::observed::Observed;
+use crate::pod_certificates::PodCertificates;
 use crate::probes::Counts;
 use crate::shutdown::Shutdown;
 use crate::spec::{self, Kind};
 use crate::static_pods::mirrored;
 use crate::status::is_over;
 use crate::topology::Topology;
+use crate::trust_bundles::TrustBundles;
 use crate::users::Users;
 use crate::volumes::Tally;
 use crate::working::Working;
@@ -45,6 +47,9 @@ pub struct Shared {
     pub cri: Cri,
     pub events: EventRecorder,
     pub objects: Objects,
+    pub trust_bundles: TrustBundles,
+    /// What pods have of signers, where the feature is on.
+    pub certificates: Option<Arc<PodCertificates>>,
     pub services: Informer<Service>,
     /// The node's own object, as the API tells of it.
     pub own_node: Informer<Node>,

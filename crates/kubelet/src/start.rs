@@ -98,6 +98,8 @@ impl Job {
         let context = volumes::Context {
             client: &self.shared.client,
             objects: &self.shared.objects,
+            trust_bundles: &self.shared.trust_bundles,
+            certificates: self.shared.certificates.as_deref(),
             signal: &self.signal,
             pod: &self.pod,
             pod_dir: &self.shared.config.pod_dir(&uid),

@@ -4,14 +4,12 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use krate_client::Client;
 use krate_kubelet::pod_resources::{
     Empty, GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesResponse,
 };
 use serde_json::{Value, json};
-use support::{Node, available};
+use support::{Node, ask, available};
 
-const NODE: &str = "/api/v1/nodes/node";
 const POD: &str = "/api/v1/namespaces/n/pods/p";
 const IMAGE: &str = "/api/v1/namespaces/default/pods/web-node";
 
@@ -24,19 +22,6 @@ fn node() -> Node {
         config.anonymous_auth = true;
         config.always_allow = true;
     })
-}
-
-async fn ask(node: &Node, path: &str) -> Result<String, kube::Error> {
-    let port = node
-        .api
-        .until("its port is told", NODE, |node| {
-            node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_i64()
-        })
-        .await;
-    let mut config = kube::Config::new(format!("https://127.0.0.1:{port}").parse().unwrap());
-    config.accept_invalid_certs = true;
-    let client = Client::try_from(config).unwrap();
-    client.request_text(http::Request::get(path).body(Vec::new()).unwrap()).await
 }
 
 /// The rows of a page, by name and labels.

@@ -6,15 +6,26 @@ use serde::Deserialize;
 
 /// Whether the certificate that is served may be asked of the API server.
 pub const SERVING: &str = "RotateKubeletServerCertificate";
+/// Whether volumes may show ClusterTrustBundles (KEP-3257).
+pub const TRUST_PROJECTION: &str = "ClusterTrustBundleProjection";
+const TRUST_BUNDLE: &str = "ClusterTrustBundle";
+/// Whether volumes may show certificates of pods (KEP-4317).
+pub const POD_CERTIFICATE: &str = "PodCertificateRequest";
 
 /// Those that are heeded, with upstream's defaults in v1.36.
-const DEFAULTS: [(&str, bool); 5] = [
+const DEFAULTS: [(&str, bool); 8] = [
     ("CPUManagerPolicyAlphaOptions", false),
     ("CPUManagerPolicyBetaOptions", true),
+    (TRUST_BUNDLE, false),
+    (TRUST_PROJECTION, false),
+    (POD_CERTIFICATE, false),
     (SERVING, true),
     ("TopologyManagerPolicyAlphaOptions", false),
     ("TopologyManagerPolicyBetaOptions", true),
 ];
+
+/// Those that are nothing without another.
+const DEPENDENCIES: [(&str, &str); 1] = [(TRUST_PROJECTION, TRUST_BUNDLE)];
 
 /// What is set of them.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -27,6 +38,20 @@ impl Gates {
         let group = if name.contains("Alpha") { "AllAlpha" } else { "AllBeta" };
         let default = || DEFAULTS.iter().any(|(known, on)| *known == name && *on);
         self.0.get(name).or_else(|| self.0.get(group)).copied().unwrap_or_else(default)
+    }
+
+    /// Whether each feature that is on has what it depends on.
+    ///
+    /// # Errors
+    /// One has not, in upstream's words.
+    pub fn check(&self) -> Result<(), String> {
+        let lacks = |(name, other): &(&str, &str)| self.enabled(name) && !self.enabled(other);
+        match DEPENDENCIES.iter().find(|pair| lacks(pair)) {
+            Some((name, other)) => {
+                Err(format!("{name} is enabled, but depends on features that are disabled: [{other}]"))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -46,6 +71,25 @@ mod tests {
         ] {
             let gates = gates(set.clone());
             assert_eq!((gates.enabled(alpha), gates.enabled(beta)), expected, "{set}");
+        }
+    }
+
+    #[test]
+    fn a_gate_needs_what_it_depends_on() {
+        for (set, said) in [
+            (serde_json::json!({}), None),
+            (serde_json::json!({TRUST_PROJECTION: true, TRUST_BUNDLE: true}), None),
+            (serde_json::json!({"AllBeta": true}), None),
+            (
+                serde_json::json!({TRUST_PROJECTION: true}),
+                Some(
+                    "ClusterTrustBundleProjection is enabled, but depends on features that are disabled: \
+                     [ClusterTrustBundle]",
+                ),
+            ),
+        ] {
+            let gates: Gates = serde_json::from_value(set.clone()).unwrap();
+            assert_eq!(gates.check().err().as_deref(), said, "{set}");
         }
     }
 }

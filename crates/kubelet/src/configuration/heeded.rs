@@ -14,7 +14,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::gates::Gates;
+use super::gates::{self, Gates};
 use super::{Configuration, ConfigurationError, check};
 use crate::backoff::go_duration;
 use crate::certificates::Serving;
@@ -262,6 +262,7 @@ impl Configuration {
     /// cannot be read.
     pub fn apply(self, config: &mut Config) -> Result<(), ConfigurationError> {
         let heeded: Heeded = typed(&self.0)?;
+        heeded.feature_gates.check().map_err(ConfigurationError::Gates)?;
         let wrong = check::problems(&heeded);
         if !wrong.is_empty() {
             return Err(ConfigurationError::Values(wrong));
@@ -275,6 +276,8 @@ impl Configuration {
         heeded.resources(config);
         heeded.placement(config).map_err(|why| ConfigurationError::Values(vec![why]))?;
         heeded.runtime(config);
+        config.trust_bundles = heeded.feature_gates.enabled(gates::TRUST_PROJECTION);
+        config.pod_certificates = heeded.feature_gates.enabled(gates::POD_CERTIFICATE);
         heeded.pods(config);
         config.configuration = self;
         Ok(())

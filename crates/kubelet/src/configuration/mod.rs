@@ -27,6 +27,8 @@ pub enum ConfigurationError {
     File { path: PathBuf, error: std::io::Error },
     #[error("failed to load kubelet config file, path: {}, error: {why}", path.display())]
     Format { path: PathBuf, why: String },
+    #[error("failed to set feature gates from initial flags-based config: {0}")]
+    Gates(String),
     #[error("failed to validate kubelet configuration, error: {}", aggregate(.0))]
     Values(Vec<String>),
 }
@@ -295,6 +297,10 @@ mod tests {
             (
                 json!({"serverTLSBootstrap": true, "featureGates": {"RotateKubeletServerCertificate": false}}),
                 "serverTLSBootstrap true requires feature gate RotateKubeletServerCertificate",
+            ),
+            (
+                json!({"featureGates": {"ClusterTrustBundleProjection": true}}),
+                "failed to set feature gates from initial flags-based config: ClusterTrustBundleProjection is enabled",
             ),
             (json!({"userNamespaces": {"idsPerPod": 1}}), "idsPerPod must not be less than 65536"),
             (json!({"userNamespaces": {"idsPerPod": 65537}}), "idsPerPod must be a multiple of 65536"),

@@ -277,6 +277,9 @@ pub async fn own(server: &Server) -> Answer {
     server.shared.topology.counts.write(&mut out);
     server.shared.cpus.write(&mut out);
     server.shared.node_shutdown.write_figures(&mut out);
+    if let Some(certificates) = &server.shared.certificates {
+        certificates.write(&mut out);
+    }
     let (stat, limits) =
         (std::fs::read_to_string("/proc/self/stat").unwrap_or_default(), std::fs::read_dir("/proc/self/fd"));
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();

@@ -10,6 +10,7 @@ mod nfs;
 mod ownership;
 mod payload;
 mod plain;
+mod projected;
 mod removal;
 pub mod subpath;
 mod tally;
@@ -33,7 +34,9 @@ use crate::fieldpath::Addresses;
 use crate::fieldpath::Allocatable;
 use crate::names;
 use crate::objects::Objects;
+use crate::pod_certificates::PodCertificates;
 use crate::signal::Signal;
+use crate::trust_bundles::TrustBundles;
 
 use ownership::Policy;
 
@@ -44,6 +47,9 @@ pub use tally::Tally;
 pub struct Context<'a> {
     pub client: &'a Client,
     pub objects: &'a Objects,
+    pub trust_bundles: &'a TrustBundles,
+    /// None: the feature is off.
+    pub certificates: Option<&'a PodCertificates>,
     pub signal: &'a Arc<Signal>,
     pub pod: &'a Pod,
     pub pod_dir: &'a Path,
@@ -182,7 +188,7 @@ const PLUGINS: &[&dyn Plugin] = &[
     &payload::ConfigMap,
     &payload::Secret,
     &payload::DownwardApi,
-    &payload::Projected,
+    &projected::Projected,
     &claim::Claim,
     &nfs::Nfs,
     &image::ImageVolume,

@@ -1,24 +1,22 @@
-//! Volumes that show objects of the API as files: configMap, secret, downwardAPI, and all of them projected into one.
+//! Volumes that show objects of the API as files: configMap, secret and downwardAPI.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
 
 use super::atomic::{self, File, Payload};
 use super::ownership::{self, Policy};
 use super::plain::{make_directory, mount_memory};
-use super::token::token;
 use super::{Context, Mounted, Plugin, VolumeError, namespace};
 use crate::blocking::blocking;
 use crate::fieldpath;
 use crate::names;
 
 /// Permission bits of files, when nothing else is said.
-const MODE: i32 = 0o644;
+pub(super) const MODE: i32 = 0o644;
 
 /// The keys of an object that are shown: all, or some under names of their own.
 fn select(
@@ -47,7 +45,7 @@ fn select(
     Ok(shown)
 }
 
-async fn config_map(
+pub(super) async fn config_map(
     context: &Context<'_>,
     name: &str,
     items: Option<&[KeyToPath]>,
@@ -68,7 +66,7 @@ async fn config_map(
     }
 }
 
-async fn secret(
+pub(super) async fn secret(
     context: &Context<'_>,
     name: &str,
     items: Option<&[KeyToPath]>,
@@ -87,7 +85,7 @@ async fn secret(
     }
 }
 
-fn downward(
+pub(super) fn downward(
     context: &Context<'_>,
     items: &[DownwardAPIVolumeFile],
     mode: i32,
@@ -105,7 +103,7 @@ fn downward(
     Ok(shown)
 }
 
-async fn show(
+pub(super) async fn show(
     context: &Context<'_>,
     path: &Path,
     payload: Payload,
@@ -213,54 +211,6 @@ impl Plugin for DownwardApi {
         let items = source.items.unwrap_or_default();
         let payload = downward(context, &items, source.default_mode.unwrap_or(MODE))?;
         show(context, path, payload, true).await
-    }
-}
-
-pub struct Projected;
-
-#[async_trait]
-impl Plugin for Projected {
-    fn name(&self) -> &'static str {
-        "kubernetes.io/projected"
-    }
-
-    fn is_for(&self, volume: &Volume) -> bool {
-        volume.projected.is_some()
-    }
-
-    fn changes(&self) -> bool {
-        true
-    }
-
-    async fn set_up(
-        &self,
-        context: &Context<'_>,
-        volume: &Volume,
-        path: &Path,
-    ) -> Result<Mounted, VolumeError> {
-        let projected = volume.projected.clone().unwrap_or_default();
-        let mode = projected.default_mode.unwrap_or(MODE);
-        let (mut payload, mut refresh_at) = (Payload::new(), None);
-        for source in projected.sources.unwrap_or_default() {
-            if let Some(map) = source.config_map {
-                let optional = map.optional == Some(true);
-                payload
-                    .append(&mut config_map(context, &map.name, map.items.as_deref(), mode, optional).await?);
-            } else if let Some(one) = source.secret {
-                let optional = one.optional == Some(true);
-                payload.append(&mut secret(context, &one.name, one.items.as_deref(), mode, optional).await?);
-            } else if let Some(api) = source.downward_api {
-                payload.append(&mut downward(context, &api.items.unwrap_or_default(), mode)?);
-            } else if let Some(wanted) = source.service_account_token {
-                let (file, refresh) = token(context, &wanted, mode, path).await?;
-                payload.insert(wanted.path, file);
-                refresh_at = Some(refresh_at.map_or(refresh, |known: Timestamp| known.min(refresh)));
-            } else {
-                return Err(VolumeError::Missing("a projected source that is not known here".to_owned()));
-            }
-        }
-        let mounted = show(context, path, payload, true).await?;
-        Ok(Mounted { refresh_at, ..mounted })
     }
 }
 

@@ -26,17 +26,20 @@ pub async fn token(
     mode: i32,
     directory: &Path,
 ) -> Result<(File, Timestamp), VolumeError> {
-    let user = only_user(context.pod);
-    // Tokens are for their pod's user alone; the group's bit is set where the pod has a group.
-    let is_private = user.is_some() || context.fs_group().is_some();
-    let mode = if is_private { 0o600 } else { mode.unsigned_abs() };
     if let Some((data, refresh)) = kept_token(directory, &source.path) {
-        return Ok((File { data, mode, user }, refresh));
+        return Ok((private(context, data, mode), refresh));
     }
     let audiences = source.audience.clone().filter(|a| !a.is_empty()).into_iter().collect();
     let seconds = source.expiration_seconds.unwrap_or(TOKEN_SECONDS);
     let (status, refresh) = request(context, audiences, Some(seconds)).await?;
-    Ok((File { data: status.token.unwrap_or_default().into_bytes(), mode, user }, refresh))
+    Ok((private(context, status.token.unwrap_or_default().into_bytes(), mode), refresh))
+}
+
+/// A file for its pod's user alone, where the pod has one user or a group; the group's bit is set where it has a group.
+pub fn private(context: &Context<'_>, data: Vec<u8>, mode: i32) -> File {
+    let user = only_user(context.pod);
+    let is_private = user.is_some() || context.fs_group().is_some();
+    File { data, mode: if is_private { 0o600 } else { mode.unsigned_abs() }, user }
 }
 
 /// Asks for a token of the pod's account, for these audiences and seconds. Returns it with when to ask for another one:

@@ -155,6 +155,10 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let (uid, pod) = (self.uid.clone(), Arc::clone(&self.pod));
         self.shared.objects.release(&self.uid);
+        self.shared.trust_bundles.release(&self.uid);
+        if let Some(certificates) = &self.shared.certificates {
+            certificates.release(&self.uid);
+        }
         self.shared.images.forget(&self.uid);
         self.shared.take_back(&self.uid);
         // Nobody sets up what is being taken away.

@@ -472,6 +472,8 @@ impl Worker {
             let context = volumes::Context {
                 client: &shared.client,
                 objects: &shared.objects,
+                trust_bundles: &shared.trust_bundles,
+                certificates: shared.certificates.as_deref(),
                 signal: &signal,
                 pod: &pod,
                 pod_dir: &shared.config.pod_dir(&names::uid(&pod)),

@@ -176,6 +176,12 @@ impl Api {
                 answer(StatusCode::OK, &list)
             }
             Method::POST => {
+                let mut sent = sent;
+                if let Some(head) = sent["metadata"]["generateName"].as_str().map(str::to_owned)
+                    && sent["metadata"]["name"].is_null()
+                {
+                    sent["metadata"]["name"] = json!(format!("{head}{}", state.revision + 1));
+                }
                 let name = sent["metadata"]["name"].as_str().unwrap_or_default();
                 let at = format!("{path}/{name}");
                 if state.objects.contains_key(&at) {
@@ -262,6 +268,13 @@ impl Api {
         self.0.lock().unwrap().objects.get(path).cloned()
     }
 
+    /// The objects of a collection, by their paths.
+    pub fn list(&self, collection: &str) -> Vec<(String, Value)> {
+        let state = self.0.lock().unwrap();
+        let all = state.objects.iter().filter(|(at, _)| is_in(collection, at));
+        all.map(|(at, object)| (at.clone(), object.clone())).collect()
+    }
+
     /// All statuses of pods that were told, in order.
     pub fn told(&self) -> Vec<Value> {
         self.0.lock().unwrap().told.clone()
@@ -307,5 +320,7 @@ fn is_collection(name: &str) -> bool {
             | "events"
             | "csidrivers"
             | "resourceslices"
+            | "clustertrustbundles"
+            | "podcertificaterequests"
     )
 }

@@ -12,7 +12,7 @@ pub mod runtime;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use krate_client::CancellationToken;
+use krate_client::{CancellationToken, Client};
 use krate_kubelet::{Config, EvictionConfig, ImagePolicy, Serving, StaticPods};
 use krate_pki::Source;
 use tokio::task::JoinHandle;
@@ -112,6 +112,20 @@ impl Node {
     pub fn root(&self) -> PathBuf {
         self.base.path().join("kubelet")
     }
+}
+
+/// Asks the kubelet's server, which must let in whoever asks.
+pub async fn ask(node: &Node, path: &str) -> Result<String, kube::Error> {
+    let port = node
+        .api
+        .until("its port is told", "/api/v1/nodes/node", |node| {
+            node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_i64()
+        })
+        .await;
+    let mut config = kube::Config::new(format!("https://127.0.0.1:{port}").parse().unwrap());
+    config.accept_invalid_certs = true;
+    let client = Client::try_from(config).unwrap();
+    client.request_text(http::Request::get(path).body(Vec::new()).unwrap()).await
 }
 
 impl Drop for Node {
