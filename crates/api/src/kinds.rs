@@ -286,7 +286,7 @@ mod tests {
         // One resource is served in two versions.
         assert_eq!(ALL.len(), 68);
         assert_eq!(ALL.iter().map(|k| (k.group, k.plural)).collect::<HashSet<_>>().len(), 67);
-        assert_eq!(every().map(|k| k.gvr()).collect::<HashSet<_>>().len(), every().count());
+        assert_eq!(every().map(Kind::gvr).collect::<HashSet<_>>().len(), every().count());
     }
 
     #[test]

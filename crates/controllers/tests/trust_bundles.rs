@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use krate_apiserver::features::{Features, Resources};
 use krate_client::Informers;
 use kube::ResourceExt;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use serde_json::json;
 use support::{Cluster, object, until};
@@ -60,7 +60,7 @@ async fn the_api_servers_authority_is_published_as_it_is() {
     let is_as_wanted =
         |all: &[ClusterTrustBundle]| matches!(published(all).as_slice(), [(_, text)] if *text == pem);
     until(bundles.clone(), "the bundle is published", is_as_wanted).await;
-    let list = async || bundles.list(&Default::default()).await.expect("bundles").items;
+    let list = async || bundles.list(&ListParams::default()).await.expect("bundles").items;
     let name = published(&list().await).remove(0).0;
     // What is changed is changed back, what is deleted comes again, and there is no other of the signer.
     let patch = Patch::Merge(json!({"spec": {"trustBundle": other}}));
@@ -88,5 +88,5 @@ async fn where_the_kinds_are_not_served_the_other_controllers_work() {
         maps.iter().any(|map| map.name_any() == "kube-root-ca.crt")
     })
     .await;
-    assert!(cluster.all::<ClusterTrustBundle>().list(&Default::default()).await.is_err());
+    assert!(cluster.all::<ClusterTrustBundle>().list(&ListParams::default()).await.is_err());
 }

@@ -41,7 +41,6 @@ mod objects;
 mod observed;
 mod orphans;
 mod pace;
-mod pem;
 mod placement;
 mod plan;
 mod plugins;

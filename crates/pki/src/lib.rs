@@ -1,5 +1,5 @@
 //! Certificates with their keys as they are used: read and judged, replaced while they are in use, and followed in the
-//! files in which others renew them.
+//! files in which others renew them. And PEM, as the API has it in objects.
 //!
 //! Nothing here signs a certificate or asks anybody for one, and nothing here asks who it is that uses it.
 
@@ -8,6 +8,7 @@ mod clock;
 mod current;
 mod files;
 mod pair;
+pub mod pem;
 mod write;
 
 pub use changes::Looks;

@@ -284,9 +284,15 @@ fn references(node: &str, pod: &Pod) -> Result<(), String> {
         }
     }
     let projected = spec.volumes.iter().flatten().filter_map(|volume| volume.projected.as_ref());
-    if projected.flat_map(|p| p.sources.iter().flatten()).any(|source| source.cluster_trust_bundle.is_some())
-    {
-        return Err(format!("node {node:?} can not create pods that reference clustertrustbundles"));
+    for source in projected.flat_map(|projected| projected.sources.iter().flatten()) {
+        for (is_there, told) in [
+            (source.cluster_trust_bundle.is_some(), "clustertrustbundles"),
+            (source.pod_certificate.is_some(), "podcertificates"),
+        ] {
+            if is_there {
+                return Err(format!("node {node:?} can not create pods that reference {told}"));
+            }
+        }
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Keys of pods, and requests that show that whoever asks has the key.
 
+use krate_pki::pem;
 use p521::ecdsa::signature::Signer as _;
 use p521::ecdsa::{Signature, SigningKey};
 use p521::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _};
@@ -12,8 +13,6 @@ use rsa::rand_core::{OsRng, RngCore as _};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use yasna::Tag;
 use yasna::models::ObjectIdentifier;
-
-use crate::pem;
 
 /// What comes before the 32 bytes of an Ed25519 key in PKCS#8 of the first version, which all can read.
 const ED25519_HEAD: [u8; 16] =
@@ -147,7 +146,7 @@ mod tests {
             };
             assert_eq!(size, bits, "{kind}");
             // What is shown to the pod is the key that has signed.
-            let held = pem::blocks(&made.key);
+            let held: Vec<Vec<u8>> = pem::blocks(&made.key).map(|block| block.bytes).collect();
             assert!(made.key.starts_with("-----BEGIN PRIVATE KEY-----\n") && held.len() == 1, "{kind}");
             let der = PrivatePkcs8KeyDer::from(held[0].clone());
             let public = if kind == "ECDSAP521" {

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::certificates::v1beta1::{PodCertificateRequest, PodCertificateRequestStatus};
-
-use crate::pem;
+use krate_pki::pem;
 
 /// After this, and a part of [`SPREAD`], a request that the watch does not show was deleted.
 const DELETED: SignedDuration = SignedDuration::from_mins(10);
@@ -51,7 +50,7 @@ impl Issued {
         let blocks = pem::blocks(status.certificate_chain.as_deref().unwrap_or_default());
         Issued {
             key,
-            chain: blocks.iter().map(|held| pem::block("CERTIFICATE", held)).collect(),
+            chain: blocks.map(|block| pem::block("CERTIFICATE", &block.bytes)).collect(),
             renew_at: status.begin_refresh_at.as_ref().map_or(now, |at| at.0) + some_time(),
             not_after: status.not_after.as_ref().map_or(now, |at| at.0),
             told_overdue: false,

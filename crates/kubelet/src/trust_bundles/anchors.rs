@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
 
-use crate::pem;
+use krate_pki::pem;
 
 /// The certificates of bundles, PEM. Their order is the same for as long as `order` is, so that a file changes only when
 /// what it holds does, and another for each kubelet, so that nobody comes to rely on it.
 pub fn normalized<'a>(bundles: impl IntoIterator<Item = &'a str>, order: &RandomState) -> String {
-    let all: BTreeSet<Vec<u8>> = bundles.into_iter().flat_map(pem::blocks).collect();
+    let all: BTreeSet<Vec<u8>> = bundles.into_iter().flat_map(pem::blocks).map(|block| block.bytes).collect();
     let mut all: Vec<Vec<u8>> = all.into_iter().collect();
     all.sort_by_cached_key(|held| order.hash_one(held));
     all.iter().map(|held| pem::block("CERTIFICATE", held)).collect()
@@ -29,7 +29,7 @@ mod tests {
         let order = RandomState::new();
         let shown = normalized([one.as_str(), two.as_str()], &order);
         assert!(!shown.contains("said"), "{shown}");
-        let mut held = pem::blocks(&shown);
+        let mut held: Vec<Vec<u8>> = pem::blocks(&shown).map(|block| block.bytes).collect();
         held.sort();
         assert_eq!(held, [[1], [2], [3]]);
         assert_eq!(shown, normalized([two.as_str(), one.as_str()], &order), "whatever order they come in");

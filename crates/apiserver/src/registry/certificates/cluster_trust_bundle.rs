@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+use krate_pki::pem;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::pem;
 use super::signer::{bundle_name, signer_name};
 use crate::registry::column::{name, or_none, text};
 use crate::registry::rules::immutable;

@@ -3,7 +3,6 @@
 pub mod certificate_signing_request;
 pub mod cluster_trust_bundle;
 pub mod metrics;
-pub mod pem;
 pub mod pod_certificate_request;
 mod pod_certificate_status;
 mod public_key;

@@ -62,7 +62,8 @@ impl Strategy for PodCertificateRequest {
     }
 
     fn prepare_for_create(&mut self, _: &Context) {
-        self.status = Some(Default::default());
+        self.status = None;
+        self.status.get_or_insert_default();
     }
 
     fn prepare_for_update(&mut self, old: &Self, _: &Context) {
@@ -133,8 +134,8 @@ impl Strategy for PodCertificateRequest {
 
 fn state(request: &PodCertificateRequest) -> Value {
     let conditions = request.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let known = conditions.map(|condition| condition.type_.as_str());
-    known.filter(|kind| pod_certificate_status::ENDS.contains(kind)).last().unwrap_or("Pending").into()
+    let mut known = conditions.map(|condition| condition.type_.as_str());
+    known.rfind(|kind| pod_certificate_status::ENDS.contains(kind)).unwrap_or("Pending").into()
 }
 
 static NO_BYTES: LazyLock<ByteString> = LazyLock::new(ByteString::default);

@@ -8,10 +8,10 @@ use k8s_openapi::api::certificates::v1beta1::{PodCertificateRequest, PodCertific
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use krate_api::schema::NEVER;
 use krate_api::{FieldErrors, FieldPath};
+use krate_pki::pem;
 use regex::Regex;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::pem;
 use super::pod_certificate_request::unsaid;
 use super::public_key::{CertificateRequest, PublicKey};
 use crate::formats::is_email;

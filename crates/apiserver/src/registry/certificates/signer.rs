@@ -6,7 +6,7 @@ use krate_api::meta::ANNOTATIONS_MAX;
 use krate_api::names::{is_dns1123_label, is_dns1123_subdomain};
 use krate_api::{FieldErrors, FieldPath};
 
-use crate::registry::rules::qualified_name;
+use crate::registry::rules::{each, qualified_name};
 
 /// The longest name of a signer: a domain, and a namespace and a name behind it.
 const MAX_DOMAIN: usize = 253;
@@ -86,7 +86,7 @@ pub fn user_annotations(annotations: &BTreeMap<String, String>, at: &FieldPath, 
         if key.is_empty() {
             errors.required(at, "");
         } else if !wrong.is_empty() {
-            wrong.into_iter().for_each(|why| errors.invalid(at, &key, why));
+            each(wrong, &key, at, errors);
         } else if !key.contains('/') {
             errors.invalid(at, &key, "must be a domain-prefixed key (such as \"acme.io/foo\")");
         }

@@ -1,5 +1,5 @@
 //! PEM as upstream reads it (Go's `encoding/pem`): what is between the blocks is passed over, and so is what begins
-//! like a block and is none.
+//! like a block and is none. And as it writes it: blocks alone, without headers.
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -8,6 +8,8 @@ use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 const BEGIN: &[u8] = b"\n-----BEGIN ";
 const END: &[u8] = b"\n-----END ";
 const DASHES: &[u8] = b"-----";
+/// Characters of a line that is written, at most.
+const LINE: usize = 64;
 
 /// Go does not mind bits behind the last byte.
 const BASE64: GeneralPurpose =
@@ -105,6 +107,20 @@ fn cut<'a>(text: &'a [u8], mark: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
     Some((text.get(..at)?, text.get(at + mark.len()..)?))
 }
 
+/// A block as it is written.
+pub fn block(kind: &str, bytes: &[u8]) -> String {
+    let text = BASE64.encode(bytes);
+    let mut pem = format!("-----BEGIN {kind}-----\n");
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, more) = rest.split_at(rest.len().min(LINE));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = more;
+    }
+    pem + "-----END " + kind + "-----\n"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,8 +129,18 @@ mod tests {
         blocks(text).map(|block| (block.kind, block.has_headers, block.bytes)).collect()
     }
 
-    fn block(kind: &str, has_headers: bool, bytes: &[u8]) -> (String, bool, Vec<u8>) {
+    fn held(kind: &str, has_headers: bool, bytes: &[u8]) -> (String, bool, Vec<u8>) {
         (kind.to_owned(), has_headers, bytes.to_vec())
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for length in [0, 1, 47, 48, 49, 96, 200] {
+            let bytes: Vec<u8> = (0..length).map(|n| n as u8).collect();
+            let text = block("X Y", &bytes);
+            assert!(text.lines().all(|line| line.len() <= LINE), "{text}");
+            assert_eq!(read(&text), [held("X Y", false, &bytes)], "{length}");
+        }
     }
 
     #[test]
@@ -123,7 +149,7 @@ mod tests {
                     YW Jj\nZGVm\n-----END B C-----\n-----BEGIN D-----\n-----END D-----";
         assert_eq!(
             read(text),
-            [block("A", false, b"abc"), block("B C", true, b"abcdef"), block("D", false, b""),]
+            [held("A", false, b"abc"), held("B C", true, b"abcdef"), held("D", false, b"")]
         );
     }
 
