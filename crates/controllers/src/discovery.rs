@@ -4,7 +4,7 @@ use krate_client::Client;
 use kube::api::ApiResource;
 use kube::discovery::{ApiCapabilities, ApiGroup, Discovery, Scope, verbs};
 
-/// A served resource, in the version that the server prefers.
+/// A served resource, in the version that the server prefers of its group, or in the first other one that has it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Served {
     pub resource: ApiResource,
@@ -44,5 +44,18 @@ pub async fn deletable(client: &Client) -> Result<Vec<Served>, kube::Error> {
         Err(_) => Discovery::new(client.clone()).run().await?,
     };
     let groups = discovery.groups_alphabetical();
-    Ok(groups.into_iter().flat_map(ApiGroup::recommended_resources).filter_map(Served::new).collect())
+    Ok(groups.into_iter().flat_map(preferred).filter_map(Served::new).collect())
+}
+
+/// Each resource of a group once: not all of them are in the version that is preferred.
+fn preferred(group: &ApiGroup) -> Vec<(ApiResource, ApiCapabilities)> {
+    let mut found = group.recommended_resources();
+    for version in group.versions() {
+        for other in group.versioned_resources(version) {
+            if !found.iter().any(|(known, _)| known.plural == other.0.plural) {
+                found.push(other);
+            }
+        }
+    }
+    found
 }
