@@ -1,6 +1,7 @@
 //! Pods that come and go while their server and their shims are killed: nothing of them may stay. A few rounds each time;
 //! `KRATE_CHURN_ROUNDS` asks for more, and `KRATE_CHURN_SEED` for the same again.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
@@ -41,15 +42,17 @@ const SCRIPTS: [&str; 6] = [
 ];
 
 /// How long one call may take, whatever is killed meanwhile.
-const ANSWERED: Duration = Duration::from_secs(60);
+const ANSWERED: Duration = Duration::from_mins(1);
 
-/// The answer to a call, of which it may break off anywhere.
-async fn answer<T>(
-    what: &str,
-    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, tonic::Status> {
-    let answered = tokio::time::timeout(ANSWERED, call).await;
-    Ok(answered.unwrap_or_else(|_| panic!("{what} is not answered"))?.into_inner())
+/// The answer to a call, which comes in any case, be it that the server is gone.
+fn answer<'a, T: 'a>(
+    what: String,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send + 'a,
+) -> Pin<Box<dyn Future<Output = Result<T, tonic::Status>> + Send + 'a>> {
+    Box::pin(async move {
+        let answered = tokio::time::timeout(ANSWERED, call).await;
+        Ok(answered.unwrap_or_else(|_| panic!("{what} is not answered"))?.into_inner())
+    })
 }
 
 /// What is done with one pod; it may break off anywhere, for the server may be gone.
@@ -64,7 +67,7 @@ struct Life {
 async fn live(mut cri: RuntimeServiceClient<Channel>, life: Life) -> Result<(), tonic::Status> {
     let request = RunPodSandboxRequest { config: Some(life.config.clone()), runtime_handler: String::new() };
     let name = life.config.metadata.clone().unwrap_or_default().name;
-    let pod = answer(&format!("RunPodSandbox of {name}"), cri.run_pod_sandbox(request)).await?.pod_sandbox_id;
+    let pod = answer(format!("RunPodSandbox of {name}"), cri.run_pod_sandbox(request)).await?.pod_sandbox_id;
     let mut ids = Vec::new();
     for config in life.containers {
         let request = CreateContainerRequest {
@@ -72,24 +75,24 @@ async fn live(mut cri: RuntimeServiceClient<Channel>, life: Life) -> Result<(), 
             config: Some(config),
             sandbox_config: Some(life.config.clone()),
         };
-        let created = answer(&format!("CreateContainer in {pod}"), cri.create_container(request)).await?;
+        let created = answer(format!("CreateContainer in {pod}"), cri.create_container(request)).await?;
         let id = created.container_id;
         let request = StartContainerRequest { container_id: id.clone() };
-        answer(&format!("StartContainer of {id} in {pod}"), cri.start_container(request)).await?;
+        answer(format!("StartContainer of {id} in {pod}"), cri.start_container(request)).await?;
         let cmd = vec!["/bin/sh".to_owned(), "-c".to_owned(), "echo hi; sleep 0.02".to_owned()];
         // It may have ended already.
         let request = ExecSyncRequest { container_id: id.clone(), cmd, timeout: 1 };
-        let _ = answer(&format!("ExecSync in {id} of {pod}"), cri.exec_sync(request)).await;
+        let _ = answer(format!("ExecSync in {id} of {pod}"), cri.exec_sync(request)).await;
         ids.push(id);
     }
     tokio::time::sleep(life.pause).await;
     if life.ends {
         for container_id in ids {
             let what = format!("StopContainer of {container_id} in {pod}");
-            answer(&what, cri.stop_container(StopContainerRequest { container_id, timeout: 0 })).await?;
+            answer(what, cri.stop_container(StopContainerRequest { container_id, timeout: 0 })).await?;
         }
         let what = format!("RemovePodSandbox of {pod}");
-        answer(&what, cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod })).await?;
+        answer(what, cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod })).await?;
     }
     Ok(())
 }
