@@ -509,8 +509,19 @@ mod tests {
             (pod(mirrors.clone(), json!({"nodeName": "b", "containers": []})), Some("spec.nodeName")),
             (pod(mirrors.clone(), spec(json!({"serviceAccountName": "s"}))), Some("a service account")),
             (
-                pod(mirrors, spec(json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]}))),
+                pod(
+                    mirrors.clone(),
+                    spec(json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]})),
+                ),
                 Some("reference secrets"),
+            ),
+            (
+                pod(
+                    mirrors,
+                    spec(json!({"volumes": [{"name": "v", "projected": {"sources": [
+                        {"podCertificate": {"signerName": "a.test/b", "keyType": "ED25519"}}]}}]})),
+                ),
+                Some("reference podcertificates"),
             ),
         ] {
             let judged = mirror("a", &pod).and_then(|()| references("a", &pod));
