@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use krate_testkit::eventually;
@@ -13,6 +14,29 @@ use support::{Cluster, image};
 const SOON: Duration = Duration::from_mins(2);
 const IMAGE: &str = "docker.io/library/busybox:latest";
 
+/// What a node that runs short is configured with, and the directory of its static pods.
+struct Short {
+    files: tempfile::TempDir,
+    manifests: PathBuf,
+    configuration: String,
+}
+
+impl Short {
+    /// By these thresholds, lines of the configuration.
+    fn by(thresholds: &str) -> Self {
+        let files = tempfile::tempdir().expect("a directory");
+        let manifests = files.path().join("manifests");
+        std::fs::create_dir(&manifests).expect("made");
+        let text = format!(
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: {}\n{thresholds}",
+            manifests.display()
+        );
+        let file = files.path().join("kubelet.yaml");
+        std::fs::write(&file, text).expect("written");
+        Short { configuration: file.to_string_lossy().into_owned(), files, manifests }
+    }
+}
+
 #[test]
 fn a_node_that_is_short_of_memory_evicts_pods() {
     let (true, Some(kubectl), Some(busybox)) =
@@ -20,19 +44,12 @@ fn a_node_that_is_short_of_memory_evicts_pods() {
     else {
         return;
     };
-    let files = tempfile::tempdir().expect("a directory");
-    let manifests = files.path().join("manifests");
-    std::fs::create_dir(&manifests).expect("made");
     // No machine has so much.
-    let configuration = format!(
-        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: {}\n\
-         evictionSoft: {{memory.available: 1000Gi}}\nevictionSoftGracePeriod: {{memory.available: 3s}}\n\
+    let short = Short::by(
+        "evictionSoft: {memory.available: 1000Gi}\nevictionSoftGracePeriod: {memory.available: 3s}\n\
          evictionMaxPodGracePeriod: 1\n",
-        manifests.display()
     );
-    let file = files.path().join("kubelet.yaml");
-    std::fs::write(&file, configuration).expect("written");
-    let cluster = Cluster::start(kubectl, &["--kubelet-config", &file.to_string_lossy()]);
+    let cluster = Cluster::start(kubectl, &["--kubelet-config", &short.configuration]);
     cluster.import(&busybox, IMAGE, "latest");
     let json = |args: &str| cluster.json(args);
     eventually("the node says that it is short", SOON, || {
@@ -48,8 +65,8 @@ fn a_node_that_is_short_of_memory_evicts_pods() {
                 "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
                     "command": ["sleep", "1000"]}]}})
     };
-    std::fs::write(manifests.join("kept.json"), pod("kept").to_string()).expect("written");
-    let described = files.path().join("pod.json");
+    std::fs::write(short.manifests.join("kept.json"), pod("kept").to_string()).expect("written");
+    let described = short.files.path().join("pod.json");
     std::fs::write(&described, pod("spare").to_string()).expect("written");
     eventually("the pod is taken", SOON, || {
         let out = cluster
@@ -87,23 +104,16 @@ fn a_node_that_is_short_of_disk_removes_images_that_nobody_uses() {
     else {
         return;
     };
-    let files = tempfile::tempdir().expect("a directory");
-    let manifests = files.path().join("manifests");
-    std::fs::create_dir(&manifests).expect("made");
     // No machine has so much.
-    let configuration = format!(
-        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: {}\n\
-         evictionHard: {{imagefs.available: 1000Pi, nodefs.available: 1000Pi}}\nimageMinimumGCAge: 1s\n",
-        manifests.display()
+    let short = Short::by(
+        "evictionHard: {imagefs.available: 1000Pi, nodefs.available: 1000Pi}\nimageMinimumGCAge: 1s\n",
     );
-    let file = files.path().join("kubelet.yaml");
-    std::fs::write(&file, configuration).expect("written");
     // Only what is critical may still come.
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "kept", "namespace": "default"},
         "spec": {"priorityClassName": "system-node-critical", "priority": 2_000_001_000, "containers": [
             {"name": "main", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000"]}]}});
-    std::fs::write(manifests.join("kept.json"), pod.to_string()).expect("written");
-    let cluster = Cluster::start(kubectl, &["--kubelet-config", &file.to_string_lossy()]);
+    std::fs::write(short.manifests.join("kept.json"), pod.to_string()).expect("written");
+    let cluster = Cluster::start(kubectl, &["--kubelet-config", &short.configuration]);
     // The image that is used might be found unused before the pod has it: it comes again until it stays.
     eventually("the pod has its image", SOON, || {
         cluster.import(&busybox, IMAGE, "used");

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use krate_pki::pem;
 use rustls::SignatureScheme;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject as _;
@@ -111,7 +112,7 @@ impl Authority {
                 writer.next().write_bitvec_bytes(&signature, signature.len() * 8);
             });
         });
-        Ok(pem(&certificate))
+        Ok(pem::block("CERTIFICATE", &certificate))
     }
 
     /// What is signed (RFC 5280, 4.1.2).
@@ -283,22 +284,6 @@ fn names(writer: DERWriter<'_>, names: &Names) {
             writer.next().write_tagged_implicit(Tag::context(IP), |w| w.write_bytes(address));
         }
     });
-}
-
-fn pem(der: &[u8]) -> String {
-    use base64::Engine as _;
-    const LINE: usize = 64;
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
-    let mut rest = text.as_str();
-    while !rest.is_empty() {
-        let (line, more) = rest.split_at(rest.len().min(LINE));
-        pem.push_str(line);
-        pem.push('\n');
-        rest = more;
-    }
-    pem.push_str("-----END CERTIFICATE-----\n");
-    pem
 }
 
 #[cfg(test)]
