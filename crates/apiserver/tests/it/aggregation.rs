@@ -19,12 +19,12 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
 
-use crate::support::Api;
+use crate::support::{Api, send};
 
 const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 const NAME: &str = "v1.wardle.example.com";
@@ -111,7 +111,7 @@ async fn serve(mut request: Request<Incoming>) -> Result<Response<Body>, Infalli
                 let mut said = [0; 4];
                 client.read_exact(&mut said).await.expect("four bytes");
                 said.reverse();
-                client.write_all(&said).await.expect("written");
+                send(&mut client, said).await;
             });
             let head = Response::builder()
                 .status(101)
@@ -269,7 +269,7 @@ async fn a_connection_that_changes_its_protocol_is_carried_on() {
     let mut reply = sender.send_request(request).await.expect("an answer");
     assert_eq!(reply.status(), StatusCode::SWITCHING_PROTOCOLS);
     let mut stream = TokioIo::new(hyper::upgrade::on(&mut reply).await.expect("an upgrade"));
-    stream.write_all(b"abcd").await.expect("written");
+    send(&mut stream, "abcd").await;
     let mut said = [0; 4];
     stream.read_exact(&mut said).await.expect("four bytes");
     assert_eq!(&said, b"dcba");

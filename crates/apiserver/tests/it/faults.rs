@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::Api;
+use crate::support::{Api, send};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 /// Longer than anything here takes.
@@ -136,10 +136,8 @@ async fn who_connects_and_says_nothing_is_hung_up_on() {
     // Those who reset their connections in the middle of a request harm nobody.
     for _ in 0..50 {
         let mut stream = served.connect().await;
-        stream
-            .write_all(b"POST /api/v1/namespaces HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{")
-            .await
-            .expect("sent");
+        send(&mut stream, "POST /api/v1/namespaces HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{")
+            .await;
         socket2::SockRef::from(stream.get_ref().0).set_linger(Some(Duration::ZERO)).expect("set");
     }
     let text = served.ask("GET", "/livez", "").await.read().await;
@@ -165,7 +163,7 @@ async fn thousands_of_connections_are_held_at_once() {
     assert!(held.len() >= 400, "{most} files are too few");
     // The first ones and the last ones are served, and so is a new one.
     for client in held.iter_mut().step_by(wanted / 20) {
-        client.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
+        send(client, "GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").await;
         let mut text = [0; 15];
         tokio::time::timeout(PATIENCE, client.read_exact(&mut text))
             .await

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 use tower::Service as _;
 
-use crate::support::Api;
+use crate::support::{Api, send};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 /// Longer than anything here takes.
@@ -108,7 +108,7 @@ async fn slow_clients_are_not_waited_for() {
     // One says nothing, one says its head bit by bit.
     let mut silent = served.connect().await;
     let mut slow = served.connect().await;
-    slow.write_all(b"GET /version HTTP/1.1\r\nHost: a\r\n").await.expect("sent");
+    send(&mut slow, "GET /version HTTP/1.1\r\nHost: a\r\n").await;
     let (mut reader, mut writer) = tokio::io::split(slow);
     let trickle = tokio::spawn(async move {
         loop {
@@ -128,7 +128,7 @@ async fn slow_clients_are_not_waited_for() {
     assert!(!String::from_utf8_lossy(&said).contains("200 OK"));
     // Others are served all the while.
     let mut other = served.connect().await;
-    other.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.expect("sent");
+    send(&mut other, "GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     let mut text = String::new();
     let _ = other.read_to_string(&mut text).await;
     assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
@@ -192,8 +192,7 @@ async fn a_server_that_stops_is_not_ready_and_serves_on_for_a_while() {
         "POST {MAPS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
-    writing.write_all(head.as_bytes()).await.expect("sent");
-    writing.flush().await.expect("sent");
+    send(&mut writing, head).await;
     api.until("/metrics", |_, text| {
         let text = text.as_str().unwrap_or_default();
         text.contains("apiserver_current_inflight_requests{request_kind=\"mutating\"} 1\n")
@@ -213,26 +212,9 @@ async fn a_server_that_stops_is_not_ready_and_serves_on_for_a_while() {
     // Then the watch ends, and the write does not break off.
     let events = tokio::time::timeout(PATIENCE, watch.read()).await.expect("the watch ends");
     assert!(events.starts_with("HTTP/1.1 200 OK") && events.ends_with("0\r\n\r\n"), "{events}");
-    writing.write_all(body.as_bytes()).await.expect("sent");
-    writing.flush().await.expect("sent");
+    send(&mut writing, body).await;
     let mut text = Vec::new();
     let _ = tokio::time::timeout(PATIENCE, writing.read_to_end(&mut text)).await.expect("it is answered");
     assert!(text.starts_with(b"HTTP/1.1 201 Created"), "{}", String::from_utf8_lossy(&text));
     tokio::time::timeout(PATIENCE, served.ended()).await.expect("the server ends");
-}
-
-#[tokio::test]
-async fn many_connections_are_served_at_once() {
-    let api = Api::start().await;
-    let served = api.listen().await;
-    let mut held = Vec::new();
-    for _ in 0..200 {
-        held.push(served.connect().await);
-    }
-    for client in held.iter_mut().step_by(40) {
-        client.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
-        let mut text = [0; 15];
-        client.read_exact(&mut text).await.expect("an answer");
-        assert_eq!(&text, b"HTTP/1.1 200 OK");
-    }
 }

@@ -15,7 +15,7 @@ use krate_store::Embedded;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -104,8 +104,7 @@ impl Served {
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        stream.write_all(request.as_bytes()).await.expect("sent");
-        stream.flush().await.expect("sent");
+        send(&mut stream, request).await;
         Said(stream)
     }
 
@@ -117,6 +116,13 @@ impl Served {
     pub async fn ended(self) {
         self.task.await.expect("it does not panic").expect("the socket is well");
     }
+}
+
+/// Sends all of it. What is written over TLS alone may lie there until the next write: when the task has done so much that
+/// it is another's turn, the socket is not written to.
+pub async fn send(stream: &mut (impl AsyncWrite + Unpin), bytes: impl AsRef<[u8]>) {
+    stream.write_all(bytes.as_ref()).await.expect("written");
+    stream.flush().await.expect("sent");
 }
 
 impl Drop for Api {
