@@ -3,6 +3,7 @@
 //!
 //! This crate never does I/O and is never async: all of it is functions over values.
 
+pub mod boolean;
 pub mod docs;
 pub mod duration;
 pub mod field;

@@ -203,6 +203,10 @@ pub struct Kubelet {
     #[arg(long, value_name = "DOMAIN")]
     pub cluster_domain: Option<String>,
 
+    /// Features that are on or off; may be given several times
+    #[arg(long, value_name = "NAME=true|false", value_delimiter = ',')]
+    pub feature_gates: Option<Vec<String>>,
+
     /// How the node itself resolves names
     #[arg(long, value_name = "FILE")]
     pub resolv_conf: Option<PathBuf>,

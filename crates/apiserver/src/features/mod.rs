@@ -8,6 +8,8 @@ mod resources;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use krate_api::boolean;
+
 pub use resources::Resources;
 
 /// ClusterTrustBundle objects (KEP-3257).
@@ -107,8 +109,8 @@ impl Features {
             let (name, value) = setting.split_once('=').map_or((setting, None), |(n, v)| (n, Some(v)));
             let name = name.trim();
             let value = value.ok_or_else(|| format!("missing bool value for {name}"))?.trim();
-            let on =
-                read_bool(value).map_err(|why| format!("invalid value of {name}={value}, err: {why}"))?;
+            let on = boolean::parse(value)
+                .map_err(|why| format!("invalid value of {name}={value}, err: {why}"))?;
             asked.insert(name, on);
         }
         Self::of(&asked)
@@ -199,15 +201,6 @@ impl Features {
 
 fn is_by_stage(name: &str) -> bool {
     BY_STAGE.iter().any(|(by, _)| *by == name)
-}
-
-/// A truth as Go reads it.
-fn read_bool(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err(format!("strconv.ParseBool: parsing {text:?}: invalid syntax")),
-    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use krate_api::{Kind, kinds};
+use krate_api::{Kind, boolean, kinds};
 
-use super::{CLUSTER_TRUST_BUNDLE, Features, POD_CERTIFICATE_REQUEST, read_bool};
+use super::{CLUSTER_TRUST_BUNDLE, Features, POD_CERTIFICATE_REQUEST};
 
 /// The groups and versions that upstream knows, also those of which nothing is served; the core group's name is empty.
 const KNOWN: [(&str, &[&str]); 26] = [
@@ -133,9 +133,8 @@ impl Resources {
             }
             let on = match value {
                 "" => true,
-                value => {
-                    read_bool(value).map_err(|why| format!("invalid value of {key}: {value}, err: {why}"))?
-                }
+                value => boolean::parse(value)
+                    .map_err(|why| format!("invalid value of {key}: {value}, err: {why}"))?,
             };
             let (group, version) = (group.to_owned(), version.to_owned());
             match resource {

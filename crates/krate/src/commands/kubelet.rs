@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
+use krate_api::boolean;
 use krate_kubelet::{Access, Beginning, Config, Configuration, Serving};
 use krate_pki::Source;
 use serde_json::{Map, Value, json};
@@ -120,10 +121,25 @@ fn flags(args: &Kubelet) -> Result<Value> {
     put(&["staticPodURL"], args.manifest_url.clone().map(Value::from));
     put(&["fileCheckFrequency"], args.file_check_frequency.clone().map(Value::from));
     put(&["httpCheckFrequency"], args.http_check_frequency.clone().map(Value::from));
+    put(&["featureGates"], args.feature_gates.as_deref().map(gates).transpose()?.map(Value::from));
     let taints: Option<Vec<Value>> =
         args.register_with_taints.as_ref().map(|all| all.iter().map(|t| taint(t)).collect()).transpose()?;
     put(&["registerWithTaints"], taints.map(Value::from));
     Ok(Value::Object(set))
+}
+
+/// `NAME=true,OTHER=false`
+fn gates(pairs: &[String]) -> Result<Map<String, Value>> {
+    let pairs = pairs.iter().filter(|pair| !pair.is_empty());
+    let read = pairs.map(|pair| {
+        let said = || format!("invalid argument {pair:?} for \"--feature-gates\" flag");
+        let (name, value) =
+            pair.split_once('=').context("malformed pair, expect string=bool").with_context(said)?;
+        let (name, value) = (name.trim(), value.trim());
+        let on = boolean::parse(value).with_context(|| format!("invalid value of {name}: {value}"));
+        Ok((name.to_owned(), Value::from(on.with_context(said)?)))
+    });
+    read.collect()
 }
 
 /// `key=value:effect`
@@ -189,8 +205,11 @@ mod tests {
             "--cluster-dns=10.0.0.10,10.0.0.11",
             "--register-with-taints=a=b:NoSchedule,c:NoExecute",
             "--node-labels=x=y,node.kubernetes.io/z=1",
+            "--feature-gates=ClusterTrustBundle=true,ClusterTrustBundleProjection=1",
+            "--feature-gates=AllAlpha=false",
         ]))
         .expect("sound");
+        assert!(config.trust_bundles && !config.pod_certificates);
         assert_eq!((config.node_name.as_str(), config.max_pods, config.port), ("node-1", 7, 8));
         assert_eq!((config.cluster_dns.len(), config.taints.len(), config.labels.len()), (2, 2, 2));
         assert!(config.anonymous_auth && !config.rotate_certificates);
@@ -211,9 +230,13 @@ mod tests {
         for (flags, said) in [
             (["--node-labels=kubernetes.io/x=y"], "unknown 'kubernetes.io' or 'k8s.io' labels"),
             (["--register-with-taints=a=b:Never"], "invalid taint effect: Never"),
+            (["--feature-gates=AllAlpha"], "malformed pair, expect string=bool"),
+            (["--feature-gates=AllAlpha=maybe"], "invalid value of AllAlpha: maybe: strconv.ParseBool"),
+            (["--feature-gates=ClusterTrustBundleProjection=true"], "[ClusterTrustBundle]"),
             (["--config=/nowhere"], "failed to read kubelet config file"),
         ] {
-            let error = configured(&kubelet(&flags)).expect_err("refused").to_string();
+            let error = configured(&kubelet(&flags)).expect_err("refused");
+            let error = format!("{error:#}");
             assert!(error.contains(said), "{error}");
         }
     }

@@ -33,15 +33,6 @@ pub enum ConfigurationError {
     Values(Vec<String>),
 }
 
-/// What Go reads as true or false; none: neither.
-pub fn go_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
-}
-
 /// Several errors in one line, as upstream writes them.
 fn aggregate(all: &[String]) -> String {
     match all {

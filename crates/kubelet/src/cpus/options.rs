@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use krate_api::boolean;
+
 use super::topology::{Level, Topology};
 use crate::configuration::gates::Gates;
 use crate::topology::Policy;
@@ -58,13 +60,9 @@ impl CpuOptions {
                     "CPU Manager Policy {level}-level Options not enabled, but option {name:?} provided"
                 ));
             }
-            if crate::configuration::go_bool(value).is_none() {
-                return Err(format!(
-                    "bad value for option {name:?}: strconv.ParseBool: parsing {value:?}: invalid syntax"
-                ));
-            }
+            boolean::parse(value).map_err(|why| format!("bad value for option {name:?}: {why}"))?;
         }
-        let is = |name: &str| options.get(name).and_then(|v| crate::configuration::go_bool(v)) == Some(true);
+        let is = |name: &str| options.get(name).is_some_and(|value| boolean::parse(value) == Ok(true));
         for (one, other) in CONTRARY {
             if is(one) && is(other) {
                 return Err(format!(

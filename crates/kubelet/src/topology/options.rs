@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use krate_api::boolean;
+
 use super::TopologyPolicy;
 
 /// More nodes than these are not recommended.
@@ -17,11 +19,8 @@ pub fn parse(options: &BTreeMap<String, String>, policy: &mut TopologyPolicy) ->
     for (name, value) in options {
         match name.as_str() {
             CLOSEST => {
-                policy.prefer_closest = crate::configuration::go_bool(value).ok_or_else(|| {
-                    format!(
-                        "bad value for option {name:?}: strconv.ParseBool: parsing {value:?}: invalid syntax"
-                    )
-                })?;
+                policy.prefer_closest =
+                    boolean::parse(value).map_err(|why| format!("bad value for option {name:?}: {why}"))?;
             }
             MOST => {
                 let most: i64 = value.parse().map_err(|_| {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use jiff::{SignedDuration, Timestamp};
+use krate_api::boolean;
 
 use crate::cel::value::{Opaque, Value};
 use crate::cel::{Error, Result};
@@ -18,11 +19,9 @@ pub fn call(name: &str, args: &[Value]) -> Option<Result<Value>> {
         "double" => double(value).map(Value::Double),
         "bool" => match value {
             Value::Bool(b) => Ok(Value::Bool(*b)),
-            Value::String(s) => match &**s {
-                "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Value::Bool(true)),
-                "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Value::Bool(false)),
-                _ => Err(Error::new("type conversion error from 'string' to 'bool'")),
-            },
+            Value::String(s) => boolean::parse(s)
+                .map(Value::Bool)
+                .map_err(|_| Error::new("type conversion error from 'string' to 'bool'")),
             _ => Err(Error::no_such_overload()),
         },
         "bytes" => match value {
