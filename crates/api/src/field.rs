@@ -17,7 +17,8 @@ impl FieldPath {
 
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() { FieldPath(name.to_owned()) } else { FieldPath(format!("{}.{name}", self.0)) }
+        // Validation names every field that it looks at, and most are as they should be.
+        FieldPath(if self.0.is_empty() { name.to_owned() } else { [&self.0, ".", name].concat() })
     }
 
     #[must_use]
@@ -27,7 +28,7 @@ impl FieldPath {
 
     #[must_use]
     pub fn key(&self, key: &str) -> Self {
-        FieldPath(format!("{}[{key}]", self.0))
+        FieldPath([&self.0, "[", key, "]"].concat())
     }
 
     pub fn as_str(&self) -> &str {

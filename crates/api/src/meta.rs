@@ -68,17 +68,18 @@ pub fn validate_update(new: &ObjectMeta, old: &ObjectMeta, at: &FieldPath, error
     if new.generation.unwrap_or(0) < old.generation.unwrap_or(0) {
         errors.invalid(&at.child("generation"), new.generation.unwrap_or(0), "must not be decremented");
     }
-    immutable(&text(new.name.as_ref()), &text(old.name.as_ref()), &at.child("name"), errors);
-    immutable(&text(new.namespace.as_ref()), &text(old.namespace.as_ref()), &at.child("namespace"), errors);
-    immutable(&text(new.uid.as_ref()), &text(old.uid.as_ref()), &at.child("uid"), errors);
-    immutable(&new.creation_timestamp, &old.creation_timestamp, &at.child("creationTimestamp"), errors);
-    immutable(&new.deletion_timestamp, &old.deletion_timestamp, &at.child("deletionTimestamp"), errors);
-    immutable(
-        &new.deletion_grace_period_seconds,
-        &old.deletion_grace_period_seconds,
-        &at.child("deletionGracePeriodSeconds"),
-        errors,
-    );
+    let texts = [
+        ("name", &new.name, &old.name),
+        ("namespace", &new.namespace, &old.namespace),
+        ("uid", &new.uid, &old.uid),
+    ];
+    for (name, new, old) in texts {
+        same(&text(new.as_ref()), &text(old.as_ref()), at, name, errors);
+    }
+    same(&new.creation_timestamp, &old.creation_timestamp, at, "creationTimestamp", errors);
+    same(&new.deletion_timestamp, &old.deletion_timestamp, at, "deletionTimestamp", errors);
+    let (new_grace, old_grace) = (&new.deletion_grace_period_seconds, &old.deletion_grace_period_seconds);
+    same(new_grace, old_grace, at, "deletionGracePeriodSeconds", errors);
     common(new, false, at, errors);
 }
 
@@ -91,6 +92,19 @@ pub fn immutable<T: PartialEq + serde::Serialize>(
 ) {
     if new != old {
         errors.invalid(at, new, IMMUTABLE);
+    }
+}
+
+/// The same of a field of what is at `at`, whose path is made only where it is told.
+fn same<T: PartialEq + serde::Serialize>(
+    new: &T,
+    old: &T,
+    at: &FieldPath,
+    field: &str,
+    errors: &mut FieldErrors,
+) {
+    if new != old {
+        immutable(new, old, &at.child(field), errors);
     }
 }
 

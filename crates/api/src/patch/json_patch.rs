@@ -47,6 +47,13 @@ impl JsonPatch {
     pub fn apply(&self, document: &mut Value) -> Result<()> {
         self.0.iter().try_for_each(|operation| operation.apply(document))
     }
+
+    /// Whether an operation leads to this field, to what is in it, or to what it is in.
+    pub fn concerns(&self, field: &[&str]) -> bool {
+        let leads = |path: &str| steps(path).zip(field).all(|(step, name)| step == *name);
+        let reads = |operation: &Operation| matches!(operation.op.as_str(), "move" | "copy");
+        self.0.iter().any(|operation| leads(&operation.path) || (reads(operation) && leads(&operation.from)))
+    }
 }
 
 fn operation(item: Value) -> Result<Operation> {
@@ -195,6 +202,26 @@ mod tests {
     fn patched(mut document: Value, patch: Value) -> std::result::Result<Value, PatchError> {
         JsonPatch::decode(patch.to_string().as_bytes())?.apply(&mut document)?;
         Ok(document)
+    }
+
+    #[test]
+    fn a_patch_concerns_what_its_operations_lead_to_and_through() {
+        let cases = [
+            (json!([]), false),
+            (json!([{"op": "add", "path": "/a/c", "value": 1}, {"op": "remove", "path": "/b"}]), false),
+            (json!([{"op": "add", "path": "/ab/b", "value": 1}]), false),
+            (json!([{"op": "remove", "path": "/a/b"}]), true),
+            (json!([{"op": "test", "path": "/a/b/0/x", "value": 1}]), true),
+            (json!([{"op": "replace", "path": "/a", "value": {}}]), true),
+            (json!([{"op": "add", "path": "", "value": {}}]), true),
+            (json!([{"op": "copy", "from": "/a", "path": "/c"}]), true),
+            (json!([{"op": "move", "from": "/a/b/0", "path": "/c"}]), true),
+            (json!([{"op": "add", "from": "/a/b", "path": "/c", "value": 1}]), false),
+        ];
+        for (patch, concerned) in cases {
+            let read = JsonPatch::decode(patch.to_string().as_bytes()).expect("a patch");
+            assert_eq!(read.concerns(&["a", "b"]), concerned, "{patch}");
+        }
     }
 
     #[test]

@@ -5,14 +5,13 @@ use http::{HeaderMap, StatusCode};
 use krate_api::patch::{JsonPatch, decode_object, merge, strategic};
 use krate_api::{FieldErrors, FieldPath, Gvk, Reason, StatusError, schema};
 use krate_store::Revision;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::call::Call;
 use super::ownership::{self, Ownership};
 use super::write::change;
 use crate::audit;
 use crate::http::{Reply, media_type, unsupported_media_type};
-use crate::storage::with_revision;
 
 enum Patch {
     Json(JsonPatch),
@@ -32,6 +31,24 @@ impl Patch {
             _ => Err(unsupported_media_type()),
         }
     }
+
+    /// Whether it has to do with who owns which fields.
+    fn concerns_managed_fields(&self) -> bool {
+        match self {
+            Patch::Json(patch) => patch.concerns(&["metadata", MANAGED_FIELDS]),
+            Patch::Merge(patch) | Patch::Strategic(patch) => match patch.get("metadata") {
+                None => false,
+                Some(Value::Object(fields)) => fields.keys().any(|name| name.ends_with(MANAGED_FIELDS)),
+                Some(_) => true,
+            },
+        }
+    }
+}
+
+const MANAGED_FIELDS: &str = "managedFields";
+
+fn meta_of(object: &mut Value) -> Option<&mut Map<String, Value>> {
+    object.get_mut("metadata").and_then(Value::as_object_mut)
 }
 
 /// Patches a value that is not an object of the store, such as a Scale.
@@ -57,17 +74,27 @@ pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         return ownership::apply(call, body).await;
     }
     let patch = Patch::read(&call.headers, &body)?;
+    let concerns_managed_fields = patch.concerns_managed_fields();
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
     let written = change(&mut call, current, true, Ownership::Changes, |call, current| {
-        let json = value_of(&current.json, current.revision).map_err(Some)?;
+        let mut json = value_of(&current.json, current.revision).map_err(Some)?;
+        // What the object keeps anyway need not be written and read once more.
+        let managed = meta_of(&mut json)
+            .filter(|_| !concerns_managed_fields)
+            .and_then(|meta| meta.remove(MANAGED_FIELDS));
         let asked = json.pointer("/metadata/resourceVersion").cloned();
-        let patched = apply_to(json, &patch, call.kind().gvk()).map_err(Some)?;
+        let mut patched = apply_to(json, &patch, call.kind().gvk()).map_err(Some)?;
         let names = patched.pointer("/metadata/resourceVersion");
         if names.is_some_and(|v| v.as_str().is_some_and(|v| !v.is_empty())) && names != asked.as_ref() {
             return Err(None);
         }
         let bytes = serde_json::to_vec(&patched).map_err(|e| Some(StatusError::internal(e)))?;
-        let mut object = call.decode_typed(&bytes).map_err(|why| Some(unfit(&patch, &bytes, why)))?;
+        let mut object = call.decode_typed(&bytes).map_err(|why| {
+            if let (Some(managed), Some(meta)) = (managed, meta_of(&mut patched)) {
+                meta.insert(MANAGED_FIELDS.to_owned(), managed);
+            }
+            Some(unfit(&patch, &patched, why))
+        })?;
         call.place(&mut *object).map_err(Some)?;
         Ok(object)
     })
@@ -77,10 +104,10 @@ pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
 
 /// What is answered to a patch that makes of an object what the kind does not have. Upstream shows the whole object, and
 /// of a strategic patch the patch, as Go prints it.
-fn unfit(patch: &Patch, patched: &[u8], why: String) -> StatusError {
+fn unfit(patch: &Patch, patched: &Value, why: String) -> StatusError {
     let shown = match patch {
         Patch::Strategic(patch) => go_text(patch),
-        Patch::Json(_) | Patch::Merge(_) => String::from_utf8_lossy(patched).into_owned(),
+        Patch::Json(_) | Patch::Merge(_) => patched.to_string(),
     };
     let mut errors = FieldErrors::new();
     errors.invalid(&FieldPath::new("patch"), shown, why);
@@ -108,7 +135,11 @@ fn go_text(value: &Value) -> String {
 
 /// What is there as a client sees it.
 pub fn value_of(json: &Bytes, revision: Revision) -> Result<Value, StatusError> {
-    serde_json::from_slice(&with_revision(json, revision)).map_err(StatusError::internal)
+    let mut value: Value = serde_json::from_slice(json).map_err(StatusError::internal)?;
+    if let Some(meta) = meta_of(&mut value) {
+        meta.insert("resourceVersion".to_owned(), revision.to_string().into());
+    }
+    Ok(value)
 }
 
 fn apply_to(mut json: Value, patch: &Patch, kind: Gvk<'_>) -> Result<Value, StatusError> {

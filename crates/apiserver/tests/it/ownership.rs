@@ -57,6 +57,39 @@ async fn a_field_is_anothers_whichever_version_he_changed_it_in() {
 }
 
 #[tokio::test]
+async fn a_patch_may_be_of_who_owns_what() {
+    let api = Api::start().await;
+    api.post("/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let made = json!({"metadata": {"name": "m"}, "data": {"a": "1"}});
+    assert_eq!(api.post(&format!("{maps}?fieldManager=one"), &made).await.0, 201);
+    let (m, json_patch) = (format!("{maps}/m?fieldManager=two"), "application/json-patch+json");
+    let merge = "application/merge-patch+json";
+    let ask = async |kind: &str, patch: Value| api.ask(Method::PATCH, &m, kind, &patch).await;
+    let owners = |object: &Value| -> Vec<String> {
+        let entries = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
+        entries.iter().map(|entry| entry["manager"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    // Who owns what is left alone where a patch does not speak of it, and is read and changed where it does.
+    let (code, changed) = ask(merge, json!({"data": {"b": "2"}})).await;
+    assert_eq!((code, owners(&changed)), (200, vec!["one".to_owned(), "two".to_owned()]));
+    let owner = |at: usize, name: &str| json!({"op": "test", "path": format!("/metadata/managedFields/{at}/manager"), "value": name});
+    let (code, same) = ask(json_patch, json!([owner(0, "one"), owner(1, "two")])).await;
+    assert_eq!((code, owners(&same).len()), (200, 2), "{same:#}");
+    assert_eq!(ask(json_patch, json!([owner(0, "two")])).await.0, 422);
+    let gone = json!([{"op": "remove", "path": "/metadata/managedFields/0"}]);
+    let (code, left) = ask(json_patch, gone).await;
+    assert_eq!((code, owners(&left)), (200, vec!["two".to_owned()]), "{left:#}");
+    // What does not come of it is shown whole.
+    let (code, refused) = ask(merge, json!({"data": {"a": []}})).await;
+    assert_eq!(code, 422, "{refused:#}");
+    let told = refused["message"].as_str().unwrap_or_default();
+    assert!(told.contains("managedFields") && told.contains("resourceVersion"), "{told}");
+    let (code, reset) = ask(merge, json!({"metadata": {"managedFields": [{}]}})).await;
+    assert_eq!((code, owners(&reset)), (200, Vec::new()), "{reset:#}");
+}
+
+#[tokio::test]
 async fn an_event_is_owned_in_the_words_of_both_groups() {
     let api = Api::start().await;
     api.post("/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;
