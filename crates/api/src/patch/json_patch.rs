@@ -8,6 +8,8 @@ use crate::json;
 
 /// How many operations a patch may have.
 pub const MAX_OPERATIONS: usize = 10_000;
+/// How many bytes of JSON the operations of a patch may copy in all: each could double what is there.
+const MAX_COPIED: usize = 3 * 1024 * 1024;
 
 /// A patch that was read; nothing is known yet of the object that it is for.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +47,8 @@ impl JsonPatch {
 
     /// Applies the patch. Where it fails the document is left half changed: callers give a copy.
     pub fn apply(&self, document: &mut Value) -> Result<()> {
-        self.0.iter().try_for_each(|operation| operation.apply(document))
+        let mut copied = 0;
+        self.0.iter().try_for_each(|operation| operation.apply(document, &mut copied))
     }
 
     /// Whether an operation leads to this field, to what is in it, or to what it is in.
@@ -76,7 +79,8 @@ fn operation(item: Value) -> Result<Operation> {
 }
 
 impl Operation {
-    fn apply(&self, document: &mut Value) -> Result<()> {
+    /// `copied`: how many bytes of JSON the operations before it have copied.
+    fn apply(&self, document: &mut Value, copied: &mut usize) -> Result<()> {
         let value = || {
             self.value
                 .clone()
@@ -95,7 +99,15 @@ impl Operation {
                 add(document, &self.path, value)
             }
             "copy" => {
-                let value = find(document, &self.from, "copy")?.clone();
+                let value = find(document, &self.from, "copy")?;
+                *copied += value.to_string().len();
+                if *copied > MAX_COPIED {
+                    return Err(PatchError::DoesNotApply(format!(
+                        "Unable to complete the copy, the accumulated size increase of copy is {copied}, \
+                         exceeding the limit {MAX_COPIED}"
+                    )));
+                }
+                let value = value.clone();
                 add(document, &self.path, value)
             }
             "test" => {
@@ -222,6 +234,17 @@ mod tests {
             let read = JsonPatch::decode(patch.to_string().as_bytes()).expect("a patch");
             assert_eq!(read.concerns(&["a", "b"]), concerned, "{patch}");
         }
+    }
+
+    #[test]
+    fn copies_of_copies_end_before_they_take_all_memory() {
+        let double = |i: usize| json!({"op": "copy", "from": "/a", "path": format!("/a/{i}")});
+        let patch = |n: usize| (0..n).map(double).collect::<Value>();
+        let document = json!({"a": {"text": "x".repeat(1024)}});
+        let grown = patched(document.clone(), patch(10)).expect("a megabyte");
+        assert!(grown.to_string().len() > 1 << 20);
+        let error = patched(document, patch(40)).expect_err("a thousand gigabytes");
+        assert!(error.to_string().ends_with("exceeding the limit 3145728"), "{error}");
     }
 
     #[test]
