@@ -3,6 +3,8 @@
 //! What a patch may say beside values: `$patch: replace` or `delete` in an object or in an item of a list,
 //! `$retainKeys: […]`, `$setElementOrder/FIELD: […]`, `$deleteFromPrimitiveList/FIELD: […]`.
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::mem;
 
 use serde_json::{Map, Value};
@@ -137,7 +139,8 @@ fn retain_keys(original: &mut Fields, patch: &mut Fields) -> Result<()> {
     const BAD: &str = "invalid patch format of retainKeys";
     let Some(keys) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let Value::Array(keys) = keys else { return Err(bad(BAD)) };
-    let kept = |name: &str| keys.iter().any(|k| k.as_str() == Some(name));
+    let keys: HashSet<&str> = keys.iter().filter_map(Value::as_str).collect();
+    let kept = |name: &str| keys.contains(name);
     let stray = |(key, value): (&String, &Value)| {
         !value.is_null() && !key.starts_with(DELETE_FROM) && !key.starts_with(ORDER) && !kept(key)
     };
@@ -202,12 +205,29 @@ fn in_order(items: &[Value], order: &[Value], merge_key: Option<&str>) -> Result
     Ok(())
 }
 
-/// Whether two items are one: by the merge key, or by value.
-fn same(a: &Value, b: &Value, merge_key: Option<&str>) -> bool {
+/// What an item is known by: the merge key, or its value.
+fn identity<'v>(item: &'v Value, merge_key: Option<&str>) -> Option<&'v Value> {
     match merge_key {
-        Some(key) => a.get(key).is_some() && a.get(key) == b.get(key),
-        None => a == b,
+        Some(key) => item.get(key),
+        None => Some(item),
     }
+}
+
+/// Whether two items are one.
+fn same(a: &Value, b: &Value, merge_key: Option<&str>) -> bool {
+    identity(a, merge_key).is_some_and(|a| identity(b, merge_key) == Some(a))
+}
+
+/// Where in a list each item is, or the first of those that are one. Lists come from whoever may write, and are long
+/// where he wants them to be: nothing is looked for item by item.
+fn places<'v>(list: &'v [Value], merge_key: Option<&str>) -> HashMap<&'v Value, usize> {
+    let mut places = HashMap::with_capacity(list.len());
+    for (at, item) in list.iter().enumerate() {
+        if let Some(identity) = identity(item, merge_key) {
+            places.entry(identity).or_insert(at);
+        }
+    }
+    places
 }
 
 fn merge_list_field(old: Vec<Value>, new: Vec<Value>, how: &How<'_>, deletes: bool) -> Result<Vec<Value>> {
@@ -227,14 +247,11 @@ fn merge_list(old: Vec<Value>, new: Vec<Value>, how: &How<'_>, deletes: bool) ->
     }
     if !objects {
         if deletes {
-            return Ok(old.into_iter().filter(|v| !new.contains(v)).collect());
+            let gone: HashSet<&Value> = new.iter().collect();
+            return Ok(old.into_iter().filter(|v| !gone.contains(v)).collect());
         }
-        let mut both: Vec<Value> = Vec::with_capacity(old.len() + new.len());
-        for value in old.iter().chain(&new) {
-            if !both.contains(value) {
-                both.push(value.clone());
-            }
-        }
+        let mut seen = HashSet::with_capacity(old.len() + new.len());
+        let both = old.iter().chain(&new).filter(|value| seen.insert(*value)).cloned().collect();
         return Ok(arrange(both, &new, &old, None));
     }
     let item = how.t.and_then(TypeRef::item);
@@ -244,17 +261,26 @@ fn merge_list(old: Vec<Value>, new: Vec<Value>, how: &How<'_>, deletes: bool) ->
     };
     let (old, new) = special_items(old, new, key)?;
     let before = old.clone();
+    let mut known = places(&before, Some(key));
     let mut merged = old;
     for value in &new {
         let Value::Object(fields) = value else { continue };
         let wanted = fields.get(key).ok_or_else(|| no_merge_key(fields, key))?;
-        if let Some(found) = merged.iter_mut().find(|i| i.get(key) == Some(wanted)) {
-            let Value::Object(old) = mem::take(found) else { continue };
-            *found = Value::Object(merge_object(old, fields.clone(), item)?);
-        } else {
-            let mut value = value.clone();
-            discard_nulls(&mut value);
-            merged.push(drop_directives(value));
+        match known.entry(wanted) {
+            Entry::Occupied(place) => {
+                let Some(found) = merged.get_mut(*place.get()) else { continue };
+                let Value::Object(old) = mem::take(found) else { continue };
+                *found = Value::Object(merge_object(old, fields.clone(), item)?);
+            }
+            Entry::Vacant(place) => {
+                let mut value = value.clone();
+                discard_nulls(&mut value);
+                // What is known by nothing is not found again.
+                if !wanted.is_null() {
+                    place.insert(merged.len());
+                }
+                merged.push(drop_directives(value));
+            }
         }
     }
     Ok(arrange(merged, &new, &before, Some(key)))
@@ -264,14 +290,14 @@ fn merge_list(old: Vec<Value>, new: Vec<Value>, how: &How<'_>, deletes: bool) ->
 fn special_items(mut old: Vec<Value>, new: Vec<Value>, key: &str) -> Result<(Vec<Value>, Vec<Value>)> {
     let mut plain = Vec::with_capacity(new.len());
     let mut replace = false;
+    let mut gone = HashSet::new();
     for value in new {
         let Value::Object(fields) = &value else { continue };
         match fields.get(PATCH) {
             None => plain.push(value),
             Some(directive) => match directive.as_str() {
                 Some("delete") => {
-                    let wanted = fields.get(key).ok_or_else(|| no_merge_key(fields, key))?;
-                    old.retain(|i| i.get(key) != Some(wanted));
+                    gone.insert(fields.get(key).ok_or_else(|| no_merge_key(fields, key))?.clone());
                 }
                 Some("replace") => replace = true,
                 Some("merge") => {
@@ -282,28 +308,39 @@ fn special_items(mut old: Vec<Value>, new: Vec<Value>, key: &str) -> Result<(Vec
             },
         }
     }
+    old.retain(|item| item.get(key).is_none_or(|identity| !gone.contains(identity)));
     Ok(if replace { (plain, Vec::new()) } else { (old, plain) })
 }
 
 /// Puts merged items in order: those of the patch as the patch has them, the others as they were, and each of these
 /// before the first of the patch's items that it stood before.
 fn arrange(merged: Vec<Value>, patch: &[Value], before: &[Value], merge_key: Option<&str>) -> Vec<Value> {
-    let place = |list: &[Value], item: &Value| list.iter().position(|o| same(o, item, merge_key));
-    let (mut ours, mut others): (Vec<Value>, Vec<Value>) =
-        merged.into_iter().partition(|item| place(patch, item).is_some());
-    ours.sort_by_key(|item| place(patch, item));
-    others.sort_by_key(|item| place(before, item).unwrap_or(usize::MAX));
+    let (in_patch, in_before) = (places(patch, merge_key), places(before, merge_key));
+    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    for item in merged {
+        let identity = identity(&item, merge_key);
+        let place =
+            |places: &HashMap<&Value, usize>| identity.and_then(|identity| places.get(identity)).copied();
+        match (place(&in_patch), place(&in_before)) {
+            (Some(at), stood) => ours.push((at, stood, item)),
+            (None, stood) => others.push((stood, item)),
+        }
+    }
+    ours.sort_by_key(|(at, ..)| *at);
+    others.sort_by_key(|(stood, _)| stood.unwrap_or(usize::MAX));
     let mut out = Vec::with_capacity(ours.len() + others.len());
     let (mut ours, mut others) = (ours.into_iter().peekable(), others.into_iter().peekable());
     loop {
         let stood_before = match (others.peek(), ours.peek()) {
             (None, None) => return out,
-            (Some(other), Some(our)) => {
-                matches!((place(before, other), place(before, our)), (Some(a), Some(b)) if a < b)
-            }
+            (Some((other, _)), Some((_, our, _))) => matches!((other, our), (Some(a), Some(b)) if a < b),
             (other, _) => other.is_some(),
         };
-        out.extend(if stood_before { others.next() } else { ours.next() });
+        out.extend(if stood_before {
+            others.next().map(|(_, item)| item)
+        } else {
+            ours.next().map(|(.., item)| item)
+        });
     }
 }
 

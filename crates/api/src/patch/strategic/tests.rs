@@ -188,3 +188,62 @@ proptest! {
         let _ = pod(wrapped, json!({ (directive): patch }));
     }
 }
+
+/// What [`arrange`] promises, looked for item by item.
+fn arranged(merged: Vec<Value>, patch: &[Value], before: &[Value], key: Option<&str>) -> Vec<Value> {
+    let place = |list: &[Value], item: &Value| list.iter().position(|other| same(other, item, key));
+    let (mut ours, mut others): (Vec<Value>, Vec<Value>) =
+        merged.into_iter().partition(|item| place(patch, item).is_some());
+    ours.sort_by_key(|item| place(patch, item));
+    others.sort_by_key(|item| place(before, item).unwrap_or(usize::MAX));
+    let mut out = Vec::new();
+    let mut others = others.into_iter().peekable();
+    for our in ours {
+        let stood = place(before, &our);
+        while let Some(other) =
+            others.next_if(|other| place(before, other).is_some_and(|a| stood.is_some_and(|b| a < b)))
+        {
+            out.push(other);
+        }
+        out.push(our);
+    }
+    out.extend(others);
+    out
+}
+
+fn items() -> impl Strategy<Value = Vec<Value>> {
+    let item = prop_oneof![
+        4 => ("[a-f]", 0..3_u8).prop_map(|(name, v)| json!({"name": name, "v": v})),
+        1 => (0..3_u8).prop_map(|v| json!({"v": v})),
+    ];
+    prop::collection::vec(item, 0..8)
+}
+
+proptest! {
+    #[test]
+    fn items_are_arranged_as_if_each_were_looked_for(
+        merged in items(), patch in items(), before in items(), by_name: bool,
+    ) {
+        let key = by_name.then_some("name");
+        let expected = arranged(merged.clone(), &patch, &before, key);
+        prop_assert_eq!(arrange(merged, &patch, &before, key), expected);
+    }
+}
+
+#[test]
+fn lists_may_be_long() {
+    let named = |n: usize| (0..n).map(|i| json!({"name": format!("c{i}"), "image": "i"})).collect::<Value>();
+    let (few, many) = (json!({"containers": named(2)}), json!({"containers": named(30_000)}));
+    let merged = pod(few.clone(), many.clone()).expect("merged");
+    assert_eq!(merged["containers"].as_array().map(Vec::len), Some(30_000));
+    let ordered = json!({"containers": named(30_000), "$setElementOrder/containers": named(30_000)});
+    assert_eq!(pod(merged.clone(), ordered).expect("merged"), merged);
+    let gone: Value = (2..30_000).map(|i| json!({"name": format!("c{i}"), "$patch": "delete"})).collect();
+    assert_eq!(pod(merged, json!({ "containers": gone })).expect("merged"), few);
+    let texts = |n: usize| (0..n).map(|i| Value::from(format!("a/{i}"))).collect::<Value>();
+    let meta = |finalizers: Value| json!({"metadata": {"finalizers": finalizers}});
+    let made = patched(("", "Pod"), meta(texts(2)), meta(texts(30_000))).expect("merged");
+    assert_eq!(made, meta(texts(30_000)));
+    let none = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": texts(30_000)}});
+    assert_eq!(patched(("", "Pod"), made, none).expect("merged"), meta(json!([])));
+}
