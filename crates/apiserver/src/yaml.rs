@@ -1,11 +1,15 @@
 //! YAML bodies as JSON, read by YAML 1.1 as upstream reads them: a bare `y` or `off` is a boolean, `0644` is octal.
 //! Aliases are followed, and no value is kept but JSON's.
 
+mod bounds;
+
 use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+
+use bounds::Bounds;
 
 /// Reads one YAML document, of which JSON is a part. The error is as upstream words it.
 ///
@@ -18,9 +22,9 @@ pub fn to_json(text: &[u8]) -> Result<Value, String> {
 /// The error of a document in which a key comes twice, as upstream words it.
 pub fn repeated_keys(text: &[u8]) -> Option<String> {
     let (_, repeated) = read(text).ok()?;
-    let told: Vec<String> = repeated
-        .into_iter()
-        .map(|key| format!("\n  line {}: key {:?} already set in map", key.line, key.name))
+    let lines = lines(text, &repeated);
+    let told: Vec<String> = std::iter::zip(repeated, lines)
+        .map(|(key, line)| format!("\n  line {line}: key {:?} already set in map", key.name))
         .collect();
     (!told.is_empty())
         .then(|| format!("error converting YAML to JSON: yaml: unmarshal errors:{}", told.concat()))
@@ -29,22 +33,52 @@ pub fn repeated_keys(text: &[u8]) -> Option<String> {
 /// A key that its map had already.
 struct Repeated {
     name: String,
-    /// From one; nought where it is not known.
-    line: usize,
+    /// Where it stands in the text, in bytes, where that is known.
+    at: Option<usize>,
+}
+
+/// The line of each key, from one; nought where it is not known. The text is gone through once, however many they are.
+fn lines(text: &[u8], keys: &[Repeated]) -> Vec<usize> {
+    let mut lines = vec![0; keys.len()];
+    let mut known: Vec<(usize, usize)> =
+        keys.iter().enumerate().filter_map(|(i, key)| Some((key.at?, i))).collect();
+    known.sort_unstable();
+    let (mut line, mut from) = (1, 0);
+    for (at, i) in known {
+        line += memchr::memchr_iter(b'\n', text.get(from..at).unwrap_or_default()).count();
+        from = at;
+        lines[i] = line;
+    }
+    lines
 }
 
 fn read(text: &[u8]) -> Result<(Value, Vec<Repeated>), String> {
+    if bounds::is_too_deep(text) {
+        return Err(wrong("exceeded max depth of 10000"));
+    }
     let deserializer = serde_yaml_ng::Deserializer::from_slice(text);
     let repeated = RefCell::default();
-    let value = Scalars { text, repeated: &repeated }
-        .deserialize(deserializer)
-        .map_err(|error| format!("error converting YAML to JSON: yaml: {}", worded(&error)))?;
+    let bounds = Bounds::of(text);
+    let value = Scalars { text, repeated: &repeated, bounds: &bounds }.deserialize(deserializer).map_err(
+        |error| {
+            if bounds.is_exceeded() { wrong(ALIASING) } else { wrong(&worded(&error)) }
+        },
+    )?;
     Ok((value, repeated.into_inner()))
+}
+
+const ALIASING: &str = "document contains excessive aliasing";
+
+fn wrong(what: &str) -> String {
+    format!("error converting YAML to JSON: yaml: {what}")
 }
 
 /// What is wrong and where. Upstream counts the lines of grammar from nought and those of words from one.
 fn worded(error: &serde_yaml_ng::Error) -> String {
     let text = error.to_string();
+    if text.starts_with("repetition limit exceeded") {
+        return ALIASING.to_owned();
+    }
     let Some(location) = error.location() else { return text };
     let problem = text.split(" at line ").next().unwrap_or(&text);
     let line = if text.contains("while scanning") { location.line() } else { location.line() - 1 };
@@ -56,12 +90,18 @@ fn worded(error: &serde_yaml_ng::Error) -> String {
 struct Scalars<'de, 'r> {
     text: &'de [u8],
     repeated: &'r RefCell<Vec<Repeated>>,
+    bounds: &'r Bounds,
 }
 
 impl Scalars<'_, '_> {
     /// Where in the text a piece of it begins, in bytes.
     fn offset(&self, scalar: &str) -> usize {
         (scalar.as_ptr() as usize).wrapping_sub(self.text.as_ptr() as usize)
+    }
+
+    /// Counts a value, before it is read.
+    fn count<E: serde::de::Error>(&self) -> Result<(), E> {
+        if self.bounds.count() { Ok(()) } else { Err(E::custom(ALIASING)) }
     }
 
     fn is_quoted(&self, scalar: &str) -> bool {
@@ -85,6 +125,7 @@ impl<'de> DeserializeSeed<'de> for Scalars<'de, '_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.count()?;
         deserializer.deserialize_any(self)
     }
 }
@@ -156,9 +197,7 @@ impl<'de> Visitor<'de> for Scalars<'de, '_> {
                 other => other.to_string(),
             };
             if fields.contains_key(&key) {
-                let before = at.get().and_then(|at| self.text.get(..at));
-                let line = before.map_or(0, |before| memchr::memchr_iter(b'\n', before).count() + 1);
-                self.repeated.borrow_mut().push(Repeated { name: key.clone(), line });
+                self.repeated.borrow_mut().push(Repeated { name: key.clone(), at: at.get() });
             }
             fields.insert(key, access.next_value_seed(self)?);
         }
@@ -177,6 +216,7 @@ impl<'de> DeserializeSeed<'de> for Key<'de, '_> {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         self.at.set(None);
+        self.scalars.count()?;
         deserializer.deserialize_any(self)
     }
 }
@@ -354,6 +394,22 @@ mod tests {
     fn aliases_are_followed() {
         let value = to_json(b"a: &x {k: no}\nb: *x\n").expect("YAML");
         assert_eq!(value, json!({"a": {"k": false}, "b": {"k": false}}));
+    }
+
+    #[test]
+    fn a_few_lines_do_not_become_millions_of_values() {
+        let lines = std::iter::zip('b'..='g', 'a'..='f').map(|(name, of)| {
+            let all = vec![format!("*{of}"); 9].join(",");
+            format!("{name}: &{name} [{all}]\n")
+        });
+        let text = format!("a: &a [x,x,x,x,x,x,x,x,x]\n{}", lines.collect::<String>());
+        let told = "error converting YAML to JSON: yaml: document contains excessive aliasing";
+        assert_eq!(to_json(text.as_bytes()), Err(told.to_owned()));
+        let long = format!("{text}h: {}", "x".repeat(20_000));
+        assert_eq!(to_json(long.as_bytes()), Err(told.to_owned()));
+        let deep = "[".repeat(200_000);
+        let told = "error converting YAML to JSON: yaml: exceeded max depth of 10000";
+        assert_eq!(to_json(deep.as_bytes()), Err(told.to_owned()));
     }
 
     #[test]
