@@ -20,6 +20,75 @@ const CHANGING: Duration = Duration::from_millis(300);
 /// How many changes of a target's inputs are tried where no time is named: always the same ones.
 const CHANGES: usize = 10_000;
 
+/// How long the inputs are that are long in one way, in bytes.
+const LENGTH: usize = 300 * 1024;
+/// Inputs that are long in one way: a beginning, what comes again and again, a number in the place of its `#`, and an end.
+/// What looks for each of its parts among all of them is not done with one of these in an hour.
+const LONG: &[(&str, [&str; 3])] = &[
+    ("json", ["", "[", ""]),
+    ("json", ["{\"kind\":\"ConfigMap\",\"apiVersion\":\"v1\"", ",\"a#\":1", "}"]),
+    ("json", ["{\"kind\":\"ConfigMap\",\"apiVersion\":\"v1\",\"data\":{\"b\":\"\"", ",\"a\":\"1\"", "}}"]),
+    (
+        "json",
+        [
+            "{\"kind\":\"Pod\",\"apiVersion\":\"v1\",\"metadata\":{\"name\":\"a\"},\"spec\":{\"containers\":[",
+            "{\"name\":\"c#\",\"image\":\"i\",\"ports\":[{\"containerPort\":#}]},",
+            "{}]}}",
+        ],
+    ),
+    ("yaml", ["", "[", ""]),
+    ("yaml", ["", "- ", ""]),
+    ("yaml", ["", "a: 1\n", ""]),
+    ("yaml", ["- &a 1\n", "- *a\n", ""]),
+    ("yaml", ["a: &a [x,x,x,x,x]\n", "b#: &b [*a,*a,*a,*a]\n", ""]),
+    ("protobuf", ["k8s\0", "\n\u{2}", ""]),
+    ("json_patch", ["[", "{\"op\":\"copy\",\"from\":\"/metadata\",\"path\":\"/metadata/a#\"},", "{}]"]),
+    ("merge_patch", ["{\"metadata\":{\"labels\":{", "\"a#\":\"b\",", "\"c\":null}}}"]),
+    (
+        "strategic_patch",
+        [
+            "{\"spec\":{\"template\":{\"spec\":{\"containers\":[",
+            "{\"name\":\"c#\"},",
+            "{\"name\":\"d\",\"$patch\":\"delete\"}]}}}}",
+        ],
+    ),
+    ("strategic_patch", ["{\"metadata\":{\"finalizers\":[", "\"a/#\",", "\"b\"]}}"]),
+    ("strategic_patch", ["{\"metadata\":{\"$deleteFromPrimitiveList/finalizers\":[", "\"a/#\",", "\"b\"]}}"]),
+    (
+        "apply",
+        [
+            "{\"apiVersion\":\"apps/v1\",\"kind\":\"Deployment\",\"metadata\":{\"name\":\"a\",\"finalizers\":[",
+            "\"a/#\",",
+            "\"b/c\"]}}",
+        ],
+    ),
+    ("label_selector", ["", "a#,", "b"]),
+    ("label_selector", ["a in (", "b#,", "c)"]),
+    ("field_selector", ["", "a#=b,", "c=d"]),
+    ("cel", ["[", "1,", "1]"]),
+    ("cel", ["", "!", "true"]),
+    ("cel", ["object", ".a", ""]),
+    ("continue_token", ["", "a", ""]),
+    ("jwt", ["", "a.", ""]),
+    ("quantity", ["0.", "0", "1"]),
+    ("duration", ["", "1h", ""]),
+    ("request", ["/api/v1/pods?", "a#=b&", ""]),
+    ("request", ["/api/v1/pods\n", "a/b;q=1,", "*/*"]),
+];
+
+/// One of those inputs.
+fn long([begin, part, end]: [&str; 3]) -> Vec<u8> {
+    let mut out = begin.to_owned();
+    for i in 1.. {
+        out.push_str(&part.replace('#', &i.to_string()));
+        if out.len() > LENGTH {
+            break;
+        }
+    }
+    out.push_str(end);
+    out.into_bytes()
+}
+
 fn files(directory: &Path, of: impl Fn(&str) -> bool) -> Vec<Vec<u8>> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries.map(|entry| entry.path()).collect();
@@ -192,6 +261,18 @@ fn nothing_that_is_sent_does_harm() {
             Ok(count) => eprintln!("{}: {} seeds, {count} changes", target.0, seeds.len()),
             Err(why) => found.push(why),
         }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn what_is_long_takes_no_longer_than_it_is() {
+    let mut found = Vec::new();
+    for (name, shape) in LONG {
+        let target = TARGETS.iter().find(|(known, _)| known == name).expect("it is a target");
+        let since = Instant::now();
+        found.extend(run(*target, &long(*shape)).err().map(|why| why.chars().take(200).collect::<String>()));
+        eprintln!("{name} {:?}: {:?}", shape[1], since.elapsed());
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
