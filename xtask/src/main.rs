@@ -55,6 +55,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
 }
 
+const OF_A_PACKAGE: [&str; 2] = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+
 /// Runs a command in the checkout, shown before it runs.
 fn run(command: &mut Command) -> Result<()> {
     let shown: Vec<_> = std::iter::once(command.get_program())
@@ -73,6 +75,13 @@ fn run(command: &mut Command) -> Result<()> {
 fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args);
+    // What says of which package this program is: build scripts that look at it would run again, and all that stands on
+    // them be built anew.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| OF_A_PACKAGE.iter().any(|own| name.starts_with(own))) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

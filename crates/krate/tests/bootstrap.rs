@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use krate_testkit::{Child, eventually};
+use krate_testkit::{Child, ControlGroup, eventually};
 use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -160,22 +160,8 @@ impl Drop for Machine {
         drop(self.kubelet.take());
         let _ = self.runtime.signal(Signal::SIGKILL);
         let _ = self.runtime.wait_within(SOON);
-        let of = cgroup(&self.base);
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            remove_group(&hierarchy.path().join(of.trim_start_matches('/')));
-        }
-        remove_group(&Path::new("/sys/fs/cgroup").join(of.trim_start_matches('/')));
+        ControlGroup::new(&cgroup(&self.base)).clear();
     }
-}
-
-/// Removes a control group and those below it, as far as nothing is in them.
-fn remove_group(group: &Path) {
-    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_group(&entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(group);
 }
 
 /// What kubeadm lets nodes do that join by a token, and a token.

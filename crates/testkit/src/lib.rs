@@ -7,6 +7,7 @@
 //! route or rule of the machine is read or changed, and nothing that a host sends can leave its `Net`.
 
 mod child;
+mod control_group;
 mod host;
 mod logind;
 mod namespace;
@@ -15,6 +16,7 @@ mod net;
 use std::time::{Duration, Instant};
 
 pub use child::Child;
+pub use control_group::ControlGroup;
 pub use host::Host;
 pub use logind::{Bus, Logind};
 pub use namespace::Namespace;

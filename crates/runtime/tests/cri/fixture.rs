@@ -15,6 +15,7 @@ use k8s_cri::v1::{
     StartContainerRequest, UserNamespace,
 };
 use krate_runtime::{Config, Loopback, Registries};
+use krate_testkit::ControlGroup;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
@@ -251,10 +252,8 @@ impl Node {
             let left: Vec<_> = std::fs::read_dir(self.base.path().join(kind)).unwrap().flatten().collect();
             assert!(left.is_empty(), "files are left: {left:?}");
         }
-        for directory in cgroups(&self.cgroup()) {
-            let left = groups_in(&directory);
-            assert!(left.is_empty(), "control groups are left: {left:?}");
-        }
+        let left = ControlGroup::new(&self.cgroup()).below();
+        assert!(left.is_empty(), "control groups are left: {left:?}");
         // What was killed while it started something ends with it, but in its own time.
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self.shims().is_empty() && Instant::now() < deadline {
@@ -284,25 +283,11 @@ impl Drop for Node {
             let _ = server.kill();
             let _ = server.wait();
         }
-        let kill = |pid| {
+        for shim in self.shims() {
             let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-        };
-        for directory in cgroups(&self.cgroup()) {
-            for group in groups_in(&directory) {
-                let listed = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-                listed.lines().filter_map(|line| line.parse().ok()).for_each(kill);
-            }
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL);
         }
-        self.shims().into_iter().for_each(kill);
-        let deadline = Instant::now() + Duration::from_secs(5);
-        for directory in cgroups(&self.cgroup()) {
-            for group in groups_in(&directory).iter().rev().chain([&directory]) {
-                while group.exists() && std::fs::remove_dir(group).is_err() && Instant::now() < deadline {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            }
-        }
+        ControlGroup::new(&self.cgroup()).clear();
         let base = self.base.path().display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         for line in mounts.lines().rev() {
@@ -319,27 +304,6 @@ fn described(pid: i32) -> String {
     let status = read("status");
     let of = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
     format!("{pid} {} {} {} in {}", of("Name:"), of("State:"), of("PPid:"), read("wchan"))
-}
-
-fn cgroups(path: &str) -> Vec<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    mounts
-        .lines()
-        .filter(|line| line.contains(" - cgroup"))
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|mount| PathBuf::from(format!("{mount}{path}")))
-        .collect()
-}
-
-fn groups_in(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.path().is_dir() {
-            found.push(entry.path());
-            found.extend(groups_in(&entry.path()));
-        }
-    }
-    found
 }
 
 /// Users and groups for a pod or container to have to itself: as many as upstream's kubelet gives, from the host's `first`.

@@ -1,5 +1,7 @@
 //! Pods and containers, from their making to their end.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use k8s_cri::v1::{
     ContainerEventType, ContainerState, ExecSyncRequest, GetEventsRequest, ImageSpec, ImageStatusRequest,
@@ -7,6 +9,7 @@ use k8s_cri::v1::{
     PodSandboxState, ReopenContainerLogRequest, StartContainerRequest, StopContainerRequest,
     StopPodSandboxRequest,
 };
+use krate_testkit::eventually;
 
 use super::fixture::{Node, container, shell};
 
@@ -34,7 +37,7 @@ fn stop(node: &Node, id: &str, timeout: i64) {
 
 /// Containers that end by themselves, are being looked into, and are stopped, all at once.
 fn a_stop_is_answered_whatever_goes_on_inside() {
-    const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
+    const PATIENCE: Duration = Duration::from_mins(1);
     let node = Node::start();
     node.import_busybox();
     let config = node.pod("busy");
@@ -70,7 +73,7 @@ fn a_stop_is_answered_whatever_goes_on_inside() {
             let stopping = ids.iter().map(|id| {
                 let mut cri = cri.clone();
                 async move {
-                    tokio::time::sleep(std::time::Duration::from_millis(20 * round)).await;
+                    tokio::time::sleep(Duration::from_millis(20 * round)).await;
                     let request = StopContainerRequest { container_id: id.clone(), timeout: 0 };
                     tokio::time::timeout(PATIENCE, cri.stop_container(request)).await
                 }
@@ -154,12 +157,8 @@ fn pods_survive_the_servers_death() {
 
     node.kill();
     // While nobody watches, one ends and the other goes on writing.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     let exit = node.root().join("containers").join(&ends).join("exit.json");
-    while !exit.exists() {
-        assert!(std::time::Instant::now() < deadline, "it did not end");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    eventually("it ends", Duration::from_secs(30), || exit.exists().then_some(()));
     let lines = || std::fs::read_to_string(&before.log_path).unwrap().lines().count();
     let at_death = lines();
     node.up();
@@ -348,7 +347,7 @@ fn a_dead_shim_ends_its_pod() {
 
 /// Those too that were started in it later, of which nobody has heard yet.
 fn shared_processes_end_with_their_pod() {
-    const PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
+    const PATIENCE: Duration = Duration::from_mins(1);
     let node = Node::start();
     node.import_busybox();
     for round in 0..8 {

@@ -4,11 +4,12 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::{AuthConfig, ImageSpec, ImageStatusRequest, PullImageRequest, RemoveImageRequest};
+use krate_testkit::eventually;
 use serde_json::json;
 use tar::EntryType;
 
@@ -262,12 +263,10 @@ fn killed() {
     node.spawn(async move {
         assert!(images.pull_image(request).await.is_err());
     });
-    let deadline = Instant::now() + Duration::from_mins(1);
     let big = node.root().join("images/ingest").join(super::registry::digest(&packed).replace(':', "-"));
-    while std::fs::metadata(&big).map_or(0, |meta| meta.len()) < 1 << 20 {
-        assert!(Instant::now() < deadline, "the download does not come along");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    eventually("the download comes along", Duration::from_mins(1), || {
+        std::fs::metadata(&big).is_ok_and(|meta| meta.len() >= 1 << 20).then_some(())
+    });
     node.kill();
     let before = std::fs::metadata(&big).unwrap().len();
     line.mend();

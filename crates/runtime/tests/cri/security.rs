@@ -1,9 +1,10 @@
 //! What containers are kept from.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_cri::v1::security_profile::ProfileType;
 use k8s_cri::v1::{Capability, CreateContainerRequest, ExecSyncRequest, Int64Value, SecurityProfile};
+use krate_testkit::eventually;
 
 use super::fixture::{Node, of_users, own_users, shell};
 
@@ -38,14 +39,10 @@ fn line<'a>(status: &'a str, name: &str) -> &'a str {
 
 /// What the kernel tells of a container's own program, which takes the place of who starts it a moment after the start.
 fn of_program(node: &Node, id: &str) -> String {
-    let deadline = Instant::now() + Duration::from_mins(1);
-    loop {
+    eventually("the container's own program runs", Duration::from_mins(1), || {
         let (_, status, _) = node.exec(id, &["cat", "/proc/1/status"]);
-        if !line(&status, "Name:").starts_with("youki") {
-            return status;
-        }
-        assert!(Instant::now() < deadline, "{status}");
-    }
+        (!line(&status, "Name:").starts_with("youki")).then_some(status)
+    })
 }
 
 fn calls_are_filtered_by_the_usual_profile() {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
+use std::time::Duration;
 
 use k8s_cri::v1::security_profile::ProfileType;
 use k8s_cri::v1::{
@@ -10,6 +11,7 @@ use k8s_cri::v1::{
     LinuxContainerSecurityContext, Mount, MountPropagation, NamespaceMode, PodSandboxConfig,
     RunPodSandboxRequest, SecurityProfile,
 };
+use krate_testkit::eventually;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::fixture::{Node, container, of_users, own_users, shell, users};
@@ -335,10 +337,7 @@ fn streams_are_opened_again() {
             security(&mut wanted).run_as_user = Some(Int64Value { value: user });
             let id = node.run(&pod, &config, wanted);
             let log = node.base.path().join("logs").join(pod_name).join(format!("{name}.log"));
-            until(|| {
-                let text = fs::read_to_string(&log).unwrap_or_default();
-                text.contains("stdout F out") && text.contains("stderr F err")
-            });
+            logged(&log, &["stdout F out", "stderr F err"]);
             assert_eq!(say(&node, &id, "echo again > /dev/stdout"), "again", "{pod_name} {name}");
         }
         node.remove_pod(&pod);
@@ -346,13 +345,12 @@ fn streams_are_opened_again() {
     node.assert_nothing_left();
 }
 
-/// Waits until it is so.
-fn until(mut done: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
-    while !done() {
-        assert!(std::time::Instant::now() < deadline, "it did not come");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+/// Waits until a log has all of these.
+fn logged(log: &Path, words: &[&str]) {
+    eventually("the log tells of it", Duration::from_mins(1), || {
+        let text = fs::read_to_string(log).unwrap_or_default();
+        words.iter().all(|word| text.contains(word)).then_some(())
+    });
 }
 
 fn settings() {
@@ -404,7 +402,7 @@ fn has_a_terminal() {
     wanted.tty = true;
     let id = node.run(&pod, &config, wanted);
     let log = node.base.path().join("logs/terminal/c.log");
-    until(|| fs::read_to_string(&log).unwrap_or_default().contains("here"));
+    logged(&log, &["here"]);
     assert_eq!(say(&node, &id, "/bin/busybox stat -c %t:%u:%g /dev/console"), "88:0:5");
     node.remove_pod(&pod);
     node.assert_nothing_left();
