@@ -35,6 +35,7 @@ async fn a_node_is_ready_at_once() {
     assert_eq!(found["metadata"]["labels"]["kubernetes.io/hostname"], "node");
     assert_eq!(found["status"]["nodeInfo"]["containerRuntimeVersion"], "fake://1");
     assert_eq!(found["status"]["nodeInfo"]["kubeletVersion"], "v1.36.2");
+    assert_eq!(found["status"]["declaredFeatures"], json!(["RestartAllContainersOnContainerExits"]));
     assert!(found["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_i64().unwrap() > 0);
     assert_eq!(found["status"]["capacity"]["pods"], "110");
     let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node";

@@ -23,6 +23,8 @@ use crate::status::seconds;
 
 /// The version of the API that is spoken.
 pub const VERSION: &str = "v1.36.2";
+/// What a node may lack and this one has, in order (KEP-5328): schedulers keep pods that need it from others.
+const DECLARED: [&str; 1] = ["RestartAllContainersOnContainerExits"];
 /// Names of each image that are told.
 const NAMES: usize = 5;
 
@@ -76,6 +78,7 @@ pub fn make(
         features: Some(NodeFeatures {
             supplemental_groups_policy: Some(found.features.supplemental_groups_policy),
         }),
+        declared_features: Some(DECLARED.map(str::to_owned).to_vec()),
         node_info: Some(NodeSystemInfo {
             architecture: machine.architecture.to_owned(),
             boot_id: machine.boot_id.clone(),

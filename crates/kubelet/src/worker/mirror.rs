@@ -30,7 +30,7 @@ impl Worker {
         let known = self.handle.desired.lock().mirror.clone();
         let there = match known {
             Some(known) if self.is_image(&known) => Some(known),
-            _ => api.get_opt(&name).await?.map(Arc::new),
+            _ => own(&api, &name).await?.map(Arc::new),
         };
         let image = match there {
             Some(image) if self.is_image(&image) => image,
@@ -118,7 +118,7 @@ impl Worker {
         let api: Api<Pod> = Api::namespaced(self.shared.client.clone(), &names::namespace(&self.pod));
         let name = self.pod.metadata.name.clone().unwrap_or_default();
         let removed = async {
-            match api.get_opt(&name).await? {
+            match own(&api, &name).await? {
                 Some(image) if mirrored(&image) == Some(&self.uid) => delete(&api, &image).await,
                 _ => Ok(()),
             }
@@ -130,6 +130,15 @@ impl Worker {
                 false
             }
         }
+    }
+}
+
+/// The pod of this name, if it is one of this node's. The Node authorizer does not say of a pod that is not there but that it
+/// is none of them.
+async fn own(api: &Api<Pod>, name: &str) -> kube::Result<Option<Pod>> {
+    match api.get_opt(name).await {
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+        found => found,
     }
 }
 
