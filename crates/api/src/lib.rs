@@ -6,6 +6,7 @@
 pub mod boolean;
 pub mod docs;
 pub mod duration;
+pub mod features;
 pub mod field;
 pub mod json;
 pub mod kind;

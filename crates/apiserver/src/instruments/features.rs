@@ -1,7 +1,8 @@
 //! How mature each feature is, and whether it is on.
 
+use krate_api::features::{self, Features};
+
 use super::{Beta, Families};
-use crate::features::{self, Features};
 
 pub fn tell(families: &Families, set: &Features) {
     let enabled = families.gauges(

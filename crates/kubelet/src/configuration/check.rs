@@ -69,7 +69,7 @@ fn numbers(heeded: &Heeded, found: &mut Vec<String>) {
             "nodeStatusMaxImages (--node-status-max-images) {value} must be -1 or greater"
         )));
     }
-    if heeded.server_tls_bootstrap && !heeded.feature_gates.enabled(gates::SERVING) {
+    if heeded.server_tls_bootstrap && !heeded.features.enabled(gates::SERVING) {
         let gate = gates::SERVING;
         found.push(wrong(format!("serverTLSBootstrap true requires feature gate {gate}")));
     }

@@ -14,7 +14,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::gates::{self, Gates};
+use super::gates::{self, Features};
 use super::{Configuration, ConfigurationError, check};
 use crate::backoff::go_duration;
 use crate::certificates::Serving;
@@ -130,7 +130,10 @@ pub struct Heeded {
     pub enforce_node_allocatable: Vec<String>,
 
     #[serde(default)]
-    pub feature_gates: Gates,
+    feature_gates: BTreeMap<String, bool>,
+    /// What the gates make of the features.
+    #[serde(skip)]
+    pub features: Features,
     cpu_manager_policy: String,
     #[serde(default)]
     cpu_manager_policy_options: BTreeMap<String, String>,
@@ -261,11 +264,15 @@ impl Configuration {
     /// A value is of another type than its field or cannot be (upstream's messages, all of them), or names a file that
     /// cannot be read.
     pub fn apply(self, config: &mut Config) -> Result<(), ConfigurationError> {
-        let heeded: Heeded = typed(&self.0)?;
-        heeded.feature_gates.check().map_err(ConfigurationError::Gates)?;
+        let mut heeded: Heeded = typed(&self.0)?;
+        let gates = heeded.feature_gates.iter().map(|(name, on)| (name.as_str(), *on));
+        heeded.features = Features::of(gates).map_err(ConfigurationError::Gates)?;
         let wrong = check::problems(&heeded);
         if !wrong.is_empty() {
             return Err(ConfigurationError::Values(wrong));
+        }
+        for remark in heeded.features.remarks(&gates::HEEDED) {
+            tracing::warn!("{remark}");
         }
         config.eviction = heeded.eviction(&config.eviction);
         if let Err(error) = config.eviction.thresholds() {
@@ -276,8 +283,8 @@ impl Configuration {
         heeded.resources(config);
         heeded.placement(config).map_err(|why| ConfigurationError::Values(vec![why]))?;
         heeded.runtime(config);
-        config.trust_bundles = heeded.feature_gates.enabled(gates::TRUST_PROJECTION);
-        config.pod_certificates = heeded.feature_gates.enabled(gates::POD_CERTIFICATE);
+        config.trust_bundles = heeded.features.enabled(gates::TRUST_PROJECTION);
+        config.pod_certificates = heeded.features.enabled(gates::POD_CERTIFICATE);
         heeded.pods(config);
         config.configuration = self;
         Ok(())
@@ -396,7 +403,7 @@ impl Heeded {
             }
             other => return Err(format!("unknown policy: {other:?}")),
         }
-        let options = CpuOptions::parse(wishes, &self.feature_gates)
+        let options = CpuOptions::parse(wishes, &self.features)
             .map_err(|why| format!("new static policy error: {why}"))?;
         let named = Some(&self.reserved_system_cpus).filter(|set| !set.is_empty());
         let reserved: Option<CpuSet> = named.and_then(|set| set.parse().ok());

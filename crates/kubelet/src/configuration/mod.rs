@@ -290,6 +290,10 @@ mod tests {
                 "serverTLSBootstrap true requires feature gate RotateKubeletServerCertificate",
             ),
             (
+                json!({"featureGates": {"NoSuch": true}}),
+                "failed to set feature gates from initial flags-based config: unrecognized feature gate: NoSuch",
+            ),
+            (
                 json!({"featureGates": {"ClusterTrustBundleProjection": true}}),
                 "failed to set feature gates from initial flags-based config: ClusterTrustBundleProjection is enabled",
             ),

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use krate_api::boolean;
+use krate_api::features::Features;
 
 use super::topology::{Level, Topology};
-use crate::configuration::gates::Gates;
 use crate::topology::Policy;
 
 /// The options, under names that say what they do.
@@ -48,13 +48,13 @@ impl CpuOptions {
     ///
     /// # Errors
     /// One is not known, is not let in by its feature gate, is neither true nor false, or contradicts another.
-    pub fn parse(options: &BTreeMap<String, String>, gates: &Gates) -> Result<Self, String> {
+    pub fn parse(options: &BTreeMap<String, String>, features: &Features) -> Result<Self, String> {
         for (name, value) in options {
             let Some((_, level)) = NAMES.iter().find(|(known, _)| known == name) else {
                 return Err(format!("unknown CPU Manager Policy option: {name:?}"));
             };
             if let Some(level) = level
-                && !gates.enabled(&format!("CPUManagerPolicy{level}Options"))
+                && !features.enabled(&format!("CPUManagerPolicy{level}Options"))
             {
                 return Err(format!(
                     "CPU Manager Policy {level}-level Options not enabled, but option {name:?} provided"
@@ -112,9 +112,10 @@ mod tests {
 
     #[test]
     fn options_are_read_as_their_gates_let_them() {
-        let all = json!({"CPUManagerPolicyAlphaOptions": true});
-        let (none, no_beta) = (json!({}), json!({"CPUManagerPolicyBetaOptions": false}));
-        for (options, gates, said) in [
+        let with = |name, on| Features::of([(name, on)]).expect("known");
+        let all = with("CPUManagerPolicyAlphaOptions", true);
+        let (none, no_beta) = (Features::default(), with("CPUManagerPolicyBetaOptions", false));
+        for (options, features, said) in [
             (json!({"full-pcpus-only": "true", "strict-cpu-reservation": "1"}), &none, ""),
             (json!({"prefer-align-cpus-by-uncorecache": "T"}), &none, ""),
             (json!({"distribute-cpus-across-numa": "true"}), &none, ""),
@@ -143,8 +144,7 @@ mod tests {
             ),
         ] {
             let options = serde_json::from_value(options).unwrap();
-            let gates: Gates = serde_json::from_value(gates.clone()).unwrap();
-            match CpuOptions::parse(&options, &gates) {
+            match CpuOptions::parse(&options, features) {
                 Ok(_) => assert_eq!(said, "", "{options:?}"),
                 Err(error) => assert!(!said.is_empty() && error.contains(said), "{error}"),
             }
