@@ -27,6 +27,14 @@ pub fn keep_labels(meta: &mut ObjectMeta, old: &ObjectMeta) {
     meta.labels.clone_from(&old.labels);
 }
 
+/// The same for a kind whose status says nothing of the metadata at all (upstream's `ResetObjectMetaForStatus`).
+pub fn keep_metadata(meta: &mut ObjectMeta, old: &ObjectMeta) {
+    meta.labels.clone_from(&old.labels);
+    meta.annotations.clone_from(&old.annotations);
+    meta.finalizers.clone_from(&old.finalizers);
+    meta.owner_references.clone_from(&old.owner_references);
+}
+
 /// The rules of a kind with a spec and a status: the creator sets no status, an update of the object keeps it, an
 /// update of the status changes nothing of the spec. With `generation`, changes of the spec are counted.
 macro_rules! spec_and_status {

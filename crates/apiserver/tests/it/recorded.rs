@@ -123,7 +123,12 @@ impl Replay {
         }
         let Some(registry) = self.registry(body) else { return };
         let kind = registry.kind();
-        let bytes = serde_json::to_vec(body).expect("JSON");
+        let mut body = body.clone();
+        // The account of a pod is given by admission.
+        if body["kind"] == "Pod" && body["spec"]["serviceAccountName"].is_null() && body["spec"].is_object() {
+            body["spec"]["serviceAccountName"] = "default".into();
+        }
+        let bytes = serde_json::to_vec(&body).expect("JSON");
         let mut object = registry.decode(&bytes).expect("what upstream decodes is decoded");
         object.meta_mut().uid = Some(UID.to_owned());
         if kind.is_namespaced() && object.meta().namespace.is_none() {

@@ -1,6 +1,7 @@
 //! Whether the expressions of policies and webhooks are expressions.
 
-use k8s_openapi::api::admissionregistration::v1::{MatchCondition, Variable};
+use k8s_openapi::api::admissionregistration::v1::Variable;
+use krate_api::names::is_c_identifier;
 use krate_api::{FieldErrors, FieldPath};
 
 use crate::admission::policy::compile;
@@ -37,27 +38,51 @@ fn must_be(wanted: &[Type], found: &Type) -> String {
     }
 }
 
-pub fn conditions(
-    list: Option<&[MatchCondition]>,
-    has_params: bool,
-    at: &FieldPath,
-    errors: &mut FieldErrors,
-) {
-    let declared = Seen::dynamic(has_params).declared();
-    for (i, condition) in list.unwrap_or_default().iter().enumerate() {
-        let at = at.index(i).child("expression");
-        expression(condition.expression.trim(), &declared, &[Type::Bool], &at, errors);
-    }
+/// Words that no variable may be called by.
+const RESERVED: [&str; 21] = [
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
+];
+
+fn is_reserved(word: &str) -> bool {
+    RESERVED.contains(&word)
 }
 
 /// Variables, each of which sees those before it.
 pub fn variables(list: &[Variable], has_params: bool, at: &FieldPath, errors: &mut FieldErrors) -> Composed {
     let composed = Composed::new(list, Seen::dynamic(has_params).declared());
     for (i, (variable, (_, compiled))) in list.iter().zip(&composed.compiled).enumerate() {
-        if let Err(why) = compiled
-            && !variable.expression.trim().is_empty()
-        {
-            errors.invalid(&at.index(i).child("expression"), &variable.expression, why);
+        let at = at.index(i);
+        let (name, at_name) = (&variable.name, at.child("name"));
+        if name.trim().is_empty() {
+            errors.required(&at_name, "name is not specified");
+        } else if !is_c_identifier(name).is_empty() || is_reserved(name) {
+            errors.invalid(&at_name, name, "must be a valid CEL identifier");
+        }
+        let at = at.child("expression");
+        if variable.expression.trim().is_empty() {
+            errors.required(&at, "expression is not specified");
+        } else if let Err(why) = compiled {
+            errors.invalid(&at, &variable.expression, why);
         }
     }
     composed
@@ -115,5 +140,23 @@ mod tests {
         assert_eq!(kind("variables.a"), Ok(Type::String));
         assert_eq!(kind("variables.b"), Ok(Type::Dyn), "what does not compile is told once");
         assert!(kind("variables.d").expect_err("none").contains("undefined field 'd'"));
+    }
+
+    #[test]
+    fn a_variable_is_called_by_a_name() {
+        let list = [("", "1"), ("while", "1"), ("a-b", " ")]
+            .map(|(name, expression)| Variable { name: name.to_owned(), expression: expression.to_owned() });
+        let mut errors = FieldErrors::new();
+        variables(&list, false, &FieldPath::new("x"), &mut errors);
+        let told: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "x[0].name: Required value: name is not specified",
+                "x[1].name: Invalid value: \"while\": must be a valid CEL identifier",
+                "x[2].name: Invalid value: \"a-b\": must be a valid CEL identifier",
+                "x[2].expression: Required value: expression is not specified",
+            ]
+        );
     }
 }

@@ -5,7 +5,8 @@ use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use super::expressions;
 use super::matching::{
-    conditions, default_failure_policy, default_match, matching, param_kind, param_kind_text, variables,
+    conditions, default_failure_policy, default_match, matching, mutable, name_warnings, param_kind,
+    param_kind_text,
 };
 use crate::admission::policy::seen::Seen;
 use crate::cel::Type;
@@ -30,6 +31,7 @@ impl Strategy for MutatingAdmissionPolicy {
         ),
         age(),
     ];
+    const ALLOW_UNCONDITIONAL_UPDATE: bool = false;
 
     fn default(&mut self) {
         let spec = self.spec.get_or_insert_default();
@@ -53,24 +55,14 @@ impl Strategy for MutatingAdmissionPolicy {
                 if m.resource_rules.as_ref().is_none_or(Vec::is_empty) {
                     errors.required(&at.child("matchConstraints").child("resourceRules"), "");
                 }
+                mutable(m, &at.child("matchConstraints"), errors);
             }
         }
-        conditions(spec.match_conditions.as_deref(), &at.child("matchConditions"), errors);
-        variables(spec.variables.as_deref(), &at.child("variables"), errors);
         let has_params = spec.param_kind.is_some();
+        conditions(spec.match_conditions.as_deref(), has_params, &at.child("matchConditions"), errors);
         let composed = spec.variables.as_deref().unwrap_or_default();
-        expressions::conditions(
-            spec.match_conditions.as_deref(),
-            has_params,
-            &at.child("matchConditions"),
-            errors,
-        );
         let composed = expressions::variables(composed, has_params, &at.child("variables"), errors);
         let declared = composed.seen_by(Seen::dynamic(has_params).declared()).making_objects();
-        match spec.reinvocation_policy.as_deref().unwrap_or_default() {
-            "" => errors.required(&at.child("reinvocationPolicy"), ""),
-            policy => one_of(policy, &["IfNeeded", "Never"], &at.child("reinvocationPolicy"), errors),
-        }
         let mutations = spec.mutations.as_deref().unwrap_or_default();
         if mutations.is_empty() {
             errors.required(&at.child("mutations"), "mutations must contain at least one item");
@@ -92,29 +84,70 @@ impl Strategy for MutatingAdmissionPolicy {
                     continue;
                 }
             };
-            if other.is_some() {
-                errors.forbidden(
-                    &at.child(other_field),
-                    format!("must not be set when patchType is {}", mutation.patch_type),
-                );
-            }
-            match wanted {
+            let at_expression = at.child(field).child("expression");
+            match wanted.map(str::trim) {
                 None => errors.required(
                     &at.child(field),
                     format!("must be specified when patchType is {}", mutation.patch_type),
                 ),
-                Some("") => {
-                    errors.required(&at.child(field).child("expression"), "expression is not specified");
-                }
+                Some("") => errors.required(&at_expression, ""),
                 Some(source) => {
                     let wanted = match field {
                         "jsonPatch" => Type::list(Type::anything("JSONPatch")),
                         _ => Type::anything("Object"),
                     };
-                    let at = at.child(field).child("expression");
-                    expressions::expression(source, &declared, &[wanted], &at, errors);
+                    expressions::expression(source, &declared, &[wanted], &at_expression, errors);
                 }
             }
+            if other.is_some() {
+                errors.invalid(
+                    &at.child(other_field),
+                    format!("{{{other_field}}}"),
+                    format!("must not be specified when patchType is {}", mutation.patch_type),
+                );
+            }
         }
+        match spec.reinvocation_policy.as_deref().unwrap_or_default() {
+            "" => errors.required(&at.child("reinvocationPolicy"), ""),
+            policy => one_of(policy, &["IfNeeded", "Never"], &at.child("reinvocationPolicy"), errors),
+        }
+    }
+
+    fn warnings(&self, _: Option<&Self>) -> Vec<String> {
+        name_warnings(self.metadata.name.as_deref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_mutation_is_of_one_type_and_of_nothing_that_is_deleted() {
+        let spec = json!({
+            "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"],
+                "operations": ["DELETE"], "resources": ["pods"]}]},
+            "mutations": [{"patchType": "JSONPatch",
+                "jsonPatch": {"expression": "[JSONPatch{op: 'remove', path: '/a'}]"},
+                "applyConfiguration": {"expression": "Object{}"}}]});
+        let mut policy: MutatingAdmissionPolicy =
+            serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).expect("a policy");
+        policy.default();
+        let mut errors = FieldErrors::new();
+        policy.validate(&FieldPath::new(""), &mut errors);
+        let told: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert_eq!(
+            told[0],
+            "spec.matchConstraints.resourceRules.operations: Unsupported value: \"DELETE\": supported values: \
+             \"*\", \"CONNECT\", \"CREATE\", \"UPDATE\""
+        );
+        assert_eq!(
+            told[1],
+            "spec.mutations[0].applyConfiguration: Invalid value: \"{applyConfiguration}\": must not be specified \
+             when patchType is JSONPatch"
+        );
+        assert_eq!(told[2], "spec.reinvocationPolicy: Required value");
     }
 }

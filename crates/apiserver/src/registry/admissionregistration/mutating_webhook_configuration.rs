@@ -3,6 +3,7 @@
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
+use super::matching::name_warnings;
 use super::webhook::{default_webhook, said, validate};
 use crate::registry::column::{age, integer, name};
 use crate::registry::prepare::counted;
@@ -20,6 +21,7 @@ impl Strategy for MutatingWebhookConfiguration {
         ),
         age(),
     ];
+    const ALLOW_UNCONDITIONAL_UPDATE: bool = false;
 
     fn default(&mut self) {
         for hook in self.webhooks.iter_mut().flatten() {
@@ -38,5 +40,9 @@ impl Strategy for MutatingWebhookConfiguration {
                 one_of(policy, &["IfNeeded", "Never"], &at.index(i).child("reinvocationPolicy"), errors);
             }
         }
+    }
+
+    fn warnings(&self, _: Option<&Self>) -> Vec<String> {
+        name_warnings(self.metadata.name.as_deref())
     }
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::matching::{default_match, matching, param_ref, param_ref_text};
+use super::matching::{default_match, matching, name_warnings, param_ref, param_ref_text, policy_name};
 use crate::registry::column::{age, name, text};
 use crate::registry::prepare::counted;
-use crate::registry::rules::{one_of, required};
+use crate::registry::rules::one_of;
 use crate::registry::{Column, Strategy};
 
 impl Strategy for ValidatingAdmissionPolicyBinding {
@@ -25,6 +25,7 @@ impl Strategy for ValidatingAdmissionPolicyBinding {
         }),
         age(),
     ];
+    const ALLOW_UNCONDITIONAL_UPDATE: bool = false;
 
     fn default(&mut self) {
         default_match(self.spec.match_resources.as_mut());
@@ -35,15 +36,12 @@ impl Strategy for ValidatingAdmissionPolicyBinding {
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("spec");
         let spec = &self.spec;
-        required(Some(&spec.policy_name), &at.child("policyName"), errors);
+        policy_name(&spec.policy_name, &at.child("policyName"), errors);
         param_ref(spec.param_ref.as_ref(), &at.child("paramRef"), errors);
         if let Some(m) = &spec.match_resources {
             matching(m, &at.child("matchResources"), errors);
         }
         let at = at.child("validationActions");
-        if spec.validation_actions.is_empty() {
-            errors.required(&at, "at least one validation action is required");
-        }
         let mut seen: BTreeSet<&str> = BTreeSet::new();
         for (i, action) in spec.validation_actions.iter().enumerate() {
             one_of(action, &["Audit", "Deny", "Warn"], &at.index(i), errors);
@@ -59,5 +57,12 @@ impl Strategy for ValidatingAdmissionPolicyBinding {
                  response and headers serves no purpose)",
             );
         }
+        if seen.is_empty() {
+            errors.required(&at, "at least one validation action is required");
+        }
+    }
+
+    fn warnings(&self, _: Option<&Self>) -> Vec<String> {
+        name_warnings(self.metadata.name.as_deref())
     }
 }

@@ -3,6 +3,7 @@
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
+use super::matching::name_warnings;
 use super::webhook::{default_webhook, said, validate};
 use crate::registry::column::{age, integer, name};
 use crate::registry::prepare::counted;
@@ -19,6 +20,7 @@ impl Strategy for ValidatingWebhookConfiguration {
         ),
         age(),
     ];
+    const ALLOW_UNCONDITIONAL_UPDATE: bool = false;
 
     fn default(&mut self) {
         for hook in self.webhooks.iter_mut().flatten() {
@@ -31,5 +33,9 @@ impl Strategy for ValidatingWebhookConfiguration {
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("webhooks");
         validate(self.webhooks.iter().flatten().map(|hook| said!(hook)), &at, errors);
+    }
+
+    fn warnings(&self, _: Option<&Self>) -> Vec<String> {
+        name_warnings(self.metadata.name.as_deref())
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::admissionregistration::v1::{MatchCondition, RuleWithOperations, WebhookClientConfig};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use krate_api::names::is_dns1123_subdomain;
+use krate_api::names::{is_dns1035_label, is_dns1123_subdomain};
 use krate_api::{FieldErrors, FieldPath};
 
 use super::matching::{Rule, conditions, rule};
-use crate::registry::rules::{dns_subdomain, label_selector, one_of};
+use crate::registry::rules::{each, label_selector, one_of};
 
 /// Fills in what both kinds of webhooks share.
 macro_rules! default_webhook {
@@ -70,25 +70,15 @@ pub fn validate<'a>(hooks: impl Iterator<Item = Said<'a>>, at: &FieldPath, error
     for (i, hook) in hooks.enumerate() {
         let at = at.index(i);
         one(&hook, &at, errors);
-        if !names.insert(hook.name) {
+        review_versions(hook.versions, &at.child("admissionReviewVersions"), errors);
+        if !hook.name.is_empty() && !names.insert(hook.name) {
             errors.duplicate(&at.child("name"), hook.name);
         }
     }
 }
 
 fn one(hook: &Said<'_>, at: &FieldPath, errors: &mut FieldErrors) {
-    if hook.name.is_empty() {
-        errors.required(&at.child("name"), "");
-    } else {
-        dns_subdomain(hook.name, &at.child("name"), errors);
-        if hook.name.split('.').count() < 3 {
-            errors.invalid(
-                &at.child("name"),
-                hook.name,
-                "should be a domain with at least three segments separated by dots",
-            );
-        }
-    }
+    name(hook.name, &at.child("name"), errors);
     for (i, r) in hook.rules.iter().enumerate() {
         let none = Vec::new();
         let said = Rule {
@@ -126,15 +116,38 @@ fn one(hook: &Said<'_>, at: &FieldPath, errors: &mut FieldErrors) {
             label_selector(selector, &at.child(name), errors);
         }
     }
-    let at_versions = at.child("admissionReviewVersions");
-    if hook.versions.is_empty() {
-        errors.required(&at_versions, "must specify one of v1, v1beta1");
-    } else if !hook.versions.iter().any(|v| v == "v1" || v == "v1beta1") {
-        errors.invalid(&at_versions, hook.versions, "must include at least one of v1, v1beta1");
-    }
     client(hook.client, &at.child("clientConfig"), errors);
-    conditions(hook.conditions, &at.child("matchConditions"), errors);
-    super::expressions::conditions(hook.conditions, false, &at.child("matchConditions"), errors);
+    conditions(hook.conditions, false, &at.child("matchConditions"), errors);
+}
+
+fn name(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    let wrong = is_dns1123_subdomain(name);
+    if name.is_empty() {
+        errors.required(at, "");
+    } else if !wrong.is_empty() {
+        errors.invalid(at, name, wrong.join(","));
+    } else if name.split('.').count() < 3 {
+        errors.invalid(at, name, "should be a domain with at least three segments separated by dots");
+    }
+}
+
+/// Which versions of a review a webhook reads: one that is sent must be among them.
+fn review_versions(versions: &[String], at: &FieldPath, errors: &mut FieldErrors) {
+    if versions.is_empty() {
+        errors.required(at, "must specify one of v1, v1beta1");
+        return;
+    }
+    let mut known = BTreeSet::new();
+    for (i, version) in versions.iter().enumerate() {
+        if known.insert(version.as_str()) {
+            each(is_dns1035_label(version), version, &at.index(i), errors);
+        } else {
+            errors.invalid(&at.index(i), version, "duplicate version");
+        }
+    }
+    if !known.contains("v1") && !known.contains("v1beta1") {
+        errors.invalid(at, versions, "must include at least one of v1, v1beta1");
+    }
 }
 
 fn client(config: &WebhookClientConfig, at: &FieldPath, errors: &mut FieldErrors) {
@@ -220,5 +233,39 @@ pub fn ca_bundle(bundle: &[u8], at: &FieldPath, errors: &mut FieldErrors) {
         let shown = base64::engine::general_purpose::STANDARD.encode(bundle);
         let detail = "unable to load root certificates: unable to parse bytes as PEM block";
         errors.invalid(at, shown, detail);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(check: impl FnOnce(&FieldPath, &mut FieldErrors)) -> Vec<String> {
+        let mut errors = FieldErrors::new();
+        check(&FieldPath::new("x"), &mut errors);
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_version_of_reviews_is_named_once() {
+        let judge = |versions: &[&str]| {
+            let versions: Vec<String> = versions.iter().map(|v| (*v).to_owned()).collect();
+            told(|at, errors| review_versions(&versions, at, errors))
+        };
+        assert_eq!(judge(&["v2", "v1"]), [""; 0]);
+        assert_eq!(judge(&["v1", "v1"]), ["x[1]: Invalid value: \"v1\": duplicate version"]);
+        let told = judge(&["1"]);
+        assert!(told[0].starts_with("x[0]: Invalid value: \"1\": a DNS-1035 label must"), "{told:?}");
+        assert_eq!(told[1], "x: Invalid value: [\"1\"]: must include at least one of v1, v1beta1");
+    }
+
+    #[test]
+    fn a_name_is_wrong_in_one_way_at_a_time() {
+        assert_eq!(told(|at, errors| name("a.example.com", at, errors)), [""; 0]);
+        assert_eq!(
+            told(|at, errors| name("a.b", at, errors)),
+            ["x: Invalid value: \"a.b\": should be a domain with at least three segments separated by dots"]
+        );
+        assert_eq!(told(|at, errors| name("A", at, errors)).len(), 1);
     }
 }

@@ -4,12 +4,14 @@ use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::{Missing, pod_spec, workload};
+use super::{
+    RollingInMemory, Rules, StrategyInMemory, is_none, never_decremented, pod_spec, warnings, workload,
+};
 use crate::registry::column::{
     age, container_images, container_names, integer, labels, name, selector, text, wide,
 };
 use crate::registry::prepare::{differ, first_generation, next_generation};
-use crate::registry::rules::{IMMUTABLE, count_or_percent, not_more_than_all, not_negative, one_of, percent};
+use crate::registry::rules::{IMMUTABLE, count_or_percent, not_more_than_all, not_negative};
 use crate::registry::{Column, Context, Strategy};
 
 /// The count of the template's changes, in the annotation where older clients look for it.
@@ -74,34 +76,28 @@ impl Strategy for DaemonSet {
         self.status = None;
         self.status.get_or_insert_default();
         first_generation(&mut self.metadata);
-        let annotations = self.metadata.annotations.get_or_insert_default();
-        annotations.insert(TEMPLATE_GENERATION.to_owned(), "1".to_owned());
+        let count = template_count(self).max(1);
+        count_template(self, count);
     }
 
     fn prepare_for_update(&mut self, old: &Self, _: &Context) {
         self.status.clone_from(&old.status);
         let template = |d: &Self| d.spec.as_ref().map(|s| s.template.clone());
-        let count = |d: &Self| -> i64 {
-            d.metadata
-                .annotations
-                .as_ref()
-                .and_then(|a| a.get(TEMPLATE_GENERATION)?.parse().ok())
-                .unwrap_or(0)
-        };
         let changed = differ(&template(self), &template(old));
-        let annotations = self.metadata.annotations.get_or_insert_default();
-        annotations.insert(TEMPLATE_GENERATION.to_owned(), (count(old) + i64::from(changed)).to_string());
+        count_template(self, template_count(old) + i64::from(changed));
         next_generation(&mut self.metadata, &old.metadata, differ(&self.spec, &old.spec));
     }
 
     fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
         self.spec.clone_from(&old.spec);
+        // Upstream has the count in the spec, and in the annotation for clients alone.
+        count_template(self, template_count(old));
     }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("spec");
         let Some(spec) = &self.spec else { return };
-        workload(&spec.selector, &spec.template, &Missing::Silent, &at, errors);
+        workload(&spec.selector, &spec.template, Rules::Daemon, &at, errors);
         not_negative(spec.min_ready_seconds.unwrap_or(0), &at.child("minReadySeconds"), errors);
         strategy(spec, &at.child("updateStrategy"), errors);
         if let Some(limit) = spec.revision_history_limit {
@@ -116,9 +112,10 @@ impl Strategy for DaemonSet {
         }
     }
 
-    fn validate_status_update(&self, _: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+    fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("status");
         let status = self.status.clone().unwrap_or_default();
+        not_negative(status.observed_generation.unwrap_or(0), &at.child("observedGeneration"), errors);
         for (name, value) in [
             ("currentNumberScheduled", status.current_number_scheduled),
             ("numberMisscheduled", status.number_misscheduled),
@@ -127,10 +124,30 @@ impl Strategy for DaemonSet {
             ("updatedNumberScheduled", status.updated_number_scheduled.unwrap_or(0)),
             ("numberAvailable", status.number_available.unwrap_or(0)),
             ("numberUnavailable", status.number_unavailable.unwrap_or(0)),
+            ("collisionCount", status.collision_count.unwrap_or(0)),
         ] {
             not_negative(value, &at.child(name), errors);
         }
+        let was = old.status.as_ref().and_then(|s| s.collision_count);
+        never_decremented(status.collision_count, was, &at, errors);
     }
+
+    fn warnings(&self, old: Option<&Self>) -> Vec<String> {
+        if old.is_some_and(|old| template_count(old) == template_count(self)) {
+            return Vec::new();
+        }
+        warnings(&self.metadata, None, self.spec.as_ref().map(|spec| &spec.template))
+    }
+}
+
+fn template_count(set: &DaemonSet) -> i64 {
+    let annotations = set.metadata.annotations.as_ref();
+    annotations.and_then(|a| a.get(TEMPLATE_GENERATION)?.parse().ok()).unwrap_or(0)
+}
+
+fn count_template(set: &mut DaemonSet, count: i64) {
+    let annotations = set.metadata.annotations.get_or_insert_default();
+    annotations.insert(TEMPLATE_GENERATION.to_owned(), count.to_string());
 }
 
 fn strategy(spec: &DaemonSetSpec, at: &FieldPath, errors: &mut FieldErrors) {
@@ -150,11 +167,7 @@ fn strategy(spec: &DaemonSetSpec, at: &FieldPath, errors: &mut FieldErrors) {
                 count_or_percent(value, &at.child(name), errors);
                 not_more_than_all(value, &at.child(name), errors);
             }
-            let some = |v: &IntOrString| match v {
-                IntOrString::Int(n) => *n != 0,
-                IntOrString::String(text) => percent(text) != Some(0),
-            };
-            match (some(unavailable), some(surge)) {
+            match (!is_none(unavailable), !is_none(surge)) {
                 (true, true) => {
                     errors.invalid(
                         &at.child("maxSurge"),
@@ -168,6 +181,64 @@ fn strategy(spec: &DaemonSetSpec, at: &FieldPath, errors: &mut FieldErrors) {
                 _ => {}
             }
         }
-        other => one_of(other, &["OnDelete", "RollingUpdate"], &at.child("type"), errors),
+        other => {
+            let rolling = strategy.rolling_update.as_ref();
+            let rolling_update =
+                rolling.map(|r| RollingInMemory::new(r.max_unavailable.as_ref(), r.max_surge.as_ref()));
+            let shown = StrategyInMemory { kind: other, rolling_update };
+            errors.not_supported(at, shown, &["RollingUpdate", "OnDelete"]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn set(value: Value) -> DaemonSet {
+        serde_json::from_value(value).expect("a DaemonSet")
+    }
+
+    #[test]
+    fn changes_of_the_template_are_counted_from_where_they_are() {
+        let counted =
+            |count: &str| json!({"metadata": {"name": "d", "annotations": {TEMPLATE_GENERATION: count}}});
+        for (given, kept) in [("-3", 1), ("0", 1), ("7", 7)] {
+            let mut new = set(counted(given));
+            new.prepare_for_create(&Context::default());
+            assert_eq!(template_count(&new), kept, "{given}");
+        }
+        let mut status = set(json!({"metadata": {"name": "d"}}));
+        Strategy::default(&mut status);
+        status.prepare_for_status_update(&set(counted("7")), &Context::default());
+        assert_eq!(template_count(&status), 7);
+    }
+
+    #[test]
+    fn strategies_stand_in_upstreams_order() {
+        let odd = set(json!({"spec": {"updateStrategy": {"type": "Odd"}}}));
+        let mut errors = FieldErrors::new();
+        strategy(&odd.spec.unwrap_or_default(), &FieldPath::new("s"), &mut errors);
+        assert_eq!(
+            errors.aggregate(),
+            "s: Unsupported value: {\"Type\":\"Odd\",\"RollingUpdate\":null}: supported values: \"RollingUpdate\", \
+             \"OnDelete\""
+        );
+    }
+
+    #[test]
+    fn collisions_are_counted_up() {
+        let with = |status: Value| set(json!({"metadata": {"name": "d"}, "status": status}));
+        let mut errors = FieldErrors::new();
+        let old = with(json!({"collisionCount": 3}));
+        with(json!({"observedGeneration": -1})).validate_status_update(
+            &old,
+            &FieldPath::new(""),
+            &mut errors,
+        );
+        let said = errors.aggregate();
+        assert!(said.contains("status.collisionCount: Invalid value: 0: cannot be decremented"), "{said}");
+        assert!(said.contains("status.observedGeneration"), "{said}");
     }
 }

@@ -5,10 +5,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::{Missing, pod_spec, workload};
+use super::{
+    RollingInMemory, Rules, StrategyInMemory, is_none, named_warnings, never_decremented, pod_spec, workload,
+};
 use crate::registry::column::{age, container_images, container_names, name, selector, text, wide};
-use crate::registry::prepare::{differ, first_generation, next_generation, spec_and_status};
-use crate::registry::rules::{IMMUTABLE, count_or_percent, not_more_than_all, not_negative, one_of, percent};
+use crate::registry::prepare::{differ, first_generation, keep_labels, next_generation};
+use crate::registry::rules::{IMMUTABLE, count_or_percent, not_more_than_all, not_negative};
 use crate::registry::{Column, Context, Strategy};
 
 impl Strategy for Deployment {
@@ -70,13 +72,16 @@ impl Strategy for Deployment {
         next_generation(&mut self.metadata, &old.metadata, changed);
     }
 
-    spec_and_status!(status only);
+    fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
+        self.spec.clone_from(&old.spec);
+        keep_labels(&mut self.metadata, &old.metadata);
+    }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("spec");
         let Some(spec) = &self.spec else { return };
         not_negative(spec.replicas.unwrap_or(0), &at.child("replicas"), errors);
-        workload(&spec.selector, &spec.template, &Missing::Required, &at, errors);
+        workload(&spec.selector, &spec.template, Rules::Replica, &at, errors);
         strategy(spec, &at.child("strategy"), errors);
         let ready = spec.min_ready_seconds.unwrap_or(0);
         not_negative(ready, &at.child("minReadySeconds"), errors);
@@ -105,12 +110,15 @@ impl Strategy for Deployment {
         let at = at.child("status");
         let status = self.status.clone().unwrap_or_default();
         let replicas = status.replicas.unwrap_or(0);
+        not_negative(status.observed_generation.unwrap_or(0), &at.child("observedGeneration"), errors);
         for (name, value) in [
             ("replicas", status.replicas),
             ("updatedReplicas", status.updated_replicas),
             ("readyReplicas", status.ready_replicas),
             ("availableReplicas", status.available_replicas),
             ("unavailableReplicas", status.unavailable_replicas),
+            ("terminatingReplicas", status.terminating_replicas),
+            ("collisionCount", status.collision_count),
         ] {
             let value = value.unwrap_or(0);
             not_negative(value, &at.child(name), errors);
@@ -126,9 +134,12 @@ impl Strategy for Deployment {
             );
         }
         let collisions = |d: &Self| d.status.as_ref().and_then(|s| s.collision_count);
-        if collisions(old).is_some_and(|was| collisions(self).is_none_or(|is| is < was)) {
-            errors.invalid(&at.child("collisionCount"), collisions(self), "cannot be decremented");
-        }
+        never_decremented(collisions(self), collisions(old), &at, errors);
+    }
+
+    fn warnings(&self, old: Option<&Self>) -> Vec<String> {
+        let template = self.spec.as_ref().map(|spec| &spec.template);
+        named_warnings(&self.metadata, old.map(|old| &old.metadata), template)
     }
 }
 
@@ -149,20 +160,71 @@ fn strategy(spec: &DeploymentSpec, at: &FieldPath, errors: &mut FieldErrors) {
                 errors.required(&at, "this should be defaulted and never be nil");
                 return;
             };
-            let zero = |v: &IntOrString| match v {
-                IntOrString::Int(n) => *n == 0,
-                IntOrString::String(text) => percent(text) == Some(0),
-            };
             let none = IntOrString::Int(0);
             let unavailable = rolling.max_unavailable.as_ref().unwrap_or(&none);
             let surge = rolling.max_surge.as_ref().unwrap_or(&none);
             count_or_percent(unavailable, &at.child("maxUnavailable"), errors);
             count_or_percent(surge, &at.child("maxSurge"), errors);
-            if zero(unavailable) && zero(surge) {
+            if is_none(unavailable) && is_none(surge) {
                 errors.invalid(&at.child("maxUnavailable"), unavailable, "may not be 0 when `maxSurge` is 0");
             }
             not_more_than_all(unavailable, &at.child("maxUnavailable"), errors);
         }
-        other => one_of(other, &["Recreate", "RollingUpdate"], &at.child("type"), errors),
+        other => {
+            let rolling = strategy.rolling_update.as_ref();
+            let rolling_update =
+                rolling.map(|r| RollingInMemory::new(r.max_unavailable.as_ref(), r.max_surge.as_ref()));
+            let shown = StrategyInMemory { kind: other, rolling_update };
+            errors.not_supported(at, shown, &["Recreate", "RollingUpdate"]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn deployment(value: Value) -> Deployment {
+        serde_json::from_value(value).expect("a Deployment")
+    }
+
+    #[test]
+    fn an_update_of_the_status_leaves_the_labels_alone() {
+        let old = deployment(json!({"metadata": {"name": "d", "labels": {"a": "1"}}}));
+        let mut new =
+            deployment(json!({"metadata": {"name": "d", "labels": {"a": "2"}}, "status": {"replicas": 1}}));
+        new.prepare_for_status_update(&old, &Context::default());
+        assert_eq!(new.metadata.labels, old.metadata.labels);
+        assert_eq!(new.status.and_then(|s| s.replicas), Some(1));
+    }
+
+    #[test]
+    fn a_strategy_of_no_known_type_is_shown_whole() {
+        let mut errors = FieldErrors::new();
+        let odd =
+            deployment(json!({"spec": {"strategy": {"type": "Odd", "rollingUpdate": {"maxSurge": "5%"}}}}));
+        strategy(&odd.spec.unwrap_or_default(), &FieldPath::new("spec").child("strategy"), &mut errors);
+        assert_eq!(
+            errors.aggregate(),
+            "spec.strategy: Unsupported value: {\"Type\":\"Odd\",\"RollingUpdate\":{\"MaxUnavailable\":0,\
+             \"MaxSurge\":\"5%\"}}: supported values: \"Recreate\", \"RollingUpdate\""
+        );
+    }
+
+    #[test]
+    fn collisions_are_counted_up() {
+        let with = |status: Value| deployment(json!({"metadata": {"name": "d"}, "status": status}));
+        let said = |new: Value, old: Value| {
+            let mut errors = FieldErrors::new();
+            with(new).validate_status_update(&with(old), &FieldPath::new(""), &mut errors);
+            errors.aggregate()
+        };
+        assert_eq!(said(json!({"collisionCount": 2}), json!({"collisionCount": 1})), "[]");
+        assert_eq!(
+            said(json!({}), json!({"collisionCount": 1})),
+            "status.collisionCount: Invalid value: 0: cannot be decremented"
+        );
+        assert!(said(json!({"terminatingReplicas": -1}), json!({})).contains("status.terminatingReplicas"));
     }
 }

@@ -3,11 +3,11 @@
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::{Missing, pod_spec, workload};
+use super::{Rules, named_warnings, pod_spec, workload};
 use crate::registry::column::{age, container_images, container_names, integer, name, selector, wide};
 use crate::registry::prepare::{differ, spec_and_status};
 use crate::registry::rules::{IMMUTABLE, not_negative};
-use crate::registry::{Column, Selectable, Strategy};
+use crate::registry::{Column, Strategy};
 
 impl Strategy for ReplicaSet {
     const KIND: &'static Kind = &kinds::REPLICA_SET;
@@ -51,7 +51,7 @@ impl Strategy for ReplicaSet {
         not_negative(spec.replicas.unwrap_or(0), &at.child("replicas"), errors);
         not_negative(spec.min_ready_seconds.unwrap_or(0), &at.child("minReadySeconds"), errors);
         match &spec.template {
-            Some(template) => workload(&spec.selector, template, &Missing::Required, &at, errors),
+            Some(template) => workload(&spec.selector, template, Rules::Replica, &at, errors),
             None => errors.required(&at.child("template"), ""),
         }
     }
@@ -72,6 +72,8 @@ impl Strategy for ReplicaSet {
             ("readyReplicas", status.ready_replicas),
             ("availableReplicas", status.available_replicas),
         ];
+        not_negative(status.observed_generation.unwrap_or(0), &at.child("observedGeneration"), errors);
+        not_negative(status.terminating_replicas.unwrap_or(0), &at.child("terminatingReplicas"), errors);
         for (name, value) in counts {
             let value = value.unwrap_or(0);
             not_negative(value, &at.child(name), errors);
@@ -88,7 +90,37 @@ impl Strategy for ReplicaSet {
         }
     }
 
-    fn selectable(&self) -> Selectable {
-        vec![("status.replicas", self.status.as_ref().map_or(0, |s| s.replicas).to_string())]
+    fn warnings(&self, old: Option<&Self>) -> Vec<String> {
+        let template = self.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        named_warnings(&self.metadata, old.map(|old| &old.metadata), template)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::erased::{Registry, Typed};
+    use serde_json::json;
+
+    #[test]
+    fn no_count_of_a_status_is_negative() {
+        let set: ReplicaSet = serde_json::from_value(json!({
+            "metadata": {"name": "a"},
+            "status": {"replicas": 0, "terminatingReplicas": -1, "observedGeneration": -1},
+        }))
+        .expect("a ReplicaSet");
+        let mut errors = FieldErrors::new();
+        set.validate_status_update(&set, &FieldPath::new(""), &mut errors);
+        let said = errors.aggregate();
+        assert!(
+            said.contains("status.terminatingReplicas") && said.contains("status.observedGeneration"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn sets_are_selected_by_their_metadata_alone() {
+        let sets = <Typed<ReplicaSet> as Default>::default();
+        assert_eq!(sets.selectable_names(), ["metadata.name", "metadata.namespace"]);
     }
 }

@@ -3,10 +3,12 @@
 use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, MetricSpec, MetricTarget, MetricValueStatus,
 };
+use krate_api::names::is_path_segment_name;
 use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
 
-use crate::registry::rules::{label_selector, one_of, required};
+use crate::registry::core::pod_spec::resource_name;
+use crate::registry::rules::{dns_label, each, one_of};
 
 const TYPES: &[&str] = &["ContainerResource", "External", "Object", "Pods", "Resource"];
 const TARGETS: &[&str] = &["AverageValue", "Utilization", "Value"];
@@ -23,72 +25,146 @@ pub fn validate(metrics: &[MetricSpec], at: &FieldPath, errors: &mut FieldErrors
         ];
         if metric.type_.is_empty() {
             errors.required(&at.child("type"), "must specify a metric source type");
-        } else {
-            one_of(&metric.type_, TYPES, &at.child("type"), errors);
+        }
+        one_of(&metric.type_, TYPES, &at.child("type"), errors);
+        // Only the first that is given is looked at.
+        if let Some((field, ..)) = given.iter().find(|(_, _, set)| *set) {
+            source(metric, field, &at.child(field), errors);
         }
         let own = given.iter().find(|(_, kind, _)| *kind == metric.type_);
-        if let Some((field, _, false)) = own {
-            errors.required(&at.child(field), "must populate information for the given metric source");
+        match own {
+            Some((field, _, false)) => {
+                errors.required(&at.child(field), "must populate information for the given metric source");
+            }
+            Some(_) => {}
+            // Upstream says so a second time.
+            None => one_of(&metric.type_, TYPES, &at.child("type"), errors),
         }
-        for (field, _, set) in given.iter().filter(|(_, kind, _)| *kind != metric.type_) {
-            if *set && own.is_some() {
+        if given.iter().filter(|(_, _, set)| *set).count() != 1 {
+            for (field, ..) in given.iter().filter(|(_, kind, set)| *set && *kind != metric.type_) {
                 errors.forbidden(&at.child(field), "must populate the given metric source only");
             }
-        }
-        if let Some(m) = &metric.resource {
-            let at = at.child("resource");
-            required(Some(&m.name), &at.child("name"), errors);
-            resource_target(&m.target, &at.child("target"), errors);
-        }
-        if let Some(m) = &metric.container_resource {
-            let at = at.child("containerResource");
-            required(Some(&m.name), &at.child("name"), errors);
-            required(Some(&m.container), &at.child("container"), errors);
-            resource_target(&m.target, &at.child("target"), errors);
-        }
-        if let Some(m) = &metric.pods {
-            let at = at.child("pods");
-            identifier(&m.metric.name, m.metric.selector.as_ref(), &at.child("metric"), errors);
-            target(&m.target, &at.child("target"), errors);
-            if m.target.average_value.is_none() {
-                errors.required(
-                    &at.child("target").child("averageValue"),
-                    "must specify a positive target averageValue",
-                );
-            }
-        }
-        if let Some(m) = &metric.object {
-            let at = at.child("object");
-            required(Some(&m.described_object.kind), &at.child("describedObject").child("kind"), errors);
-            required(Some(&m.described_object.name), &at.child("describedObject").child("name"), errors);
-            identifier(&m.metric.name, m.metric.selector.as_ref(), &at.child("metric"), errors);
-            target(&m.target, &at.child("target"), errors);
-        }
-        if let Some(m) = &metric.external {
-            let at = at.child("external");
-            identifier(&m.metric.name, m.metric.selector.as_ref(), &at.child("metric"), errors);
-            target(&m.target, &at.child("target"), errors);
         }
     }
 }
 
-fn identifier(
-    name: &str,
-    selector: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector>,
-    at: &FieldPath,
-    errors: &mut FieldErrors,
-) {
-    required(Some(name), &at.child("name"), errors);
-    if let Some(selector) = selector {
-        label_selector(selector, &at.child("selector"), errors);
+fn source(metric: &MetricSpec, field: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    let at_target = at.child("target");
+    match field {
+        "object" => {
+            let Some(m) = &metric.object else { return };
+            let object = &m.described_object;
+            let at_object = at.child("describedObject");
+            named(&object.kind, &object.name, &at_object, errors);
+            let version = object.api_version.as_deref().unwrap_or_default();
+            api_version(version, true, &at_object.child("apiVersion"), errors);
+            identifier(&m.metric.name, &at.child("metric"), errors);
+            target(&m.target, &at_target, errors);
+            if m.target.value.is_none() && m.target.average_value.is_none() {
+                errors.required(
+                    &at_target.child("averageValue"),
+                    "must set either a target value or averageValue",
+                );
+            }
+        }
+        "external" => {
+            let Some(m) = &metric.external else { return };
+            identifier(&m.metric.name, &at.child("metric"), errors);
+            target(&m.target, &at_target, errors);
+            match (&m.target.value, &m.target.average_value) {
+                (None, None) => errors.required(
+                    &at_target.child("averageValue"),
+                    "must set either a target value for metric or a per-pod target",
+                ),
+                (Some(_), Some(_)) => errors.forbidden(
+                    &at_target.child("value"),
+                    "may not set both a target value for metric and a per-pod target",
+                ),
+                _ => {}
+            }
+        }
+        "pods" => {
+            let Some(m) = &metric.pods else { return };
+            identifier(&m.metric.name, &at.child("metric"), errors);
+            target(&m.target, &at_target, errors);
+            if m.target.average_value.is_none() {
+                errors.required(
+                    &at_target.child("averageValue"),
+                    "must specify a positive target averageValue",
+                );
+            }
+        }
+        "resource" => {
+            let Some(m) = &metric.resource else { return };
+            if m.name.is_empty() {
+                errors.required(&at.child("name"), "must specify a resource name");
+            }
+            resource_target(&m.target, &at_target, errors);
+        }
+        _ => {
+            let Some(m) = &metric.container_resource else { return };
+            if m.name.is_empty() {
+                errors.required(&at.child("name"), "must specify a resource name");
+            } else {
+                container_resource(&m.name, &at.child("name"), errors);
+            }
+            if m.container.is_empty() {
+                errors.required(&at.child("container"), "must specify a container");
+            } else {
+                dns_label(&m.container, &at.child("container"), errors);
+            }
+            resource_target(&m.target, &at_target, errors);
+        }
+    }
+}
+
+fn container_resource(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    resource_name(name, at, errors);
+    let known = ["cpu", "memory", "ephemeral-storage"].contains(&name) || name.starts_with("hugepages-");
+    if !known && !name.contains('/') {
+        errors.invalid(at, name, "must be a standard resource for containers");
+    }
+}
+
+/// The kind and the name of another object.
+pub fn named(kind: &str, name: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    for (field, value) in [("kind", kind), ("name", name)] {
+        if value.is_empty() {
+            errors.required(&at.child(field), "");
+        } else {
+            each(is_path_segment_name(value, false), value, &at.child(field), errors);
+        }
+    }
+}
+
+/// The version of another object; `core` where its group may be the one without a name.
+pub fn api_version(version: &str, core: bool, at: &FieldPath, errors: &mut FieldErrors) {
+    match version.matches('/').count() {
+        0 if core => {}
+        0 => errors.invalid(at, version, "apiVersion must specify API group"),
+        1 if !core && version.starts_with('/') => {
+            errors.invalid(at, version, "apiVersion must specify API group");
+        }
+        1 => {}
+        _ => errors.invalid(at, version, format!("unexpected GroupVersion string: {version}")),
+    }
+}
+
+fn identifier(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    let at = at.child("name");
+    if name.is_empty() {
+        errors.required(&at, "must specify a metric name");
+    } else {
+        each(is_path_segment_name(name, false), name, &at, errors);
     }
 }
 
 fn target(t: &MetricTarget, at: &FieldPath, errors: &mut FieldErrors) {
     if t.type_.is_empty() {
         errors.required(&at.child("type"), "must specify a metric target type");
-    } else {
-        one_of(&t.type_, TARGETS, &at.child("type"), errors);
+    }
+    if !TARGETS.contains(&t.type_.as_str()) {
+        errors.invalid(&at.child("type"), &t.type_, "must be either Utilization, Value, or AverageValue");
     }
     for (name, value) in [("value", &t.value), ("averageValue", &t.average_value)] {
         if let Some(value) = value
@@ -147,9 +223,9 @@ pub fn shown(hpa: &HorizontalPodAutoscaler) -> Value {
             } else if let Some(m) = &spec.pods {
                 (String::new(), &m.target, now.and_then(|n| n.pods.as_ref()).map(|r| &r.current))
             } else if let Some(m) = &spec.object {
-                (String::new(), &m.target, now.and_then(|n| n.object.as_ref()).map(|r| &r.current))
+                return of_all(&m.target, now.and_then(|n| n.object.as_ref()).map(|r| &r.current));
             } else if let Some(m) = &spec.external {
-                (String::new(), &m.target, now.and_then(|n| n.external.as_ref()).map(|r| &r.current))
+                return of_all(&m.target, now.and_then(|n| n.external.as_ref()).map(|r| &r.current));
             } else {
                 return "<unknown type>".to_owned();
             };
@@ -159,6 +235,12 @@ pub fn shown(hpa: &HorizontalPodAutoscaler) -> Value {
     let more = list.len().saturating_sub(SHOWN);
     let text = list[..list.len().min(SHOWN)].join(", ");
     if more == 0 { text.into() } else { format!("{text} + {more} more...").into() }
+}
+
+/// What is measured of all pods together says so where it is shared among them.
+fn of_all(target: &MetricTarget, current: Option<&MetricValueStatus>) -> String {
+    let average = if target.average_value.is_some() { " (avg)" } else { "" };
+    format!("{}{average}", pair(target, current))
 }
 
 fn pair(target: &MetricTarget, current: Option<&MetricValueStatus>) -> String {
@@ -174,4 +256,66 @@ fn pair(target: &MetricTarget, current: Option<&MetricValueStatus>) -> String {
     };
     let now = now.map_or(UNKNOWN, |n| n.0.as_str());
     format!("{now}/{wanted}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn said(metric: Value) -> Vec<String> {
+        let metric: MetricSpec = serde_json::from_value(metric).expect("a metric");
+        let mut errors = FieldErrors::new();
+        validate(&[metric], &FieldPath::new("m"), &mut errors);
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_metric_has_the_target_that_is_wanted_of_its_kind() {
+        let none = json!({"type": "Value"});
+        let resource = json!({"type": "ContainerResource", "containerResource":
+            {"name": "pods", "container": "C_", "target": {"type": "Odd", "averageUtilization": 1}}});
+        let said_of = said(resource);
+        for at in ["name", "container", "target.type"] {
+            let at = format!("m[0].containerResource.{at}: Invalid value");
+            assert!(said_of.iter().any(|wrong| wrong.starts_with(&at)), "{said_of:?}");
+        }
+        assert!(said_of.contains(
+            &"m[0].containerResource.target.type: Invalid value: \"Odd\": must be either Utilization, Value, or \
+              AverageValue"
+                .to_owned()
+        ));
+        let object = json!({"type": "Object", "object": {"metric": {"name": "a/b"}, "target": none,
+            "describedObject": {"kind": "Service", "name": "s"}}});
+        assert_eq!(
+            said(object),
+            [
+                "m[0].object.metric.name: Invalid value: \"a/b\": may not contain '/'",
+                "m[0].object.target.averageValue: Required value: must set either a target value or averageValue",
+            ]
+        );
+        let external = json!({"type": "External", "external": {"metric": {"name": "q"},
+            "target": {"type": "Value", "value": "1", "averageValue": "1"}}});
+        assert_eq!(
+            said(external),
+            [
+                "m[0].external.target.value: Forbidden: may not set both a target value for metric and a per-pod target"
+            ]
+        );
+    }
+
+    #[test]
+    fn averages_over_all_pods_are_shown_as_such() {
+        let hpa: HorizontalPodAutoscaler = serde_json::from_value(json!({
+            "metadata": {"name": "h"},
+            "spec": {"maxReplicas": 1, "scaleTargetRef": {"kind": "Deployment", "name": "d"}, "metrics": [
+                {"type": "External", "external": {"metric": {"name": "q"},
+                    "target": {"type": "AverageValue", "averageValue": "5"}}},
+                {"type": "Pods", "pods": {"metric": {"name": "q"},
+                    "target": {"type": "AverageValue", "averageValue": "6"}}},
+            ]},
+        }))
+        .expect("an autoscaler");
+        assert_eq!(shown(&hpa), "<unknown>/5 (avg), <unknown>/6");
+    }
 }

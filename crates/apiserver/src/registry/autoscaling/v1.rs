@@ -289,6 +289,10 @@ impl Strategy for v1::HorizontalPodAutoscaler {
         to_v2(self).validate(at, errors);
     }
 
+    fn validate_new(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        to_v2(self).validate_new(at, errors);
+    }
+
     fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         to_v2(self).validate_update(&to_v2(old), at, errors);
     }
@@ -366,5 +370,13 @@ mod tests {
         let new = to_v2(&old);
         assert_eq!(new.spec.metrics.map(|all| all.len()), Some(1));
         assert_eq!(new.spec.behavior, None);
+    }
+
+    #[test]
+    fn a_new_object_is_checked_as_one_of_version_2() {
+        let old = from_v2(&stored()).expect("an object");
+        let mut errors = FieldErrors::new();
+        old.validate_new(&FieldPath::new(""), &mut errors);
+        assert!(errors.aggregate().contains("apiVersion must specify API group"));
     }
 }

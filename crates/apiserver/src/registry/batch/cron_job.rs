@@ -3,14 +3,13 @@
 use k8s_openapi::api::batch::v1::CronJob;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::job;
-use super::schedule;
+use super::{job_spec, schedule};
 use crate::registry::column::{
     age, boolean, container_images, container_names, integer, name, selector, since, text, wide,
 };
 use crate::registry::core::pod_spec;
 use crate::registry::prepare::spec_and_status;
-use crate::registry::rules::{not_negative, one_of, template_metadata};
+use crate::registry::rules::{not_negative, one_of};
 use crate::registry::{Column, Strategy};
 
 /// Eleven characters are left for the time in a Job's name.
@@ -106,11 +105,21 @@ impl Strategy for CronJob {
                 not_negative(limit, &at.child(name), errors);
             }
         }
-        let at = at.child("jobTemplate");
-        template_metadata(spec.job_template.metadata.as_ref(), &at.child("metadata"), errors);
-        if let Some(job_spec) = &spec.job_template.spec {
-            job::validate_spec(job_spec, &at.child("spec"), errors);
+        let Some(job) = &spec.job_template.spec else { return };
+        let at = at.child("jobTemplate").child("spec");
+        job_spec::validate(job, &at, errors);
+        if let Some(selector) = &job.selector {
+            errors.invalid(&at.child("selector"), selector, "`selector` will be auto-generated");
         }
+        if job.manual_selector == Some(true) {
+            errors.not_supported(&at.child("manualSelector"), true, &["nil", "false"]);
+        }
+    }
+
+    fn warnings(&self, old: Option<&Self>) -> Vec<String> {
+        let at = FieldPath::new("spec").child("jobTemplate").child("spec");
+        let spec = self.spec.job_template.spec.as_ref();
+        job_spec::warnings(&self.metadata, old.map(|old| &old.metadata), spec, &at)
     }
 }
 
@@ -127,7 +136,66 @@ fn time_zone(zone: &str, at: &FieldPath, errors: &mut FieldErrors) {
             zone,
             "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
         );
-    } else if !zone.eq_ignore_ascii_case("utc") && jiff::tz::TimeZone::get(zone).is_err() {
+    } else if !jiff::tz::TimeZone::get(zone).is_ok_and(|found| found.iana_name() == Some(zone)) {
+        // Zones are found however they are written, and upstream knows them as they are.
         errors.invalid(at, zone, format!("unknown time zone {zone}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn cron_job(name: &str, zone: &str, more: Value) -> CronJob {
+        let mut job = json!({"template": {"spec": {"restartPolicy": "Never",
+            "containers": [{"name": "c", "image": "i"}]}}});
+        if let (Some(job), Value::Object(more)) = (job.as_object_mut(), more) {
+            job.extend(more);
+        }
+        let spec = json!({"schedule": "* * * * *", "timeZone": zone, "jobTemplate": {"spec": job}});
+        let whole = json!({"metadata": {"name": name}, "spec": spec});
+        let mut whole: CronJob = serde_json::from_value(whole).expect("a CronJob");
+        Strategy::default(&mut whole);
+        whole
+    }
+
+    fn said(cron_job: &CronJob) -> String {
+        let mut errors = FieldErrors::new();
+        cron_job.validate(&FieldPath::new(""), &mut errors);
+        errors.aggregate()
+    }
+
+    #[test]
+    fn the_jobs_choose_their_pods_themselves() {
+        let chosen = json!({"manualSelector": true, "selector": {"matchLabels": {"a": "b"}}});
+        let said = said(&cron_job("c", "UTC", chosen));
+        assert!(
+            said.contains(
+                "spec.jobTemplate.spec.selector: Invalid value: {\"matchLabels\":{\"a\":\"b\"}}: `selector` will be \
+                 auto-generated"
+            ),
+            "{said}"
+        );
+        let manual = "spec.jobTemplate.spec.manualSelector: Unsupported value: true: supported values: \"nil\", \"false\"";
+        assert!(said.contains(manual), "{said}");
+    }
+
+    #[test]
+    fn time_zones_are_written_as_they_are_named() {
+        assert_eq!(said(&cron_job("c", "UTC", json!({}))), "[]");
+        for zone in ["utc", "america/new_york"] {
+            assert_eq!(
+                said(&cron_job("c", zone, json!({}))),
+                format!("spec.timeZone: Invalid value: \"{zone}\": unknown time zone {zone}")
+            );
+        }
+    }
+
+    #[test]
+    fn a_new_cron_job_is_warned_of_its_name() {
+        let named = cron_job("c.d", "UTC", json!({}));
+        assert_eq!(named.warnings(None).len(), 1);
+        assert_eq!(named.warnings(Some(&named)).len(), 0);
     }
 }

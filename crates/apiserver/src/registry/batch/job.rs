@@ -2,24 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use krate_api::names::is_dns1123_label;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde_json::Value;
 
+use super::{job_spec, job_status, job_template};
 use crate::registry::column::{
     age, container_images, container_names, human_duration, name, selector, text, wide,
 };
 use crate::registry::core::pod_spec;
 use crate::registry::prepare::{differ, first_generation, next_generation};
-use crate::registry::rules::{IMMUTABLE, in_range, label_selector, not_negative, one_of, selects};
+use crate::registry::rules::{IMMUTABLE, label_selector, selects};
 use crate::registry::{Column, Context, Selectable, Strategy};
 
 const UID: &str = "batch.kubernetes.io/controller-uid";
 const NAME: &str = "batch.kubernetes.io/job-name";
 const OLD_UID: &str = "controller-uid";
 const OLD_NAME: &str = "job-name";
-const MAX_PARALLEL: i64 = 100_000;
 
 impl Strategy for Job {
     const KIND: &'static Kind = &kinds::JOB;
@@ -92,30 +93,35 @@ impl Strategy for Job {
     }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
-        let at = at.child("spec");
         let Some(spec) = &self.spec else { return };
-        validate_spec(spec, &at, errors);
-        let Some(selector) = &spec.selector else {
-            errors.required(&at.child("selector"), "");
-            return;
-        };
-        label_selector(selector, &at.child("selector"), errors);
-        let labels = spec.template.metadata.as_ref().and_then(|m| m.labels.as_ref());
-        if !selects(selector, labels) {
-            errors.invalid(
-                &at.child("template").child("metadata").child("labels"),
-                labels,
-                "`selector` does not match template `labels`",
-            );
-        }
         if spec.manual_selector != Some(true) {
-            // Upstream expects the generated selector and nothing else.
-            let uid = self.metadata.uid.clone().unwrap_or_default();
-            let own = |key: &str| {
-                selector.match_labels.as_ref().is_some_and(|l| l.len() == 1 && l.get(key) == Some(&uid))
-            };
-            if selector.match_expressions.is_some() || !(own(UID) || own(OLD_UID)) {
-                errors.invalid(&at.child("selector"), selector, "`selector` not auto-generated");
+            self.check_generated(at, errors);
+        }
+        let at_spec = at.child("spec");
+        job_spec::validate(spec, &at_spec, errors);
+        match &spec.selector {
+            None => errors.required(&at_spec.child("selector"), ""),
+            Some(selector) => {
+                label_selector(selector, &at_spec.child("selector"), errors);
+                let labels = spec.template.metadata.as_ref().and_then(|m| m.labels.as_ref());
+                if !selects(selector, labels) {
+                    errors.invalid(
+                        &at_spec.child("template").child("metadata").child("labels"),
+                        labels,
+                        "`selector` does not match template `labels`",
+                    );
+                }
+            }
+        }
+        let last = spec.completions.filter(|n| *n > 0 && spec.completion_mode.as_deref() == Some("Indexed"));
+        if let (Some(last), Some(name)) = (last, &self.metadata.name) {
+            let host = format!("{name}-{}", last - 1);
+            if !is_dns1123_label(&host).is_empty() {
+                errors.invalid(
+                    &at.child("metadata").child("name"),
+                    name,
+                    format!("will not able to create pod with invalid DNS label: {host}"),
+                );
             }
         }
     }
@@ -127,7 +133,7 @@ impl Strategy for Job {
             let indexed = new.completion_mode.as_deref() == Some("Indexed");
             if !indexed {
                 errors.invalid(&at.child("completions"), new.completions, IMMUTABLE);
-            } else if new.completions != new.parallelism {
+            } else if new.completions.is_some() && new.completions != new.parallelism {
                 errors.invalid(
                     &at.child("completions"),
                     new.completions,
@@ -138,14 +144,7 @@ impl Strategy for Job {
         if differ(&new.selector, &was.selector) {
             errors.invalid(&at.child("selector"), &new.selector, IMMUTABLE);
         }
-        let begun = old.status.as_ref().is_some_and(|s| s.start_time.is_some());
-        let mut template = new.template.clone();
-        if was.suspend == Some(true) && !begun {
-            scheduling_may_change(&mut template, &was.template);
-        }
-        if differ(&template, &was.template) {
-            errors.invalid(&at.child("template"), &new.template, IMMUTABLE);
-        }
+        job_template::validate_update(new, was, job_template::may_change(old), &at.child("template"), errors);
         for (name, changed) in [
             ("completionMode", new.completion_mode != was.completion_mode),
             ("podFailurePolicy", differ(&new.pod_failure_policy, &was.pod_failure_policy)),
@@ -160,165 +159,69 @@ impl Strategy for Job {
         }
     }
 
+    fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        job_status::validate_update(self, old, &at.child("status"), errors);
+    }
+
+    fn warnings(&self, old: Option<&Self>) -> Vec<String> {
+        let spec = self.spec.as_ref();
+        job_spec::warnings(&self.metadata, old.map(|old| &old.metadata), spec, &FieldPath::new("spec"))
+    }
+
     fn selectable(&self) -> Selectable {
         let succeeded = self.status.as_ref().and_then(|s| s.succeeded).unwrap_or(0);
         vec![("status.successful", succeeded.to_string())]
     }
 }
 
-/// A Job that has not begun may still be sent elsewhere.
-fn scheduling_may_change(
-    new: &mut k8s_openapi::api::core::v1::PodTemplateSpec,
-    old: &k8s_openapi::api::core::v1::PodTemplateSpec,
-) {
-    if let (Some(new), Some(old)) = (&mut new.spec, &old.spec) {
-        new.node_selector.clone_from(&old.node_selector);
-        new.affinity.clone_from(&old.affinity);
-        new.tolerations.clone_from(&old.tolerations);
-        new.scheduling_gates.clone_from(&old.scheduling_gates);
-    }
-    new.metadata.clone_from(&old.metadata);
-}
-
 trait OwnSelector {
     fn own_selector(&mut self);
+    fn check_generated(&self, at: &FieldPath, errors: &mut FieldErrors);
 }
 
 impl OwnSelector for Job {
-    /// Labels by which the Job knows its pods, made from its uid, so that no other Job takes them for its own.
+    /// Labels by which the Job knows its pods, made from its uid, so that no other Job takes them for its own. What the
+    /// user has set of them stays, and is refused if it is not the same.
     fn own_selector(&mut self) {
-        let uid = self.metadata.uid.clone().unwrap_or_default();
-        let name = self.metadata.name.clone().unwrap_or_default();
+        let own = own_labels(self);
         let Some(spec) = &mut self.spec else { return };
         let labels = spec.template.metadata.get_or_insert_default().labels.get_or_insert_default();
-        for (key, value) in [(UID, &uid), (OLD_UID, &uid), (NAME, &name), (OLD_NAME, &name)] {
-            labels.insert(key.to_owned(), value.clone());
+        for (key, value) in &own {
+            labels.entry(key.clone()).or_insert_with(|| value.clone());
         }
         let selector: &mut LabelSelector = spec.selector.get_or_insert_default();
-        selector.match_labels.get_or_insert_default().insert(UID.to_owned(), uid);
+        let uid = self.metadata.uid.clone().unwrap_or_default();
+        selector.match_labels.get_or_insert_default().entry(UID.to_owned()).or_insert(uid);
         if self.metadata.labels.as_ref().is_none_or(BTreeMap::is_empty) {
             self.metadata.labels = Some(labels.clone());
         }
     }
-}
 
-pub fn validate_spec(spec: &JobSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    for (name, value) in [
-        ("parallelism", spec.parallelism.map(i64::from)),
-        ("completions", spec.completions.map(i64::from)),
-        ("activeDeadlineSeconds", spec.active_deadline_seconds),
-        ("backoffLimit", spec.backoff_limit.map(i64::from)),
-        ("ttlSecondsAfterFinished", spec.ttl_seconds_after_finished.map(i64::from)),
-        ("backoffLimitPerIndex", spec.backoff_limit_per_index.map(i64::from)),
-        ("maxFailedIndexes", spec.max_failed_indexes.map(i64::from)),
-    ] {
-        if let Some(value) = value {
-            not_negative(value, &at.child(name), errors);
-        }
-    }
-    let indexed = match spec.completion_mode.as_deref() {
-        None => false,
-        Some(mode) => {
-            one_of(mode, &["Indexed", "NonIndexed"], &at.child("completionMode"), errors);
-            mode == "Indexed"
-        }
-    };
-    if indexed {
-        if spec.completions.is_none() {
-            errors.required(&at.child("completions"), "when completion mode is Indexed");
-        }
-        if let Some(parallelism) = spec.parallelism.map(i64::from).filter(|p| *p > MAX_PARALLEL) {
-            in_range(parallelism, 0, MAX_PARALLEL, &at.child("parallelism"), errors);
-        }
-    } else {
-        for (name, set) in [
-            ("backoffLimitPerIndex", spec.backoff_limit_per_index),
-            ("maxFailedIndexes", spec.max_failed_indexes),
-        ] {
-            if let Some(value) = set {
-                errors.invalid(&at.child(name), value, "requires indexed completion mode");
+    fn check_generated(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        let Some(spec) = &self.spec else { return };
+        let Some(selector) = &spec.selector else { return };
+        let own = own_labels(self);
+        let at_labels = at.child("spec").child("template").child("metadata").child("labels");
+        let labels = spec.template.metadata.as_ref().and_then(|m| m.labels.as_ref());
+        for key in [OLD_UID, OLD_NAME, UID, NAME] {
+            let wanted = &own[key];
+            match labels.and_then(|labels| labels.get(key)) {
+                Some(value) if value == wanted => {}
+                Some(_) => errors.invalid(&at_labels.key(key), labels, format!("must be '{wanted}'")),
+                None => errors.required(&at_labels.key(key), format!("must be '{wanted}'")),
             }
         }
-        if spec.success_policy.is_some() {
-            errors.invalid(
-                &at.child("successPolicy"),
-                &spec.success_policy,
-                "requires indexed completion mode",
-            );
+        if !selects(selector, Some(&own)) {
+            errors.invalid(&at.child("spec").child("selector"), selector, "`selector` not auto-generated");
         }
-    }
-    if let Some(manager) = &spec.managed_by
-        && !manager.contains('/')
-    {
-        errors.invalid(
-            &at.child("managedBy"),
-            manager,
-            "must be a domain-prefixed path (such as \"acme.io/foo\")",
-        );
-    }
-    if let Some(policy) = &spec.pod_replacement_policy {
-        let at = at.child("podReplacementPolicy");
-        let allowed: &[&str] =
-            if spec.pod_failure_policy.is_some() { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
-        one_of(policy, allowed, &at, errors);
-    }
-    failure_policy(spec, &at.child("podFailurePolicy"), errors);
-    let at = at.child("template");
-    pod_spec::template(&spec.template, &at, errors);
-    let at = at.child("spec").child("restartPolicy");
-    match spec.template.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or_default() {
-        "" | "Always" => errors.required(&at, "valid values: \"OnFailure\", \"Never\""),
-        policy if !["OnFailure", "Never"].contains(&policy) => {
-            errors.not_supported(&at, policy, &["OnFailure", "Never"]);
-        }
-        "OnFailure" if spec.pod_failure_policy.is_some() => {
-            errors.invalid(
-                &at,
-                "OnFailure",
-                "only \"Never\" is supported when podFailurePolicy is specified",
-            );
-        }
-        _ => {}
     }
 }
 
-fn failure_policy(spec: &JobSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(policy) = &spec.pod_failure_policy else { return };
-    let at = at.child("rules");
-    if policy.rules.len() > 20 {
-        errors.too_many(&at, policy.rules.len(), 20);
-    }
-    for (i, rule) in policy.rules.iter().enumerate() {
-        let at = at.index(i);
-        if rule.action.is_empty() {
-            errors.required(
-                &at.child("action"),
-                "valid values: [\"Count\" \"FailIndex\" \"FailJob\" \"Ignore\"]",
-            );
-        } else {
-            one_of(&rule.action, &["Count", "FailIndex", "FailJob", "Ignore"], &at.child("action"), errors);
-        }
-        let patterns = rule.on_pod_conditions.as_ref().is_some_and(|p| !p.is_empty());
-        match (&rule.on_exit_codes, patterns) {
-            (Some(_), true) => {
-                errors.invalid(&at, "", "specifying both OnExitCodes and OnPodConditions is not supported");
-            }
-            (None, false) => {
-                errors.invalid(&at, "", "specifying one of OnExitCodes and OnPodConditions is required");
-            }
-            (Some(codes), false) => {
-                let at = at.child("onExitCodes");
-                one_of(&codes.operator, &["In", "NotIn"], &at.child("operator"), errors);
-                if codes.values.is_empty() {
-                    errors.invalid(&at.child("values"), &codes.values, "at least one value is required");
-                }
-                if codes.operator == "In" && codes.values.contains(&0) {
-                    errors.invalid(&at.child("values").index(0), 0, "must not be 0 for the In operator");
-                }
-            }
-            (None, true) => {}
-        }
-    }
+fn own_labels(job: &Job) -> BTreeMap<String, String> {
+    let uid = job.metadata.uid.as_deref().unwrap_or_default();
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    let pairs = [(UID, uid), (OLD_UID, uid), (NAME, name), (OLD_NAME, name)];
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 fn condition(job: &Job, kind: &str) -> bool {
@@ -359,4 +262,64 @@ fn duration(job: &Job) -> Value {
     let Some(start) = &status.start_time else { return "".into() };
     let end = status.completion_time.as_ref().map_or_else(jiff::Timestamp::now, |t| t.0);
     human_duration(end.as_second() - start.0.as_second()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn job(value: Value) -> Job {
+        let mut job: Job = serde_json::from_value(value).expect("a Job");
+        Strategy::default(&mut job);
+        job
+    }
+
+    fn with_labels(name: &str, labels: Value, spec: Value) -> Job {
+        let mut whole = json!({"template": {"metadata": {"labels": labels}, "spec": {"restartPolicy": "Never",
+            "containers": [{"name": "c", "image": "i"}]}}});
+        if let (Some(whole), Value::Object(spec)) = (whole.as_object_mut(), spec) {
+            whole.extend(spec);
+        }
+        job(json!({"metadata": {"name": name, "uid": "u"}, "spec": whole}))
+    }
+
+    fn said(job: &Job) -> String {
+        let mut errors = FieldErrors::new();
+        job.validate(&FieldPath::new(""), &mut errors);
+        errors.aggregate()
+    }
+
+    #[test]
+    fn labels_of_others_are_refused_and_not_overwritten() {
+        let mut own = with_labels("j", json!({"a": "b"}), json!({}));
+        own.prepare_for_create(&Context::default());
+        assert_eq!(said(&own), "[]");
+        let mut other = with_labels("j", json!({"job-name": "k"}), json!({}));
+        other.prepare_for_create(&Context::default());
+        let said = said(&other);
+        assert!(said.starts_with("spec.template.metadata.labels[job-name]: Invalid value: {"), "{said}");
+        assert!(said.ends_with("must be 'j'"), "{said}");
+    }
+
+    #[test]
+    fn an_indexed_job_gives_its_pods_host_names() {
+        let indexed = |name: &str| {
+            let mut job =
+                with_labels(name, json!({}), json!({"completionMode": "Indexed", "completions": 11}));
+            job.prepare_for_create(&Context::default());
+            said(&job)
+        };
+        assert_eq!(indexed("j"), "[]");
+        let said = indexed("j.k");
+        assert!(said.contains("metadata.name: Invalid value: \"j.k\""), "{said}");
+        assert!(said.contains("invalid DNS label: j.k-10"), "{said}");
+    }
+
+    #[test]
+    fn a_new_job_is_warned_of_its_name() {
+        let named = with_labels("j.k", json!({}), json!({}));
+        assert_eq!(named.warnings(None).len(), 1);
+        assert_eq!(named.warnings(Some(&named)).len(), 0);
+    }
 }

@@ -3,21 +3,34 @@
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+use krate_pki::pem;
 use serde_json::Value;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::metrics::METRICS;
+use super::public_key::{CertificateRequest, PublicKey};
 use super::signer::signer_name;
-use crate::registry::column::{age, human_duration, name, text};
+use crate::registry::column::{age, human_duration, name, or_none, text};
 use crate::registry::prepare::differ;
-use crate::registry::rules::IMMUTABLE;
+use crate::registry::rules::{IMMUTABLE, one_of};
 use crate::registry::{Column, Context, Selectable, Strategy};
+
+/// As v1beta1 documents it, by which the column is described.
+const SIGNER: &str = "Requested signer for the request. It is a qualified name in the form: \
+    `scope-hostname.io/name`. If empty, it will be defaulted:\n \
+    1. If it's a kubelet client certificate, it is assigned\n    \
+    \"kubernetes.io/kube-apiserver-client-kubelet\".\n \
+    2. If it's a kubelet serving certificate, it is assigned\n    \
+    \"kubernetes.io/kubelet-serving\".\n \
+    3. Otherwise, it is assigned \"kubernetes.io/legacy-unknown\".\n\
+    Distribution of trust for signers happens out of band. You can select on this field using `spec.signerName`.";
 
 impl Strategy for CertificateSigningRequest {
     const KIND: &'static Kind = &kinds::CERTIFICATE_SIGNING_REQUEST;
     const COLUMNS: &'static [Column<Self>] = &[
         name(),
         age(),
-        text("SignerName", "Who is to sign it.", |c| c.spec.signer_name.as_str().into()),
+        text("SignerName", SIGNER, |c| or_none(Some(&c.spec.signer_name))),
         text("Requestor", "Base64-encoded PKCS#10 CSR data", |c| {
             c.spec.username.as_deref().unwrap_or_default().into()
         }),
@@ -75,13 +88,8 @@ impl Strategy for CertificateSigningRequest {
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("spec");
-        let request = &self.spec.request.0;
-        if !is_request(request) {
-            errors.invalid(
-                &at.child("request"),
-                &self.spec.request,
-                "PEM block type must be CERTIFICATE REQUEST",
-            );
+        if let Some(why) = no_request(&self.spec.request.0) {
+            errors.invalid(&at.child("request"), &self.spec.request, why);
         }
         let usages = self.spec.usages.as_deref().unwrap_or_default();
         if usages.is_empty() {
@@ -90,11 +98,19 @@ impl Strategy for CertificateSigningRequest {
         for (i, usage) in usages.iter().enumerate() {
             if !USAGES.contains(&usage.as_str()) {
                 errors.not_supported(&at.child("usages").index(i), usage, &USAGES);
-            } else if usages[..i].contains(usage) {
+            }
+        }
+        for (i, usage) in usages.iter().enumerate() {
+            if usages[..i].contains(usage) {
                 errors.duplicate(&at.child("usages").index(i), usage);
             }
         }
-        signer_name(&self.spec.signer_name, &at.child("signerName"), errors);
+        if self.spec.signer_name == LEGACY {
+            let why = "the legacy signerName is not allowed via this API version";
+            errors.invalid(&at.child("signerName"), LEGACY, why);
+        } else {
+            signer_name(&self.spec.signer_name, &at.child("signerName"), errors);
+        }
         if let Some(seconds) = self.spec.expiration_seconds.filter(|s| *s < 600) {
             errors.invalid(
                 &at.child("expirationSeconds"),
@@ -109,24 +125,27 @@ impl Strategy for CertificateSigningRequest {
             errors.invalid(&at.child("spec"), &self.spec, IMMUTABLE);
         }
         let at = at.child("status").child("conditions");
+        conditions(self, old, &at, errors);
         keeps_conditions(self, old, &at, errors);
-        let both = |csr: &Self| DECISIONS.iter().all(|kind| of_kind(csr, kind).next().is_some());
-        if both(self) && !both(old) {
-            errors.invalid(&at, "Denied", "Approved and Denied conditions are mutually exclusive");
-        }
     }
 
     fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
-        let conditions = at.child("status").child("conditions");
-        keeps_conditions(self, old, &conditions, errors);
+        let at_conditions = at.child("status").child("conditions");
+        conditions(self, old, &at_conditions, errors);
+        let certificate =
+            |c: &Self| c.status.as_ref().and_then(|s| s.certificate.clone()).filter(|c| !c.0.is_empty());
+        if let Some(new) = certificate(self).filter(|new| certificate(old).as_ref() != Some(new))
+            && let Some(why) = no_certificates(&new.0)
+        {
+            errors.invalid(&at.child("status").child("certificate"), "<certificate data>", why);
+        }
+        keeps_conditions(self, old, &at_conditions, errors);
         for kind in DECISIONS {
             let (is, was) = (of_kind(self, kind).count(), of_kind(old, kind).count());
             if is > was {
-                errors.forbidden(&conditions, format!("updates may not add a condition of type {kind:?}"));
+                errors.forbidden(&at_conditions, format!("updates may not add a condition of type {kind:?}"));
             }
         }
-        let certificate =
-            |c: &Self| c.status.as_ref().and_then(|s| s.certificate.clone()).filter(|c| !c.0.is_empty());
         if let Some(was) = certificate(old)
             && certificate(self).as_ref() != Some(&was)
         {
@@ -145,6 +164,9 @@ impl Strategy for CertificateSigningRequest {
         vec![("spec.signerName", self.spec.signer_name.clone())]
     }
 }
+
+/// Whose requests v1beta1 alone has made.
+const LEGACY: &str = "kubernetes.io/legacy-unknown";
 
 /// Whether a certificate is to be issued: said through `approval` alone, once.
 const DECISIONS: [&str; 2] = ["Approved", "Denied"];
@@ -197,9 +219,87 @@ const USAGES: [&str; 23] = [
     "timestamping",
 ];
 
-fn is_request(pem: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(pem);
-    text.contains("-----BEGIN CERTIFICATE REQUEST-----") && text.contains("-----END CERTIFICATE REQUEST-----")
+/// Conditions have types and states, each type once. What was wrong with them before is let be.
+fn conditions(
+    csr: &CertificateSigningRequest,
+    old: &CertificateSigningRequest,
+    at: &FieldPath,
+    errors: &mut FieldErrors,
+) {
+    let all = |csr: &CertificateSigningRequest| {
+        csr.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default()
+    };
+    let (all, before) = (all(csr), all(old));
+    let repeats =
+        before.iter().enumerate().any(|(i, c)| before[..i].iter().any(|other| other.type_ == c.type_));
+    let was_both = DECISIONS.iter().all(|kind| of_kind(old, kind).next().is_some());
+    let had_empty = before.iter().any(|condition| condition.type_.is_empty());
+    for (i, condition) in all.iter().enumerate() {
+        let (kind, status) = (condition.type_.as_str(), condition.status.as_str());
+        let at_item = at.index(i);
+        if kind.is_empty() && !had_empty {
+            errors.required(&at_item.child("type"), "");
+        }
+        let is_decided = DECISIONS.contains(&kind) || kind == "Failed";
+        let states: &[&str] = if is_decided { &["True"] } else { &["False", "True", "Unknown"] };
+        if status.is_empty() {
+            errors.required(&at_item.child("status"), "");
+        } else {
+            one_of(status, states, &at_item.child("status"), errors);
+        }
+        let earlier = |wanted: &str| all[..i].iter().any(|other| other.type_ == wanted);
+        let other = DECISIONS.iter().find(|decision| DECISIONS.contains(&kind) && **decision != kind);
+        if !was_both && other.is_some_and(|other| earlier(other)) {
+            errors.invalid(at, kind, "Approved and Denied conditions are mutually exclusive");
+        }
+        if !repeats && earlier(kind) {
+            errors.duplicate(&at_item.child("type"), kind);
+        }
+    }
+}
+
+/// Why a text is no request that its key has signed.
+fn no_request(text: &[u8]) -> Option<&'static str> {
+    let block = pem::blocks(&String::from_utf8_lossy(text)).next();
+    let Some(block) = block.filter(|block| block.kind == "CERTIFICATE REQUEST") else {
+        return Some("PEM block type must be CERTIFICATE REQUEST");
+    };
+    let Some(request) = CertificateRequest::read(&block.bytes) else {
+        return Some("asn1: structure error: malformed certificate request");
+    };
+    match request.key {
+        _ if request.is_signed => None,
+        PublicKey::Rsa { .. } => Some("crypto/rsa: verification error"),
+        PublicKey::Elliptic(..) => Some("x509: ECDSA verification failure"),
+        PublicKey::Ed25519(_) => Some("x509: Ed25519 verification failure"),
+        PublicKey::Other => Some("x509: cannot verify signature: algorithm unimplemented"),
+    }
+}
+
+/// Why a text is not made of certificates.
+fn no_certificates(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let mut found = false;
+    for block in pem::blocks(&text) {
+        if block.kind != "CERTIFICATE" {
+            return Some(format!("only CERTIFICATE PEM blocks are allowed, found {:?}", block.kind));
+        }
+        if block.has_headers {
+            return Some("no PEM block headers are permitted".to_owned());
+        }
+        if block.bytes.is_empty() {
+            return Some("found CERTIFICATE PEM block containing 0 certificates".to_owned());
+        }
+        let mut rest: &[u8] = &block.bytes;
+        while !rest.is_empty() {
+            let Ok((after, _)) = X509Certificate::from_der(rest) else {
+                return Some("x509: malformed certificate".to_owned());
+            };
+            rest = after;
+        }
+        found = true;
+    }
+    (!found).then(|| "must contain at least one CERTIFICATE PEM block".to_owned())
 }
 
 fn condition(c: &CertificateSigningRequest) -> Value {
@@ -315,5 +415,54 @@ mod tests {
         assert_eq!(of_kind(&kept, "Approved").next().and_then(|c| c.reason.as_deref()), Some("R"));
         let (dated, _) = judged(json!([{"type": "Failed", "status": "True"}]), json!([]));
         assert!(of_kind(&dated, "Failed").all(|c| c.last_transition_time.is_some()));
+    }
+
+    #[test]
+    fn a_request_is_signed_by_its_key() {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let request = rcgen::CertificateParams::default().serialize_request(&key).expect("a request");
+        let text = request.pem().expect("PEM");
+        assert_eq!(no_request(text.as_bytes()), None);
+        let mut forged = request.der().to_vec();
+        if let Some(last) = forged.last_mut() {
+            *last ^= 1;
+        }
+        let forged = pem::block("CERTIFICATE REQUEST", &forged);
+        assert_eq!(no_request(forged.as_bytes()), Some("x509: ECDSA verification failure"));
+        let other = text.replace("CERTIFICATE REQUEST", "CERTIFICATE");
+        assert_eq!(no_request(other.as_bytes()), Some("PEM block type must be CERTIFICATE REQUEST"));
+    }
+
+    #[test]
+    fn certificates_are_certificates() {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let text = rcgen::CertificateParams::default().self_signed(&key).expect("signed").pem();
+        assert_eq!(no_certificates(text.as_bytes()), None);
+        let told = |text: &str| no_certificates(text.as_bytes()).unwrap_or_default();
+        assert_eq!(told("words"), "must contain at least one CERTIFICATE PEM block");
+        let key = text.replace("CERTIFICATE", "PRIVATE KEY");
+        assert_eq!(told(&key), "only CERTIFICATE PEM blocks are allowed, found \"PRIVATE KEY\"");
+    }
+
+    #[test]
+    fn conditions_have_types_and_states() {
+        let told = |new: Value, old: Value| {
+            let mut errors = FieldErrors::new();
+            conditions(&request(new), &request(old), &FieldPath::new("x"), &mut errors);
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let wrong = json!([{"type": "", "status": ""}, {"type": "Approved", "status": "False"},
+            {"type": "Denied", "status": "True"}, {"type": "a", "status": "True"}, {"type": "a", "status": "True"}]);
+        assert_eq!(
+            told(wrong.clone(), json!([])),
+            [
+                "x[0].type: Required value",
+                "x[0].status: Required value",
+                "x[1].status: Unsupported value: \"False\": supported values: \"True\"",
+                "x: Invalid value: \"Denied\": Approved and Denied conditions are mutually exclusive",
+                "x[4].type: Duplicate value: \"a\"",
+            ]
+        );
+        assert_eq!(told(wrong.clone(), wrong).len(), 2, "states are looked at always");
     }
 }

@@ -7,3 +7,5 @@ pub mod pod_certificate_request;
 mod pod_certificate_status;
 mod public_key;
 pub mod signer;
+
+pub use pod_certificate_status::conditions;

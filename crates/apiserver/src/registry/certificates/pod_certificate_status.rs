@@ -100,7 +100,7 @@ fn ends(all: &[Condition], at: &FieldPath, errors: &mut FieldErrors) {
 }
 
 /// What every condition must be (`k8s.io/apimachinery/pkg/apis/meta/v1/validation`).
-fn conditions(all: &[Condition], at: &FieldPath, errors: &mut FieldErrors) {
+pub fn conditions(all: &[Condition], at: &FieldPath, errors: &mut FieldErrors) {
     static IS_REASON: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(&format!("^{REASON}$")).expect("it is constant"));
     let mut seen = BTreeSet::new();

@@ -4,8 +4,8 @@ use k8s_openapi::api::coordination::v1::Lease;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use crate::registry::column::{age, name, text};
-use crate::registry::rules::{not_negative, positive};
-use crate::registry::{Column, Strategy};
+use crate::registry::rules::{label_name, not_negative, one_of, positive};
+use crate::registry::{Column, Context, Strategy};
 
 impl Strategy for Lease {
     const KIND: &'static Kind = &kinds::LEASE;
@@ -28,12 +28,83 @@ impl Strategy for Lease {
         if let Some(transitions) = spec.lease_transitions {
             not_negative(transitions, &at.child("leaseTransitions"), errors);
         }
-        if let Some(strategy) = spec.strategy.as_deref() {
-            if strategy.is_empty() {
-                errors.invalid(&at.child("strategy"), strategy, "must not be empty if specified");
-            }
-        } else if spec.preferred_holder.as_deref().is_some_and(|p| !p.is_empty()) {
-            errors.forbidden(&at.child("preferredHolder"), "must be nil if strategy is not set");
+        let strategy = spec.strategy.as_deref();
+        if let Some(strategy) = strategy {
+            // Upstream names the field below itself.
+            check_strategy(strategy, &at.child("strategy").child("strategy"), errors);
+        }
+        let preferred = spec.preferred_holder.as_deref().is_some_and(|holder| !holder.is_empty());
+        if preferred && strategy.is_none_or(str::is_empty) {
+            errors.forbidden(&at.child("preferredHolder"), "may only be specified if `strategy` is defined");
+        }
+    }
+
+    fn prepare_for_create(&mut self, _: &Context) {
+        drop_coordination(self, None);
+    }
+
+    fn prepare_for_update(&mut self, old: &Self, _: &Context) {
+        drop_coordination(self, Some(old));
+    }
+}
+
+/// The feature that would bring it, CoordinatedLeaderElection, is off; who has it keeps it.
+fn drop_coordination(lease: &mut Lease, old: Option<&Lease>) {
+    let Some(spec) = &mut lease.spec else { return };
+    let old = old.and_then(|old| old.spec.as_ref());
+    if old.is_none_or(|old| old.strategy.is_none()) {
+        spec.strategy = None;
+    }
+    if old.is_none_or(|old| old.preferred_holder.is_none()) {
+        spec.preferred_holder = None;
+    }
+}
+
+fn check_strategy(strategy: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    if strategy.contains('/') {
+        label_name(strategy, at, errors);
+    } else {
+        one_of(strategy, &["OldestEmulationVersion"], at, errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn lease(spec: Value) -> Lease {
+        serde_json::from_value(json!({"metadata": {"name": "l"}, "spec": spec})).expect("a lease")
+    }
+
+    #[test]
+    fn nobody_is_elected_by_strategy() {
+        let wish =
+            json!({"holderIdentity": "a", "strategy": "OldestEmulationVersion", "preferredHolder": "b"});
+        let mut new = lease(wish.clone());
+        new.prepare_for_create(&Context::default());
+        assert_eq!(new, lease(json!({"holderIdentity": "a"})));
+        let mut new = lease(wish.clone());
+        new.prepare_for_update(&lease(wish.clone()), &Context::default());
+        assert_eq!(new, lease(wish));
+    }
+
+    #[test]
+    fn a_strategy_is_a_known_one_or_somebodys_own() {
+        for (spec, wanted) in [
+            (json!({"strategy": "acme.io/foo"}), "[]"),
+            (
+                json!({"strategy": "Odd"}),
+                "spec.strategy.strategy: Unsupported value: \"Odd\": supported values: \"OldestEmulationVersion\"",
+            ),
+            (
+                json!({"preferredHolder": "a"}),
+                "spec.preferredHolder: Forbidden: may only be specified if `strategy` is defined",
+            ),
+        ] {
+            let mut errors = FieldErrors::new();
+            lease(spec).validate(&FieldPath::new(""), &mut errors);
+            assert_eq!(errors.aggregate(), wanted);
         }
     }
 }

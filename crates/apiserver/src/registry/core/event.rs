@@ -47,11 +47,17 @@ impl Strategy for Event {
     }
 }
 
-/// An event lives where its object does; of an object without namespace, in `default`.
+/// An event lives where its object does; of an object without namespace, in `default`. Of a new one it is only asked
+/// that the objects of no namespace tell theirs in `default` or `kube-system`.
 pub fn in_its_namespace(event: &Event, at: &FieldPath, errors: &mut FieldErrors) {
     let own = event.metadata.namespace.as_deref().unwrap_or_default();
     let objects = event.involved_object.namespace.as_deref().unwrap_or_default();
-    let right = if objects.is_empty() { matches!(own, "" | "default") } else { own == objects };
+    let right = match (event.event_time.is_some(), objects) {
+        (true, "") => matches!(own, "default" | "kube-system"),
+        (true, _) => true,
+        (false, "") => matches!(own, "" | "default"),
+        (false, _) => own == objects,
+    };
     if !right {
         errors.invalid(
             &at.child("involvedObject").child("namespace"),
@@ -66,9 +72,8 @@ pub fn new_style(event: &Event, controller: &str, at: &FieldPath, errors: &mut F
     let reporter = event.reporting_component.as_deref().unwrap_or_default();
     if reporter.is_empty() {
         errors.required(&at.child(controller), "");
-    } else {
-        label_name(reporter, &at.child(controller), errors);
     }
+    label_name(reporter, &at.child(controller), errors);
     for (name, value, must, most) in [
         ("reportingInstance", event.reporting_instance.as_deref(), true, 128),
         ("action", event.action.as_deref(), true, 128),
@@ -136,13 +141,51 @@ pub fn object(event: &Event) -> Value {
 
 pub fn source(event: &Event) -> Value {
     let source = event.source.clone().unwrap_or_default();
-    let component = source
-        .component
-        .filter(|c| !c.is_empty())
-        .or_else(|| event.reporting_component.clone())
-        .unwrap_or_default();
-    match source.host.or_else(|| event.reporting_instance.clone()).filter(|h| !h.is_empty()) {
-        Some(host) => format!("{component}, {host}").into(),
-        None => component.into(),
+    let first = |one: Option<String>, other: &Option<String>| {
+        one.filter(|text| !text.is_empty()).or_else(|| other.clone()).unwrap_or_default()
+    };
+    let component = first(source.component, &event.reporting_component);
+    match first(source.host, &event.reporting_instance).as_str() {
+        "" => component.into(),
+        host => format!("{component}, {host}").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(fields: Value) -> Event {
+        let mut object = json!({"metadata": {"name": "e", "namespace": "n"}, "involvedObject": {}});
+        for (field, value) in fields.as_object().into_iter().flatten() {
+            object[field] = value.clone();
+        }
+        serde_json::from_value(object).expect("an event")
+    }
+
+    #[test]
+    fn a_new_event_may_be_where_its_object_is_not() {
+        let new = json!("2026-01-01T00:00:00.000001Z");
+        for (namespace, time, right) in [
+            ("n", Value::Null, true),
+            ("other", Value::Null, false),
+            ("other", new.clone(), true),
+            ("", new, false),
+        ] {
+            let event = event(json!({"involvedObject": {"namespace": namespace}, "eventTime": time}));
+            let mut errors = FieldErrors::new();
+            in_its_namespace(&event, &FieldPath::new(""), &mut errors);
+            assert_eq!(errors.is_empty(), right, "{namespace} {:?}", event.event_time);
+        }
+    }
+
+    #[test]
+    fn who_reports_is_shown_where_no_source_is() {
+        let reported = json!({"source": {"component": "", "host": ""}, "reportingComponent": "a/b",
+                              "reportingInstance": "i"});
+        assert_eq!(source(&event(reported)), "a/b, i");
+        assert_eq!(source(&event(json!({"source": {"component": "c"}}))), "c");
     }
 }

@@ -9,6 +9,8 @@ use crate::registry::{Column, Context, Selectable, Strategy};
 
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 const FINALIZER: &str = "kubernetes";
+/// Finalizers whose names need no domain.
+const STANDARD: &[&str] = &[FINALIZER, "orphan", "foregroundDeletion"];
 
 fn phase(namespace: &Namespace) -> &str {
     namespace.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
@@ -55,18 +57,18 @@ impl Strategy for Namespace {
         krate_api::names::is_dns1123_label(name)
     }
 
-    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
-        let finalizers = self.spec.iter().flat_map(|s| s.finalizers.iter().flatten());
-        for (i, finalizer) in finalizers.enumerate() {
-            let at = at.child("spec").child("finalizers").index(i);
-            label_name(finalizer, &at, errors);
-            if !finalizer.contains('/') && finalizer != FINALIZER {
-                errors.invalid(
-                    &at,
-                    finalizer,
-                    "name is neither a standard finalizer name nor is it fully qualified",
-                );
-            }
+    fn validate(&self, _: &FieldPath, _: &mut FieldErrors) {}
+
+    fn validate_new(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("spec").child("finalizers");
+        finalizers(self).for_each(|name| finalizer(name, &at, errors));
+    }
+
+    /// Only through `finalize` do they change, and only there it is told which of them is meant.
+    fn validate_through(&self, _: &str, _: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        let at = at.child("spec").child("finalizers");
+        for (i, name) in finalizers(self).enumerate() {
+            finalizer(name, &at.index(i), errors);
         }
     }
 
@@ -86,5 +88,37 @@ impl Strategy for Namespace {
             ("name", self.metadata.name.clone().unwrap_or_default()),
             ("status.phase", phase(self).to_owned()),
         ]
+    }
+}
+
+fn finalizers(namespace: &Namespace) -> impl Iterator<Item = &str> {
+    namespace.spec.iter().flat_map(|s| s.finalizers.iter().flatten()).map(String::as_str)
+}
+
+fn finalizer(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    label_name(name, at, errors);
+    if !name.contains('/') && !STANDARD.contains(&name) {
+        errors.invalid(at, name, "name is neither a standard finalizer name nor is it fully qualified");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finalizer_is_known_or_of_a_domain() {
+        let object = serde_json::json!({"metadata": {}, "spec": {"finalizers": ["orphan", "a.b/c", "odd"]}});
+        let namespace: Namespace = serde_json::from_value(object).expect("a namespace");
+        let told = |check: fn(&Namespace, &mut FieldErrors)| {
+            let mut errors = FieldErrors::new();
+            check(&namespace, &mut errors);
+            errors.iter().map(|e| e.field.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(told(|n, errors| n.validate_new(&FieldPath::new(""), errors)), ["spec.finalizers"]);
+        assert_eq!(
+            told(|n, errors| n.validate_through("finalize", n, &FieldPath::new(""), errors)),
+            ["spec.finalizers[2]"]
+        );
     }
 }

@@ -2,14 +2,16 @@
 
 mod columns;
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodIP, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde::Deserialize;
 
 use super::pod_spec;
 use crate::registry::column::{age, name, text, wide};
 use crate::registry::prepare::{first_generation, next_generation};
-use crate::registry::rules::IMMUTABLE;
 use crate::registry::{Column, Context, Selectable, Strategy};
 
 impl Strategy for Pod {
@@ -41,7 +43,13 @@ impl Strategy for Pod {
         let spec = self.spec.get_or_insert_default();
         pod_spec::default_spec(spec);
         pod_spec::default_pod(spec);
-        self.status.get_or_insert_default();
+        if spec.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) {
+            spec.termination_grace_period_seconds = Some(1);
+        }
+        if let Some(annotations) = &mut self.metadata.annotations {
+            annotations.retain(|key, _| !BEFORE_INIT_CONTAINERS.contains(&key.as_str()));
+        }
+        same_addresses(self.status.get_or_insert_default());
     }
 
     fn prepare_for_create(&mut self, _: &Context) {
@@ -61,6 +69,8 @@ impl Strategy for Pod {
             }]);
         }
         self.status = Some(status);
+        pod_spec::merge_label_keys(spec, self.metadata.labels.as_ref());
+        pod_spec::fill_app_armor(spec, self.metadata.annotations.as_ref());
         first_generation(&mut self.metadata);
     }
 
@@ -68,95 +78,96 @@ impl Strategy for Pod {
         self.status.clone_from(&old.status);
         let spec = self.spec.get_or_insert_default();
         let was = old.spec.clone().unwrap_or_default();
-        if context.subresource == "ephemeralcontainers" {
-            let ephemeral = spec.ephemeral_containers.take();
-            *spec = was.clone();
-            spec.ephemeral_containers = ephemeral;
-        } else if context.subresource == "resize" {
-            pod_spec::keep_all_else(spec, &was);
-            let (meta, old) = (&mut self.metadata, &old.metadata);
-            meta.labels.clone_from(&old.labels);
-            meta.annotations.clone_from(&old.annotations);
-            meta.finalizers.clone_from(&old.finalizers);
-            meta.owner_references.clone_from(&old.owner_references);
-        } else {
-            spec.ephemeral_containers.clone_from(&was.ephemeral_containers);
+        match context.subresource.as_str() {
+            "ephemeralcontainers" => {
+                let ephemeral = spec.ephemeral_containers.take();
+                *spec = PodSpec { ephemeral_containers: ephemeral, ..was.clone() };
+                keep_metadata(&mut self.metadata, &old.metadata);
+            }
+            "resize" => {
+                pod_spec::keep_all_else(spec, &was);
+                keep_metadata(&mut self.metadata, &old.metadata);
+            }
+            _ => {}
         }
         let changed = crate::registry::prepare::differ(&*spec, &was);
         next_generation(&mut self.metadata, &old.metadata, changed);
         self.metadata.deletion_grace_period_seconds = old.metadata.deletion_grace_period_seconds;
     }
 
-    fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
+    fn prepare_for_status_update(&mut self, old: &Self, context: &Context) {
         self.spec.clone_from(&old.spec);
         self.metadata.generation = old.metadata.generation;
         self.metadata.deletion_timestamp.clone_from(&old.metadata.deletion_timestamp);
         self.metadata.owner_references.clone_from(&old.metadata.owner_references);
         let status = self.status.get_or_insert_default();
+        let empty = PodStatus::default();
+        let was = old.status.as_ref().unwrap_or(&empty);
         // The class follows from the spec, whoever writes the status.
         if status.qos_class.as_deref().is_none_or(str::is_empty) {
-            status.qos_class = old.status.as_ref().and_then(|s| s.qos_class.clone());
+            status.qos_class.clone_from(&was.qos_class);
         }
+        pod_spec::keep_observed_generations(status, was);
+        pod_spec::drop_disabled_status(status, was, &context.features);
     }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         if let Some(spec) = &self.spec {
-            pod_spec::spec(spec, &at.child("spec"), errors);
-            if self.metadata.resource_version.is_none() {
-                let at = at.child("spec");
-                if spec.ephemeral_containers.as_ref().is_some_and(|e| !e.is_empty()) {
-                    errors.forbidden(&at.child("ephemeralContainers"), "cannot be set on create");
-                }
-                let gated = spec.scheduling_gates.as_ref().is_some_and(|g| !g.is_empty());
-                if gated && spec.node_name.as_deref().is_some_and(|n| !n.is_empty()) {
-                    errors.forbidden(
-                        &at.child("nodeName"),
-                        "cannot be set until all schedulingGates have been cleared",
-                    );
-                }
-            }
+            pod_spec::pod(&self.metadata, spec, at, errors);
+        }
+    }
+
+    fn validate_new(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        let Some(spec) = &self.spec else { return };
+        let at = at.child("spec");
+        if spec.ephemeral_containers.as_ref().is_some_and(|e| !e.is_empty()) {
+            errors.forbidden(&at.child("ephemeralContainers"), "cannot be set on create");
+        }
+        let gated = spec.scheduling_gates.as_ref().is_some_and(|g| !g.is_empty());
+        if gated && spec.node_name.as_deref().is_some_and(|n| !n.is_empty()) {
+            let why = "cannot be set until all schedulingGates have been cleared";
+            errors.forbidden(&at.child("nodeName"), why);
+        }
+        if let Some(annotations) = &self.metadata.annotations {
+            pod_spec::annotations_match_fields(annotations, spec, &at, errors);
         }
     }
 
     fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
-        let at = at.child("spec");
+        annotations_update(self, old, at, errors);
         let (new, was) = (self.spec.clone().unwrap_or_default(), old.spec.clone().unwrap_or_default());
-        if crate::registry::prepare::differ(&new.ephemeral_containers, &was.ephemeral_containers) {
-            pod_spec::ephemeral_containers(&new, &at, errors);
-            pod_spec::ephemeral_update(&new, &was, &at, errors);
-        }
-        pod_spec::update(&new, &was, &at, errors);
+        pod_spec::update(&new, &was, &at.child("spec"), errors);
     }
 
     fn validate_through(&self, subresource: &str, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
-        if subresource == "resize" {
-            pod_spec::resize(self, old, at, errors);
-        } else {
-            self.validate_update(old, at, errors);
+        match subresource {
+            "resize" => pod_spec::resize(self, old, at, errors),
+            "ephemeralcontainers" => {
+                annotations_update(self, old, at, errors);
+                if old.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(pod_spec::MIRROR)) {
+                    errors.forbidden(at, "static pods do not support ephemeral containers");
+                    return;
+                }
+                let empty = PodSpec::default();
+                let (new, was) = (self.spec.as_ref().unwrap_or(&empty), old.spec.as_ref().unwrap_or(&empty));
+                pod_spec::ephemeral_update(new, was, &at.child("spec"), errors);
+            }
+            _ => self.validate_update(old, at, errors),
         }
     }
 
     fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
-        let at = at.child("status");
-        let empty = PodStatus::default();
-        let (new, was) = (self.status.as_ref().unwrap_or(&empty), old.status.as_ref().unwrap_or(&empty));
-        if new.qos_class != was.qos_class {
-            errors.invalid(&at.child("qosClass"), &new.qos_class, IMMUTABLE);
+        annotations_update(self, old, at, errors);
+        pod_spec::status(self, old, &at.child("status"), errors);
+    }
+
+    /// Upstream warns of new pods alone: who updates one is rarely a person.
+    fn warnings(&self, old: Option<&Self>) -> Vec<String> {
+        if old.is_some() {
+            return Vec::new();
         }
-        if let Some(node) = new.nominated_node_name.as_deref().filter(|n| !n.is_empty()) {
-            crate::registry::rules::dns_subdomain(node, &at.child("nominatedNodeName"), errors);
-        }
-        let ips: Vec<&str> = new.pod_ips.iter().flatten().map(|p| p.ip.as_str()).collect();
-        for (i, ip) in ips.iter().enumerate() {
-            crate::registry::rules::ip(ip, &at.child("podIPs").index(i), errors);
-        }
-        if ips.len() > 2 {
-            errors.invalid(
-                &at.child("podIPs"),
-                &new.pod_ips,
-                "may specify no more than one IP for each IP family",
-            );
-        }
+        let name = pod_spec::of_name(&self.metadata, "the Pod's hostname");
+        name.into_iter().chain(pod_spec::of_pod(self)).collect()
     }
 
     fn selectable(&self) -> Selectable {
@@ -173,7 +184,8 @@ impl Strategy for Pod {
             ("spec.hostNetwork", spec.and_then(|s| s.host_network).unwrap_or(false).to_string()),
             ("status.phase", text(status.and_then(|s| s.phase.as_ref()))),
             ("status.podIP", text(ip)),
-            ("status.podIPs", text(ip)),
+            // It may be asked for, and upstream finds no pod by it.
+            ("status.podIPs", String::new()),
             ("status.nominatedNodeName", text(status.and_then(|s| s.nominated_node_name.as_ref()))),
         ]
     }
@@ -196,6 +208,40 @@ impl Strategy for Pod {
             period
         })
     }
+}
+
+/// Where init containers and what became of them stood before there were fields for them.
+const BEFORE_INIT_CONTAINERS: [&str; 4] = [
+    "pod.alpha.kubernetes.io/init-containers",
+    "pod.alpha.kubernetes.io/init-container-statuses",
+    "pod.beta.kubernetes.io/init-containers",
+    "pod.beta.kubernetes.io/init-container-statuses",
+];
+
+/// The one address of old is the first of all; who knows that alone may say it.
+fn same_addresses(status: &mut PodStatus) {
+    let first = status.pod_ips.iter().flatten().next().map(|each| each.ip.clone());
+    match status.pod_ip.clone().filter(|ip| !ip.is_empty()) {
+        Some(ip) if first.as_ref() != Some(&ip) => status.pod_ips = Some(vec![PodIP { ip }]),
+        Some(_) => {}
+        None if first.is_some() => status.pod_ip = first,
+        None => {}
+    }
+}
+
+/// What an update through a part of a pod leaves of its metadata.
+fn keep_metadata(meta: &mut ObjectMeta, old: &ObjectMeta) {
+    meta.labels.clone_from(&old.labels);
+    meta.annotations.clone_from(&old.annotations);
+    meta.finalizers.clone_from(&old.finalizers);
+    meta.owner_references.clone_from(&old.owner_references);
+}
+
+fn annotations_update(new: &Pod, old: &Pod, at: &FieldPath, errors: &mut FieldErrors) {
+    let none = BTreeMap::new();
+    let (is, was) = (new.metadata.annotations.as_ref(), old.metadata.annotations.as_ref());
+    let at = at.child("metadata").child("annotations");
+    pod_spec::annotations_update(is.unwrap_or(&none), was.unwrap_or(&none), &at, errors);
 }
 
 /// What pods are selected by.
@@ -318,5 +364,65 @@ mod tests {
         new.spec.as_mut().expect("spec").containers[0].command = Some(vec!["x".to_owned()]);
         new.validate_update(&old, &FieldPath::default(), &mut errors);
         assert_eq!(errors.len(), 1);
+    }
+
+    #[test]
+    fn a_part_of_a_pod_is_written_and_nothing_else() {
+        let old = pod(serde_json::json!({"metadata": {"name": "p", "generation": 1, "labels": {"a": "1"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}}));
+        let mut new = pod(serde_json::json!({"metadata": {"name": "p", "labels": {"a": "2"}},
+            "spec": {"containers": [{"name": "c", "image": "other"}],
+                     "ephemeralContainers": [{"name": "e", "image": "i"}]}}));
+        let through = Context { subresource: "ephemeralcontainers".to_owned(), ..Context::default() };
+        new.prepare_for_update(&old, &through);
+        assert_eq!(new.metadata.labels, old.metadata.labels);
+        assert_eq!(new.metadata.generation, Some(2));
+        let spec = new.spec.as_ref().expect("a spec");
+        assert_eq!(spec.containers[0].image.as_deref(), Some("i"));
+        let mut errors = FieldErrors::new();
+        new.validate_through("ephemeralcontainers", &old, &FieldPath::default(), &mut errors);
+        assert!(errors.is_empty(), "{errors:?}");
+        new.validate_update(&old, &FieldPath::default(), &mut errors);
+        assert_eq!(errors.len(), 1, "it is the only way to them");
+    }
+
+    #[test]
+    fn a_new_pod_has_what_its_labels_make_of_its_selectors() {
+        let mut new = pod(serde_json::json!({"metadata": {"name": "p", "labels": {"hash": "1"}}, "spec": {
+            "containers": [{"name": "c", "image": "i"}], "topologySpreadConstraints": [{"maxSkew": 1,
+            "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {},
+            "matchLabelKeys": ["hash"]}]}}));
+        new.prepare_for_create(&Context::default());
+        let spec = serde_json::to_value(&new.spec).expect("JSON");
+        let rules = spec.pointer("/topologySpreadConstraints/0/labelSelector/matchExpressions");
+        let rule = serde_json::json!([{"key": "hash", "operator": "In", "values": ["1"]}]);
+        assert_eq!(rules, Some(&rule));
+    }
+
+    #[test]
+    fn only_new_pods_are_warned_of() {
+        let named = pod(serde_json::json!({"metadata": {"name": "a.b"},
+            "spec": {"containers": [{"name": "c", "image": "i"}], "imagePullSecrets": [{"name": ""}]}}));
+        let warnings = named.warnings(None);
+        assert!(warnings.len() == 2 && warnings[0].starts_with("metadata.name: "), "{warnings:?}");
+        assert!(named.warnings(Some(&named)).is_empty());
+    }
+
+    #[test]
+    fn what_old_clients_say_is_what_new_ones_do() {
+        let mut said = pod(serde_json::json!({
+            "metadata": {"annotations": {"pod.beta.kubernetes.io/init-containers": "[]", "a": "b"}},
+            "spec": {"containers": [], "terminationGracePeriodSeconds": -5}, "status": {"podIP": "10.0.0.1"}}));
+        said.default();
+        assert_eq!(said.spec.as_ref().and_then(|s| s.termination_grace_period_seconds), Some(1));
+        assert_eq!(said.metadata.annotations.as_ref().map(BTreeMap::len), Some(1));
+        let all = |pod: &Pod| -> Vec<String> {
+            pod.status.iter().flat_map(|s| s.pod_ips.iter().flatten()).map(|each| each.ip.clone()).collect()
+        };
+        assert_eq!(all(&said), ["10.0.0.1"]);
+        let mut new = pod(serde_json::json!({"status": {"podIPs": [{"ip": "10.0.0.2"}, {"ip": "fd00::2"}]}}));
+        new.default();
+        assert_eq!(new.status.as_ref().and_then(|s| s.pod_ip.as_deref()), Some("10.0.0.2"));
+        assert_eq!(all(&new).len(), 2);
     }
 }

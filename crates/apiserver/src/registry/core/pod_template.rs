@@ -36,4 +36,10 @@ impl Strategy for PodTemplate {
             pod_spec::template(template, &at.child("template"), errors);
         }
     }
+
+    fn warnings(&self, old: Option<&Self>) -> Vec<String> {
+        let is_same = old.is_some_and(|old| old.metadata.generation == self.metadata.generation);
+        let template = self.template.as_ref().filter(|_| !is_same);
+        template.map(|t| pod_spec::of_template(t, &FieldPath::new("template"))).unwrap_or_default()
+    }
 }

@@ -7,7 +7,7 @@ use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use super::pod_spec;
 use crate::registry::column::{age, container_images, container_names, integer, labels, name, wide};
 use crate::registry::prepare::spec_and_status;
-use crate::registry::rules::{not_negative, one_of, selects};
+use crate::registry::rules::{is_empty_selector, not_negative, one_of, selects};
 use crate::registry::{Column, Selectable, Strategy};
 
 impl Strategy for ReplicationController {
@@ -72,7 +72,7 @@ impl Strategy for ReplicationController {
         let labels = template.metadata.as_ref().and_then(|m| m.labels.as_ref());
         let selector = LabelSelector { match_labels: Some(selector), match_expressions: None };
         let at = at.child("template");
-        if !selects(&selector, labels) {
+        if !is_empty_selector(&selector) && !selects(&selector, labels) {
             errors.invalid(
                 &at.child("metadata").child("labels"),
                 labels,
@@ -82,9 +82,115 @@ impl Strategy for ReplicationController {
         pod_spec::template(template, &at, errors);
         let policy = template.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or_default();
         one_of(policy, &["Always"], &at.child("spec").child("restartPolicy"), errors);
+        if template.spec.as_ref().is_some_and(|s| s.active_deadline_seconds.is_some()) {
+            errors.forbidden(
+                &at.child("spec").child("activeDeadlineSeconds"),
+                "activeDeadlineSeconds in ReplicationController is not Supported",
+            );
+        }
+    }
+
+    fn validate_status_update(&self, _: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        let Some(status) = &self.status else { return };
+        let at = at.child("status");
+        let ready = status.ready_replicas.unwrap_or(0);
+        let available = status.available_replicas.unwrap_or(0);
+        let counts = [
+            ("fullyLabeledReplicas", status.fully_labeled_replicas.unwrap_or(0)),
+            ("readyReplicas", ready),
+            ("availableReplicas", available),
+        ];
+        not_negative(status.replicas, &at.child("replicas"), errors);
+        for (name, count) in counts {
+            not_negative(count, &at.child(name), errors);
+        }
+        not_negative(status.observed_generation.unwrap_or(0), &at.child("observedGeneration"), errors);
+        for (name, count) in counts.into_iter().filter(|(_, count)| *count > status.replicas) {
+            errors.invalid(&at.child(name), count, "cannot be greater than status.replicas");
+        }
+        if available > ready {
+            errors.invalid(&at.child("availableReplicas"), available, "cannot be greater than readyReplicas");
+        }
+    }
+
+    fn warnings(&self, old: Option<&Self>) -> Vec<String> {
+        if old.is_some_and(|old| old.metadata.generation == self.metadata.generation) {
+            return Vec::new();
+        }
+        // Upstream looks at the template that was there before.
+        let template = old.unwrap_or(self).spec.as_ref().and_then(|s| s.template.as_ref());
+        let at = FieldPath::new("spec").child("template");
+        let of_template = template.map(|t| pod_spec::of_template(t, &at)).unwrap_or_default();
+        let name = match old {
+            None => pod_spec::of_name(&self.metadata, "Pod names and hostnames"),
+            Some(_) => None,
+        };
+        name.into_iter().chain(of_template).collect()
     }
 
     fn selectable(&self) -> Selectable {
         vec![("status.replicas", self.status.as_ref().map_or(0, |s| s.replicas).to_string())]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn controller(spec: Value, status: Value) -> ReplicationController {
+        let mut template = json!({"metadata": {"labels": {"a": "1"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        template["spec"]
+            .as_object_mut()
+            .expect("a map")
+            .extend(spec.as_object().cloned().unwrap_or_default());
+        let controller =
+            json!({"metadata": {"name": "a.b"}, "spec": {"template": template}, "status": status});
+        let mut controller: ReplicationController = serde_json::from_value(controller).expect("a controller");
+        controller.default();
+        controller
+    }
+
+    #[test]
+    fn its_pods_have_no_deadline() {
+        let said = |spec: Value| {
+            let mut errors = FieldErrors::new();
+            controller(spec, json!({"replicas": 0})).validate(&FieldPath::new(""), &mut errors);
+            errors.aggregate()
+        };
+        assert_eq!(said(json!({})), "[]");
+        assert_eq!(
+            said(json!({"activeDeadlineSeconds": 5})),
+            "spec.template.spec.activeDeadlineSeconds: Forbidden: activeDeadlineSeconds in ReplicationController is \
+             not Supported"
+        );
+    }
+
+    #[test]
+    fn what_is_counted_is_part_of_all() {
+        let said = |status: Value| {
+            let mut errors = FieldErrors::new();
+            let it = controller(json!({}), status);
+            it.validate_status_update(&it, &FieldPath::new(""), &mut errors);
+            errors.aggregate()
+        };
+        assert_eq!(said(json!({"replicas": 2, "readyReplicas": 2, "availableReplicas": 1})), "[]");
+        assert_eq!(
+            said(json!({"replicas": 1, "readyReplicas": 2, "availableReplicas": 1})),
+            "status.readyReplicas: Invalid value: 2: cannot be greater than status.replicas"
+        );
+        assert_eq!(
+            said(json!({"replicas": 2, "readyReplicas": 1, "availableReplicas": 2})),
+            "status.availableReplicas: Invalid value: 2: cannot be greater than readyReplicas"
+        );
+    }
+
+    #[test]
+    fn its_name_becomes_part_of_those_of_pods() {
+        let it = controller(json!({}), json!({"replicas": 0}));
+        assert!(it.warnings(None)[0].starts_with("metadata.name: this is used in Pod names and hostnames, "));
+        assert!(it.warnings(Some(&it)).is_empty());
     }
 }

@@ -1,14 +1,18 @@
 //! Secret: what only some may read.
 
+mod pair;
+
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+use serde_json::Value;
 
 use super::config_map::MAX_SIZE;
 use crate::registry::column::{age, name, text};
 use crate::registry::rules::{IMMUTABLE, config_key, each};
 use crate::registry::{Column, Selectable, Strategy};
 
+const REDACTED: &str = "<secret contents redacted>";
 const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 
 impl Strategy for Secret {
@@ -57,11 +61,11 @@ impl Strategy for Secret {
             }
             "kubernetes.io/dockercfg" => {
                 needs(".dockercfg");
-                self.docker_config(".dockercfg", &at_data, errors);
+                docker_config(self, ".dockercfg", &at_data, errors);
             }
             "kubernetes.io/dockerconfigjson" => {
                 needs(".dockerconfigjson");
-                self.docker_config(".dockerconfigjson", &at_data, errors);
+                docker_config(self, ".dockerconfigjson", &at_data, errors);
             }
             "kubernetes.io/basic-auth" if !has("username") && !has("password") => {
                 errors.required(&at_data.key("username"), "");
@@ -96,21 +100,72 @@ impl Strategy for Secret {
         }
     }
 
+    fn warnings(&self, _: Option<&Self>) -> Vec<String> {
+        if self.type_.as_deref() != Some("kubernetes.io/tls") {
+            return Vec::new();
+        }
+        let data = |key: &str| {
+            let value = self.data.as_ref().and_then(|data| data.get(key));
+            value.map(|value| value.0.as_slice()).unwrap_or_default()
+        };
+        pair::fault(data("tls.crt"), data("tls.key")).into_iter().collect()
+    }
+
     fn selectable(&self) -> Selectable {
         vec![("type", self.type_.clone().unwrap_or_default())]
     }
 }
 
-trait DockerConfig {
-    fn docker_config(&self, key: &str, at: &FieldPath, errors: &mut FieldErrors);
+/// Credentials for registries are a JSON object.
+fn docker_config(secret: &Secret, key: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(value) = secret.data.as_ref().and_then(|d| d.get(key)) else { return };
+    let kind = match krate_api::json::parse(&value.0) {
+        Ok(Value::Object(_) | Value::Null) => return,
+        Err(wrong) => {
+            errors.invalid(&at.key(key), REDACTED, wrong);
+            return;
+        }
+        Ok(Value::Array(_)) => "array",
+        Ok(Value::String(_)) => "string",
+        Ok(Value::Bool(_)) => "bool",
+        Ok(Value::Number(_)) => "number",
+    };
+    let wrong = format!("json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}");
+    errors.invalid(&at.key(key), REDACTED, wrong);
 }
 
-impl DockerConfig for Secret {
-    /// Registry credentials are JSON.
-    fn docker_config(&self, key: &str, at: &FieldPath, errors: &mut FieldErrors) {
-        let Some(value) = self.data.as_ref().and_then(|d| d.get(key)) else { return };
-        if let Err(e) = serde_json::from_slice::<serde_json::Value>(&value.0) {
-            errors.invalid(&at.key(key), "<secret contents redacted>", e.to_string());
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn secret(kind: &str, data: &Value) -> Secret {
+        let object = json!({"metadata": {"name": "s"}, "type": kind, "stringData": data});
+        let mut secret: Secret = serde_json::from_value(object).expect("a secret");
+        secret.default();
+        secret
+    }
+
+    #[test]
+    fn credentials_are_an_object() {
+        for (text, wrong) in [
+            ("{}", None),
+            ("null", None),
+            ("[]", Some("json: cannot unmarshal array into Go value of type map[string]interface {}")),
+            ("x", Some("invalid character 'x' looking for beginning of value")),
+        ] {
+            let secret = secret("kubernetes.io/dockerconfigjson", &json!({".dockerconfigjson": text}));
+            let mut errors = FieldErrors::new();
+            secret.validate(&FieldPath::new(""), &mut errors);
+            assert_eq!(errors.iter().map(|e| e.detail.as_str()).next(), wrong);
         }
+    }
+
+    #[test]
+    fn what_is_no_pair_is_told() {
+        let none = secret("kubernetes.io/tls", &json!({"tls.crt": "a", "tls.key": "b"}));
+        assert_eq!(none.warnings(None), ["tls: failed to find any PEM data in certificate input"]);
+        assert_eq!(secret("Opaque", &json!({"tls.crt": "a"})).warnings(None), [""; 0]);
     }
 }

@@ -4,8 +4,10 @@
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::events::v1::{Event, EventSeries};
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+use serde::Serialize;
 
 use crate::registry::core::event as old;
+use crate::registry::rules::immutable;
 use crate::registry::{Column, Selectable, Strategy, encode};
 
 /// The event in the words of the core group.
@@ -88,30 +90,62 @@ impl Strategy for Event {
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let event = to_core(self);
         old::in_its_namespace(&event, at, errors);
+        if event.event_time.is_some() {
+            old::new_style(&event, "reportingController", at, errors);
+        }
+    }
+
+    fn validate_new(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        check_series(self, at, errors);
         if self.event_time.is_none() {
             errors.required(&at.child("eventTime"), "");
-        } else {
-            old::new_style(&event, "reportingController", at, errors);
         }
         let kind = self.type_.as_deref().unwrap_or_default();
         if kind != "Normal" && kind != "Warning" {
-            errors.invalid(&at.child("type"), kind, format!("has invalid value: {kind}"));
+            errors.invalid(&at.child("type"), "", format!("has invalid value: {kind}"));
         }
         // What the older words say is for older clients to read, and not for new ones to write.
-        if self.metadata.resource_version.is_none() {
-            for (name, set) in [
-                ("firstTimestamp", self.deprecated_first_timestamp.is_some()),
-                ("lastTimestamp", self.deprecated_last_timestamp.is_some()),
-                ("count", self.deprecated_count.unwrap_or(0) != 0),
-                (
-                    "source",
-                    self.deprecated_source.as_ref().is_some_and(|s| *s != core::EventSource::default()),
-                ),
-            ] {
-                if set {
-                    errors.invalid(&at.child(name), "", "needs to be unset");
-                }
+        for (name, set) in [
+            ("firstTimestamp", self.deprecated_first_timestamp.is_some()),
+            ("lastTimestamp", self.deprecated_last_timestamp.is_some()),
+            ("count", self.deprecated_count.unwrap_or(0) != 0),
+            ("source", SourceInMemory::of(&to_core(self)) != SourceInMemory { component: "", host: "" }),
+        ] {
+            if set {
+                errors.invalid(&at.child(name), "", "needs to be unset");
             }
+        }
+    }
+
+    /// What has happened stays as it was told; only how often it did goes on.
+    fn validate_update(&self, was: &Self, at: &FieldPath, errors: &mut FieldErrors) {
+        if self.series != was.series {
+            check_series(self, at, errors);
+        }
+        let (new, was) = (to_core(self), to_core(was));
+        let (object, from) = (ObjectInMemory::of, SourceInMemory::of);
+        let (related, was_related) = (new.related.as_ref().map(object), was.related.as_ref().map(object));
+        immutable(
+            &object(&new.involved_object),
+            &object(&was.involved_object),
+            &at.child("involvedObject"),
+            errors,
+        );
+        immutable(&from(&new), &from(&was), &at.child("source"), errors);
+        immutable(&new.first_timestamp, &was.first_timestamp, &at.child("firstTimestamp"), errors);
+        immutable(&new.last_timestamp, &was.last_timestamp, &at.child("lastTimestamp"), errors);
+        immutable(&new.count.unwrap_or(0), &was.count.unwrap_or(0), &at.child("count"), errors);
+        immutable(&new.event_time, &was.event_time, &at.child("eventTime"), errors);
+        immutable(&related, &was_related, &at.child("related"), errors);
+        for (name, new, was) in [
+            ("reason", &new.reason, &was.reason),
+            ("message", &new.message, &was.message),
+            ("type", &new.type_, &was.type_),
+            ("action", &new.action, &was.action),
+            ("reportingController", &new.reporting_component, &was.reporting_component),
+            ("reportingInstance", &new.reporting_instance, &was.reporting_instance),
+        ] {
+            immutable(&text(new.as_ref()), &text(was.as_ref()), &at.child(name), errors);
         }
     }
 
@@ -120,9 +154,114 @@ impl Strategy for Event {
     }
 }
 
+fn check_series(event: &Event, at: &FieldPath, errors: &mut FieldErrors) {
+    if event.series.as_ref().is_some_and(|series| series.count < 2) {
+        errors.invalid(&at.child("series.count"), "", "should be at least 2");
+    }
+}
+
+fn text(text: Option<&String>) -> &str {
+    text.map_or("", String::as_str)
+}
+
+/// Who told of an event, with the names that the fields have in upstream's memory.
+#[derive(PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct SourceInMemory<'a> {
+    component: &'a str,
+    host: &'a str,
+}
+
+impl<'a> SourceInMemory<'a> {
+    fn of(event: &'a core::Event) -> Self {
+        let source = event.source.as_ref();
+        SourceInMemory {
+            component: source.map_or("", |source| text(source.component.as_ref())),
+            host: source.map_or("", |source| text(source.host.as_ref())),
+        }
+    }
+}
+
+/// What an event is about, the same way.
+#[derive(PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ObjectInMemory<'a> {
+    kind: &'a str,
+    namespace: &'a str,
+    name: &'a str,
+    #[serde(rename = "UID")]
+    uid: &'a str,
+    #[serde(rename = "APIVersion")]
+    api_version: &'a str,
+    resource_version: &'a str,
+    field_path: &'a str,
+}
+
+impl<'a> ObjectInMemory<'a> {
+    fn of(object: &'a core::ObjectReference) -> Self {
+        ObjectInMemory {
+            kind: text(object.kind.as_ref()),
+            namespace: text(object.namespace.as_ref()),
+            name: text(object.name.as_ref()),
+            uid: text(object.uid.as_ref()),
+            api_version: text(object.api_version.as_ref()),
+            resource_version: text(object.resource_version.as_ref()),
+            field_path: text(object.field_path.as_ref()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
+
+    fn event(more: &Value) -> Event {
+        let mut event = json!({
+            "metadata": {"name": "e", "namespace": "n"}, "eventTime": "2026-01-01T00:00:00.000001Z", "type": "Normal",
+            "reason": "R", "action": "A", "reportingController": "c.test/d", "reportingInstance": "i",
+            "regarding": {"kind": "Pod", "name": "p", "namespace": "n"},
+        });
+        if let (Some(event), Some(more)) = (event.as_object_mut(), more.as_object()) {
+            event.extend(more.clone());
+        }
+        serde_json::from_value(event).expect("event")
+    }
+
+    fn said(new: &Value, old: Option<&Value>) -> Vec<String> {
+        let (new, mut errors) = (event(new), FieldErrors::new());
+        new.validate(&FieldPath::new(""), &mut errors);
+        match old {
+            None => new.validate_new(&FieldPath::new(""), &mut errors),
+            Some(old) => new.validate_update(&event(old), &FieldPath::new(""), &mut errors),
+        }
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_has_happened_stays_as_it_was_told() {
+        let seen = |count: i32| json!({"series": {"count": count, "lastObservedTime": "2026-01-01T00:02:00.000001Z"}});
+        assert_eq!(said(&seen(3), Some(&seen(2))), [""; 0]);
+        assert_eq!(said(&seen(1), Some(&seen(1))), [""; 0], "it was so before");
+        assert_eq!(said(&seen(1), None), ["series.count: Invalid value: \"\": should be at least 2"]);
+        assert_eq!(
+            said(&json!({"reason": "S", "note": "m"}), Some(&json!({}))),
+            [
+                "reason: Invalid value: \"S\": field is immutable",
+                "message: Invalid value: \"m\": field is immutable",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_event_may_be_told_in_another_namespace() {
+        let of = |regarding: Value| json!({"regarding": regarding});
+        assert_eq!(said(&of(json!({"kind": "Pod", "name": "p", "namespace": "other"})), None), [""; 0]);
+        assert_eq!(
+            said(&of(json!({"kind": "Node", "name": "p"})), None),
+            ["involvedObject.namespace: Invalid value: \"\": does not match event.namespace"]
+        );
+    }
 
     #[test]
     fn nothing_is_lost_between_the_two() {

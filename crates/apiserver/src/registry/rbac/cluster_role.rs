@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
+use serde_json::Value;
 
 use super::{path_segment, rule};
 use crate::registry::column::{created_at, name};
@@ -28,8 +29,30 @@ impl Strategy for ClusterRole {
                     .required(&at, "at least one clusterRoleSelector required if aggregationRule is non-nil");
             }
             for (i, selector) in aggregation.cluster_role_selectors.iter().flatten().enumerate() {
+                let before = errors.len();
                 label_selector(selector, &at.index(i), errors);
+                if errors.len() > before {
+                    errors.invalid(&at.index(i), Value::Null, "invalid label selector.");
+                }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn selectors_that_cannot_be_read_are_told_of() {
+        let role: ClusterRole = serde_json::from_value(json!({"metadata": {"name": "r"}, "rules": null,
+            "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"a": "b"}}, {"matchLabels": {"a b": "c"}}]}}))
+        .expect("a role");
+        let mut errors = FieldErrors::new();
+        role.validate(&FieldPath::new(""), &mut errors);
+        let told: Vec<&str> =
+            errors.iter().map(|e| e.detail.as_str()).filter(|d| *d == "invalid label selector.").collect();
+        assert_eq!(told.len(), 1);
     }
 }

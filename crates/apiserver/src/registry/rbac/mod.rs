@@ -132,10 +132,27 @@ fn subjects(list: Option<&[Subject]>, namespaced: bool, at: &FieldPath, errors: 
 fn named(list: Option<&[Subject]>, kind: &str) -> Value {
     let subjects = list.unwrap_or_default().iter().filter(|s| s.kind == kind);
     let names: Vec<String> = subjects
-        .map(|s| match s.namespace.as_deref().filter(|n| !n.is_empty() && kind == "ServiceAccount") {
-            Some(namespace) => format!("{namespace}/{}", s.name),
-            None => s.name.clone(),
+        .map(|s| match (kind, s.namespace.as_deref()) {
+            ("ServiceAccount", namespace) => format!("{}/{}", namespace.unwrap_or_default(), s.name),
+            _ => s.name.clone(),
         })
         .collect();
     names.join(", ").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn accounts_are_shown_with_their_namespace() {
+        let subjects: Vec<Subject> = serde_json::from_value(json!([
+            {"kind": "ServiceAccount", "name": "a", "namespace": "n"}, {"kind": "ServiceAccount", "name": "b"},
+            {"kind": "User", "name": "u"},
+        ]))
+        .expect("subjects");
+        assert_eq!(named(Some(&subjects), "ServiceAccount"), "n/a, /b");
+        assert_eq!(named(Some(&subjects), "User"), "u");
+    }
 }

@@ -4,7 +4,7 @@ use k8s_openapi::api::scheduling::v1::PriorityClass;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use crate::registry::column::{age, boolean, integer, name, text};
-use crate::registry::rules::one_of;
+use crate::registry::rules::required_one_of;
 use crate::registry::{Column, Context, Strategy};
 
 /// The highest priority that a user may name; above are the system's own.
@@ -50,15 +50,18 @@ impl Strategy for PriorityClass {
         self.metadata.generation = old.metadata.generation;
     }
 
-    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
+    fn validate(&self, _: &FieldPath, _: &mut FieldErrors) {}
+
+    fn validate_new(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let name = self.metadata.name.as_deref().unwrap_or_default();
         let priority = self.value.unwrap_or(0);
         if name.starts_with("system-") {
-            let known = SYSTEM.iter().any(|(n, value, _)| *n == name && *value == priority);
-            if !known || self.global_default == Some(true) {
+            if let Some(why) = unlike_system(name, priority, self.global_default == Some(true)) {
                 errors.forbidden(
                     &at.child("metadata").child("name"),
-                    "priority class names with 'system-' prefix are reserved for system use only",
+                    format!(
+                        "priority class names with 'system-' prefix are reserved for system use only. error: {why}"
+                    ),
                 );
             }
         } else if priority > HIGHEST {
@@ -68,7 +71,8 @@ impl Strategy for PriorityClass {
             );
         }
         if let Some(policy) = self.preemption_policy.as_deref() {
-            one_of(policy, &["Never", "PreemptLowerPriority"], &at.child("preemptionPolicy"), errors);
+            let at = at.child("preemptionPolicy");
+            required_one_of(Some(policy), &["PreemptLowerPriority", "Never"], &at, errors);
         }
     }
 
@@ -82,6 +86,40 @@ impl Strategy for PriorityClass {
                 &self.preemption_policy,
                 crate::registry::rules::IMMUTABLE,
             );
+        }
+    }
+}
+
+/// Why a class is none of the system's.
+fn unlike_system(name: &str, value: i32, global_default: bool) -> Option<String> {
+    let Some((_, own, _)) = SYSTEM.iter().find(|(known, ..)| *known == name) else {
+        return Some(format!("{name} is not a known system priority class"));
+    };
+    if *own != value {
+        return Some(format!("value of {name} PriorityClass must be {own}"));
+    }
+    global_default.then(|| format!("globalDefault of {name} PriorityClass must be false"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_system_are_its_own() {
+        let critical = "system-cluster-critical";
+        for (name, value, default, wanted) in [
+            (critical, 2_000_000_000, false, None),
+            (critical, 7, false, Some("value of system-cluster-critical PriorityClass must be 2000000000")),
+            (
+                critical,
+                2_000_000_000,
+                true,
+                Some("globalDefault of system-cluster-critical PriorityClass must be false"),
+            ),
+            ("system-mine", 7, false, Some("system-mine is not a known system priority class")),
+        ] {
+            assert_eq!(unlike_system(name, value, default).as_deref(), wanted);
         }
     }
 }

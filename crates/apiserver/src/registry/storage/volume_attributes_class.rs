@@ -3,8 +3,8 @@
 use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
+use super::parameters::{parameters, provisioner};
 use crate::registry::column::{age, name, text};
-use crate::registry::core::pod_spec::driver_name;
 use crate::registry::{Column, Context, Strategy};
 
 const PROTECTION: &str = "kubernetes.io/vac-protection";
@@ -26,8 +26,11 @@ impl Strategy for VolumeAttributesClass {
         }
     }
 
-    fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
-        driver_name(&self.driver_name, &at.child("driverName"), errors);
+    fn validate(&self, _: &FieldPath, _: &mut FieldErrors) {}
+
+    fn validate_new(&self, at: &FieldPath, errors: &mut FieldErrors) {
+        provisioner(&self.driver_name, &at.child("driverName"), errors);
+        parameters(self.parameters.as_ref(), &at.child("parameters"), errors);
         if self.parameters.as_ref().is_none_or(std::collections::BTreeMap::is_empty) {
             errors.required(&at.child("parameters"), "must contain at least one key/value pair");
         }
@@ -35,10 +38,28 @@ impl Strategy for VolumeAttributesClass {
 
     fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         if self.driver_name != old.driver_name {
-            errors.invalid(&at.child("driverName"), &self.driver_name, crate::registry::rules::IMMUTABLE);
+            errors.forbidden(&at.child("driverName"), "updates to driverName are forbidden.");
         }
         if self.parameters.clone().unwrap_or_default() != old.parameters.clone().unwrap_or_default() {
             errors.forbidden(&at.child("parameters"), "updates to parameters are forbidden.");
         }
+        self.validate_new(at, errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_is_of_one_driver_for_ever() {
+        let class = |driver: &str| VolumeAttributesClass {
+            driver_name: driver.to_owned(),
+            parameters: Some([("a".to_owned(), "1".to_owned())].into()),
+            ..Default::default()
+        };
+        let mut errors = FieldErrors::new();
+        class("example.com/a").validate_update(&class("example.com/b"), &FieldPath::new(""), &mut errors);
+        assert_eq!(errors.aggregate(), "driverName: Forbidden: updates to driverName are forbidden.");
     }
 }

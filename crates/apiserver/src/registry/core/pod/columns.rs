@@ -83,6 +83,7 @@ pub fn summary(pod: &Pod) -> Summary {
         restarts = side_restarts;
         last = side_last;
         let mut running = false;
+        let mut failure = None;
         for c in status.container_statuses.iter().flatten().rev() {
             let state = c.state.clone().unwrap_or_default();
             restarts += c.restart_count;
@@ -92,14 +93,22 @@ pub fn summary(pod: &Pod) -> Summary {
                 reason = waiting;
             } else if let Some(t) = &state.terminated {
                 reason = ended(t, "");
+                if t.exit_code != 0 {
+                    failure = Some(reason.clone());
+                }
             } else if c.ready && state.running.is_some() {
                 running = true;
                 ready += 1;
             }
         }
-        if reason == "Completed" && running {
-            let is_ready = condition(status, "Ready") == Some("True");
-            (if is_ready { "Running" } else { "NotReady" }).clone_into(&mut reason);
+        if reason == "Completed" {
+            if running && condition(status, "Ready") == Some("True") {
+                "Running".clone_into(&mut reason);
+            } else if let Some(failure) = failure {
+                reason = failure;
+            } else if running {
+                "NotReady".clone_into(&mut reason);
+            }
         }
     }
 
@@ -193,6 +202,27 @@ mod tests {
                 (line.ready.as_str(), line.status.as_str(), line.restarts.as_str()),
                 (ready, word, restarts)
             );
+        }
+    }
+
+    #[test]
+    fn what_failed_tells_more_than_what_is_done() {
+        let done = json!({"name": "a", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+            "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}});
+        let other = |state: serde_json::Value| json!({"name": "b", "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": state});
+        for (state, ready, word) in [
+            (json!({"terminated": {"exitCode": 1, "reason": "Error"}}), "False", "Error"),
+            (json!({"terminated": {"exitCode": 0, "reason": "Completed"}}), "False", "Completed"),
+            (json!({"running": {}}), "False", "NotReady"),
+            (json!({"running": {}}), "True", "Running"),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({
+                "spec": {"containers": [{"name": "a"}, {"name": "b"}]},
+                "status": {"phase": "Running", "containerStatuses": [done, other(state)],
+                    "conditions": [{"type": "Ready", "status": ready}]},
+            }))
+            .expect("pod");
+            assert_eq!(summary(&pod).status, word);
         }
     }
 }

@@ -5,6 +5,8 @@ use k8s_openapi::api::core::v1::{
     ObjectFieldSelector, PersistentVolumeClaimSpec, PodSpec, PodTemplateSpec, Probe, Volume,
 };
 
+use super::pod_level::default_resources;
+
 fn or<T>(field: &mut Option<T>, value: impl Into<T>) {
     if field.is_none() {
         *field = Some(value.into());
@@ -50,14 +52,6 @@ pub fn spec(spec: &mut PodSpec) {
     for v in spec.volumes.iter_mut().flatten() {
         volume(v);
     }
-    if spec.host_network == Some(true) {
-        for c in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-            for port in c.ports.iter_mut().flatten() {
-                // With the host's network, a container's ports are the host's.
-                or_number(&mut port.host_port, port.container_port);
-            }
-        }
-    }
 }
 
 /// What is filled in for a pod, and not for a template of one.
@@ -72,7 +66,16 @@ pub fn pod_only(spec: &mut PodSpec) {
             }
         }
     }
+    default_resources(spec);
     or(&mut spec.enable_service_links, true);
+    if spec.host_network == Some(true) {
+        for c in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+            for port in c.ports.iter_mut().flatten() {
+                // With the host's network, a container's ports are the host's.
+                or_number(&mut port.host_port, port.container_port);
+            }
+        }
+    }
 }
 
 fn container(c: &mut Container) {
@@ -100,12 +103,27 @@ fn pull_policy(policy: &mut Option<String>, image: &str) {
     or_text(policy, if is_latest(image) { "Always" } else { "IfNotPresent" });
 }
 
+/// What is no name of an image at all has no tag either.
 fn is_latest(image: &str) -> bool {
-    if image.contains('@') {
-        return false;
-    }
-    let last = image.rsplit('/').next().unwrap_or(image);
-    last.rsplit_once(':').is_none_or(|(_, tag)| tag == "latest")
+    let (named, is_pinned) = match image.split_once('@') {
+        Some((named, digest)) if is_digest(digest) => (named, true),
+        Some(_) => return false,
+        None => (image, false),
+    };
+    let (path, last) = named.rsplit_once('/').unwrap_or(("", named));
+    let (last, tag) = last.split_once(':').map_or((last, None), |(last, tag)| (last, Some(tag)));
+    let is_part = |part: &str| {
+        !part.is_empty() && !part.bytes().any(|c| c.is_ascii_uppercase() || c.is_ascii_whitespace())
+    };
+    // The first part may be a host, which may be written in capitals.
+    is_part(last) && path.split('/').skip(1).all(is_part) && tag.map_or(!is_pinned, |tag| tag == "latest")
+}
+
+/// `sha256:` and so many digits.
+fn is_digest(digest: &str) -> bool {
+    digest
+        .split_once(':')
+        .is_some_and(|(_, hex)| hex.len() >= 32 && hex.bytes().all(|c| c.is_ascii_hexdigit()))
 }
 
 fn ports<'a>(ports: impl Iterator<Item = &'a mut ContainerPort>) {
@@ -220,20 +238,41 @@ pub(super) fn has_source(v: &Volume) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_latest;
+    use serde_json::{Value, json};
+
+    use super::*;
 
     #[test]
     fn an_image_without_tag_or_digest_is_the_latest() {
+        let digest = "a".repeat(64);
         for (image, latest) in [
             ("busybox", true),
             ("host:5000/busybox", true),
+            ("Host/busybox", true),
             ("busybox:latest", true),
             ("busybox:1", false),
             ("host:5000/busybox:1", false),
             ("busybox@sha256:aa", false),
             ("busybox:latest@sha256:aa", false),
+            (&*format!("busybox@sha256:{digest}"), false),
+            (&*format!("busybox:latest@sha256:{digest}"), true),
+            ("", false),
+            (" ", false),
+            ("Busybox", false),
         ] {
             assert_eq!(is_latest(image), latest, "{image}");
         }
+    }
+
+    #[test]
+    fn only_a_pod_takes_the_ports_of_its_host() {
+        let spec: Value = json!({"hostNetwork": true, "containers": [
+            {"name": "c", "image": "i", "ports": [{"containerPort": 80}]}]});
+        let mut spec: PodSpec = serde_json::from_value(spec).expect("a spec");
+        let host = |spec: &PodSpec| spec.containers[0].ports.as_ref().and_then(|ports| ports[0].host_port);
+        super::spec(&mut spec);
+        assert_eq!(host(&spec), None);
+        pod_only(&mut spec);
+        assert_eq!(host(&spec), Some(80));
     }
 }

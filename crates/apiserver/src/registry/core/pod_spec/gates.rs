@@ -1,9 +1,12 @@
 //! What of a pod goes that a feature would have brought which is off: it is as if nobody had asked for it. What a pod has
 //! already, it keeps.
 
-use k8s_openapi::api::core::v1::{PodSpec, VolumeProjection};
+use k8s_openapi::api::core::v1::{ContainerStatus, Lifecycle, PodSpec, PodStatus, VolumeProjection};
 
-use crate::features::{CLUSTER_TRUST_BUNDLE_PROJECTION, Features, POD_CERTIFICATE_REQUEST};
+use crate::features::{
+    CLUSTER_TRUST_BUNDLE_PROJECTION, CONTAINER_STOP_SIGNALS, DRA_NODE_ALLOCATABLE_RESOURCES, Features,
+    GENERIC_WORKLOAD, IMAGE_VOLUME_WITH_DIGEST, POD_CERTIFICATE_REQUEST,
+};
 
 /// A feature, whether a source of a projected volume is of it, and how that is taken away.
 type Gate = (&'static str, fn(&VolumeProjection) -> bool, fn(&mut VolumeProjection));
@@ -34,11 +37,68 @@ pub fn drop_disabled(spec: Option<&mut PodSpec>, old: Option<&PodSpec>, features
         let projected = spec.volumes.iter_mut().flatten().filter_map(|volume| volume.projected.as_mut());
         projected.flat_map(|projected| projected.sources.iter_mut().flatten()).for_each(drop);
     }
+    let is_grouped = |spec: &PodSpec| spec.scheduling_group.is_some();
+    if is_grouped(spec) && !old.is_some_and(is_grouped) && !features.enabled(GENERIC_WORKLOAD) {
+        spec.scheduling_group = None;
+    }
+    if has_signal(spec) && !old.is_some_and(has_signal) && !features.enabled(CONTAINER_STOP_SIGNALS) {
+        lifecycles_mut(spec).for_each(without_signal);
+    }
+}
+
+/// The same for what a node says of a pod.
+pub fn drop_disabled_status(status: &mut PodStatus, old: &PodStatus, features: &Features) {
+    let has_claims = |s: &PodStatus| {
+        s.node_allocatable_resource_claim_statuses.as_ref().is_some_and(|claims| !claims.is_empty())
+    };
+    if has_claims(status) && !has_claims(old) && !features.enabled(DRA_NODE_ALLOCATABLE_RESOURCES) {
+        status.node_allocatable_resource_claim_statuses = None;
+    }
+    if !has_digests(old) && !features.enabled(IMAGE_VOLUME_WITH_DIGEST) {
+        let lists = [
+            &mut status.container_statuses,
+            &mut status.init_container_statuses,
+            &mut status.ephemeral_container_statuses,
+        ];
+        let all = lists.into_iter().flat_map(|list| list.iter_mut().flatten());
+        all.flat_map(|c| c.volume_mounts.iter_mut().flatten()).for_each(|mount| mount.volume_status = None);
+    }
+}
+
+fn has_digests(status: &PodStatus) -> bool {
+    let has = |list: &Option<Vec<ContainerStatus>>| {
+        let mut mounts = list.iter().flatten().flat_map(|c| c.volume_mounts.iter().flatten());
+        mounts.any(|mount| mount.volume_status.is_some())
+    };
+    [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses]
+        .into_iter()
+        .any(has)
 }
 
 fn sources(spec: &PodSpec) -> impl Iterator<Item = &VolumeProjection> {
     let projected = spec.volumes.iter().flatten().filter_map(|volume| volume.projected.as_ref());
     projected.flat_map(|projected| projected.sources.iter().flatten())
+}
+
+fn has_signal(spec: &PodSpec) -> bool {
+    let own = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let added = spec.ephemeral_containers.iter().flatten();
+    let mut all = own.map(|c| &c.lifecycle).chain(added.map(|c| &c.lifecycle));
+    all.any(|lifecycle| lifecycle.as_ref().is_some_and(|l| l.stop_signal.is_some()))
+}
+
+fn lifecycles_mut(spec: &mut PodSpec) -> impl Iterator<Item = &mut Option<Lifecycle>> {
+    let own = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+    let added = spec.ephemeral_containers.iter_mut().flatten();
+    own.map(|c| &mut c.lifecycle).chain(added.map(|c| &mut c.lifecycle))
+}
+
+/// A lifecycle of which nothing is left goes as well.
+fn without_signal(lifecycle: &mut Option<Lifecycle>) {
+    let signalled = lifecycle.as_mut().is_some_and(|l| l.stop_signal.take().is_some());
+    if signalled && lifecycle.as_ref() == Some(&Lifecycle::default()) {
+        *lifecycle = None;
+    }
 }
 
 #[cfg(test)]
@@ -73,5 +133,44 @@ mod tests {
         assert_eq!(left("PodCertificateRequest=true", None), json!([{}, certificate]));
         assert_eq!(left("", Some(&json!([certificate]))), json!([{}, certificate]));
         assert_eq!(left("", Some(&both)), both);
+    }
+
+    #[test]
+    fn signals_and_groups_are_for_those_who_ask_for_the_features() {
+        let asked: PodSpec = serde_json::from_value(json!({
+        "schedulingGroup": {"podGroupName": "g"},
+        "containers": [
+            {"name": "a", "lifecycle": {"stopSignal": "SIGUSR1"}},
+            {"name": "b", "lifecycle": {"stopSignal": "SIGUSR1", "preStop": {"sleep": {"seconds": 1}}}},
+        ]}))
+        .expect("a spec");
+        let left = |gates: &str, old: Option<&PodSpec>| {
+            let mut new = asked.clone();
+            drop_disabled(Some(&mut new), old, &Features::parse([gates]).expect("sound"));
+            new
+        };
+        let dropped = left("", None);
+        assert_eq!(dropped.scheduling_group, None);
+        assert_eq!(dropped.containers[0].lifecycle, None);
+        let kept = dropped.containers[1].lifecycle.as_ref().expect("a lifecycle");
+        assert!(kept.stop_signal.is_none() && kept.pre_stop.is_some());
+        assert_eq!(left("", Some(&asked)), asked);
+        assert_eq!(left("ContainerStopSignals=true,GenericWorkload=true", None), asked);
+    }
+
+    #[test]
+    fn a_node_tells_of_digests_only_where_that_is_on() {
+        let told: PodStatus = serde_json::from_value(json!({"containerStatuses": [{
+            "name": "c", "ready": true, "restartCount": 0, "image": "", "imageID": "",
+            "volumeMounts": [{"name": "v", "mountPath": "/v", "volumeStatus": {"image": {"imageRef": "r"}}}]}]}))
+        .expect("a status");
+        let left = |gates: &str, old: &PodStatus| {
+            let mut new = told.clone();
+            drop_disabled_status(&mut new, old, &Features::parse([gates]).expect("sound"));
+            has_digests(&new)
+        };
+        assert!(!left("", &PodStatus::default()));
+        assert!(left("", &told));
+        assert!(left("ImageVolumeWithDigest=true", &PodStatus::default()));
     }
 }

@@ -3,9 +3,10 @@
 use k8s_openapi::api::core::v1::{
     Container, ExecAction, HTTPGetAction, Lifecycle, LifecycleHandler, Probe, SleepAction, TCPSocketAction,
 };
+use krate_api::names::is_http_header_name;
 use krate_api::{FieldErrors, FieldPath};
 
-use crate::registry::rules::{not_negative, one_of, port, port_or_name};
+use crate::registry::rules::{each, not_negative, one_of, port, port_or_name};
 
 /// All that a container asks of itself. `grace` is the pod's time to end, in seconds.
 pub fn probes(c: &Container, grace: Option<i64>, at: &FieldPath, errors: &mut FieldErrors) {
@@ -118,16 +119,9 @@ fn handler(h: &Handlers<'_>, grace: Option<i64>, at: &FieldPath, errors: &mut Fi
         }
         port_or_name(&http.port, &at.child("port"), errors);
         one_of(http.scheme.as_deref().unwrap_or_default(), &["HTTP", "HTTPS"], &at.child("scheme"), errors);
-        for (i, header) in http.http_headers.iter().flatten().enumerate() {
-            let token = |c: u8| c.is_ascii_alphanumeric() || c == b'-';
-            if header.name.is_empty() || !header.name.bytes().all(token) {
-                errors.invalid(
-                    &at.child("httpHeaders").index(i).child("name"),
-                    &header.name,
-                    "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used \
-                     for validation is '[-A-Za-z0-9]+')",
-                );
-            }
+        // Upstream names the list here, without the place in it.
+        for header in http.http_headers.iter().flatten() {
+            each(is_http_header_name(&header.name), &header.name, &at.child("httpHeaders"), errors);
         }
     }
     if let Some(tcp) = h.tcp
@@ -154,5 +148,27 @@ fn handler(h: &Handlers<'_>, grace: Option<i64>, at: &FieldPath, errors: &mut Fi
     }
     if given == 0 {
         errors.required(at, "must specify a handler type");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_header_has_the_name_of_one() {
+        let container = serde_json::from_value(json!({"name": "c", "livenessProbe": {"httpGet": {
+            "path": "/", "scheme": "HTTP", "port": 80, "httpHeaders": [{"name": "A", "value": ""},
+            {"name": "a b", "value": ""}]}}}))
+        .expect("a container");
+        let mut errors = FieldErrors::new();
+        probes(&container, Some(30), &FieldPath::new("c"), &mut errors);
+        assert_eq!(
+            errors.aggregate(),
+            "c.livenessProbe.httpGet.httpHeaders: Invalid value: \"a b\": a valid HTTP header must consist of \
+             alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')"
+        );
     }
 }

@@ -3,10 +3,13 @@
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use krate_api::{FieldErrors, FieldPath};
 
-use super::{Amounts, qos_class};
+use super::pod_level::{LIMITS, REQUESTS, Side};
+use super::qos_class;
+use super::visit::inits;
 use crate::registry::prepare::differ;
 
-const MIRROR: &str = "kubernetes.io/config.mirror";
+/// The mark of a pod that a node has made known of its own.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
 const ONLY_THESE: &str = "only cpu and memory resources are mutable";
 
 /// Makes all but the resources of `new` what it was in `old`. Containers that are others are left for validation to
@@ -22,10 +25,6 @@ pub fn keep_all_else(new: &mut PodSpec, old: &PodSpec) {
         merge(kept, inits(new));
     }
     *new = kept;
-}
-
-fn inits(spec: &PodSpec) -> &[Container] {
-    spec.init_containers.as_deref().unwrap_or_default()
 }
 
 fn merge(kept: &mut Vec<Container>, new: &[Container]) {
@@ -59,17 +58,17 @@ pub fn resize(new: &Pod, old: &Pod, at: &FieldPath, errors: &mut FieldErrors) {
     if !is_supported(old) {
         errors.forbidden(&at, "Pod running on node without support for resize");
     }
+    let mut is_sound = own_resources(spec, was, &at, errors);
     if !same_containers(spec, was, &at, errors) {
         return;
     }
     let lists =
         [("initContainers", inits(spec), inits(was)), ("containers", &spec.containers, &was.containers)];
-    let mut is_sound = true;
     for (list, new, old) in lists {
         for (i, (is, was)) in new.iter().zip(old).enumerate() {
             let place = at.child(list).index(i);
             is_sound &= kept(is, was, &place.child("resources"), errors);
-            if differ(&without_amounts(is), &without_amounts(was)) {
+            if differ(&without_amounts(is, Claims::Gone), &without_amounts(was, Claims::Kept)) {
                 is_sound = false;
                 if list == "containers" {
                     errors.forbidden(&at, ONLY_THESE);
@@ -91,11 +90,47 @@ pub fn resize(new: &Pod, old: &Pod, at: &FieldPath, errors: &mut FieldErrors) {
     let mut rest = spec.clone();
     rest.containers.clone_from(&was.containers);
     rest.init_containers.clone_from(&was.init_containers);
-    rest.resources = rest.resources.map(only_others);
-    let before = PodSpec { resources: was.resources.clone().map(only_others), ..was.clone() };
+    rest.resources = own_rest(spec);
+    let before = PodSpec { resources: own_rest(was), ..was.clone() };
     if is_sound && differ(&rest, &before) {
         errors.forbidden(&at, ONLY_THESE);
     }
+}
+
+/// What the pod asks for as a whole may become another amount as well (KEP-5419).
+fn own_resources(new: &PodSpec, old: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) -> bool {
+    let place = at.child("resources");
+    let is_set = |spec: &PodSpec| {
+        let own = spec.resources.as_ref();
+        own.is_some_and(|own| [REQUESTS, LIMITS].iter().any(|of| of(own).is_some_and(|of| !of.is_empty())))
+    };
+    if !is_set(new) && !is_set(old) {
+        return true;
+    }
+    if new.resources.is_none() && old.resources.is_some() {
+        errors.forbidden(&place, "pod-level resources cannot be removed");
+        return false;
+    }
+    let mut is_sound = true;
+    let sides: [(&str, Side); 2] = [("requests", REQUESTS), ("limits", LIMITS)];
+    for (name, of) in sides {
+        let (is, was) = (new.resources.as_ref().and_then(of), old.resources.as_ref().and_then(of));
+        let is_kept = |resource: &String| is.is_some_and(|is| is.contains_key(resource));
+        if !was.into_iter().flatten().all(|(resource, _)| is_kept(resource)) {
+            errors.forbidden(&place.child(name), format!("pod-level resource {name} cannot be removed"));
+            is_sound = false;
+        }
+    }
+    if differ(&own_rest(new), &own_rest(old)) {
+        errors.forbidden(at, "only cpu and memory resources are mutable at pod-level");
+        is_sound = false;
+    }
+    is_sound
+}
+
+/// What a pod asks for as a whole besides cpu and memory.
+fn own_rest(spec: &PodSpec) -> Option<ResourceRequirements> {
+    spec.resources.clone().map(only_others).filter(|rest| *rest != ResourceRequirements::default())
 }
 
 /// The first container that runs tells whether its node knows of resizing.
@@ -124,12 +159,10 @@ fn same_containers(new: &PodSpec, old: &PodSpec, at: &FieldPath, errors: &mut Fi
     same
 }
 
-type Side = fn(&ResourceRequirements) -> Option<&Amounts>;
-
 /// What is asked for or limited may become another amount, and not none at all.
 fn kept(new: &Container, old: &Container, at: &FieldPath, errors: &mut FieldErrors) -> bool {
     let side = |c: &Container, of: Side| c.resources.as_ref().and_then(of).cloned().unwrap_or_default();
-    let sides: [(&str, Side); 2] = [("requests", |r| r.requests.as_ref()), ("limits", |r| r.limits.as_ref())];
+    let sides: [(&str, Side); 2] = [("requests", REQUESTS), ("limits", LIMITS)];
     let mut all = true;
     for (name, of) in sides {
         let (is, was) = (side(new, of), side(old, of));
@@ -151,10 +184,20 @@ fn only_others(mut resources: ResourceRequirements) -> ResourceRequirements {
     resources
 }
 
-fn without_amounts(container: &Container) -> Container {
-    let resources = container.resources.clone().map(only_others);
+/// Upstream forgets the claims of the new container when it compares, and so lets no container be resized that has some.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Claims {
+    Kept,
+    Gone,
+}
+
+fn without_amounts(container: &Container, claims: Claims) -> Container {
+    let mut resources = container.resources.clone().map(only_others);
+    if let Some(resources) = resources.as_mut().filter(|_| claims == Claims::Gone) {
+        resources.claims = None;
+    }
     let resources = resources.filter(|r| *r != ResourceRequirements::default());
-    Container { resources, resize_policy: None, ..container.clone() }
+    Container { resources, ..container.clone() }
 }
 
 #[cfg(test)]
@@ -201,5 +244,37 @@ mod tests {
                 Some(said) => assert!(errors.len() == 1 && found.contains(said), "{resources}: {found}"),
             }
         }
+    }
+
+    #[test]
+    fn what_a_pod_asks_for_as_a_whole_changes_likewise() {
+        let of = |own: Value, policy: &str| -> Pod {
+            serde_json::from_value(
+                json!({"metadata": {"name": "p"}, "spec": {"resources": own, "containers": [
+                {"name": "c", "image": "a", "resizePolicy": [
+                    {"resourceName": "cpu", "restartPolicy": policy}]}]}}),
+            )
+            .expect("a pod")
+        };
+        let old = of(json!({"requests": {"cpu": "1"}}), "NotRequired");
+        let said = |new: &Pod| {
+            let mut errors = FieldErrors::new();
+            resize(new, &old, &FieldPath::new(""), &mut errors);
+            errors.aggregate()
+        };
+        assert_eq!(said(&of(json!({"requests": {"cpu": "2"}}), "NotRequired")), "[]");
+        assert!(
+            said(&of(json!({"requests": {"memory": "1Gi"}}), "NotRequired")).contains(
+                "spec.resources.requests: Forbidden: pod-level resource requests cannot be removed"
+            )
+        );
+        let mut without = old.clone();
+        without.spec.as_mut().expect("a spec").resources = None;
+        assert!(said(&without).contains("spec.resources: Forbidden: pod-level resources cannot be removed"));
+        assert_eq!(
+            said(&of(json!({"requests": {"cpu": "1"}}), "RestartContainer")),
+            format!("spec: Forbidden: {ONLY_THESE}"),
+            "how a container takes a new amount is settled when it is made"
+        );
     }
 }

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use krate_api::{FieldErrors, FieldPath};
+use krate_api::field::Fault;
+use krate_api::{FieldError, FieldErrors, FieldPath};
 
+use super::pod_level::is_for_pods;
 use crate::registry::quantities::{is_negative, is_whole, is_zero, milli, more};
-use crate::registry::rules::{NOT_NEGATIVE, each, qualified_name};
+use crate::registry::rules::{NOT_NEGATIVE, dns_label, each, qualified_name};
 
 pub type Amounts = BTreeMap<String, Quantity>;
 
@@ -36,8 +38,10 @@ const STANDARD: &[&str] = &[
     "services.loadbalancers",
 ];
 
+const HUGEPAGES: &str = "hugepages-";
+
 pub fn is_hugepages(name: &str) -> bool {
-    name.starts_with("hugepages-")
+    name.starts_with(HUGEPAGES)
 }
 
 /// A resource outside Kubernetes' own names: `example.com/gpu`.
@@ -53,8 +57,10 @@ pub fn is_native(name: &str) -> bool {
 
 /// A name that any object may use for a resource.
 pub fn resource_name(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
-    each(qualified_name(name), name, at, errors);
-    if !name.contains('/') && !STANDARD.contains(&name) && !is_hugepages(name) {
+    let wrong = qualified_name(name);
+    if !wrong.is_empty() {
+        each(wrong, name, at, errors);
+    } else if !name.contains('/') && !STANDARD.contains(&name) && !is_hugepages(name) {
         errors.invalid(at, name, "must be a standard resource type or fully qualified");
     }
 }
@@ -67,6 +73,15 @@ fn container_resource_name(name: &str, at: &FieldPath, errors: &mut FieldErrors)
         }
     } else if !is_native(name) && !is_extended(name) {
         errors.invalid(at, name, "doesn't follow extended resource name standard");
+    }
+}
+
+/// The name of a resource that a pod may ask for as a whole (KEP-2837).
+fn pod_resource_name(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    let before = errors.len();
+    resource_name(name, at, errors);
+    if errors.len() == before && !is_for_pods(name) {
+        errors.not_supported(at, name, &["cpu", "hugepages-", "memory"]);
     }
 }
 
@@ -91,7 +106,41 @@ pub fn amount(name: &str, value: &Quantity, at: &FieldPath, errors: &mut FieldEr
     }
 }
 
+/// Huge pages come by the page.
+fn whole_pages(name: &str, value: &Quantity, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(size) = name.strip_prefix(HUGEPAGES) else { return };
+    let page = Quantity(size.to_owned());
+    let sound = krate_api::quantity::Quantity::parse(size).is_ok() && is_whole(&page) && milli(&page) > 0;
+    if !sound || milli(value) / 1000 % (milli(&page) / 1000) != 0 {
+        let why = format!("{} is not positive integer multiple of {name}", value.0);
+        errors.invalid(at, &value.0, why);
+    }
+}
+
+type NameRule = fn(&str, &FieldPath, &mut FieldErrors);
+
+/// What a container asks for. `claims` are the pod's, by name.
 pub fn requirements(
+    r: &ResourceRequirements,
+    claims: &BTreeSet<&str>,
+    at: &FieldPath,
+    errors: &mut FieldErrors,
+) {
+    requirements_by(container_resource_name, r, claims, at, errors);
+}
+
+/// What a pod asks for as a whole.
+pub fn pod_requirements(
+    r: &ResourceRequirements,
+    claims: &BTreeSet<&str>,
+    at: &FieldPath,
+    errors: &mut FieldErrors,
+) {
+    requirements_by(pod_resource_name, r, claims, at, errors);
+}
+
+fn requirements_by(
+    check_name: NameRule,
     r: &ResourceRequirements,
     claims: &BTreeSet<&str>,
     at: &FieldPath,
@@ -102,13 +151,15 @@ pub fn requirements(
     let (at_limits, at_requests) = (at.child("limits"), at.child("requests"));
     for (name, value) in limits {
         let at = at_limits.key(name);
-        container_resource_name(name, &at, errors);
+        check_name(name, &at, errors);
         amount(name, value, &at, errors);
+        whole_pages(name, value, &at, errors);
     }
     for (name, value) in requests {
         let at = at_requests.key(name);
-        container_resource_name(name, &at, errors);
+        check_name(name, &at, errors);
         amount(name, value, &at, errors);
+        whole_pages(name, value, &at, errors);
         match limits.get(name) {
             // What cannot be given to two at once must be asked for exactly.
             Some(limit)
@@ -140,18 +191,50 @@ pub fn requirements(
     if huge && !has("cpu") && !has("memory") {
         errors.forbidden(at, "HugePages require cpu or memory");
     }
+    claim_names(r, claims, &at.child("claims"), errors);
+}
+
+/// A claim is named whole, or request by request, and each but once.
+fn claim_names(r: &ResourceRequirements, known: &BTreeSet<&str>, at: &FieldPath, errors: &mut FieldErrors) {
     let mut seen = BTreeSet::new();
     for (i, claim) in r.claims.iter().flatten().enumerate() {
-        let at = at.child("claims").index(i);
-        if claim.name.is_empty() {
-            errors.required(&at.child("name"), "");
-        } else if !claims.contains(claim.name.as_str()) {
-            errors.not_found(&at.child("name"), &claim.name);
+        let at = at.index(i);
+        let name = claim.name.as_str();
+        if name.is_empty() {
+            errors.required(&at, "");
+            continue;
         }
-        if !seen.insert((&claim.name, &claim.request)) {
-            errors.duplicate(&at, &claim.name);
+        let request = claim.request.as_deref().unwrap_or_default();
+        if seen.contains(&(name, "")) {
+            errors.duplicate(&at, name);
+        } else {
+            if !request.is_empty() {
+                dns_label(request, &at.child("request"), errors);
+            }
+            if seen.contains(&(name, request)) {
+                errors.duplicate(&at, format!("{name}/{request}"));
+            } else if request.is_empty() {
+                for _ in seen.iter().filter(|(other, _)| *other == name) {
+                    errors.duplicate(&at, name);
+                }
+            }
+            seen.insert((name, request));
+        }
+        if !known.contains(name) {
+            unknown_claim(name, known, &at, errors);
         }
     }
+}
+
+fn unknown_claim(name: &str, known: &BTreeSet<&str>, at: &FieldPath, errors: &mut FieldErrors) {
+    let list: Vec<&str> = known.iter().copied().filter(|name| !name.is_empty()).collect();
+    let rest = if list.is_empty() { " which is empty".to_owned() } else { format!(": {}", list.join(", ")) };
+    errors.push(FieldError {
+        fault: Fault::NotFound,
+        field: at.clone(),
+        value: Some(serde_json::Value::from(name).to_string()),
+        detail: format!("must be one of the names in pod.spec.resourceClaims{rest}"),
+    });
 }
 
 fn may_overcommit(name: &str) -> bool {
@@ -210,4 +293,63 @@ pub fn overhead(amounts: &Amounts, at: &FieldPath, errors: &mut FieldErrors) {
 
 pub fn is_standard(name: &str) -> bool {
     STANDARD.contains(&name) || NATIVE.contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn said(resources: Value, known: &[&str]) -> String {
+        let resources = serde_json::from_value(resources).expect("resources");
+        let mut errors = FieldErrors::new();
+        let known = known.iter().copied().collect();
+        requirements(&resources, &known, &FieldPath::new("r"), &mut errors);
+        errors.aggregate()
+    }
+
+    #[test]
+    fn huge_pages_come_whole_and_not_alone() {
+        let pages = |amount: &str| {
+            json!({"limits": {"hugepages-2Mi": amount, "memory": "1Gi"},
+                "requests": {"hugepages-2Mi": amount, "memory": "1Gi"}})
+        };
+        assert_eq!(said(pages("4Mi"), &[]), "[]");
+        assert!(said(pages("3Mi"), &[]).contains(
+            "r.limits[hugepages-2Mi]: Invalid value: \"3Mi\": 3Mi is not positive integer multiple of"
+        ));
+        assert!(
+            said(json!({"limits": {"hugepages-2Mi": "2Mi"}}), &[])
+                .contains("HugePages require cpu or memory")
+        );
+    }
+
+    #[test]
+    fn a_claim_is_named_once_and_is_the_pods() {
+        for (claims, told) in [
+            (json!([{"name": "a"}]), "[]"),
+            (json!([{"name": "a", "request": "x"}, {"name": "a", "request": "y"}]), "[]"),
+            (json!([{"name": "a"}, {"name": "a", "request": "y"}]), "r.claims[1]: Duplicate value: \"a\""),
+            (json!([{"name": "a", "request": "y"}, {"name": "a"}]), "r.claims[1]: Duplicate value: \"a\""),
+            (
+                json!([{"name": "a", "request": "y"}, {"name": "a", "request": "y"}]),
+                "r.claims[1]: Duplicate value: \"a/y\"",
+            ),
+            (json!([{"name": ""}]), "r.claims[0]: Required value"),
+            (
+                json!([{"name": "c"}]),
+                "r.claims[0]: Not found: \"c\": must be one of the names in pod.spec.resourceClaims: a, b",
+            ),
+        ] {
+            assert_eq!(said(json!({"claims": claims}), &["a", "b"]), told);
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_none_at_all_is_told_of_once() {
+        let mut errors = FieldErrors::new();
+        resource_name("a b", &FieldPath::new("n"), &mut errors);
+        assert_eq!(errors.len(), 1);
+    }
 }

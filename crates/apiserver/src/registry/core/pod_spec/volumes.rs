@@ -2,154 +2,264 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, PersistentVolumeClaimSpec, PodSpec, Volume,
-};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, PodSpec, Volume};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
 
-use super::containers::{field_ref, resource_field};
+use super::claims::claim;
+use super::containers::pull_policy;
+use super::env::{field_ref, resource_field};
+use super::mounts::Volumes;
+use super::plugins;
 use super::projected::projected;
-use super::resources::{amount, resource_name};
-use crate::registry::quantities::{is_negative, is_zero};
+use crate::registry::quantities::is_negative;
 use crate::registry::rules::{
-    config_key, dns_label, dns_subdomain, each, label_name, label_selector, one_of,
+    annotations, dns_label, dns_subdomain, each, label_name, labels, one_of, required,
 };
 
-pub fn volumes(spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let mut names = BTreeSet::new();
+/// Checks all volumes, and returns those that are sound: nothing may be mounted of others. `pod` is the metadata of a
+/// pod; none for a template of one.
+pub fn volumes<'a>(
+    spec: &'a PodSpec,
+    pod: Option<&ObjectMeta>,
+    at: &FieldPath,
+    errors: &mut FieldErrors,
+) -> Volumes<'a> {
+    let mut sound = Volumes::new();
+    let claims: BTreeSet<String> = spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter(|v| v.ephemeral.is_some())
+        .filter_map(|v| claim_name(pod, &v.name))
+        .collect();
     for (i, v) in spec.volumes.iter().flatten().enumerate() {
         let at = at.child("volumes").index(i);
         let before = errors.len();
+        sources(v, pod, &at, errors);
         if v.name.is_empty() {
             errors.required(&at.child("name"), "");
         } else {
             dns_label(&v.name, &at.child("name"), errors);
         }
-        if names.contains(v.name.as_str()) {
+        if sound.contains_key(v.name.as_str()) {
             errors.duplicate(&at.child("name"), &v.name);
         }
-        sources(v, &at, errors);
         if errors.len() == before {
-            names.insert(v.name.as_str());
+            sound.insert(v.name.as_str(), v);
         }
-    }
-}
-
-/// The names that a mount may use.
-pub fn names(spec: &PodSpec) -> BTreeSet<&str> {
-    spec.volumes.iter().flatten().map(|v| v.name.as_str()).collect()
-}
-
-fn sources(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
-    // The set sources in the order in which the typed struct writes them.
-    let given: Vec<String> = match serde_json::to_value(v) {
-        Ok(Value::Object(map)) => {
-            map.into_iter().filter(|(k, v)| k != "name" && !v.is_null()).map(|(k, _)| k).collect()
-        }
-        _ => Vec::new(),
-    };
-    if given.is_empty() {
-        errors.required(at, "must specify a volume type");
-    }
-    for extra in given.iter().skip(1) {
-        errors.forbidden(&at.child(extra), "may not specify more than 1 volume type");
-    }
-    if let Some(s) = &v.empty_dir {
-        let at = at.child("emptyDir");
-        if s.size_limit.as_ref().is_some_and(is_negative) {
-            errors.forbidden(&at.child("sizeLimit"), "SizeLimit field must be a valid resource quantity");
-        }
-    }
-    if let Some(s) = &v.host_path {
-        let at = at.child("hostPath");
-        if s.path.is_empty() {
-            errors.required(&at.child("path"), "");
-        } else {
-            no_back_steps(&s.path, &at.child("path"), errors);
-        }
-        if let Some(kind) = s.type_.as_deref() {
-            one_of(
-                kind,
-                &[
-                    "",
-                    "BlockDevice",
-                    "CharDevice",
-                    "Directory",
-                    "DirectoryOrCreate",
-                    "File",
-                    "FileOrCreate",
-                    "Socket",
-                ],
-                &at.child("type"),
-                errors,
+        if let Some(claim) = v.persistent_volume_claim.as_ref().filter(|c| claims.contains(&c.claim_name)) {
+            errors.invalid(
+                &at.child("persistentVolumeClaim").child("claimName"),
+                &claim.claim_name,
+                "must not reference a PVC that gets created for an ephemeral volume",
             );
         }
     }
-    if let Some(s) = &v.secret {
-        let at = at.child("secret");
-        if s.secret_name.as_deref().is_none_or(str::is_empty) {
-            errors.required(&at.child("secretName"), "");
-        }
-        mode(s.default_mode, &at.child("defaultMode"), errors);
-        items(s.items.as_deref(), &at.child("items"), errors);
+    sound
+}
+
+/// What the claim is called that is made for a volume of a pod, where the pod's name is known.
+fn claim_name(pod: Option<&ObjectMeta>, volume: &str) -> Option<String> {
+    let pod = pod?.name.as_deref().filter(|name| !name.is_empty())?;
+    (!volume.is_empty()).then(|| format!("{pod}-{volume}"))
+}
+
+/// One way to get files: its field, whether a volume has it, and what is to be said of it.
+struct Source {
+    field: &'static str,
+    is_of: fn(&Volume) -> bool,
+    check: fn(&Volume, &FieldPath, &mut FieldErrors),
+}
+
+const fn source(
+    field: &'static str,
+    is_of: fn(&Volume) -> bool,
+    check: fn(&Volume, &FieldPath, &mut FieldErrors),
+) -> Source {
+    Source { field, is_of, check }
+}
+
+/// In upstream's order: the first that is set is the volume's, and others are too many. Fields are spelt as upstream
+/// spells them when it says so.
+static SOURCES: [Source; 30] = [
+    source("emptyDir", |v| v.empty_dir.is_some(), empty_dir),
+    source("hostPath", |v| v.host_path.is_some(), host_path),
+    source("gitRepo", |v| v.git_repo.is_some(), plugins::git_repo),
+    source("gcePersistentDisk", |v| v.gce_persistent_disk.is_some(), plugins::gce_disk),
+    source("awsElasticBlockStore", |v| v.aws_elastic_block_store.is_some(), plugins::aws_disk),
+    source("secret", |v| v.secret.is_some(), secret),
+    source("nfs", |v| v.nfs.is_some(), nfs),
+    source("iscsi", |v| v.iscsi.is_some(), plugins::iscsi),
+    source("glusterfs", |v| v.glusterfs.is_some(), plugins::glusterfs),
+    source("flocker", |v| v.flocker.is_some(), plugins::flocker),
+    source("persistentVolumeClaim", |v| v.persistent_volume_claim.is_some(), claimed),
+    source("rbd", |v| v.rbd.is_some(), plugins::rbd),
+    source("cinder", |v| v.cinder.is_some(), plugins::cinder),
+    source("cephFS", |v| v.cephfs.is_some(), plugins::ceph_fs),
+    source("quobyte", |v| v.quobyte.is_some(), plugins::quobyte),
+    source("downwarAPI", |v| v.downward_api.is_some(), downward_api),
+    source("fc", |v| v.fc.is_some(), plugins::fibre_channel),
+    source("flexVolume", |v| v.flex_volume.is_some(), plugins::flex_volume),
+    source("configMap", |v| v.config_map.is_some(), config_map),
+    source("azureFile", |v| v.azure_file.is_some(), plugins::azure_file),
+    source("vsphereVolume", |v| v.vsphere_volume.is_some(), plugins::vsphere),
+    source("photonPersistentDisk", |v| v.photon_persistent_disk.is_some(), plugins::photon),
+    source("portworxVolume", |v| v.portworx_volume.is_some(), plugins::portworx),
+    source("azureDisk", |v| v.azure_disk.is_some(), plugins::azure_disk),
+    source("storageos", |v| v.storageos.is_some(), plugins::storage_os),
+    source("projected", |v| v.projected.is_some(), all_projected),
+    source("scaleIO", |v| v.scale_io.is_some(), plugins::scale_io),
+    source("csi", |v| v.csi.is_some(), csi),
+    source("ephemeral", |v| v.ephemeral.is_some(), ephemeral),
+    source("image", |v| v.image.is_some(), image),
+];
+
+fn sources(v: &Volume, pod: Option<&ObjectMeta>, at: &FieldPath, errors: &mut FieldErrors) {
+    let mut given = SOURCES.iter().filter(|source| (source.is_of)(v));
+    let Some(first) = given.next() else {
+        errors.required(at, "must specify a volume type");
+        return;
+    };
+    (first.check)(v, at, errors);
+    for other in given {
+        errors.forbidden(&at.child(other.field), "may not specify more than 1 volume type");
     }
-    if let Some(s) = &v.config_map {
-        let at = at.child("configMap");
-        if s.name.is_empty() {
-            errors.required(&at.child("name"), "");
-        }
-        mode(s.default_mode, &at.child("defaultMode"), errors);
-        items(s.items.as_deref(), &at.child("items"), errors);
-    }
-    if let Some(s) = &v.downward_api {
-        let at = at.child("downwardAPI");
-        mode(s.default_mode, &at.child("defaultMode"), errors);
-        for file in s.items.iter().flatten() {
-            // Upstream names no place in the list here.
-            downward_file(file, &at, errors);
+    plugins::iscsi_name(v, at, errors);
+    if first.field == "ephemeral"
+        && let Some(claim) = claim_name(pod, &v.name)
+    {
+        for why in krate_api::names::is_dns1123_subdomain(&claim) {
+            errors.invalid(&at.child("name"), &v.name, format!("PVC name \"{claim}\": {why}"));
         }
     }
+    // A template may leave it to who makes pods of it.
+    let has_reference = v.image.as_ref().and_then(|i| i.reference.as_deref()).is_some_and(|r| !r.is_empty());
+    if first.field == "image" && pod.is_some() && !has_reference {
+        errors.required(&at.child("image").child("reference"), "");
+    }
+}
+
+fn empty_dir(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(s) = &v.empty_dir else { return };
+    if s.size_limit.as_ref().is_some_and(is_negative) {
+        let why = "SizeLimit field must be a valid resource quantity";
+        errors.forbidden(&at.child("emptyDir").child("sizeLimit"), why);
+    }
+}
+
+fn host_path(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    const TYPES: &[&str] = &[
+        "",
+        "BlockDevice",
+        "CharDevice",
+        "Directory",
+        "DirectoryOrCreate",
+        "File",
+        "FileOrCreate",
+        "Socket",
+    ];
+    let Some(s) = &v.host_path else { return };
+    let at = at.child("hostPath");
+    if s.path.is_empty() {
+        errors.required(&at.child("path"), "");
+        return;
+    }
+    no_back_steps(&s.path, &at.child("path"), errors);
+    if let Some(kind) = s.type_.as_deref() {
+        one_of(kind, TYPES, &at.child("type"), errors);
+    }
+}
+
+fn secret(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(s) = &v.secret else { return };
+    let at = at.child("secret");
+    required(s.secret_name.as_deref(), &at.child("secretName"), errors);
+    mode(s.default_mode, &at.child("defaultMode"), errors);
+    items(s.items.as_deref(), &at.child("items"), errors);
+}
+
+fn config_map(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(s) = &v.config_map else { return };
+    let at = at.child("configMap");
+    required(Some(&s.name), &at.child("name"), errors);
+    mode(s.default_mode, &at.child("defaultMode"), errors);
+    items(s.items.as_deref(), &at.child("items"), errors);
+}
+
+fn downward_api(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(s) = &v.downward_api else { return };
+    let at = at.child("downwardAPI");
+    mode(s.default_mode, &at.child("defaultMode"), errors);
+    for file in s.items.iter().flatten() {
+        // Upstream names no place in the list here.
+        downward_file(file, &at, errors);
+    }
+}
+
+fn all_projected(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
     if let Some(s) = &v.projected {
         projected(s, &at.child("projected"), errors);
     }
-    if let Some(s) = &v.persistent_volume_claim
-        && s.claim_name.is_empty()
-    {
-        errors.required(&at.child("persistentVolumeClaim").child("claimName"), "");
+}
+
+fn claimed(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(s) = &v.persistent_volume_claim else { return };
+    required(Some(&s.claim_name), &at.child("persistentVolumeClaim").child("claimName"), errors);
+}
+
+fn nfs(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(s) = &v.nfs else { return };
+    let at = at.child("nfs");
+    required(Some(&s.server), &at.child("server"), errors);
+    required(Some(&s.path), &at.child("path"), errors);
+    if !s.path.starts_with('/') {
+        errors.invalid(&at.child("path"), &s.path, "must be an absolute path");
     }
-    if let Some(s) = &v.nfs {
-        let at = at.child("nfs");
-        if s.server.is_empty() {
-            errors.required(&at.child("server"), "");
-        }
-        if s.path.is_empty() {
-            errors.required(&at.child("path"), "");
-        } else if !s.path.starts_with('/') {
-            errors.invalid(&at.child("path"), &s.path, "must be an absolute path");
-        }
+}
+
+fn csi(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(s) = &v.csi else { return };
+    let at = at.child("csi");
+    driver_name(&s.driver, &at.child("driver"), errors);
+    let Some(secret) = &s.node_publish_secret_ref else { return };
+    if secret.name.is_empty() {
+        errors.required(&at.child("nodePublishSecretRef").child("name"), "");
+    } else {
+        dns_subdomain(&secret.name, &at.child("name"), errors);
     }
-    if let Some(s) = &v.csi {
-        driver_name(&s.driver, &at.child("csi").child("driver"), errors);
-        if s.node_publish_secret_ref.as_ref().is_some_and(|r| r.name.is_empty()) {
-            errors.required(&at.child("csi").child("nodePublishSecretRef").child("name"), "");
-        }
+}
+
+fn image(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(s) = &v.image else { return };
+    pull_policy(s.pull_policy.as_deref(), &at.child("image").child("pullPolicy"), errors);
+}
+
+fn ephemeral(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    let Some(s) = &v.ephemeral else { return };
+    let at = at.child("ephemeral").child("volumeClaimTemplate");
+    let Some(template) = &s.volume_claim_template else {
+        errors.required(&at, "");
+        return;
+    };
+    if let Some(meta) = &template.metadata {
+        let at = at.child("metadata");
+        annotations(meta.annotations.as_ref(), &at.child("annotations"), errors);
+        labels(meta.labels.as_ref(), &at.child("labels"), errors);
+        only_labels_and_annotations(meta, &at, errors);
     }
-    if let Some(s) = &v.image {
-        let at = at.child("image");
-        if s.reference.as_deref().is_none_or(str::is_empty) {
-            errors.required(&at.child("reference"), "");
-        }
-        if let Some(policy) = &s.pull_policy {
-            one_of(policy, &["Always", "IfNotPresent", "Never"], &at.child("pullPolicy"), errors);
-        }
-    }
-    if let Some(s) = &v.ephemeral {
-        let at = at.child("ephemeral").child("volumeClaimTemplate");
-        match &s.volume_claim_template {
-            None => errors.required(&at, ""),
-            Some(template) => claim(&template.spec, &at.child("spec"), errors),
-        }
+    claim(&template.spec, &at.child("spec"), errors);
+}
+
+/// Whoever sets more of a template's metadata would wait for it in vain.
+fn only_labels_and_annotations(meta: &ObjectMeta, at: &FieldPath, errors: &mut FieldErrors) {
+    let rest = ObjectMeta { labels: None, annotations: None, ..meta.clone() };
+    let Ok(Value::Object(rest)) = serde_json::to_value(rest) else { return };
+    for (field, _) in rest.iter().filter(|(_, value)| !value.is_null() && *value != "") {
+        // Upstream names the field of its Go type.
+        let name = if field == "uid" { "uID" } else { field.as_str() };
+        errors.forbidden(&at.child(name), "cannot be set");
     }
 }
 
@@ -162,7 +272,7 @@ pub fn driver_name(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
     if name.len() > 63 {
         errors.too_long(at, 63);
     }
-    dns_subdomain(&name.to_lowercase(), at, errors);
+    each(krate_api::names::is_dns1123_subdomain(&name.to_lowercase()), name, at, errors);
 }
 
 pub fn mode(mode: Option<i32>, at: &FieldPath, errors: &mut FieldErrors) {
@@ -176,11 +286,7 @@ pub fn mode(mode: Option<i32>, at: &FieldPath, errors: &mut FieldErrors) {
 pub fn items(items: Option<&[KeyToPath]>, at: &FieldPath, errors: &mut FieldErrors) {
     for (i, item) in items.unwrap_or_default().iter().enumerate() {
         let at = at.index(i);
-        if item.key.is_empty() {
-            errors.required(&at.child("key"), "");
-        } else {
-            each(config_key(&item.key), &item.key, &at.child("key"), errors);
-        }
+        required(Some(&item.key), &at.child("key"), errors);
         if item.path.is_empty() {
             errors.required(&at.child("path"), "");
         } else {
@@ -191,38 +297,22 @@ pub fn items(items: Option<&[KeyToPath]>, at: &FieldPath, errors: &mut FieldErro
 }
 
 pub fn downward_file(file: &DownwardAPIVolumeFile, at: &FieldPath, errors: &mut FieldErrors) {
+    const FIELDS: &[&str] =
+        &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
     if file.path.is_empty() {
         errors.required(&at.child("path"), "");
     } else {
         file_path(&file.path, &at.child("path"), errors);
     }
     match (&file.field_ref, &file.resource_field_ref) {
-        (Some(_), Some(_)) => {
-            errors.invalid(
-                at,
-                "resource",
-                "fieldRef and resourceFieldRef can not be specified simultaneously",
-            );
-        }
-        (Some(f), None) => field_ref(
-            &f.field_path,
-            &[
-                "metadata.annotations",
-                "metadata.labels",
-                "metadata.name",
-                "metadata.namespace",
-                "metadata.uid",
-            ],
-            &at.child("fieldRef").child("fieldPath"),
-            errors,
-        ),
-        (None, Some(r)) => {
-            let at = at.child("resourceFieldRef");
-            if r.container_name.as_deref().is_none_or(str::is_empty) {
-                errors.required(&at.child("containerName"), "");
+        (Some(f), resource) => {
+            field_ref(f, FIELDS, &at.child("fieldRef"), errors);
+            if resource.is_some() {
+                let why = "fieldRef and resourceFieldRef can not be specified simultaneously";
+                errors.invalid(at, "resource", why);
             }
-            resource_field(&r.resource, &at.child("resource"), errors);
         }
+        (None, Some(r)) => resource_field(r, true, &at.child("resourceFieldRef"), errors),
         (None, None) => errors.required(at, "one of fieldRef and resourceFieldRef is required"),
     }
     mode(file.mode, &at.child("mode"), errors);
@@ -231,7 +321,7 @@ pub fn downward_file(file: &DownwardAPIVolumeFile, at: &FieldPath, errors: &mut 
 /// The path of a file that the kubelet puts into a volume: its own begin with two dots.
 pub fn file_path(path: &str, at: &FieldPath, errors: &mut FieldErrors) {
     local_path(path, at, errors);
-    if path.starts_with("..") && path != ".." && !path.starts_with("../") {
+    if path.starts_with("..") && !path.starts_with("../") {
         errors.invalid(at, path, "must not start with '..'");
     }
 }
@@ -244,103 +334,14 @@ pub fn local_path(path: &str, at: &FieldPath, errors: &mut FieldErrors) {
     no_back_steps(path, at, errors);
 }
 
+/// Whether a path leads upwards somewhere.
+pub fn is_back_step(path: &str) -> bool {
+    path.split('/').any(|part| part == "..")
+}
+
 pub fn no_back_steps(path: &str, at: &FieldPath, errors: &mut FieldErrors) {
-    if path.split('/').any(|part| part == "..") {
+    if is_back_step(path) {
         errors.invalid(at, path, "must not contain '..'");
-    }
-}
-
-/// A claim for storage, on its own or as a template.
-pub fn claim(spec: &PersistentVolumeClaimSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    let modes = spec.access_modes.as_deref().unwrap_or_default();
-    if modes.is_empty() {
-        errors.required(&at.child("accessModes"), "at least 1 access mode is required");
-    }
-    if let Some(selector) = &spec.selector {
-        label_selector(selector, &at.child("selector"), errors);
-    }
-    for mode in modes {
-        one_of(mode, MODES, &at.child("accessModes"), errors);
-    }
-    if modes.len() > 1 && modes.iter().any(|m| m == "ReadWriteOncePod") {
-        errors.forbidden(&at.child("accessModes"), "may not use ReadWriteOncePod with other access modes");
-    }
-    let resources = at.child("resources");
-    let requests = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
-    match requests.and_then(|r| r.get("storage")) {
-        None => errors.required(&resources.key("storage"), ""),
-        Some(size) => {
-            resource_name("storage", &resources.child("requests").key("storage"), errors);
-            if is_negative(size) || is_zero(size) {
-                errors.invalid(
-                    &resources.child("requests").key("storage"),
-                    &size.0,
-                    "must be greater than zero",
-                );
-            } else {
-                amount("storage", size, &resources.child("requests").key("storage"), errors);
-            }
-        }
-    }
-    if let Some(name) = spec.storage_class_name.as_deref().filter(|n| !n.is_empty()) {
-        dns_subdomain(name, &at.child("storageClassName"), errors);
-    }
-    if let Some(mode) = &spec.volume_mode {
-        one_of(mode, &["Block", "Filesystem"], &at.child("volumeMode"), errors);
-    }
-    if let Some(source) = &spec.data_source {
-        let at = at.child("dataSource");
-        if source.name.is_empty() {
-            errors.required(&at.child("name"), "");
-        }
-        if source.kind.is_empty() {
-            errors.required(&at.child("kind"), "");
-        }
-        if source.api_group.as_deref().is_none_or(str::is_empty) && source.kind != "PersistentVolumeClaim" {
-            errors.invalid(
-                &at,
-                &source.kind,
-                "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
-            );
-        }
-    }
-    if let Some(name) = spec.volume_attributes_class_name.as_deref().filter(|n| !n.is_empty()) {
-        each(
-            krate_api::names::is_dns1123_subdomain(name),
-            name,
-            &at.child("volumeAttributesClassName"),
-            errors,
-        );
-    }
-}
-
-/// The claims for devices that containers may name.
-pub fn resource_claims(spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let mut names = BTreeSet::new();
-    for (i, claim) in spec.resource_claims.iter().flatten().enumerate() {
-        let at = at.child("resourceClaims").index(i);
-        if claim.name.is_empty() {
-            errors.required(&at.child("name"), "");
-        } else if names.insert(&claim.name) {
-            dns_label(&claim.name, &at.child("name"), errors);
-        } else {
-            errors.duplicate(&at.child("name"), &claim.name);
-        }
-        match (&claim.resource_claim_name, &claim.resource_claim_template_name) {
-            (None, None) => errors.invalid(
-                &at,
-                claim,
-                "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
-            ),
-            (Some(_), Some(_)) => errors.invalid(
-                &at,
-                claim,
-                "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
-            ),
-            (Some(name), None) => dns_subdomain(name, &at.child("resourceClaimName"), errors),
-            (None, Some(name)) => dns_subdomain(name, &at.child("resourceClaimTemplateName"), errors),
-        }
     }
 }
 
@@ -356,5 +357,83 @@ pub fn topology_key(key: &str, at: &FieldPath, errors: &mut FieldErrors) {
 pub fn weight(weight: i32, at: &FieldPath, errors: &mut FieldErrors) {
     if !(1..=100).contains(&weight) {
         errors.invalid(at, weight, "must be in the range 1-100");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn said(list: Value, pod: Option<&str>) -> String {
+        let spec = json!({"containers": [], "volumes": list});
+        let spec = serde_json::from_value(spec).expect("a spec");
+        let pod = pod.map(|name| ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() });
+        let mut errors = FieldErrors::new();
+        volumes(&spec, pod.as_ref(), &FieldPath::new("spec"), &mut errors);
+        errors.aggregate()
+    }
+
+    #[test]
+    fn a_volume_is_of_one_kind() {
+        let at = "spec.volumes[0]";
+        for (volume, told) in [
+            (json!({"name": "v"}), format!("{at}: Required value: must specify a volume type")),
+            (
+                json!({"name": "v", "configMap": {"name": ""}, "emptyDir": {}}),
+                format!("{at}.configMap: Forbidden: may not specify more than 1 volume type"),
+            ),
+            (
+                json!({"name": "v", "nfs": {"server": "s", "path": ""}}),
+                format!(
+                    "[{at}.nfs.path: Required value, {at}.nfs.path: Invalid value: \"\": must be an absolute path]"
+                ),
+            ),
+            (
+                json!({"name": "v", "image": {"pullPolicy": "Always"}}),
+                format!("{at}.image.reference: Required value"),
+            ),
+            (
+                json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "a/b", "path": "p"}]}}),
+                "[]".into(),
+            ),
+        ] {
+            assert_eq!(said(json!([volume]), Some("p")), told);
+        }
+        assert_eq!(said(json!([{"name": "v", "image": {"pullPolicy": "Always"}}]), None), "[]");
+    }
+
+    #[test]
+    fn the_claim_of_a_volume_is_the_pods_own() {
+        let spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+        let own = json!({"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": spec}}});
+        let other = json!({"name": "w", "persistentVolumeClaim": {"claimName": "p-v"}});
+        assert_eq!(said(json!([own]), Some("p")), "[]");
+        assert_eq!(
+            said(json!([own, other]), Some("p")),
+            "spec.volumes[1].persistentVolumeClaim.claimName: Invalid value: \"p-v\": must not reference a PVC that \
+             gets created for an ephemeral volume"
+        );
+        let named = json!({"name": "v", "ephemeral": {"volumeClaimTemplate": {
+            "metadata": {"name": "n", "labels": {"a": "b"}}, "spec": spec}}});
+        assert_eq!(
+            said(json!([named]), Some("p")),
+            "spec.volumes[0].ephemeral.volumeClaimTemplate.metadata.name: Forbidden: cannot be set"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_volume_is_wrong_with_its_mounts() {
+        let spec: PodSpec = serde_json::from_value(json!({"containers": [], "volumes": [
+            {"name": "a", "emptyDir": {}}, {"name": "b", "secret": {}}, {"name": "a", "emptyDir": {}}]}))
+        .expect("a spec");
+        let mut errors = FieldErrors::new();
+        let sound = volumes(&spec, None, &FieldPath::new("spec"), &mut errors);
+        assert_eq!(sound.keys().copied().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(
+            errors.aggregate(),
+            "[spec.volumes[1].secret.secretName: Required value, spec.volumes[2].name: Duplicate value: \"a\"]"
+        );
     }
 }

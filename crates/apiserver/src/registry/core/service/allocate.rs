@@ -5,7 +5,7 @@
 //! object that everybody can see; a port is a key beside it. What a crash leaves taken is found at the next start.
 
 use std::any::Any;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +21,7 @@ use prometheus::Registry;
 
 use super::metrics::Metrics;
 use super::ranges::{Range, RangeError, Ranges, family};
-use super::{is_headless, needs_health_port, needs_node_ports};
+use super::{families, has_node_ports, is_headless, needs_address, needs_health_port, needs_node_ports};
 use crate::registry::Context;
 use crate::registry::encode;
 use crate::registry::lifecycle::{Lifecycle, Outcome};
@@ -90,72 +90,77 @@ impl Allocator {
     async fn allocate(
         &self,
         service: &mut Service,
+        old: Option<&Service>,
         had: &BTreeSet<Held>,
         dry_run: bool,
         taken: &mut Vec<Held>,
     ) -> Result<(), StatusError> {
         let meta = service.metadata.clone();
-        let name = meta.name.clone().unwrap_or_default();
         let mut errors = FieldErrors::new();
         let at = FieldPath::new("spec");
         let Some(spec) = &mut service.spec else { return Ok(()) };
-        self.families(spec, &at, &mut errors);
-        let work = Work { allocator: self, meta: &meta, had, dry_run };
+        if !needs_address(spec) {
+            // Old servers filled it in where it means nothing, and so nobody sees it.
+            spec.internal_traffic_policy = None;
+        }
+        let was = old.and_then(|old| old.spec.as_ref());
+        families::fill(spec, was, self.ranges.configured().family(), &at, &mut errors);
+        let work = Work { allocator: self, meta: &meta, had, is_new: old.is_none(), dry_run };
         if errors.is_empty() {
             work.addresses(spec, &at, &mut errors, taken).await?;
         }
         if errors.is_empty() {
             work.ports(spec, &at, &mut errors, taken).await?;
         }
+        if errors.is_empty() && needs_health_port(spec) {
+            work.health_port(spec, taken).await?;
+        }
         if errors.is_empty() {
             Ok(())
         } else {
-            Err(StatusError::invalid(kinds::SERVICE.gvk(), &name, &errors))
+            let name = meta.name.as_deref().unwrap_or_default();
+            Err(StatusError::invalid(kinds::SERVICE.gvk(), name, &errors))
         }
     }
 
-    /// One family of addresses is served, that of the range that this server was told.
-    fn families(&self, spec: &mut ServiceSpec, at: &FieldPath, errors: &mut FieldErrors) {
-        if spec.type_.as_deref() == Some("ExternalName") {
-            return;
+    /// Takes what a write needs, and says what is to be done once its outcome is known.
+    async fn begin(
+        &self,
+        new: Option<&mut Service>,
+        old: Option<&Service>,
+        context: &Context,
+    ) -> Result<Outcome, StatusError> {
+        let new = new.ok_or_else(|| StatusError::internal("a Service was expected"))?;
+        let had = old.map(Self::held).unwrap_or_default();
+        let mut taken = Vec::new();
+        if let Err(error) = self.allocate(new, old, &had, context.dry_run, &mut taken).await {
+            Self::release(&*self.store, &self.metrics, &taken).await;
+            return Err(error);
         }
-        let ours = self.ranges.configured().family();
-        let orphan =
-            is_headless(spec) && spec.selector.as_ref().is_none_or(std::collections::BTreeMap::is_empty);
-        for (i, family) in spec.ip_families.iter().flatten().enumerate() {
-            if family != ours && !orphan {
-                errors.invalid(&at.child("ipFamilies").index(i), family, "not configured on this cluster");
-            }
+        if !context.dry_run && has_port(&taken) {
+            Self::count_ports(&*self.store, &self.metrics).await;
         }
-        if spec.ip_family_policy.as_deref() == Some("RequireDualStack") && !orphan {
-            errors.invalid(
-                &at.child("ipFamilyPolicy"),
-                "RequireDualStack",
-                "this cluster is not configured for dual-stack services",
-            );
-        }
-        // Without pods to have addresses, any family may be meant.
-        let policy = if orphan { "RequireDualStack" } else { "SingleStack" };
-        let policy = spec.ip_family_policy.get_or_insert_with(|| policy.to_owned()).clone();
-        let families = spec.ip_families.get_or_insert_default();
-        if families.is_empty() {
-            families.push(ours.to_owned());
-        }
-        if orphan && policy != "SingleStack" && families.len() == 1 {
-            families.push(if families[0] == "IPv4" { "IPv6" } else { "IPv4" }.to_owned());
-        }
+        let has = Self::held(new);
+        let left: Vec<Held> =
+            if context.dry_run { Vec::new() } else { had.difference(&has).cloned().collect() };
+        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
+        Ok(Box::new(move |committed| {
+            Box::pin(async move {
+                Self::release(&*store, &metrics, if committed { &left } else { &taken }).await;
+            })
+        }))
     }
 
     /// What a Service holds.
     fn held(service: &Service) -> BTreeSet<Held> {
         let mut held = BTreeSet::new();
         let Some(spec) = &service.spec else { return held };
-        if spec.type_.as_deref() != Some("ExternalName") {
+        if needs_address(spec) {
             held.extend(
                 spec.cluster_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).map(Held::Address),
             );
         }
-        if needs_node_ports(spec) {
+        if has_node_ports(spec) {
             let ports = spec.ports.iter().flatten().filter_map(|p| p.node_port);
             held.extend(ports.filter(|p| *p != 0).map(Held::Port));
         }
@@ -291,6 +296,8 @@ struct Work<'a> {
     meta: &'a ObjectMeta,
     /// What the Service holds already.
     had: &'a BTreeSet<Held>,
+    /// Whether there was no such Service.
+    is_new: bool,
     dry_run: bool,
 }
 
@@ -317,7 +324,7 @@ impl Work<'_> {
         errors: &mut FieldErrors,
         taken: &mut Vec<Held>,
     ) -> Result<(), StatusError> {
-        if spec.type_.as_deref() == Some("ExternalName") || is_headless(spec) {
+        if !needs_address(spec) || is_headless(spec) {
             return Ok(());
         }
         let ranges = self.allocator.ranges.ready();
@@ -353,8 +360,9 @@ impl Work<'_> {
             }
         }
         let Some(ip) = found else {
-            errors.invalid(&at, [""], "failed to allocate a serviceIP: range is full");
-            return Ok(());
+            let name = self.meta.name.as_deref().unwrap_or_default();
+            let why = format!("failed to allocate a serviceIP for Service {name:?}: range is full");
+            return Err(StatusError::internal(why));
         };
         spec.cluster_ip = Some(ip.to_string());
         spec.cluster_ips = Some(vec![ip.to_string()]);
@@ -388,6 +396,7 @@ impl Work<'_> {
         Ok(None)
     }
 
+    /// Gives the ports their numbers on nodes, up to the first that cannot be had.
     async fn ports(
         &self,
         spec: &mut ServiceSpec,
@@ -395,83 +404,84 @@ impl Work<'_> {
         errors: &mut FieldErrors,
         taken: &mut Vec<Held>,
     ) -> Result<(), StatusError> {
-        let (wants, health) = (needs_node_ports(spec), needs_health_port(spec));
-        let mut by_port: Vec<(i32, Option<String>, i32)> = Vec::new();
-        // Those that are asked for by number first, lest a random one takes their place.
-        for (i, port) in spec.ports.iter().flatten().enumerate() {
-            let Some(number) = port.node_port.filter(|n| *n != 0 && wants) else { continue };
-            self.static_port(number, &at.child("ports").index(i).child("nodePort"), errors, taken).await?;
-            by_port.push((port.port, port.protocol.clone(), number));
+        if !has_node_ports(spec) {
+            return Ok(());
         }
+        let gives = needs_node_ports(spec);
+        let asked: Vec<(i32, i32)> = spec
+            .ports
+            .iter()
+            .flatten()
+            .filter_map(|p| Some((p.port, p.node_port.filter(|n| *n != 0)?)))
+            .collect();
+        let mut given: BTreeMap<i32, i32> = BTreeMap::new();
         for (i, port) in spec.ports.iter_mut().flatten().enumerate() {
-            if !wants || port.node_port.unwrap_or(0) != 0 {
+            let own = port.node_port.filter(|n| *n != 0);
+            if own.is_none() && !gives {
                 continue;
             }
-            // One number serves a port in two protocols.
-            let shared =
-                by_port.iter().find(|(p, protocol, _)| *p == port.port && *protocol != port.protocol);
-            let number = match shared.map(|(_, _, number)| *number) {
-                Some(number) => Some(number),
-                None => self.any_port(taken).await?,
+            // A new Service's port has one number in two protocols.
+            let shared = given.get(&port.port).copied().filter(|_| self.is_new);
+            let shared = shared.filter(|shared| own.is_none_or(|own| own == *shared));
+            let wanted = asked.iter().find(|(other, _)| self.is_new && *other == port.port);
+            let number = match (shared, own.or(wanted.map(|(_, number)| *number))) {
+                (Some(number), _) => number,
+                (None, Some(number)) => {
+                    if let Err(why) = self.static_port(number, taken).await? {
+                        errors.invalid(&at.child("ports").index(i).child("nodePort"), number, why);
+                        return Ok(());
+                    }
+                    number
+                }
+                (None, None) => self
+                    .any_port(&asked, taken)
+                    .await?
+                    .ok_or_else(|| StatusError::internal("failed to allocate a nodePort: range is full"))?,
             };
-            match number {
-                Some(number) => {
-                    port.node_port = Some(number);
-                    by_port.push((port.port, port.protocol.clone(), number));
-                }
-                None => {
-                    errors.invalid(
-                        &at.child("ports").index(i).child("nodePort"),
-                        0,
-                        "failed to allocate a nodePort: range is full",
-                    );
-                }
-            }
-        }
-        if health {
-            let at = at.child("healthCheckNodePort");
-            match spec.health_check_node_port.filter(|n| *n != 0) {
-                Some(number) => self.static_port(number, &at, errors, taken).await?,
-                None => match self.any_port(taken).await? {
-                    Some(number) => spec.health_check_node_port = Some(number),
-                    None => errors.invalid(
-                        &at,
-                        0,
-                        "failed to allocate requested HealthCheck NodePort: range is full",
-                    ),
-                },
-            }
+            given.entry(port.port).or_insert(number);
+            port.node_port = Some(number);
         }
         Ok(())
     }
 
+    /// The port by which load balancers ask nodes for pods of their own. Upstream takes it for its own fault where
+    /// there is none.
+    async fn health_port(&self, spec: &mut ServiceSpec, taken: &mut Vec<Held>) -> Result<(), StatusError> {
+        if let Some(number) = spec.health_check_node_port.filter(|n| *n != 0) {
+            return self.static_port(number, taken).await?.map_err(|why| {
+                StatusError::internal(format!(
+                    "failed to allocate requested HealthCheck NodePort {number}: {why}"
+                ))
+            });
+        }
+        let number = self.any_port(&[], taken).await?;
+        spec.health_check_node_port = Some(number.ok_or_else(|| {
+            StatusError::internal("failed to allocate a HealthCheck NodePort 0: range is full")
+        })?);
+        Ok(())
+    }
+
+    /// Takes this very port; or says why not.
     async fn static_port(
         &self,
         number: i32,
-        at: &FieldPath,
-        errors: &mut FieldErrors,
         taken: &mut Vec<Held>,
-    ) -> Result<(), StatusError> {
+    ) -> Result<Result<(), String>, StatusError> {
         if !NODE_PORTS.contains(&number) {
             let (first, last) = (NODE_PORTS.start(), NODE_PORTS.end());
-            errors.invalid(
-                at,
-                number,
-                format!(
-                    "provided port is not in the valid range. The range of valid ports is {first}-{last}"
-                ),
-            );
-            return Ok(());
+            return Ok(Err(format!(
+                "provided port is not in the valid range. The range of valid ports is {first}-{last}"
+            )));
         }
-        let is_new = !self.had.contains(&Held::Port(number));
-        let got = self.this(Held::Port(number), taken).await?;
+        let held = Held::Port(number);
+        // Two ports of a new Service cannot have it, unless they are one in two protocols.
+        let twice = self.is_new && taken.contains(&held);
+        let is_new = !self.had.contains(&held);
+        let got = !twice && self.this(held, taken).await?;
         if is_new {
             self.tell_port("static", got);
         }
-        if !got {
-            errors.invalid(at, number, "provided port is already allocated");
-        }
-        Ok(())
+        Ok(if got { Ok(()) } else { Err("provided port is already allocated".to_owned()) })
     }
 
     fn tell_port(&self, scope: &str, got: bool) {
@@ -480,9 +490,16 @@ impl Work<'_> {
         }
     }
 
-    async fn any_port(&self, taken: &mut Vec<Held>) -> Result<Option<i32>, StatusError> {
+    /// Takes a port that nobody has, and that none of these ports of the Service asks for by its number.
+    async fn any_port(
+        &self,
+        asked: &[(i32, i32)],
+        taken: &mut Vec<Held>,
+    ) -> Result<Option<i32>, StatusError> {
         let free = |taken: &[Held], number| {
-            !self.had.contains(&Held::Port(number)) && !taken.contains(&Held::Port(number))
+            !self.had.contains(&Held::Port(number))
+                && !taken.contains(&Held::Port(number))
+                && asked.iter().all(|(_, asked)| *asked != number)
         };
         for _ in 0..TRIES {
             let number = rand::random_range(NODE_PORTS);
@@ -511,8 +528,7 @@ impl Lifecycle for Allocator {
         new: &mut (dyn Any + Send + Sync),
         context: &Context,
     ) -> Result<Outcome, StatusError> {
-        let nothing = Service::default();
-        self.before_update(new, &nothing, context).await
+        self.begin(new.downcast_mut(), None, context).await
     }
 
     async fn before_update(
@@ -521,27 +537,7 @@ impl Lifecycle for Allocator {
         old: &(dyn Any + Send + Sync),
         context: &Context,
     ) -> Result<Outcome, StatusError> {
-        let (Some(new), Some(old)) = (new.downcast_mut::<Service>(), old.downcast_ref::<Service>()) else {
-            return Err(StatusError::internal("a Service was expected"));
-        };
-        let had = Self::held(old);
-        let mut taken = Vec::new();
-        if let Err(error) = self.allocate(new, &had, context.dry_run, &mut taken).await {
-            Self::release(&*self.store, &self.metrics, &taken).await;
-            return Err(error);
-        }
-        if !context.dry_run && has_port(&taken) {
-            Self::count_ports(&*self.store, &self.metrics).await;
-        }
-        let has = Self::held(new);
-        let left: Vec<Held> =
-            if context.dry_run { Vec::new() } else { had.difference(&has).cloned().collect() };
-        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
-        Ok(Box::new(move |committed| {
-            Box::pin(async move {
-                Self::release(&*store, &metrics, if committed { &left } else { &taken }).await;
-            })
-        }))
+        self.begin(new.downcast_mut(), old.downcast_ref(), context).await
     }
 
     async fn after_delete(&self, old: &(dyn Any + Send + Sync)) {
