@@ -30,6 +30,8 @@ const TRACKED: [&str; 10] = [
 const NAMED_BY_EACH: [&str; 6] =
     ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
 const HUGE_PAGES: &str = "hugepages-";
+/// How containers ask for devices of a class (KEP-5004).
+const DEVICE_CLASS: &str = "deviceclass.resource.kubernetes.io/";
 
 /// Whether an amount of a quota counts pods.
 pub fn tracks(name: &str) -> bool {
@@ -38,9 +40,10 @@ pub fn tracks(name: &str) -> bool {
         || name.strip_prefix("requests.").is_some_and(|r| r.starts_with(HUGE_PAGES) || is_extended(r))
 }
 
-/// A resource outside Kubernetes' own names: `example.com/gpu`.
+/// A resource outside Kubernetes' own names: `example.com/gpu`; or the devices of a class, by the name of the class.
 fn is_extended(name: &str) -> bool {
-    name.split_once('/').is_some_and(|(domain, _)| !domain.contains("kubernetes.io"))
+    name.starts_with(DEVICE_CLASS)
+        || name.split_once('/').is_some_and(|(domain, _)| !domain.contains("kubernetes.io"))
 }
 
 /// Whether a pod still uses what it was given: not once it has ended, nor when its deletion is overdue.
@@ -127,28 +130,31 @@ pub fn pod_limits(pod: &Pod) -> Amounts {
 }
 
 fn of_pod(pod: &Pod, spec: &PodSpec, side: Side) -> Amounts {
-    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
+    let status = pod.status.as_ref();
+    let statuses = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
+    let init_statuses = status.and_then(|s| s.init_container_statuses.as_deref()).unwrap_or_default();
+    let is_infeasible = is_infeasible(pod);
     let mut sum = Amounts::new();
     for container in &spec.containers {
-        super::add(&mut sum, &of_container(container, statuses, side));
+        super::add(&mut sum, &of_container(container, statuses, is_infeasible, side));
     }
     // Init containers run one after another; those that restart always stay beside all that come later.
     let (mut staying, mut peak) = (Amounts::new(), Amounts::new());
     for container in spec.init_containers.iter().flatten() {
-        let needs = side.of(container.resources.as_ref());
         if container.restart_policy.as_deref() == Some("Always") {
+            let needs = of_container(container, init_statuses, is_infeasible, side);
             super::add(&mut sum, &needs);
             super::add(&mut staying, &needs);
             most(&mut peak, &staying);
         } else {
-            let mut then = needs;
+            let mut then = side.of(container.resources.as_ref());
             super::add(&mut then, &staying);
             most(&mut peak, &then);
         }
     }
     most(&mut sum, &peak);
     for (name, amount) in side.of(spec.resources.as_ref()) {
-        if matches!(name.as_str(), "cpu" | "memory") || name.starts_with(HUGE_PAGES) {
+        if is_of_pods(&name) {
             sum.insert(name, amount);
         }
     }
@@ -164,11 +170,28 @@ fn of_pod(pod: &Pod, spec: &PodSpec, side: Side) -> Amounts {
     sum
 }
 
-/// A container that is being resized holds the larger of what it asks for and what it has.
-fn of_container(container: &Container, statuses: &[ContainerStatus], side: Side) -> Amounts {
-    let mut needs = side.of(container.resources.as_ref());
-    if let Some(status) = statuses.iter().find(|s| s.name == container.name) {
-        most(&mut needs, &side.of(status.resources.as_ref()));
+/// Whether a pod's node has said that it can never give what the pod came to ask for.
+fn is_infeasible(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let pending = conditions.iter().find(|c| c.type_ == "PodResizePending");
+    pending.is_some_and(|c| c.reason.as_deref() == Some("Infeasible"))
+}
+
+/// A container that is being resized holds the largest of what it asks for, what it was promised and what it has; what
+/// it can never be given it does not hold.
+fn of_container(
+    container: &Container,
+    statuses: &[ContainerStatus],
+    is_infeasible: bool,
+    side: Side,
+) -> Amounts {
+    let asked = side.of(container.resources.as_ref());
+    let status = statuses.iter().find(|s| s.name == container.name);
+    let Some((status, has)) = status.and_then(|s| Some((s, s.resources.as_ref()?))) else { return asked };
+    let mut needs = if is_infeasible { Amounts::new() } else { asked };
+    most(&mut needs, &side.of(Some(has)));
+    if matches!(side, Side::Requests) {
+        most(&mut needs, &amounts(status.allocated_resources.as_ref()));
     }
     needs
 }
@@ -187,12 +210,29 @@ pub fn is_best_effort(pod: &Pod) -> bool {
     !asks(spec.resources.as_ref()) && !all.into_iter().any(|c| asks(c.resources.as_ref()))
 }
 
+/// Whether a pod ends by itself: it has a deadline.
+pub fn is_terminating(pod: &Pod) -> bool {
+    let deadline = pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+    deadline.is_some_and(|seconds| seconds >= 0)
+}
+
+/// Whether a pod as a whole says what it asks for, of what can be said so (KEP-2837).
+fn says_as_a_whole(spec: &PodSpec) -> bool {
+    let Some(resources) = &spec.resources else { return false };
+    let both = [&resources.requests, &resources.limits];
+    both.into_iter().flatten().flat_map(BTreeMap::keys).any(|name| is_of_pods(name))
+}
+
+/// Whether a pod can ask for a resource as a whole.
+fn is_of_pods(name: &str) -> bool {
+    matches!(name, "cpu" | "memory") || name.starts_with(HUGE_PAGES)
+}
+
 pub fn in_scope(pod: &Pod, scope: &ScopedResourceSelectorRequirement) -> bool {
     let spec = pod.spec.as_ref();
-    let ends = || spec.and_then(|s| s.active_deadline_seconds).is_some_and(|seconds| seconds >= 0);
     match scope.scope_name.as_str() {
-        "Terminating" => ends(),
-        "NotTerminating" => !ends(),
+        "Terminating" => is_terminating(pod),
+        "NotTerminating" => !is_terminating(pod),
         "BestEffort" => is_best_effort(pod),
         "NotBestEffort" => !is_best_effort(pod),
         "PriorityClass" => {
@@ -229,11 +269,8 @@ fn looks_elsewhere(spec: &PodSpec) -> bool {
 }
 
 pub fn missing<'a>(pod: &Pod, required: impl Iterator<Item = &'a str>) -> Option<String> {
-    let spec = pod.spec.as_ref()?;
-    let whole =
-        of_amounts(&Side::Requests.of(spec.resources.as_ref()), &Side::Limits.of(spec.resources.as_ref()));
-    let required: BTreeSet<&str> =
-        required.filter(|name| NAMED_BY_EACH.contains(name) && !whole.contains_key(*name)).collect();
+    let spec = pod.spec.as_ref().filter(|spec| !says_as_a_whole(spec))?;
+    let required: BTreeSet<&str> = required.filter(|name| NAMED_BY_EACH.contains(name)).collect();
     let mut missing: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         let resources = container.resources.as_ref();

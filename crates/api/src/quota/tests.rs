@@ -46,6 +46,53 @@ fn a_pod_uses_what_its_containers_need_at_the_most() {
 }
 
 #[test]
+fn a_pod_that_says_as_a_whole_what_it_asks_for_need_not_say_it_of_each_container() {
+    let pod = |whole: Value| -> Pod {
+        let spec = json!({"resources": {"requests": whole}, "containers": [{"name": "a"}]});
+        typed(json!({"metadata": {}, "spec": spec}))
+    };
+    let missing = |pod: &Pod| missing(Counted::Pod(pod), ["requests.cpu", "requests.memory"].into_iter());
+    assert_eq!(missing(&pod(json!({"cpu": "1"}))), None, "nor anything else");
+    let told = "requests.cpu for: a; requests.memory for: a";
+    assert_eq!(missing(&pod(json!({}))).as_deref(), Some(told));
+    assert_eq!(missing(&pod(json!({"example.com/x": "1"}))).as_deref(), Some(told));
+}
+
+#[test]
+fn a_pod_that_is_resized_uses_the_larger_until_it_is_done() {
+    let pod = |condition: Value| -> Pod {
+        let resources = |cpu: &str| json!({"requests": {"cpu": cpu}, "limits": {"cpu": cpu}});
+        let status = |name: &str, has: &str, promised: &str| {
+            json!({"name": name, "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                "resources": resources(has), "allocatedResources": {"cpu": promised}})
+        };
+        typed(json!({"metadata": {}, "spec": {
+            "initContainers": [{"name": "side", "restartPolicy": "Always", "resources": resources("1")}],
+            "containers": [{"name": "a", "resources": resources("4")}],
+        }, "status": {
+            "conditions": [condition],
+            "initContainerStatuses": [status("side", "2", "1")],
+            "containerStatuses": [status("a", "1", "3")],
+        }}))
+    };
+    let shown = |pod: &Pod| format!("{} {}", shown(&pod_requests(pod)), shown(&pod_limits(pod)));
+    let pending = |reason: &str| json!({"type": "PodResizePending", "status": "True", "reason": reason});
+    assert_eq!(shown(&pod(pending("Deferred"))), "cpu=6 cpu=6");
+    assert_eq!(shown(&pod(pending("Infeasible"))), "cpu=5 cpu=3", "it will never have what it asks for");
+}
+
+#[test]
+fn devices_of_a_class_are_extended_resources() {
+    let name = "deviceclass.resource.kubernetes.io/gpu";
+    let pod: Pod = typed(json!({"metadata": {}, "spec": {
+        "containers": [{"name": "a", "resources": {"requests": {name: "2"}}}]}}));
+    let pods = Resource::new("", "pods");
+    let usage = usage(&pods, Counted::Pod(&pod), now());
+    assert_eq!(shown(&usage), format!("count/pods=1 pods=1 requests.{name}=2"));
+    assert!(pods.tracks(&format!("requests.{name}")));
+}
+
+#[test]
 fn claims_and_services_use_more_than_their_number() {
     let claim: PersistentVolumeClaim = typed(json!({"metadata": {}, "spec": {
         "storageClassName": "gold", "resources": {"requests": {"storage": "1Gi"}}}}));

@@ -74,6 +74,16 @@ impl Admit for CertificateApproval {
     }
 }
 
+/// Whether a status says another thing of a request: its certificate, or any of its conditions.
+fn signs(new: &CertificateSigningRequest, old: &CertificateSigningRequest) -> bool {
+    let certificate =
+        |csr: &CertificateSigningRequest| csr.status.as_ref().and_then(|s| s.certificate.clone());
+    let conditions = |csr: &CertificateSigningRequest| {
+        csr.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default()
+    };
+    certificate(new) != certificate(old) || conditions(new) != conditions(old)
+}
+
 pub struct CertificateSigning(pub Authorizer);
 
 #[async_trait]
@@ -88,13 +98,7 @@ impl Admit for CertificateSigning {
             return Ok(());
         }
         let (Some(new), Some(old)) = (typed(object), typed(old)) else { return Ok(()) };
-        let certificate =
-            |csr: &CertificateSigningRequest| csr.status.as_ref().and_then(|s| s.certificate.clone());
-        let failed = |csr: &CertificateSigningRequest| {
-            let conditions = csr.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-            conditions.into_iter().filter(|c| c.type_ == "Failed").collect::<Vec<_>>()
-        };
-        if certificate(new) == certificate(old) && failed(new) == failed(old) {
+        if !signs(new, old) {
             return Ok(());
         }
         let signer = &old.spec.signer_name;
@@ -217,7 +221,25 @@ impl Subject {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    #[test]
+    fn who_tells_another_condition_signs() {
+        let csr = |status: Value| -> CertificateSigningRequest {
+            serde_json::from_value(json!({"metadata": {"name": "r"}, "status": status,
+                "spec": {"request": "", "signerName": "a.test/b", "usages": []}}))
+            .expect("a request")
+        };
+        let told = |kind: &str| csr(json!({"conditions": [{"type": kind, "status": "True"}]}));
+        let none = csr(json!({}));
+        assert!(!signs(&none, &none));
+        assert!(!signs(&csr(json!({"conditions": []})), &none));
+        assert!(signs(&told("Failed"), &none));
+        assert!(signs(&told("Other"), &none), "whatever its type");
+        assert!(signs(&csr(json!({"certificate": "YQ=="})), &none));
+    }
 
     #[test]
     fn a_requests_groups_are_read_from_its_subject() {

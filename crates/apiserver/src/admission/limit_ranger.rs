@@ -146,15 +146,40 @@ struct Asked {
 
 impl Asked {
     fn of(container: &Container) -> Self {
-        let read = |list: Option<&Amounts>| {
-            list.into_iter().flatten().map(|(name, raw)| (name.clone(), parsed(raw))).collect()
-        };
         let resources = container.resources.as_ref();
         Asked {
-            requests: read(resources.and_then(|r| r.requests.as_ref())),
-            limits: read(resources.and_then(|r| r.limits.as_ref())),
+            requests: amounts(resources.and_then(|r| r.requests.as_ref())),
+            limits: amounts(resources.and_then(|r| r.limits.as_ref())),
         }
     }
+
+    /// What the containers of a pod ask for together, without the pod's overhead; for processor time and memory it is
+    /// what the pod says as a whole, if it does.
+    fn of_pod(spec: &PodSpec) -> Self {
+        let bare = PodSpec {
+            containers: spec.containers.clone(),
+            init_containers: spec.init_containers.clone(),
+            ..PodSpec::default()
+        };
+        let pod = Pod { spec: Some(bare), ..Pod::default() };
+        let mut asked = Asked {
+            requests: krate_api::quota::pod_requests(&pod),
+            limits: krate_api::quota::pod_limits(&pod),
+        };
+        let whole = |list: Option<&Amounts>| {
+            let mut list = amounts(list);
+            list.retain(|name, _| matches!(name.as_str(), "cpu" | "memory"));
+            list
+        };
+        let resources = spec.resources.as_ref();
+        asked.requests.extend(whole(resources.and_then(|r| r.requests.as_ref())));
+        asked.limits.extend(whole(resources.and_then(|r| r.limits.as_ref())));
+        asked
+    }
+}
+
+fn amounts(list: Option<&Amounts>) -> BTreeMap<String, Quantity> {
+    list.into_iter().flatten().map(|(name, raw)| (name.clone(), parsed(raw))).collect()
 }
 
 fn check_pod(spec: &PodSpec, item: &LimitRangeItem, faults: &mut Vec<String>) {
@@ -164,20 +189,7 @@ fn check_pod(spec: &PodSpec, item: &LimitRangeItem, faults: &mut Vec<String>) {
                 check(&Asked::of(container), item, faults);
             }
         }
-        "Pod" => {
-            // Overhead and what the pod asks for as a whole are no matter of its containers' bounds.
-            let bare = PodSpec {
-                containers: spec.containers.clone(),
-                init_containers: spec.init_containers.clone(),
-                ..PodSpec::default()
-            };
-            let pod = Pod { spec: Some(bare), ..Pod::default() };
-            let asked = Asked {
-                requests: krate_api::quota::pod_requests(&pod),
-                limits: krate_api::quota::pod_limits(&pod),
-            };
-            check(&asked, item, faults);
-        }
+        "Pod" => check(&Asked::of_pod(spec), item, faults),
         _ => {}
     }
 }
@@ -299,6 +311,25 @@ mod tests {
             [
                 "minimum memory usage per Pod is 1Mi.  No request is specified",
                 "maximum cpu usage per Pod is 500m.  No limit is specified"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_pod_may_say_what_it_asks_for_as_a_whole() {
+        let spec: PodSpec = serde_json::from_value(json!({
+            "overhead": {"cpu": "9"},
+            "resources": {"requests": {"cpu": "2", "hugepages-2Mi": "4Mi"}, "limits": {"cpu": "3"}},
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]}))
+        .expect("a spec");
+        let range = range(json!([{"type": "Pod", "max": {"cpu": "2500m", "hugepages-2Mi": "1Mi"}}]));
+        let mut faults = Vec::new();
+        items(&range).for_each(|item| check_pod(&spec, item, &mut faults));
+        assert_eq!(
+            faults,
+            [
+                "maximum cpu usage per Pod is 2500m, but limit is 3",
+                "maximum hugepages-2Mi usage per Pod is 1Mi.  No limit is specified"
             ]
         );
     }

@@ -60,14 +60,35 @@ pub async fn labels(
     plural: &str,
     name: &str,
 ) -> Result<Option<BTreeMap<String, String>>, StatusError> {
-    let Some(storage) = kinds.of("", plural) else { return Ok(None) };
     for freshness in [Freshness::Any, Freshness::Latest] {
-        if let Some(cached) = storage.cache.get("", name, freshness).await.map_err(refused)? {
-            let labels = cached.head.labels.iter();
-            return Ok(Some(labels.map(|(k, v)| (k.to_string(), v.to_string())).collect()));
+        if let Some(labels) = labels_at(kinds, plural, name, freshness).await? {
+            return Ok(Some(labels));
         }
     }
     Ok(None)
+}
+
+/// The same as the store has them, and not as the cache does.
+///
+/// # Errors
+/// The store cannot be read.
+pub async fn labels_now(
+    kinds: &Kinds,
+    plural: &str,
+    name: &str,
+) -> Result<Option<BTreeMap<String, String>>, StatusError> {
+    labels_at(kinds, plural, name, Freshness::Latest).await
+}
+
+async fn labels_at(
+    kinds: &Kinds,
+    plural: &str,
+    name: &str,
+    freshness: Freshness,
+) -> Result<Option<BTreeMap<String, String>>, StatusError> {
+    let Some(storage) = kinds.of("", plural) else { return Ok(None) };
+    let cached = storage.cache.get("", name, freshness).await.map_err(refused)?;
+    Ok(cached.map(|c| c.head.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()))
 }
 
 /// What was made of all objects of a kind, made anew only of those that have changed.

@@ -4,8 +4,9 @@ use k8s_openapi::api::admissionregistration::v1::{
     MatchResources, NamedRuleWithOperations, RuleWithOperations,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as Selector;
-use krate_api::{LabelSelector, StatusError};
+use krate_api::{Kind, LabelSelector, StatusError};
 
+use super::versions::meant;
 use super::{Attributes, Operation, lookup};
 use crate::kinds::Kinds;
 use crate::registry::erased::Object;
@@ -73,6 +74,11 @@ pub fn operation_name(operation: Operation) -> &'static str {
 
 impl Rule<'_> {
     pub fn matches(&self, attributes: &Attributes) -> bool {
+        self.means(attributes, attributes.kind)
+    }
+
+    /// The same of a request as if it were about objects of another kind.
+    pub fn means(&self, attributes: &Attributes, kind: &Kind) -> bool {
         let has = |list: &[String], item: &str| list.iter().any(|i| i == "*" || i == item);
         let namespaced = !attributes.namespace.is_empty() && attributes.kind.is_namespaced();
         let in_scope = match self.scope {
@@ -82,13 +88,13 @@ impl Rule<'_> {
         };
         let resource = |wanted: &String| {
             let (plural, sub) = wanted.split_once('/').unwrap_or((wanted, ""));
-            (plural == "*" || plural == attributes.kind.plural)
+            (plural == "*" || plural == kind.plural)
                 && (sub == attributes.subresource || (sub == "*" && wanted.contains('/')))
         };
         in_scope
             && has(self.operations, operation_name(attributes.operation))
-            && has(self.groups, attributes.kind.group)
-            && has(self.versions, attributes.kind.version)
+            && has(self.groups, kind.group)
+            && has(self.versions, kind.version)
             && self.resources.iter().any(resource)
             && (self.names.is_empty() || self.names.contains(&attributes.name))
     }
@@ -139,25 +145,29 @@ pub async fn selected(
     Ok(selector.is_everything() || matches(object) || matches(old))
 }
 
-/// Whether a policy's, or a binding's, constraints hold for the request. Without rules they hold for every resource,
-/// but for those that are excluded.
+/// The kind as which a policy's, or a binding's, constraints mean the request; `None` if they do not hold for it.
+/// Without rules they hold for every resource, but for those that are excluded.
 pub async fn constrained(
     kinds: &Kinds,
     attributes: &Attributes,
     constraints: Option<&MatchResources>,
     object: Option<&dyn Object>,
     old: Option<&dyn Object>,
-) -> Result<bool, StatusError> {
-    let Some(constraints) = constraints else { return Ok(true) };
-    let any = |rules: Option<&Vec<NamedRuleWithOperations>>| {
-        rules.is_some_and(|rules| rules.iter().any(|rule| Rule::from(rule).matches(attributes)))
+) -> Result<Option<&'static Kind>, StatusError> {
+    let Some(constraints) = constraints else { return Ok(Some(attributes.kind)) };
+    let equivalent = constraints.match_policy.as_deref() == Some("Equivalent");
+    let by = |rules: Option<&Vec<NamedRuleWithOperations>>| {
+        let rules = rules.map(Vec::as_slice).unwrap_or_default();
+        meant(kinds, attributes, rules.iter().map(Rule::from), equivalent)
     };
-    let rules = constraints.resource_rules.as_ref().filter(|rules| !rules.is_empty());
-    if any(constraints.exclude_resource_rules.as_ref()) || (rules.is_some() && !any(rules)) {
-        return Ok(false);
+    if by(constraints.exclude_resource_rules.as_ref()).is_some() {
+        return Ok(None);
     }
+    let rules = constraints.resource_rules.as_ref().filter(|rules| !rules.is_empty());
+    let kind = if rules.is_some() { by(rules) } else { Some(attributes.kind) };
+    let Some(kind) = kind else { return Ok(None) };
     let selectors = (constraints.namespace_selector.as_ref(), constraints.object_selector.as_ref());
-    selected(kinds, attributes, selectors, object, old).await
+    Ok(selected(kinds, attributes, selectors, object, old).await?.then_some(kind))
 }
 
 #[cfg(test)]
@@ -192,5 +202,20 @@ mod tests {
                 Attributes::for_test(Operation::Create, &krate_api::kinds::POD, subresource, "ns", "p");
             assert!(!Rule::from(&rule).matches(&create));
         }
+    }
+
+    #[test]
+    fn a_rule_may_mean_another_version_of_the_same_objects() {
+        let rule: RuleWithOperations =
+            serde_json::from_value(json!({"apiGroups": ["autoscaling"], "apiVersions": ["v1"],
+            "operations": ["CREATE"], "resources": ["horizontalpodautoscalers"]}))
+            .expect("a rule");
+        let (old, new) =
+            (&krate_api::kinds::HORIZONTAL_POD_AUTOSCALER_V1, &krate_api::kinds::HORIZONTAL_POD_AUTOSCALER);
+        let attributes = Attributes::for_test(Operation::Create, new, "", "ns", "h");
+        assert!(!Rule::from(&rule).matches(&attributes));
+        assert!(Rule::from(&rule).means(&attributes, old));
+        let scale = Attributes::for_test(Operation::Create, new, "scale", "ns", "h");
+        assert!(!Rule::from(&rule).means(&scale, old));
     }
 }

@@ -101,10 +101,13 @@ pub enum Said {
     Yes,
     /// With the code of the refusal.
     No(i32),
-    /// It could not be asked. Whether that refuses the write.
+    /// It could not be asked. Whether that refuses the write, and the code of the failure.
     Failed {
         refuses: bool,
+        code: i32,
     },
+    /// This server could not go on with it.
+    Unable,
 }
 
 /// The conditions by which a webhook or a policy is asked.
@@ -237,9 +240,11 @@ impl Metrics {
     pub fn webhook(&self, name: &str, phase: Phase, operation: Operation, said: Said, took: Duration) {
         let (code, error) = match said {
             Said::Yes => (200, None),
-            Said::No(code) => (code.min(CODE_MOST), Some("no_error")),
-            Said::Failed { refuses } => (500, refuses.then_some("calling_webhook_error")),
+            Said::No(code) => (code, Some("no_error")),
+            Said::Failed { refuses, code } => (code, refuses.then_some("calling_webhook_error")),
+            Said::Unable => (0, Some("apiserver_internal_error")),
         };
+        let code = code.min(CODE_MOST);
         let (sort, operation) = (phase.of_webhook(), operation.name());
         let rejected = REJECTED[usize::from(error.is_some())];
         let code = code.to_string();

@@ -1,7 +1,9 @@
 //! Admission: what a cluster adds to objects and refuses, whatever their kind's own rules say. The plugins stand in a
 //! table, in upstream's order; a new one is a file and a line.
 
+mod attributes;
 mod certificates;
+mod claim_access;
 mod claim_resize;
 mod escalation;
 mod ingress_class;
@@ -12,6 +14,7 @@ mod metrics;
 mod namespace_lifecycle;
 pub mod node_restriction;
 mod pod_defaults;
+mod pod_resize;
 mod pod_security;
 pub mod pod_topology;
 pub mod policy;
@@ -21,22 +24,22 @@ mod review;
 mod runtime_class;
 mod service_account;
 mod storage_class;
+mod versions;
 pub(crate) mod webhook;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use krate_api::{Kind, StatusError};
-use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
 
-use crate::auth::{Authorizer, User};
+use crate::auth::Authorizer;
 use crate::instruments::Gathered;
 use crate::kinds::Kinds;
-use crate::path::Call;
 use crate::registry::erased::Object;
+use attributes::Asked;
+pub use attributes::Attributes;
 use metrics::{Metrics, Phase, Took};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,165 +49,6 @@ pub enum Operation {
     Delete,
     /// A connection to what an object stands for: exec, attach, port-forward, proxy.
     Connect,
-}
-
-/// What plugins say besides yes and no.
-#[derive(Debug, Default)]
-struct Said {
-    warnings: Vec<String>,
-    annotations: BTreeMap<String, String>,
-    /// How often all plugins have been asked before.
-    round: usize,
-    /// Whether a webhook changed the object, so that all are asked once more.
-    again: bool,
-    /// Webhooks that want to be asked again, and those that are to be.
-    reinvocable: BTreeSet<String>,
-    due: BTreeSet<String>,
-    /// What webhooks left the object as.
-    left: Option<Vec<u8>>,
-}
-
-/// What a plugin is told of the request.
-#[derive(Clone, Debug)]
-pub struct Attributes {
-    pub operation: Operation,
-    pub kind: &'static Kind,
-    /// Empty for the object itself.
-    pub subresource: String,
-    /// Empty for a kind of cluster scope.
-    pub namespace: String,
-    pub name: String,
-    /// Who asks.
-    pub user: Arc<User>,
-    pub dry_run: bool,
-    /// What a connection is asked to be; the object is none then.
-    pub options: Option<serde_json::Value>,
-    said: Arc<Mutex<Said>>,
-}
-
-impl Attributes {
-    pub fn of(call: &Call, operation: Operation, object: &dyn Object) -> Self {
-        Attributes {
-            operation,
-            kind: call.kind(),
-            subresource: call.info.subresource.clone(),
-            namespace: call.info.namespace.clone(),
-            name: object.meta().name.clone().unwrap_or_default(),
-            user: Arc::clone(&call.user),
-            dry_run: call.dry_run,
-            options: None,
-            said: Arc::default(),
-        }
-    }
-
-    /// Of a connection, which `options` describe, with their kind.
-    pub fn of_connection(call: &Call, options: serde_json::Value) -> Self {
-        Attributes {
-            operation: Operation::Connect,
-            kind: call.kind(),
-            subresource: call.info.subresource.clone(),
-            namespace: call.info.namespace.clone(),
-            name: call.info.name.clone(),
-            user: Arc::clone(&call.user),
-            dry_run: false,
-            options: Some(options),
-            said: Arc::default(),
-        }
-    }
-
-    /// Warns the client, whatever becomes of the request.
-    pub fn warn(&self, warning: String) {
-        self.said.lock().warnings.push(warning);
-    }
-
-    /// Notes something for the audit log.
-    pub fn annotate(&self, key: &str, value: String) {
-        crate::audit::annotate(key, &value);
-        self.said.lock().annotations.insert(key.to_owned(), value);
-    }
-
-    /// The warnings since they were last taken.
-    pub fn take_warnings(&self) -> Vec<String> {
-        std::mem::take(&mut self.said.lock().warnings)
-    }
-
-    /// What was noted for the audit log.
-    pub fn annotations(&self) -> BTreeMap<String, String> {
-        self.said.lock().annotations.clone()
-    }
-
-    /// How often the plugins have been asked before: once more at the most.
-    fn round(&self) -> usize {
-        self.said.lock().round
-    }
-
-    /// In a further round, what others changed since has all webhooks that want it asked again.
-    fn webhooks_begin(&self, object: &[u8]) {
-        let mut said = self.said.lock();
-        if said.round > 0 && said.left.as_deref().is_some_and(|left| left != object) {
-            let again = said.reinvocable.clone();
-            said.due = again;
-        }
-    }
-
-    fn webhook_is_due(&self, id: &str) -> bool {
-        self.said.lock().due.contains(id)
-    }
-
-    fn webhook_was_asked(&self, id: &str, changed: bool, wants_again: bool) {
-        let mut said = self.said.lock();
-        if changed {
-            said.again = true;
-            let before = said.reinvocable.clone();
-            said.due.extend(before);
-        }
-        if wants_again {
-            said.reinvocable.insert(id.to_owned());
-        }
-    }
-
-    fn webhooks_end(&self, object: Vec<u8>) {
-        self.said.lock().left = Some(object);
-    }
-
-    /// Begins a further round if there is to be one.
-    fn begins_again(&self) -> bool {
-        let mut said = self.said.lock();
-        let again = said.again && said.round == 0;
-        said.round += 1;
-        again
-    }
-
-    #[cfg(test)]
-    fn for_test(
-        operation: Operation,
-        kind: &'static Kind,
-        subresource: &str,
-        namespace: &str,
-        name: &str,
-    ) -> Self {
-        Attributes {
-            operation,
-            kind,
-            subresource: subresource.to_owned(),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            user: Arc::default(),
-            dry_run: false,
-            options: None,
-            said: Arc::default(),
-        }
-    }
-
-    /// Whether it is about an object of this kind itself.
-    pub fn is(&self, kind: &Kind) -> bool {
-        // Kinds differ in their names sooner than in their groups.
-        self.kind.kind == kind.kind && self.kind.gvk() == kind.gvk() && self.subresource.is_empty()
-    }
-
-    pub fn forbidden(&self, why: impl std::fmt::Display) -> StatusError {
-        StatusError::forbidden(self.kind.group, self.kind.plural, &self.name, why)
-    }
 }
 
 /// A plugin implements what it means: changes to an object, or a judgement of it.
@@ -295,12 +139,12 @@ const REQUESTS: &[&str] = &["certificatesigningrequests"];
 const NAMES: &[(&str, bool, &[Phase], &[&str])] = &[
     ("NamespaceLifecycle", true, BOTH, ANY),
     ("LimitRanger", true, BOTH, &["pods", "persistentvolumeclaims"]),
-    ("ServiceAccount", true, MUTATES, PODS),
+    ("ServiceAccount", true, BOTH, PODS),
     ("NodeRestriction", false, VALIDATES, ANY),
     ("TaintNodesByCondition", true, MUTATES, &["nodes"]),
     ("AlwaysPullImages", false, MUTATES, PODS),
     ("PodSecurity", true, VALIDATES, ANY),
-    ("Priority", true, MUTATES, PODS),
+    ("Priority", true, BOTH, &["pods", "priorityclasses"]),
     ("DefaultTolerationSeconds", true, MUTATES, PODS),
     ("DefaultStorageClass", true, MUTATES, CLAIMS),
     ("StorageObjectInUseProtection", true, MUTATES, ANY),
@@ -312,6 +156,8 @@ const NAMES: &[(&str, bool, &[Phase], &[&str])] = &[
     ("CertificateSubjectRestriction", true, VALIDATES, REQUESTS),
     ("DefaultIngressClass", true, MUTATES, &["ingresses"]),
     ("PodTopologyLabels", true, MUTATES, PODS),
+    ("NodeDeclaredFeatureValidator", true, VALIDATES, PODS),
+    ("PodResizeValidator", true, VALIDATES, PODS),
     ("MutatingAdmissionPolicy", true, MUTATES, ANY),
     ("MutatingAdmissionWebhook", true, MUTATES, ANY),
     ("ValidatingAdmissionPolicy", true, VALIDATES, ANY),
@@ -379,6 +225,8 @@ impl Chain {
             plugin("CertificateSubjectRestriction", CREATE, certificates::CertificateSubjectRestriction),
             plugin("DefaultIngressClass", CREATE, ingress_class::DefaultIngressClass::new(kinds())),
             plugin("PodTopologyLabels", CREATE, pod_topology::PodTopologyLabels::new(kinds())),
+            plugin("NodeDeclaredFeatureValidator", UPDATE, pod_resize::NodeDeclaredFeatureValidator(kinds())),
+            plugin("PodResizeValidator", UPDATE, pod_resize::PodResizeValidator(kinds())),
             plugin(
                 "MutatingAdmissionPolicy",
                 WRITE,
@@ -400,6 +248,7 @@ impl Chain {
                 webhook::validating::ValidatingWebhooks::new(kinds(), authorizer(), counts()),
             ),
             plugin("Escalation", WRITE, escalation::Escalation(authorizer())),
+            plugin("ClaimAccess", WRITE, claim_access::ClaimAccess::new(kinds(), authorizer())),
             plugin("ResourceQuota", WRITE, resource_quota::ResourceQuotas::new(kinds())),
         ];
         plugins.retain(|plugin| settings.asks(plugin.name));
@@ -530,21 +379,4 @@ impl Drop for Watch<'_> {
 
 fn refused(plugin: &Plugin, error: &StatusError) {
     tracing::debug!(plugin = plugin.name, %error, "admission refused");
-}
-
-/// Puts what a webhook or a policy has made of an object in its place.
-fn put(
-    kinds: &Kinds,
-    attributes: &Attributes,
-    object: &mut dyn Object,
-    json: &serde_json::Value,
-) -> Result<(), StatusError> {
-    let kind = attributes.kind;
-    let storage = kinds.at(kind.group, kind.version, kind.plural);
-    let storage = storage.ok_or_else(|| StatusError::internal(format!("{} is not served", kind.plural)))?;
-    let bytes = serde_json::to_vec(json).map_err(StatusError::internal)?;
-    let mut new = storage.registry.decode(&bytes).map_err(StatusError::internal)?;
-    storage.registry.default(&mut *new);
-    object.assign(&*new);
-    Ok(())
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::BoundObjectReference;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::certificates::v1beta1::PodCertificateRequest;
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, PodSpec, ServiceAccount, Volume};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use krate_api::StatusError;
 
@@ -25,7 +25,7 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Labels of whose domains only an administrator decides.
 const RESTRICTED: &str = "node-restriction.kubernetes.io";
 /// The labels of Kubernetes' own domains that a kubelet may give its node; the last are domains of them.
-const OWN_LABELS: [&str; 12] = [
+const OWN_LABELS: [&str; 10] = [
     "kubernetes.io/hostname",
     "kubernetes.io/arch",
     "kubernetes.io/os",
@@ -35,8 +35,6 @@ const OWN_LABELS: [&str; 12] = [
     "node.kubernetes.io/instance-type",
     "failure-domain.beta.kubernetes.io/region",
     "failure-domain.beta.kubernetes.io/zone",
-    "failure-domain.kubernetes.io/region",
-    "failure-domain.kubernetes.io/zone",
     "topology.kubernetes.io/region",
 ];
 const OWN_ZONE: &str = "topology.kubernetes.io/zone";
@@ -76,9 +74,9 @@ impl Admit for NodeRestriction {
         let judged = match (attributes.kind.group, attributes.kind.plural, attributes.subresource.as_str()) {
             ("", "pods", "") => match (attributes.operation, pod(object), pod(old)) {
                 (Operation::Create, Some(pod), _) => {
-                    let judged = mirror(node, &pod).and_then(|()| references(node, &pod));
-                    judged.or_else(refused)?;
-                    return self.owner(attributes, node, &pod).await;
+                    mirror(node, &pod).or_else(refused)?;
+                    self.owner(attributes, node, &pod).await?;
+                    references(node, &pod)
                 }
                 (Operation::Delete, _, Some(pod)) if node_name(&pod) == node => Ok(()),
                 (Operation::Delete, ..) => {
@@ -92,11 +90,16 @@ impl Admit for NodeRestriction {
                 (Some(new), Some(old)) => status(node, &new, &old),
                 _ => Ok(()),
             },
+            ("", "pods", "eviction") => eviction(node, pod(old).as_ref()),
+            ("", "pods", other) => {
+                Err(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
+            }
             ("", "nodes", _) if name != node => {
                 Err(format!("node {node:?} is not allowed to modify node {name:?}"))
             }
             ("", "nodes", _) => own_node(node, object, old),
             ("", "persistentvolumeclaims", "status") => claim(node, object, old),
+            ("", "persistentvolumeclaims", _) => Err("may only update PVC status".to_owned()),
             ("coordination.k8s.io", "leases", _) if attributes.namespace != LEASES => {
                 Err(format!("can only access leases in the {LEASES:?} system namespace"))
             }
@@ -271,30 +274,53 @@ fn mirror(node: &str, pod: &Pod) -> Result<(), String> {
 
 /// What a pod refers to, its node may read: a node must not make itself a reader.
 fn references(node: &str, pod: &Pod) -> Result<(), String> {
-    let Some(spec) = &pod.spec else { return Ok(()) };
+    match pod.spec.as_ref().and_then(referred) {
+        None => Ok(()),
+        Some(told) => Err(format!("node {node:?} can not create pods that reference {told}")),
+    }
+}
+
+fn referred(spec: &PodSpec) -> Option<&'static str> {
     let all = node_authorizer::references(spec);
     for (what, told) in [
-        (Referent::ServiceAccount, "a service account"),
+        (Referent::ServiceAccount, "serviceaccounts"),
         (Referent::Secret, "secrets"),
         (Referent::ConfigMap, "configmaps"),
-        (Referent::Claim, "persistentvolumeclaims"),
     ] {
         if all.iter().any(|(kind, _)| *kind == what) {
-            return Err(format!("node {node:?} can not create pods that reference {told}"));
+            return Some(told);
         }
     }
-    let projected = spec.volumes.iter().flatten().filter_map(|volume| volume.projected.as_ref());
-    for source in projected.flat_map(|projected| projected.sources.iter().flatten()) {
-        for (is_there, told) in [
+    if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        return Some("resourceclaims");
+    }
+    spec.volumes.iter().flatten().find_map(referred_by)
+}
+
+/// What a volume refers to besides secrets and configurations that it names.
+fn referred_by(volume: &Volume) -> Option<&'static str> {
+    let plain = [
+        (volume.csi.is_some(), "csidrivers (via CSI volumes)"),
+        (volume.glusterfs.is_some(), "endpoints (via glusterFS volumes)"),
+        (volume.persistent_volume_claim.is_some(), "persistentvolumeclaims"),
+        (volume.ephemeral.is_some(), "persistentvolumeclaims (via ephemeral volumes)"),
+    ];
+    let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    let projected = projected.flat_map(|source| {
+        [
+            (source.service_account_token.is_some(), "serviceaccounts (via projected volumes)"),
             (source.cluster_trust_bundle.is_some(), "clustertrustbundles"),
             (source.pod_certificate.is_some(), "podcertificates"),
-        ] {
-            if is_there {
-                return Err(format!("node {node:?} can not create pods that reference {told}"));
-            }
-        }
+        ]
+    });
+    plain.into_iter().chain(projected).find(|(is_there, _)| *is_there).map(|(_, told)| told)
+}
+
+fn eviction(node: &str, pod: Option<&Pod>) -> Result<(), String> {
+    if pod.is_none_or(|pod| node_name(pod) == node) {
+        return Ok(());
     }
-    Ok(())
+    Err(format!("node {node} can only evict pods with spec.nodeName set to itself"))
 }
 
 fn status(node: &str, new: &Pod, old: &Pod) -> Result<(), String> {
@@ -312,6 +338,10 @@ fn status(node: &str, new: &Pod, old: &Pod) -> Result<(), String> {
     if claims(new) != claims(old) {
         return Err(format!("node {node:?} cannot update resource claim statues"));
     }
+    let extended = |pod: &Pod| pod.status.as_ref().and_then(|s| s.extended_resource_claim_status.clone());
+    if extended(new) != extended(old) {
+        return Err(format!("node {node:?} cannot update extended resource claim status"));
+    }
     Ok(())
 }
 
@@ -319,16 +349,29 @@ fn own_node(node: &str, new: Option<&dyn Object>, old: Option<&dyn Object>) -> R
     let Some(new) = new.and_then(|object| object.is::<Node>()) else { return Ok(()) };
     let none = BTreeMap::new();
     let labels = new.metadata.labels.as_ref().unwrap_or(&none);
+    let source = |node: &Node| node.spec.as_ref().and_then(|spec| spec.config_source.clone());
     let Some(old) = old.and_then(|object| object.is::<Node>()) else {
+        if source(new).is_some() {
+            return Err(format!("node {node:?} is not allowed to create pods with a non-nil configSource"));
+        }
         let forbidden = forbidden_labels(labels, &none);
         if forbidden.is_empty() {
             return Ok(());
         }
         return Err(format!("node {node:?} is not allowed to set the following labels: {forbidden}"));
     };
+    if source(new).is_some() && source(new) != source(old) {
+        return Err(format!(
+            "node {node:?} is not allowed to update configSource to a new non-nil configSource"
+        ));
+    }
     let taints = |node: &Node| node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
     if taints(new) != taints(old) {
         return Err(format!("node {node:?} is not allowed to modify taints"));
+    }
+    let owners = |node: &Node| node.metadata.owner_references.clone().unwrap_or_default();
+    if owners(new) != owners(old) {
+        return Err(format!("node {node:?} is not allowed to modify ownerReferences"));
     }
     let forbidden = forbidden_labels(labels, old.metadata.labels.as_ref().unwrap_or(&none));
     if forbidden.is_empty() { Ok(()) } else { Err(format!("is not allowed to modify labels: {forbidden}")) }
@@ -370,21 +413,21 @@ fn claim(node: &str, new: Option<&dyn Object>, old: Option<&dyn Object>) -> Resu
         return Ok(());
     }
     Err(format!(
-        "node {node:?} is not allowed to update fields other than status.capacity and status.conditions"
+        "node {node:?} is not allowed to update fields other than status.quantity and status.conditions"
     ))
 }
 
 fn slice(node: &str, new: Option<&dyn Object>, old: Option<&dyn Object>) -> Result<(), String> {
-    let named = |object: Option<&dyn Object>| {
-        object.and_then(|o| o.is::<ResourceSlice>()).is_none_or(|s| s.spec.node_name.as_deref() == Some(node))
+    let (object, verb) = match (new, old) {
+        (Some(new), None) => (new, "create"),
+        (None, Some(old)) => (old, "delete"),
+        // Who is authorized to change one has it.
+        _ => return Ok(()),
     };
-    if !named(new) {
-        return Err("can only create ResourceSlice with the same NodeName as the requesting node".to_owned());
+    if object.is::<ResourceSlice>().is_none_or(|slice| slice.spec.node_name.as_deref() == Some(node)) {
+        return Ok(());
     }
-    if !named(old) {
-        return Err("can only modify ResourceSlice with the same NodeName as the requesting node".to_owned());
-    }
-    Ok(())
+    Err(format!("can only {verb} ResourceSlice with the same NodeName as the requesting node"))
 }
 
 /// Whether a kubelet may ask for a token of an account that is bound to this: only for a pod of its own.
@@ -425,110 +468,4 @@ pub async fn token(
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn typed<T: serde::de::DeserializeOwned>(json: Value) -> T {
-        serde_json::from_value(json).expect("an object")
-    }
-
-    #[test]
-    fn a_kubelet_labels_its_node_only_with_what_is_its_to_say() {
-        for (label, forbidden) in [
-            ("team", false),
-            ("example.com/x", false),
-            ("kubernetes.io/hostname", false),
-            ("topology.kubernetes.io/zone", false),
-            ("node.kubernetes.io/x", false),
-            ("a.kubelet.kubernetes.io/x", false),
-            ("kubernetes.io/x", true),
-            ("node-role.kubernetes.io/control-plane", true),
-            ("node-restriction.kubernetes.io/x", true),
-            ("a.node-restriction.kubernetes.io/x", true),
-            ("xkubernetes.io/x", false),
-            ("app.k8s.io/x", true),
-        ] {
-            assert_eq!(is_forbidden(label), forbidden, "{label}");
-        }
-    }
-
-    #[test]
-    fn a_kubelet_changes_of_its_node_neither_taints_nor_foreign_labels() {
-        let node = |labels: Value, taints: Value| -> Node {
-            typed(json!({"metadata": {"name": "a", "labels": labels}, "spec": {"taints": taints}}))
-        };
-        let plain = node(json!({"team": "x"}), json!([]));
-        let judge = |new: &Node, old: Option<&Node>| {
-            own_node("a", Some(new as &dyn Object), old.map(|old| old as &dyn Object))
-        };
-        assert_eq!(judge(&plain, None), Ok(()));
-        let role = node(json!({"node-role.kubernetes.io/x": ""}), json!([]));
-        let told = "is not allowed to set the following labels: node-role.kubernetes.io/x";
-        assert!(judge(&role, None).expect_err("refused").contains(told));
-        assert_eq!(judge(&role, Some(&role)), Ok(()), "what is there may stay");
-        assert!(judge(&plain, Some(&role)).expect_err("refused").contains("modify labels"));
-        let tainted = node(json!({"team": "x"}), json!([{"key": "k", "effect": "NoSchedule"}]));
-        assert!(judge(&plain, Some(&tainted)).expect_err("refused").contains("modify taints"));
-    }
-
-    #[test]
-    fn a_kubelet_asks_for_certificates_of_its_own() {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let mut params = rcgen::CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::CommonName, "system:node:a");
-        let pem = params.serialize_request(&key).expect("a request").pem().expect("PEM");
-        let mut csr: CertificateSigningRequest = typed(json!({"metadata": {"name": "r"}, "spec": {
-            "request": "", "signerName": "kubernetes.io/kubelet-serving", "usages": ["server auth"]}}));
-        csr.spec.request.0 = pem.into_bytes();
-        let judge = |node: &str, csr: &CertificateSigningRequest| {
-            own_certificate(node, Some(csr as &dyn Object), None)
-        };
-        assert_eq!(judge("a", &csr), Ok(()));
-        assert!(judge("b", &csr).expect_err("refused").contains("with CN=system:node:b"));
-        csr.spec.signer_name = "example.com/other".to_owned();
-        assert_eq!(judge("b", &csr), Ok(()), "whose names mean something else");
-    }
-
-    #[test]
-    fn a_kubelets_pods_mirror_its_own_files() {
-        let pod = |annotations: Value, spec: Value| -> Pod {
-            typed(json!({"metadata": {"name": "p", "annotations": annotations}, "spec": spec}))
-        };
-        let mirrors = json!({"kubernetes.io/config.mirror": "x"});
-        let spec = |more: Value| {
-            let mut spec = json!({"nodeName": "a", "containers": []});
-            spec.as_object_mut().expect("a map").extend(more.as_object().cloned().unwrap_or_default());
-            spec
-        };
-        for (pod, told) in [
-            (pod(mirrors.clone(), spec(json!({}))), None),
-            (pod(json!({}), spec(json!({}))), Some("can only create mirror pods")),
-            (pod(mirrors.clone(), json!({"nodeName": "b", "containers": []})), Some("spec.nodeName")),
-            (pod(mirrors.clone(), spec(json!({"serviceAccountName": "s"}))), Some("a service account")),
-            (
-                pod(
-                    mirrors.clone(),
-                    spec(json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]})),
-                ),
-                Some("reference secrets"),
-            ),
-            (
-                pod(
-                    mirrors,
-                    spec(json!({"volumes": [{"name": "v", "projected": {"sources": [
-                        {"podCertificate": {"signerName": "a.test/b", "keyType": "ED25519"}}]}}]})),
-                ),
-                Some("reference podcertificates"),
-            ),
-        ] {
-            let judged = mirror("a", &pod).and_then(|()| references("a", &pod));
-            match told {
-                None => assert_eq!(judged, Ok(())),
-                Some(told) => assert!(judged.as_ref().expect_err(told).contains(told), "{judged:?}"),
-            }
-        }
-    }
-}
+mod tests;

@@ -34,15 +34,13 @@ pub async fn of_node(kinds: &Kinds, node: &str) -> Result<BTreeMap<String, Strin
     Ok(labels)
 }
 
-/// Gives a pod labels that it has not.
+/// Gives a pod labels, instead of those that it has of these names.
 pub fn give(pod: &mut Pod, labels: &BTreeMap<String, String>) {
     if labels.is_empty() {
         return;
     }
     let own = pod.metadata.labels.get_or_insert_default();
-    for (key, value) in labels {
-        own.entry(key.clone()).or_insert_with(|| value.clone());
-    }
+    own.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone())));
 }
 
 #[async_trait]
@@ -70,13 +68,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pods_own_labels_stay() {
+    fn a_node_says_where_its_pods_are() {
         let mut pod = Pod::default();
         give(&mut pod, &BTreeMap::new());
         assert_eq!(pod.metadata.labels, None);
-        pod.metadata.labels = Some(BTreeMap::from([(LABELS[0].to_owned(), "own".to_owned())]));
+        let own = [LABELS[0], "team"].map(|key| (key.to_owned(), "own".to_owned()));
+        pod.metadata.labels = Some(BTreeMap::from(own));
         give(&mut pod, &LABELS.iter().map(|&key| (key.to_owned(), "node's".to_owned())).collect());
         let labels = pod.metadata.labels.expect("labels");
-        assert_eq!((labels[LABELS[0]].as_str(), labels[LABELS[1]].as_str()), ("own", "node's"));
+        assert_eq!((labels[LABELS[0]].as_str(), labels[LABELS[1]].as_str()), ("node's", "node's"));
+        assert_eq!(labels["team"], "own");
     }
 }

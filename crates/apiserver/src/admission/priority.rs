@@ -34,6 +34,22 @@ impl Priority {
     }
 }
 
+/// The class of pods that name none. Of several the least counts, as upstream.
+fn default_of(classes: &[PriorityClass]) -> Option<&PriorityClass> {
+    classes.iter().filter(|class| class.global_default == Some(true)).min_by_key(|class| class.value)
+}
+
+/// The name of the default beside which a class cannot be one too.
+fn other_default<'c>(
+    classes: &'c [PriorityClass],
+    class: &PriorityClass,
+    operation: Operation,
+) -> Option<&'c str> {
+    let there = default_of(classes).filter(|_| class.global_default == Some(true))?;
+    let is_it = operation == Operation::Update && there.metadata.name == class.metadata.name;
+    (!is_it).then(|| there.metadata.name.as_deref().unwrap_or_default())
+}
+
 #[async_trait]
 impl Admit for Priority {
     async fn mutate(
@@ -64,8 +80,7 @@ impl Admit for Priority {
                     attributes.forbidden(format!("no PriorityClass with name {name} was found"))
                 })?)
             }
-            // Of several defaults the least counts, as upstream.
-            None => classes.iter().filter(|c| c.global_default == Some(true)).min_by_key(|c| c.value),
+            None => default_of(&classes),
         };
         let value = class.and_then(|c| c.value).unwrap_or(0);
         if spec.priority.is_some_and(|asked| asked != value) {
@@ -90,5 +105,52 @@ impl Admit for Priority {
         }
         spec.preemption_policy = Some(policy);
         Ok(())
+    }
+
+    async fn validate(
+        &self,
+        attributes: &Attributes,
+        object: Option<&dyn Object>,
+        _old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        if !attributes.is(&kinds::PRIORITY_CLASS) {
+            return Ok(());
+        }
+        let Some(class) = object.and_then(|o| o.is::<PriorityClass>()) else { return Ok(()) };
+        if class.global_default != Some(true) {
+            return Ok(());
+        }
+        match other_default(&self.classes().await?, class, attributes.operation) {
+            None => Ok(()),
+            Some(there) => Err(attributes.forbidden(format!(
+                "PriorityClass {there} is already marked as default. Only one default can exist"
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn there_is_one_default() {
+        let class = |name: &str, default: bool| -> PriorityClass {
+            serde_json::from_value(json!({"metadata": {"name": name}, "value": 1, "globalDefault": default}))
+                .expect("a class")
+        };
+        let there = [class("a", true), class("b", false)];
+        for (class, operation, told) in [
+            (class("b", true), Operation::Create, Some("a")),
+            (class("b", true), Operation::Update, Some("a")),
+            (class("b", false), Operation::Create, None),
+            (class("a", true), Operation::Update, None),
+            (class("a", true), Operation::Create, Some("a")),
+        ] {
+            assert_eq!(other_default(&there, &class, operation), told, "{class:?} {operation:?}");
+        }
+        assert_eq!(other_default(&there[1..], &class("c", true), Operation::Create), None);
     }
 }

@@ -48,11 +48,12 @@ impl ResourceQuotas {
 }
 
 /// Whether a request can use more than before.
-fn charges(attributes: &Attributes) -> bool {
+fn charges(attributes: &Attributes, new: &dyn Object, old: Option<&dyn Object>) -> bool {
     let kind = attributes.kind;
     let core = |plural: &str| kind.group.is_empty() && kind.plural == plural;
     match (attributes.operation, attributes.subresource.as_str()) {
         (Operation::Create, "") => kind.plural != "events",
+        (Operation::Update, "") if core("pods") => changes_scope(new, old),
         (Operation::Update, "") => {
             core("persistentvolumeclaims") || core("services") || kind.plural == "resourceclaims"
         }
@@ -60,6 +61,12 @@ fn charges(attributes: &Attributes) -> bool {
         (Operation::Update, "status") => core("persistentvolumeclaims"),
         _ => false,
     }
+}
+
+/// Whether a pod comes to be among those that end by themselves, or no longer is.
+fn changes_scope(new: &dyn Object, old: Option<&dyn Object>) -> bool {
+    let ends = |object: &dyn Object| object.is::<Pod>().is_some_and(quota::is_terminating);
+    old.is_some_and(|old| ends(old) != ends(new))
 }
 
 #[async_trait]
@@ -70,9 +77,10 @@ impl Admit for ResourceQuotas {
         object: Option<&dyn Object>,
         old: Option<&dyn Object>,
     ) -> Result<(), StatusError> {
-        let Some(object) = object.filter(|_| !attributes.namespace.is_empty() && charges(attributes)) else {
+        let Some(object) = object.filter(|_| !attributes.namespace.is_empty()) else { return Ok(()) };
+        if !charges(attributes, object, old) {
             return Ok(());
-        };
+        }
         if quotas(&self.kinds, &attributes.namespace, Freshness::Any).await?.is_empty() {
             return Ok(());
         }
@@ -225,12 +233,14 @@ fn counted(object: &dyn Object) -> Counted<'_> {
     }
 }
 
-/// Charges one request to all quotas that count it, or to none. False if there is nothing to write for it.
-fn check(accounts: &mut [Account], charge: &Charge) -> Result<bool, StatusError> {
-    let attributes = &charge.attributes;
+/// The quotas that count an object, each with whether it counted what was there before.
+fn concerned(
+    accounts: &[Account],
+    attributes: &Attributes,
+    object: Counted<'_>,
+    old: Option<Counted<'_>>,
+) -> Result<Vec<(usize, bool)>, StatusError> {
     let resource = Resource::new(attributes.kind.group, attributes.kind.plural);
-    let object = counted(&*charge.new);
-    let now = jiff::Timestamp::now();
     let mut concerned = Vec::new();
     for (i, account) in accounts.iter().enumerate() {
         let spec = account.quota.spec.clone().unwrap_or_default();
@@ -243,42 +253,51 @@ fn check(accounts: &mut [Account], charge: &Charge) -> Result<bool, StatusError>
             let why = format!("failed quota: {}: must specify {missing}", account.name());
             return Err(attributes.forbidden(why));
         }
-        let unknown: Vec<&str> =
-            tracked.iter().copied().filter(|name| !account.used.contains_key(*name)).collect();
-        if !unknown.is_empty() {
+        if tracked.iter().any(|name| !account.used.contains_key(*name)) {
             let why =
-                format!("status unknown for quota: {}, resources: {}", account.name(), unknown.join(","));
+                format!("status unknown for quota: {}, resources: {}", account.name(), tracked.join(","));
             return Err(attributes.forbidden(why));
         }
-        concerned.push(i);
+        concerned.push((i, old.is_some_and(|old| quota::in_scope(&spec, old))));
     }
-    let mut more = quota::usage(&resource, object, now);
+    Ok(concerned)
+}
+
+/// Charges one request to all quotas that count it, or to none. False if there is nothing to write for it.
+fn check(accounts: &mut [Account], charge: &Charge) -> Result<bool, StatusError> {
+    let attributes = &charge.attributes;
+    let resource = Resource::new(attributes.kind.group, attributes.kind.plural);
+    let (object, old) = (counted(&*charge.new), charge.old.as_ref().map(|old| counted(&**old)));
+    let now = jiff::Timestamp::now();
+    let concerned = concerned(accounts, attributes, object, old)?;
+    let whole = quota::usage(&resource, object, now);
     let negative: Vec<&str> =
-        more.iter().filter(|(_, amount)| amount.signum() < 0).map(|(name, _)| name.as_str()).collect();
+        whole.iter().filter(|(_, amount)| amount.signum() < 0).map(|(name, _)| name.as_str()).collect();
     if !negative.is_empty() {
         let why = format!("quota usage is negative for resource(s): {}", negative.join(","));
         return Err(attributes.forbidden(why));
     }
-    if let Some(old) = &charge.old {
-        for (name, was) in quota::usage(&resource, counted(&**old), now) {
-            if let Some(amount) = more.get_mut(&name) {
-                *amount = amount.sub(&was);
-            }
+    let mut grown = whole.clone();
+    for (name, was) in old.iter().flat_map(|old| quota::usage(&resource, *old, now)) {
+        if let Some(amount) = grown.get_mut(&name) {
+            *amount = amount.sub(&was);
         }
     }
-    more.retain(|_, amount| amount.signum() > 0);
     let mut charged = Vec::new();
-    for i in concerned {
+    for (i, counted_before) in concerned {
         let account = &accounts[i];
+        let more = if counted_before { &grown } else { &whole };
+        let counts = |name: &str, amount: &Quantity| amount.signum() > 0 && account.hard.contains_key(name);
         let asked: Usage =
-            more.iter().filter(|(name, _)| account.hard.contains_key(*name)).map(own).collect();
+            more.iter().filter(|(name, amount)| counts(name.as_str(), amount)).map(own).collect();
         if asked.is_empty() {
             continue;
         }
         let mut used = account.used.clone();
         quota::add(&mut used, &asked);
         let exceeded: Vec<&String> = asked.keys().filter(|name| used[*name] > account.hard[*name]).collect();
-        if !exceeded.is_empty() {
+        // What is told of an object is so already: it is counted, and not refused.
+        if !exceeded.is_empty() && attributes.subresource != "status" {
             let show = |amounts: &Usage| -> String {
                 let zero = Quantity::default();
                 let each: Vec<String> = exceeded
@@ -310,4 +329,98 @@ fn check(accounts: &mut [Account], charge: &Charge) -> Result<bool, StatusError>
 
 fn own((name, amount): (&String, &Quantity)) -> (String, Quantity) {
     (name.clone(), amount.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use krate_api::kinds;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn typed<T: serde::de::DeserializeOwned>(json: Value) -> T {
+        serde_json::from_value(json).expect("an object")
+    }
+
+    fn account(spec: Value, hard: Value, used: Value) -> Account {
+        let amounts = |amounts: &Value| -> Usage {
+            let amounts: BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity> =
+                typed(amounts.clone());
+            amounts.iter().map(|(name, raw)| (name.clone(), parsed(raw))).collect()
+        };
+        Account {
+            hard: amounts(&hard),
+            used: amounts(&used),
+            quota: typed(json!({"metadata": {"name": "q"}, "spec": spec})),
+            revision: Revision::ZERO,
+            changed: false,
+        }
+    }
+
+    fn charge(
+        operation: Operation,
+        kind: &'static krate_api::Kind,
+        subresource: &str,
+        new: Box<dyn Object>,
+        old: Option<Box<dyn Object>>,
+    ) -> Charge {
+        let (answer, _) = oneshot::channel();
+        let attributes = Attributes::for_test(operation, kind, subresource, "ns", "x");
+        Charge { attributes, new, old, answer }
+    }
+
+    fn used(account: &Account, name: &str) -> String {
+        account.used[name].to_string()
+    }
+
+    #[test]
+    fn a_pod_that_comes_into_a_scope_is_charged_whole() {
+        let pod = |seconds: Value| -> Pod {
+            let spec = json!({"containers": [], "activeDeadlineSeconds": seconds});
+            typed(json!({"metadata": {"name": "x"}, "spec": spec}))
+        };
+        let (plain, ends) = (pod(Value::Null), pod(5.into()));
+        let attributes = Attributes::for_test(Operation::Update, &kinds::POD, "", "ns", "x");
+        assert!(charges(&attributes, &ends, Some(&plain)));
+        assert!(!charges(&attributes, &ends, Some(&ends)));
+        let mut accounts = [
+            account(json!({"scopes": ["Terminating"]}), json!({"pods": "1"}), json!({"pods": "0"})),
+            account(json!({}), json!({"pods": "1"}), json!({"pods": "1"})),
+        ];
+        let update = charge(Operation::Update, &kinds::POD, "", Box::new(ends), Some(Box::new(plain)));
+        assert!(check(&mut accounts, &update).expect("room"));
+        assert_eq!(
+            (used(&accounts[0], "pods"), used(&accounts[1], "pods")),
+            ("1".to_owned(), "1".to_owned())
+        );
+        let refused = check(&mut accounts, &update).expect_err("no room").to_string();
+        assert!(refused.ends_with("exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1"));
+    }
+
+    #[test]
+    fn a_claims_status_is_counted_and_never_refused() {
+        let claim = |given: &str| -> Box<dyn Object> {
+            Box::new(typed::<PersistentVolumeClaim>(json!({"metadata": {"name": "x"},
+                "spec": {"resources": {"requests": {"storage": "1Gi"}}},
+                "status": {"allocatedResources": {"storage": given}}})))
+        };
+        let mut accounts =
+            [account(json!({}), json!({"requests.storage": "1Gi"}), json!({"requests.storage": "1Gi"}))];
+        let kind = &kinds::PERSISTENT_VOLUME_CLAIM;
+        let told = charge(Operation::Update, kind, "status", claim("3Gi"), Some(claim("1Gi")));
+        assert!(check(&mut accounts, &told).expect("no refusal"));
+        assert_eq!(used(&accounts[0], "requests.storage"), "3Gi");
+        let asked = charge(Operation::Update, kind, "", claim("5Gi"), Some(claim("3Gi")));
+        assert!(check(&mut accounts, &asked).is_err());
+    }
+
+    #[test]
+    fn what_is_not_counted_yet_is_told_with_all_that_the_quota_counts() {
+        let hard = json!({"configmaps": "1", "count/pods": "2", "pods": "1"});
+        let mut accounts = [account(json!({}), hard, json!({"pods": "0"}))];
+        let pod: Pod = typed(json!({"metadata": {"name": "x"}, "spec": {"containers": []}}));
+        let create = charge(Operation::Create, &kinds::POD, "", Box::new(pod), None);
+        let refused = check(&mut accounts, &create).expect_err("not counted").to_string();
+        assert!(refused.ends_with("status unknown for quota: q, resources: count/pods,pods"), "{refused}");
+    }
 }

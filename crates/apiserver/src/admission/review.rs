@@ -1,5 +1,6 @@
 //! A request as policies and webhooks are told of it: `admission.k8s.io/v1`'s AdmissionRequest, without the objects.
 
+use krate_api::Kind;
 use serde_json::{Value, json};
 
 use super::matching::operation_name;
@@ -11,27 +12,17 @@ pub fn object_json(object: Option<&dyn Object>) -> Value {
     object.and_then(|object| serde_json::from_slice(&object.to_json()).ok()).unwrap_or(Value::Null)
 }
 
-/// What is asked about: the object, or what a connection is asked to be.
-pub fn subject(attributes: &Attributes, object: Option<&dyn Object>) -> Value {
-    attributes.options.clone().unwrap_or_else(|| object_json(object))
-}
-
-pub fn request(attributes: &Attributes) -> Value {
-    let kind = attributes.kind;
+/// `kind` is that as which it is told: the request's own, or another of the same objects.
+pub fn request(attributes: &Attributes, kind: &Kind) -> Value {
     let asked = attributes.options.as_ref().and_then(|options| options["kind"].as_str());
-    let gvk = json!({"group": kind.group, "version": kind.version, "kind": asked.unwrap_or(kind.kind)});
-    let gvr = json!({"group": kind.group, "version": kind.version, "resource": kind.plural});
+    let gvk = |kind: &Kind| json!({"group": kind.group, "version": kind.version, "kind": asked.unwrap_or(kind.kind)});
+    let gvr = |kind: &Kind| json!({"group": kind.group, "version": kind.version, "resource": kind.plural});
     let user = serde_json::to_value(attributes.user.info()).unwrap_or_default();
-    let options = match attributes.operation {
-        Operation::Create => json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"}),
-        Operation::Update => json!({"kind": "UpdateOptions", "apiVersion": "meta.k8s.io/v1"}),
-        Operation::Delete => json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"}),
-        Operation::Connect => Value::Null,
-    };
+    let own = attributes.kind;
     let mut request = json!({
-        "kind": gvk, "resource": gvr, "requestKind": gvk, "requestResource": gvr,
+        "kind": gvk(kind), "resource": gvr(kind), "requestKind": gvk(own), "requestResource": gvr(own),
         "operation": operation_name(attributes.operation), "userInfo": user, "dryRun": attributes.dry_run,
-        "options": options,
+        "options": options(attributes),
     });
     let mut say = |key: &str, text: &str| {
         if !text.is_empty() {
@@ -43,4 +34,61 @@ pub fn request(attributes: &Attributes) -> Value {
     say("subResource", &attributes.subresource);
     say("requestSubResource", &attributes.subresource);
     request
+}
+
+/// The options of the request, as far as they are known here.
+fn options(attributes: &Attributes) -> Value {
+    let kind = match attributes.operation {
+        Operation::Create => "CreateOptions",
+        Operation::Update => "UpdateOptions",
+        Operation::Delete => "DeleteOptions",
+        Operation::Connect => return Value::Null,
+    };
+    let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+    if attributes.dry_run {
+        options["dryRun"] = json!(["All"]);
+    }
+    if attributes.operation == Operation::Delete {
+        return options;
+    }
+    let asked =
+        [("fieldManager", &attributes.field_manager), ("fieldValidation", &attributes.field_validation)];
+    for (name, said) in asked {
+        if let Some(said) = said.as_deref().filter(|said| !said.is_empty()) {
+            options[name] = said.into();
+        }
+    }
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use krate_api::kinds;
+
+    use super::*;
+
+    #[test]
+    fn a_request_is_told_as_another_kind_of_the_same_objects_and_as_its_own() {
+        let (old, new) = (&kinds::HORIZONTAL_POD_AUTOSCALER_V1, &kinds::HORIZONTAL_POD_AUTOSCALER);
+        let attributes = Attributes::for_test(Operation::Create, new, "", "ns", "h");
+        let told = request(&attributes, old);
+        assert_eq!((&told["kind"]["version"], &told["requestKind"]["version"]), (&json!("v1"), &json!("v2")));
+        assert_eq!(told["resource"]["version"], "v1");
+        assert_eq!(told["requestResource"]["version"], "v2");
+    }
+
+    #[test]
+    fn a_request_is_told_with_its_options() {
+        let mut attributes = Attributes::for_test(Operation::Create, &kinds::POD, "", "ns", "p");
+        let plain = json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"});
+        assert_eq!(request(&attributes, &kinds::POD)["options"], plain);
+        attributes.dry_run = true;
+        attributes.field_manager = Some("kubectl-create".to_owned());
+        attributes.field_validation = Some("Strict".to_owned());
+        assert_eq!(
+            request(&attributes, &kinds::POD)["options"],
+            json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1", "dryRun": ["All"],
+                "fieldManager": "kubectl-create", "fieldValidation": "Strict"})
+        );
+    }
 }

@@ -59,7 +59,7 @@ impl Policy {
         let mut errors = FieldErrors::new();
         let none = BTreeMap::new();
         let labels = labels.unwrap_or(&none);
-        let mut level = |mode: &str, otherwise: Level| {
+        let level = |mode: &str, otherwise: Level, errors: &mut FieldErrors| {
             let name = format!("{PREFIX}{mode}");
             let value = labels.get(&name)?;
             let level = parse_level(value);
@@ -69,10 +69,7 @@ impl Policy {
             }
             Some((level.unwrap_or(otherwise), level.is_some()))
         };
-        let enforce = level("enforce", Level::Restricted);
-        let audit = level("audit", Level::Privileged);
-        let warn = level("warn", Level::Privileged);
-        let mut version = |mode: &str| {
+        let version = |mode: &str, errors: &mut FieldErrors| {
             let name = format!("{PREFIX}{mode}-version");
             let value = labels.get(&name)?;
             let version = parse_version(value);
@@ -82,8 +79,12 @@ impl Policy {
             }
             Some(version.unwrap_or(None))
         };
-        let (enforce_version, audit_version, warn_version) =
-            (version("enforce"), version("audit"), version("warn"));
+        // What is wrong is told mode by mode.
+        let mut both =
+            |mode: &str, otherwise: Level| (level(mode, otherwise, &mut errors), version(mode, &mut errors));
+        let (enforce, enforce_version) = both("enforce", Level::Restricted);
+        let (audit, audit_version) = both("audit", Level::Privileged);
+        let (warn, warn_version) = both("warn", Level::Privileged);
         let of = |level: Option<(Level, bool)>, version: Option<Version>| LevelVersion {
             level: level.map_or(Level::Privileged, |(level, _)| level),
             version: version.flatten(),
@@ -156,5 +157,9 @@ mod tests {
                 "metadata.labels[pod-security.kubernetes.io/warn-version]"
             ]
         );
+        let (_, errors) = of(&[("enforce", "x"), ("enforce-version", "x"), ("audit", "x")]);
+        let fields: Vec<_> = errors.iter().map(|e| e.field.to_string()).collect();
+        let ends = ["enforce]", "enforce-version]", "audit]"];
+        assert!(fields.iter().zip(ends).all(|(field, end)| field.ends_with(end)), "mode by mode: {fields:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! ValidatingAdmissionPolicy and MutatingAdmissionPolicy: what a write must satisfy and how it is changed, in CEL
 //! (KEP-3488, KEP-3962). Shared by both: compiled expressions, what they see, and the parameters of bindings.
 
+mod change;
 pub mod mutating;
 pub mod seen;
 pub mod typecheck;
@@ -12,10 +13,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use k8s_openapi::api::admissionregistration::v1::{MatchCondition, ParamKind, ParamRef};
-use krate_api::{LabelSelector, StatusError};
+use krate_api::{Kind, LabelSelector, StatusError};
 use krate_store::cache::{Freshness, ListQuery, Scope as Reach};
 
 use super::metrics::{Conditions, Metrics};
+use super::versions::told;
 use super::{Attributes, Operation, review};
 use crate::auth::{Authorizer, MASTERS};
 use crate::cel::{
@@ -24,7 +26,7 @@ use crate::cel::{
 use crate::kinds::Kinds;
 use crate::rbac::{Ask, Target};
 use crate::registry::erased::Object;
-use crate::storage::refused;
+use crate::storage::{Storage, refused};
 
 /// An expression, or why it is none.
 pub type Compiled = Result<Program, String>;
@@ -89,12 +91,13 @@ pub struct Input {
 }
 
 impl Input {
+    /// Of a request as it is told about objects of a kind: its own, or another of the same objects.
     pub async fn new(
         kinds: &Kinds,
         authorizer: &Authorizer,
         attributes: &Attributes,
-        object: Option<&dyn Object>,
-        old: Option<&dyn Object>,
+        told_as: &Kind,
+        (object, old): (Option<&dyn Object>, Option<&dyn Object>),
     ) -> Result<Input, StatusError> {
         let kind = attributes.kind;
         let is_namespace = kind.gvk() == krate_api::kinds::NAMESPACE.gvk();
@@ -120,10 +123,14 @@ impl Input {
             name: attributes.name.clone(),
             ..Question::default()
         };
+        let subject = match &attributes.options {
+            Some(options) => Value::from_json(options),
+            None => Value::from_json(&told(kinds, attributes, told_as, object).await?),
+        };
         Ok(Input {
-            object: Value::from_json(&review::subject(attributes, object)),
-            old: Value::from_json(&review::object_json(old)),
-            request: Value::from_json(&review::request(attributes)),
+            object: subject,
+            old: Value::from_json(&told(kinds, attributes, told_as, old).await?),
+            request: Value::from_json(&review::request(attributes, told_as)),
             namespace,
             authorizer: Check::authorizer(Arc::clone(&asking)),
             own_resource: Check::resource(asking, own),
@@ -131,8 +138,8 @@ impl Input {
     }
 
     /// The same request with the object as it is by now.
-    pub fn with_object(&self, object: &dyn Object) -> Input {
-        Input { object: Value::from_json(&review::object_json(Some(object))), ..self.clone() }
+    pub fn with_object(&self, object: &serde_json::Value) -> Input {
+        Input { object: Value::from_json(object), ..self.clone() }
     }
 }
 
@@ -252,22 +259,33 @@ impl Variables for Scope<'_> {
     }
 }
 
+/// Where a policy's parameters are; `None` if it takes none.
+///
+/// # Errors
+/// No such kind is served; the text is told to the client.
+pub fn param_source(kinds: &Kinds, kind: Option<&ParamKind>) -> Result<Option<Arc<Storage>>, String> {
+    let Some(kind) = kind else { return Ok(None) };
+    let (version, name) =
+        (kind.api_version.as_deref().unwrap_or_default(), kind.kind.as_deref().unwrap_or_default());
+    let row = kinds.rows().iter().copied().find(|row| row.kind == name && row.api_version() == version);
+    let storage = row.and_then(|row| kinds.at(row.group, row.version, row.plural));
+    // Upstream names the core group too, by nothing.
+    let slash = if version.contains('/') { "" } else { "/" };
+    let missing =
+        || format!("failed to find resource referenced by paramKind: '{slash}{version}, Kind={name}'");
+    storage.map(Some).ok_or_else(missing)
+}
+
 /// The parameters that a binding gives: null once where the policy takes none, or the binding gives none.
 ///
 /// # Errors
 /// It gives some that cannot be found, or not in this way; the text is told to the client.
 pub async fn params(
-    kinds: &Kinds,
-    kind: Option<&ParamKind>,
+    source: Option<&Storage>,
     reference: Option<&ParamRef>,
     attributes: &Attributes,
 ) -> Result<Vec<Value>, String> {
-    let (Some(kind), Some(reference)) = (kind, reference) else { return Ok(vec![Value::Null]) };
-    let (version, name) =
-        (kind.api_version.as_deref().unwrap_or_default(), kind.kind.as_deref().unwrap_or_default());
-    let row = kinds.rows().iter().copied().find(|row| row.kind == name && row.api_version() == version);
-    let storage = row.and_then(|row| kinds.at(row.group, row.version, row.plural));
-    let storage = storage.ok_or_else(|| format!("paramKind kind `{version}, Kind={name}` not known"))?;
+    let (Some(storage), Some(reference)) = (source, reference) else { return Ok(vec![Value::Null]) };
     let own = reference.namespace.as_deref().filter(|n| !n.is_empty());
     let namespace = match (storage.kind().is_namespaced(), own) {
         (false, Some(_)) => {

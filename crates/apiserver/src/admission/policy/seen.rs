@@ -57,24 +57,39 @@ impl Composed {
     pub fn new(variables: &[Variable], mut declared: Declared) -> Self {
         let mut fields = BTreeMap::new();
         let mut compiled = Vec::new();
-        let kind = |fields: &BTreeMap<String, Type>| {
-            let fields = Fields::These(fields.clone());
+        let kind = |fields: BTreeMap<String, Type>| {
+            let fields = Fields::These(fields);
             Type::Object(Object { name: VARIABLES.to_owned(), fields }.into())
         };
         for variable in variables {
-            declared.declare("variables", kind(&fields));
+            declared.declare("variables", kind(named_in(&variable.expression, &fields)));
             let program = compile(&variable.expression, &declared);
             let made = program.as_ref().map_or(Type::Dyn, |program| program.kind().clone());
             fields.insert(variable.name.clone(), made);
             compiled.push((variable.name.clone(), program));
         }
-        Composed { compiled, kind: kind(&fields) }
+        Composed { compiled, kind: kind(fields) }
     }
 
     /// With the variables, if there are any.
     pub fn seen_by(&self, declared: Declared) -> Declared {
         if self.compiled.is_empty() { declared } else { declared.with("variables", self.kind.clone()) }
     }
+}
+
+/// The variables that an expression may name: with all of them for each, what it takes to check a policy would grow with
+/// the square of their number.
+fn named_in(expression: &str, all: &BTreeMap<String, Type>) -> BTreeMap<String, Type> {
+    let is_apart = |c: char| !c.is_alphanumeric() && c != '_';
+    let ends = expression.match_indices("variables").map(|(at, word)| &expression[at + word.len()..]);
+    let is_whole = |rest: &str| rest.is_empty() || rest.starts_with(is_apart);
+    // Who names what they are fields of has all of them.
+    if ends.filter(|rest| is_whole(rest)).any(|rest| !rest.trim_start().starts_with('.')) {
+        return all.clone();
+    }
+    let words = expression.split(is_apart).filter(|word| !word.is_empty());
+    let names = words.flat_map(|word| [word.to_owned(), format!("__{word}__")]);
+    names.filter_map(|name| all.get(&name).cloned().map(|kind| (name, kind))).collect()
 }
 
 /// The type of the request (upstream's `BuildRequestType`).
@@ -155,4 +170,42 @@ fn namespace() -> Type {
             ("status", Type::object("kubernetes.NamespaceStatus", status)),
         ],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variable(name: &str, expression: &str) -> Variable {
+        Variable { name: name.to_owned(), expression: expression.to_owned() }
+    }
+
+    #[test]
+    fn an_expression_is_checked_with_the_variables_that_it_names() {
+        let all = BTreeMap::from(["a", "b", "__in__"].map(|name| (name.to_owned(), Type::Int)));
+        for (expression, names) in [
+            ("object.a + 1", "a"),
+            ("variables.b", "b"),
+            ("variables .in + variables.a", "__in__ a"),
+            ("[variables].size() > 0", "__in__ a b"),
+            ("variables", "__in__ a b"),
+            ("my_variables.c", ""),
+        ] {
+            let named = named_in(expression, &all);
+            let named: Vec<&str> = named.keys().map(String::as_str).collect();
+            assert_eq!(named.join(" "), names, "{expression}");
+        }
+    }
+
+    #[test]
+    fn a_variable_sees_those_before_it_and_no_others() {
+        let variables =
+            [variable("one", "1"), variable("two", "variables.one + 1"), variable("bad", "variables.later")];
+        let composed = Composed::new(&variables, Seen::dynamic(false).declared());
+        let fine: Vec<bool> = composed.compiled.iter().map(|(_, program)| program.is_ok()).collect();
+        assert_eq!(fine, [true, true, false]);
+        let declared = composed.seen_by(Seen::dynamic(false).declared());
+        assert!(compile("variables.two == 2", &declared).is_ok());
+        assert!(compile("variables.two == ''", &declared).is_err());
+    }
 }

@@ -9,11 +9,11 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingAdmissionPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause;
-use krate_api::StatusError;
+use krate_api::{Kind, StatusError};
 use serde_json::json;
 
 use super::seen::{Composed, Seen};
-use super::{Compiled, Counts, Input, Scope, compile, compile_conditions, params};
+use super::{Compiled, Counts, Input, Scope, compile, compile_conditions, param_source, params};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::{constrained, is_exempt};
 use crate::admission::metrics::Metrics;
@@ -230,39 +230,48 @@ impl Admit for ValidatingPolicies {
             .bindings
             .all(kinds, GROUP, "validatingadmissionpolicybindings", |b: ValidatingAdmissionPolicyBinding| b)
             .await?;
-        let (mut refused, mut failures, mut input) = (None, Vec::new(), None);
+        let (mut refused, mut failures) = (None, Vec::new());
+        let mut input: Option<(&'static Kind, Input)> = None;
         for policy in &policies {
             let constraints = policy.spec.match_constraints.as_ref();
             let bound =
                 || bindings.iter().map(|b| (b, &b.spec)).filter(|(_, spec)| spec.policy_name == policy.name);
-            if bound().next().is_none() || !constrained(kinds, attributes, constraints, object, old).await? {
+            if bound().next().is_none() {
                 continue;
             }
+            let Some(kind) = constrained(kinds, attributes, constraints, object, old).await? else {
+                continue;
+            };
+            let source = match param_source(kinds, policy.spec.param_kind.as_ref()) {
+                Ok(source) => source,
+                Err(why) => {
+                    let denial = Denial::of_policy(format!("failed to configure policy: {why}"));
+                    let refusal = || refusal(attributes, &policy.name, None, &denial);
+                    refused = refused.or_else(|| policy.fails().then(refusal));
+                    continue;
+                }
+            };
             let mut notes: BTreeMap<String, Vec<String>> = BTreeMap::new();
             for (binding, spec) in bound() {
-                if !constrained(kinds, attributes, spec.match_resources.as_ref(), object, old).await? {
+                let constraints = spec.match_resources.as_ref();
+                if constrained(kinds, attributes, constraints, object, old).await?.is_none() {
                     continue;
                 }
                 let name = binding.metadata.name.as_deref().unwrap_or_default();
-                let all =
-                    match params(kinds, policy.spec.param_kind.as_ref(), spec.param_ref.as_ref(), attributes)
-                        .await
-                    {
-                        Ok(all) => all,
-                        Err(_) if !policy.fails() => continue,
-                        Err(why) => {
-                            let message = format!("failed to configure binding: {why}");
-                            let denial = Denial::of_policy(message);
-                            refused.get_or_insert_with(|| {
-                                refusal(attributes, &policy.name, Some(name), &denial)
-                            });
-                            continue;
-                        }
-                    };
-                if input.is_none() {
-                    input = Some(Input::new(kinds, &self.authorizer, attributes, object, old).await?);
+                let all = match params(source.as_deref(), spec.param_ref.as_ref(), attributes).await {
+                    Ok(all) => all,
+                    Err(_) if !policy.fails() => continue,
+                    Err(why) => {
+                        let denial = Denial::of_policy(format!("failed to configure binding: {why}"));
+                        refused.get_or_insert_with(|| refusal(attributes, &policy.name, Some(name), &denial));
+                        continue;
+                    }
+                };
+                if input.as_ref().is_none_or(|(known, _)| known.gvk() != kind.gvk()) {
+                    let new = Input::new(kinds, &self.authorizer, attributes, kind, (object, old)).await?;
+                    input = Some((kind, new));
                 }
-                let Some(input) = &input else { continue };
+                let Some((_, input)) = &input else { continue };
                 let counts = Counts { metrics: &self.metrics, operation: attributes.operation };
                 for given in &all {
                     let verdict = judge(policy, input, given, counts);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
+use http::response::Parts;
 use http::{Method, Request, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
@@ -14,6 +15,7 @@ use serde_json::Value as Json;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::response::{Failure, answers, distrusted, failure, refused};
 use crate::kinds::Kinds;
 use crate::reach::{self, Trust, outdated};
 use crate::spans;
@@ -56,21 +58,36 @@ impl Client {
     /// # Errors
     /// It cannot be reached, does not prove who it is, is too slow, or does not answer with JSON.
     pub async fn call(&self, kinds: &Kinds, review: &Json, timeout: Duration) -> Result<Json, String> {
-        let tls = self.tls.as_ref().map_err(Clone::clone)?;
+        self.ask(kinds, review, timeout).await.map_err(|failure| failure.why)
+    }
+
+    /// The same; the error has what the server said.
+    ///
+    /// # Errors
+    /// See [`Client::call`].
+    pub async fn ask(&self, kinds: &Kinds, review: &Json, timeout: Duration) -> Result<Json, Failure> {
+        let tls = self.tls.as_ref().map_err(|why| Failure::new(why.as_str()))?;
         let seconds = timeout.as_secs();
         let target = match (&self.config.url, &self.config.service) {
-            (Some(url), _) => by_url(url, seconds)?,
-            (None, Some(service)) => by_service(kinds, service, seconds).await?,
-            (None, None) => return Err("webhook configuration must have either service or URL".to_owned()),
+            (Some(url), _) => by_url(url, seconds).map_err(Failure::new)?,
+            (None, Some(service)) => by_service(kinds, service, seconds).await.map_err(Failure::new)?,
+            (None, None) => {
+                return Err(Failure::new("webhook configuration must have either service or URL"));
+            }
         };
-        let body = serde_json::to_vec(review).map_err(|error| error.to_string())?;
+        let body = serde_json::to_vec(review).map_err(|error| Failure::new(error.to_string()))?;
         let sent = tokio::time::timeout(timeout, send(tls, &target, body.into(), self.largest)).await;
         let url = &target.url;
-        match sent {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(why)) => Err(format!("Post {url:?}: {why}")),
-            Err(_) => Err(format!("Post {url:?}: context deadline exceeded")),
+        let (parts, body) = match sent {
+            Ok(Ok(response)) => response,
+            Ok(Err(why)) => return Err(Failure::new(format!("Post {url:?}: {why}"))),
+            Err(_) => return Err(Failure::new(format!("Post {url:?}: context deadline exceeded"))),
+        };
+        if !answers(parts.status) {
+            return Err(failure(parts.status, &parts.headers, &body));
         }
+        serde_json::from_slice(&body)
+            .map_err(|error| Failure::new(format!("Post {url:?}: the answer is no JSON: {error}")))
     }
 }
 
@@ -111,15 +128,20 @@ fn told(error: &dyn std::error::Error) -> String {
     }
 }
 
-async fn send(tls: &TlsConnector, target: &Target, body: Bytes, largest: usize) -> Result<Json, String> {
+async fn send(
+    tls: &TlsConnector,
+    target: &Target,
+    body: Bytes,
+    largest: usize,
+) -> Result<(Parts, Bytes), String> {
     let (host, port) = (target.address.0.as_str(), target.address.1);
-    let stream =
-        TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {host}:{port}: {e}"))?;
+    let stream = TcpStream::connect((host, port)).await;
+    let stream = stream.map_err(|error| format!("dial tcp {host}:{port}: {}", refused(&error)))?;
     drop(stream.set_nodelay(true));
     let name = ServerName::try_from(target.name.clone()).map_err(|error| error.to_string())?;
     let stream = tls.connect(name, stream).await.map_err(|error| {
         outdated::METRICS.webhooks.failed(&error);
-        format!("tls: {error}")
+        distrusted(&error)
     })?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| told(&error))?;
@@ -141,8 +163,5 @@ async fn send(tls: &TlsConnector, target: &Target, body: Bytes, largest: usize) 
     let body = Limited::new(body, largest).collect().await.map_err(|error| error.to_string())?.to_bytes();
     drop(sender);
     connection.abort();
-    if !parts.status.is_success() {
-        return Err(format!("the server answered {}: {}", parts.status, String::from_utf8_lossy(&body)));
-    }
-    serde_json::from_slice(&body).map_err(|error| format!("the answer is no JSON: {error}"))
+    Ok((parts, body))
 }

@@ -3,6 +3,7 @@
 
 mod client;
 pub mod mutating;
+mod response;
 pub mod validating;
 
 use std::time::{Duration, Instant};
@@ -10,15 +11,17 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use k8s_openapi::api::admissionregistration::v1::{MatchCondition, RuleWithOperations, WebhookClientConfig};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Status};
-use krate_api::{Reason, StatusError};
+use krate_api::{Kind, Reason, StatusError};
 use serde_json::{Value as Json, json};
 use uuid::Uuid;
 
 pub use self::client::Client;
+use self::response::Failure;
 use super::matching::{Rule, selected};
 use super::metrics::{Conditions, Metrics, Phase, Said as Told};
 use super::policy::seen::Seen;
 use super::policy::{Compiled, Input, Scope, compile_conditions};
+use super::versions::{meant, told};
 use super::{Attributes, review};
 use crate::auth::Authorizer;
 use crate::cel::Value;
@@ -34,6 +37,8 @@ pub struct Hook {
     configuration: String,
     name: String,
     rules: Vec<RuleWithOperations>,
+    /// Whether the rules mean other versions of what they name too.
+    equivalent: bool,
     namespaces: Option<LabelSelector>,
     objects: Option<LabelSelector>,
     conditions: Vec<Compiled>,
@@ -50,6 +55,7 @@ struct Said {
     name: String,
     client: WebhookClientConfig,
     rules: Option<Vec<RuleWithOperations>>,
+    match_policy: Option<String>,
     namespaces: Option<LabelSelector>,
     objects: Option<LabelSelector>,
     conditions: Option<Vec<MatchCondition>>,
@@ -67,6 +73,7 @@ impl Hook {
             configuration: configuration.to_owned(),
             name: said.name,
             rules: said.rules.unwrap_or_default(),
+            equivalent: said.match_policy.as_deref() == Some("Equivalent"),
             namespaces: said.namespaces,
             objects: said.objects,
             conditions: compile_conditions(said.conditions.as_deref(), &Seen::dynamic(false).declared()),
@@ -93,32 +100,51 @@ struct Answer {
 
 /// Why a webhook's answer does not.
 enum Refusal {
-    /// It could not be asked, or did not answer as it should; its failure policy decides what that means.
-    Calling(String),
+    /// It could not be asked, or did not answer as it should; its failure policy decides what that means. With the code
+    /// by which this is counted.
+    Calling {
+        why: String,
+        code: u16,
+    },
+    /// What it is asked, or what it answers, cannot be had from this server.
+    Unable(StatusError),
     Rejected(StatusError),
 }
 
 impl Refusal {
+    /// Of an answer that is none.
+    fn invalid(why: String) -> Self {
+        Refusal::Calling { why, code: Reason::ServiceUnavailable.code() }
+    }
+
     fn status(self, hook: &Hook) -> StatusError {
         match self {
-            Refusal::Calling(why) => {
+            Refusal::Calling { why, .. } => {
                 StatusError::internal(format!("failed calling webhook {:?}: {why}", hook.name))
             }
-            Refusal::Rejected(status) => status,
+            Refusal::Unable(status) | Refusal::Rejected(status) => status,
         }
     }
 
     /// As it is counted.
     fn said(&self, hook: &Hook) -> Told {
         match self {
-            Refusal::Calling(_) => Told::Failed { refuses: hook.fails },
+            Refusal::Calling { code, .. } => Told::Failed { refuses: hook.fails, code: (*code).into() },
+            Refusal::Unable(_) => Told::Unable,
             Refusal::Rejected(status) => Told::No(status.code().into()),
         }
     }
 }
 
-/// Whether a webhook is to be asked.
-async fn is_asked(
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        let code = failure.code.unwrap_or(Reason::ServiceUnavailable.code());
+        Refusal::Calling { why: format!("failed to call webhook: {}", failure.why), code }
+    }
+}
+
+/// The kind as which a webhook is to be asked about a request; `None` if it is not to be asked.
+async fn asked_as(
     hook: &Hook,
     kinds: &Kinds,
     authorizer: &Authorizer,
@@ -126,53 +152,57 @@ async fn is_asked(
     object: Option<&dyn Object>,
     old: Option<&dyn Object>,
     (metrics, phase): (&Metrics, Phase),
-) -> Result<bool, StatusError> {
-    if !hook.rules.iter().any(|rule| Rule::from(rule).matches(attributes)) {
-        return Ok(false);
-    }
+) -> Result<Option<&'static Kind>, StatusError> {
+    let Some(kind) = meant(kinds, attributes, hook.rules.iter().map(Rule::from), hook.equivalent) else {
+        return Ok(None);
+    };
     let selectors = (hook.namespaces.as_ref(), hook.objects.as_ref());
     if !selected(kinds, attributes, selectors, object, old).await? {
-        return Ok(false);
+        return Ok(None);
     }
     if hook.conditions.is_empty() {
-        return Ok(true);
+        return Ok(Some(kind));
     }
-    let input = Input::new(kinds, authorizer, attributes, object, old).await?;
+    let input = Input::new(kinds, authorizer, attributes, kind, (object, old)).await?;
     let began = Instant::now();
     let holds = Scope::new(&input, &Value::Null, &[]).conditions(&hook.conditions);
     let conditions = Conditions { of: &hook.name, kind: "webhook", sort: phase.of_webhook() };
     metrics.matched(&conditions, attributes.operation, holds.as_ref(), began.elapsed());
     match holds {
-        Ok(holds) => Ok(holds),
-        Err(_) if !hook.fails => Ok(false),
+        Ok(holds) => Ok(holds.then_some(kind)),
+        Err(_) if !hook.fails => Ok(None),
         Err(why) => Err(attributes.forbidden(why)),
     }
 }
 
-/// Asks one webhook.
+/// Asks one webhook, as if the request were about objects of `kind`.
 async fn ask(
     hook: &Hook,
     kinds: &Kinds,
-    attributes: &Attributes,
+    (attributes, kind): (&Attributes, &Kind),
     object: Option<&dyn Object>,
     old: Option<&dyn Object>,
     mutates: bool,
 ) -> Result<Answer, Refusal> {
     if attributes.dry_run && !matches!(hook.side_effects.as_str(), "None" | "NoneOnDryRun") {
         let why = format!("admission webhook {:?} does not support dry run", hook.name);
-        return Err(Refusal::Rejected(StatusError::bad_request(why)));
+        return Err(Refusal::Unable(StatusError::bad_request(why)));
     }
     let version = hook.versions.iter().find(|v| matches!(v.as_str(), "v1" | "v1beta1"));
     let version = version.ok_or_else(|| {
         let why = "webhook does not accept known AdmissionReview versions (v1, v1beta1)";
-        Refusal::Calling(format!("could not create admission objects: {why}"))
+        let code = Reason::BadRequest.code();
+        Refusal::Calling { why: format!("could not create admission objects: {why}"), code }
     })?;
     let uid = Uuid::new_v4().to_string();
     let api_version = format!("admission.k8s.io/{version}");
-    let mut request = review::request(attributes);
+    let mut request = review::request(attributes, kind);
     request["uid"] = uid.clone().into();
-    request["object"] = review::subject(attributes, object);
-    request["oldObject"] = review::object_json(old);
+    request["object"] = match &attributes.options {
+        Some(options) => options.clone(),
+        None => told(kinds, attributes, kind, object).await.map_err(Refusal::Unable)?,
+    };
+    request["oldObject"] = told(kinds, attributes, kind, old).await.map_err(Refusal::Unable)?;
     let review = json!({"kind": "AdmissionReview", "apiVersion": api_version, "request": request});
     let described = || {
         vec![
@@ -185,9 +215,8 @@ async fn ask(
         ]
     };
     let named = if mutates { "Call mutating webhook" } else { "Call validating webhook" };
-    let called = spans::within(named, described, hook.client.call(kinds, &review, hook.timeout)).await;
-    let answer = called.map_err(|why| Refusal::Calling(format!("failed to call webhook: {why}")))?;
-    let invalid = |why: String| Refusal::Calling(format!("received invalid webhook response: {why}"));
+    let answer = spans::within(named, described, hook.client.ask(kinds, &review, hook.timeout)).await?;
+    let invalid = |why: String| Refusal::invalid(format!("received invalid webhook response: {why}"));
     let response = answer.get("response").filter(|r| r.is_object());
     let response = response.ok_or_else(|| invalid("webhook response was absent".to_owned()))?;
     if version == "v1" {
@@ -212,7 +241,7 @@ async fn ask(
     };
     let kind = response.get("patchType").and_then(Json::as_str).unwrap_or("JSONPatch");
     if patch.is_some() && kind != "JSONPatch" {
-        return Err(Refusal::Calling(format!("unsupported patch type {kind:?}")));
+        return Err(Refusal::invalid(format!("unsupported patch type {kind:?}")));
     }
     Ok(Answer { patch })
 }

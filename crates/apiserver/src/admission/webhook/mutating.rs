@@ -5,15 +5,16 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use krate_api::StatusError;
 use krate_api::patch::JsonPatch;
+use krate_api::{Kind, StatusError};
 use serde_json::json;
 
-use super::{GROUP, Hook, Refusal, Said, ask, is_asked};
+use super::{GROUP, Hook, Refusal, Said, ask, asked_as};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::is_exempt;
 use crate::admission::metrics::{Metrics, Phase, Said as Told};
-use crate::admission::{Admit, Attributes, put, review};
+use crate::admission::versions::{put, told};
+use crate::admission::{Admit, Asked, Attributes};
 use crate::auth::Authorizer;
 use crate::elsewhere;
 use crate::kinds::Kinds;
@@ -35,6 +36,7 @@ fn prepare(configuration: MutatingWebhookConfiguration) -> Vec<Hook> {
                 name: w.name,
                 client: w.client_config,
                 rules: w.rules,
+                match_policy: w.match_policy,
                 namespaces: w.namespace_selector,
                 objects: w.object_selector,
                 conditions: w.match_conditions,
@@ -58,40 +60,41 @@ impl MutatingWebhooks {
     async fn apply(
         &self,
         hook: &Hook,
-        attributes: &Attributes,
+        (attributes, kind): (&Attributes, &Kind),
         object: &mut dyn Object,
         old: Option<&dyn Object>,
     ) -> Result<bool, Refusal> {
-        let answer = ask(hook, &self.kinds, attributes, Some(object), old, true).await?;
+        let answer = ask(hook, &self.kinds, (attributes, kind), Some(object), old, true).await?;
         let Some(patch) = answer.patch else { return Ok(false) };
-        let patch = JsonPatch::decode(&patch).map_err(|error| {
-            Refusal::Calling(format!("received undecodable patch in webhook response: {error}"))
-        })?;
+        let patch = decoded(&patch)?;
         let before = object.to_json();
-        let mut json = review::object_json(Some(object));
-        let internal = |error: String| Refusal::Rejected(StatusError::internal(error));
-        patch.apply(&mut json).map_err(|error| internal(error.to_string()))?;
-        put(&self.kinds, attributes, object, &json).map_err(Refusal::Rejected)?;
+        let mut json = told(&self.kinds, attributes, kind, Some(object)).await.map_err(Refusal::Unable)?;
+        let unable = |error: String| Refusal::Unable(StatusError::internal(error));
+        patch.apply(&mut json).map_err(|error| unable(error.to_string()))?;
+        put(&self.kinds, attributes, kind, object, &json).await.map_err(Refusal::Unable)?;
         Ok(object.to_json() != before)
     }
+}
+
+fn decoded(patch: &[u8]) -> Result<JsonPatch, Refusal> {
+    JsonPatch::decode(patch)
+        .map_err(|error| Refusal::invalid(format!("received undecodable patch in webhook response: {error}")))
 }
 
 /// Does with the options of a connection as a webhook says. Whether they are others now.
 fn change_options(hook: &Hook, attributes: &mut Attributes, patch: Option<&[u8]>) -> Result<bool, Refusal> {
     let Some(patch) = patch else { return Ok(false) };
-    let patch = JsonPatch::decode(patch).map_err(|error| {
-        Refusal::Calling(format!("received undecodable patch in webhook response: {error}"))
-    })?;
-    let internal = |error: String| Refusal::Rejected(StatusError::internal(error));
+    let patch = decoded(patch)?;
+    let unable = |error: String| Refusal::Unable(StatusError::internal(error));
     let Some(options) = attributes.options.as_mut() else {
         let why = format!(
             "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
             hook.name
         );
-        return Err(internal(why));
+        return Err(unable(why));
     };
     let before = options.clone();
-    patch.apply(options).map_err(|error| internal(error.to_string()))?;
+    patch.apply(options).map_err(|error| unable(error.to_string()))?;
     Ok(*options != before)
 }
 
@@ -104,7 +107,7 @@ fn note(attributes: &Attributes, hook: &Hook, place: &str, changed: bool) {
 /// What a webhook's refusal means: the write goes on where its failure is to be ignored.
 fn pass_over(attributes: &Attributes, hook: &Hook, place: &str, refusal: Refusal) -> Result<(), StatusError> {
     match refusal {
-        Refusal::Calling(why) if !hook.fails => {
+        Refusal::Calling { why, .. } if !hook.fails => {
             tracing::warn!(webhook = hook.name, why, "a webhook failed; the write goes on without it");
             let key = format!("failed-open.mutation.webhook.admission.k8s.io/{place}");
             attributes.annotate(&key, hook.name.clone());
@@ -127,12 +130,14 @@ impl Admit for MutatingWebhooks {
         let all = self.hooks.all(&self.kinds, GROUP, "mutatingwebhookconfigurations", prepare).await?;
         for (i, hook) in all.iter().flat_map(|hooks| hooks.iter()).enumerate() {
             let counts = (&*self.metrics, Phase::Mutate);
-            if !is_asked(hook, &self.kinds, &self.authorizer, attributes, None, old, counts).await? {
-                continue;
-            }
+            let kind = asked_as(hook, &self.kinds, &self.authorizer, attributes, None, old, counts).await?;
+            let Some(kind) = kind else { continue };
             let place = format!("round_0_index_{i}");
-            let answer = ask(hook, &self.kinds, attributes, None, old, true).await;
+            let since = Instant::now();
+            let answer = ask(hook, &self.kinds, (&*attributes, kind), None, old, true).await;
             let answer = answer.and_then(|answer| change_options(hook, attributes, answer.patch.as_deref()));
+            let said = answer.as_ref().map_or_else(|refusal| refusal.said(hook), |_| Told::Yes);
+            self.metrics.webhook(&hook.name, Phase::Mutate, attributes.operation, said, since.elapsed());
             note(attributes, hook, &place, matches!(answer, Ok(true)));
             if let Err(refusal) = answer {
                 pass_over(attributes, hook, &place, refusal)?;
@@ -155,28 +160,28 @@ impl Admit for MutatingWebhooks {
             return Ok(());
         }
         let round = attributes.round();
-        attributes.webhooks_begin(&object.to_json());
+        attributes.begin(Asked::Webhooks, &object.to_json());
         for (i, hook) in all.iter().flat_map(|hooks| hooks.iter()).enumerate() {
-            if round > 0 && !attributes.webhook_is_due(&hook.id()) {
+            if round > 0 && !attributes.is_due(Asked::Webhooks, &hook.id()) {
                 continue;
             }
             let counts = (&*self.metrics, Phase::Mutate);
-            if !is_asked(hook, &self.kinds, &self.authorizer, attributes, Some(object), old, counts).await? {
-                continue;
-            }
+            let kind =
+                asked_as(hook, &self.kinds, &self.authorizer, attributes, Some(object), old, counts).await?;
+            let Some(kind) = kind else { continue };
             let place = format!("round_{round}_index_{i}");
             let since = Instant::now();
-            let answer = elsewhere::spent(self.apply(hook, attributes, object, old)).await;
+            let answer = elsewhere::spent(self.apply(hook, (attributes, kind), object, old)).await;
             let said = answer.as_ref().map_or_else(|refusal| refusal.said(hook), |_| Told::Yes);
             self.metrics.webhook(&hook.name, Phase::Mutate, attributes.operation, said, since.elapsed());
             let changed = matches!(answer, Ok(true));
             note(attributes, hook, &place, changed);
-            attributes.webhook_was_asked(&hook.id(), changed, hook.again);
+            attributes.was_asked(Asked::Webhooks, &hook.id(), changed, hook.again);
             if let Err(refusal) = answer {
                 pass_over(attributes, hook, &place, refusal)?;
             }
         }
-        attributes.webhooks_end(object.to_json());
+        attributes.end(Asked::Webhooks, object.to_json(), false);
         Ok(())
     }
 }

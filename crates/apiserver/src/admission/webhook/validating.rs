@@ -8,7 +8,7 @@ use futures::future::join_all;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use krate_api::StatusError;
 
-use super::{GROUP, Hook, Refusal, Said, ask, is_asked};
+use super::{GROUP, Hook, Refusal, Said, ask, asked_as};
 use crate::admission::lookup::Prepared;
 use crate::admission::matching::is_exempt;
 use crate::admission::metrics::{Metrics, Phase, Said as Told};
@@ -34,6 +34,7 @@ fn prepare(configuration: ValidatingWebhookConfiguration) -> Vec<Hook> {
                 name: w.name,
                 client: w.client_config,
                 rules: w.rules,
+                match_policy: w.match_policy,
                 namespaces: w.namespace_selector,
                 objects: w.object_selector,
                 conditions: w.match_conditions,
@@ -69,23 +70,22 @@ impl Admit for ValidatingWebhooks {
         let mut asked = Vec::new();
         for hook in all.iter().flat_map(|hooks| hooks.iter()) {
             let counts = (&*self.metrics, Phase::Validate);
-            if is_asked(hook, &self.kinds, &self.authorizer, attributes, object, old, counts).await? {
-                asked.push(hook);
-            }
+            let kind = asked_as(hook, &self.kinds, &self.authorizer, attributes, object, old, counts).await?;
+            asked.extend(kind.map(|kind| (hook, kind)));
         }
-        let asking = asked.iter().map(|hook| async {
+        let asking = asked.iter().map(|&(hook, kind)| async move {
             let since = Instant::now();
-            let answer = ask(hook, &self.kinds, attributes, object, old, false).await;
+            let answer = ask(hook, &self.kinds, (attributes, kind), object, old, false).await;
             let said = answer.as_ref().map_or_else(|refusal| refusal.said(hook), |_| Told::Yes);
             self.metrics.webhook(&hook.name, Phase::Validate, attributes.operation, said, since.elapsed());
             answer
         });
         let answers = elsewhere::spent(join_all(asking)).await;
         let mut refused = None;
-        for (i, (hook, answer)) in asked.iter().zip(answers).enumerate() {
+        for (i, ((hook, _), answer)) in asked.iter().zip(answers).enumerate() {
             match answer {
                 Ok(_) => {}
-                Err(Refusal::Calling(why)) if !hook.fails => {
+                Err(Refusal::Calling { why, .. }) if !hook.fails => {
                     tracing::warn!(
                         webhook = hook.name,
                         why,
