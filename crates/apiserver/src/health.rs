@@ -7,6 +7,7 @@ use http::header::X_CONTENT_TYPE_OPTIONS;
 use http::{HeaderValue, StatusCode};
 use prometheus::{Encoder as _, IntCounterVec, Registry, TextEncoder};
 
+use crate::features::API_SERVER_IDENTITY;
 use crate::http::{self as wire, Reply};
 use crate::instruments::{Families, Gathered, Stable};
 use crate::request::Query;
@@ -15,17 +16,58 @@ use crate::server::Server;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// What the server does at its start before it answers anybody, in upstream's names.
-const STARTED: [&str; 8] = [
-    "poststarthook/priority-and-fairness-config-consumer",
+/// What the server does at its start before it answers anybody, in upstream's names and in its order.
+const STARTED: [&str; 32] = [
+    "poststarthook/start-apiserver-admission-initializer",
+    "poststarthook/generic-apiserver-start-informers",
+    CONSUMER,
+    FILTER,
+    IN_FLIGHT,
+    "poststarthook/storage-object-count-tracker-hook",
+    "poststarthook/start-apiextensions-informers",
     "poststarthook/start-apiextensions-controllers",
     "poststarthook/crd-informer-synced",
     "poststarthook/start-system-namespaces-controller",
+    "poststarthook/start-cluster-authentication-info-controller",
+    LEASE,
+    SWEEP,
+    "poststarthook/storage-readiness",
+    "poststarthook/start-legacy-token-tracking-controller",
     "poststarthook/start-service-ip-repair-controllers",
     "poststarthook/rbac/bootstrap-roles",
     "poststarthook/scheduling/bootstrap-system-priority-classes",
     "poststarthook/priority-and-fairness-config-producer",
+    "poststarthook/bootstrap-controller",
+    "poststarthook/start-kubernetes-service-cidr-controller",
+    "poststarthook/aggregator-reload-proxy-client-cert",
+    "poststarthook/start-kube-aggregator-informers",
+    "poststarthook/apiservice-status-local-available-controller",
+    "poststarthook/apiservice-status-remote-available-controller",
+    "poststarthook/apiservice-registration-controller",
+    "poststarthook/apiservice-wait-for-first-sync",
+    "poststarthook/apiservice-discovery-controller",
+    "poststarthook/kube-apiserver-autoregistration",
+    "autoregister-completion",
+    "poststarthook/apiservice-openapi-controller",
+    "poststarthook/apiservice-openapiv3-controller",
 ];
+/// Requests wait for their turn, or there are only so many at a time.
+const CONSUMER: &str = "poststarthook/priority-and-fairness-config-consumer";
+const FILTER: &str = "poststarthook/priority-and-fairness-filter";
+const IN_FLIGHT: &str = "poststarthook/max-in-flight-filter";
+/// The server tells of itself by a lease.
+const LEASE: &str = "poststarthook/start-kube-apiserver-identity-lease-controller";
+const SWEEP: &str = "poststarthook/start-kube-apiserver-identity-lease-garbage-collector";
+
+/// What is started in a server in which requests wait for their turn or do not, and which tells of itself or does not.
+fn started(fairness: bool, identity: bool) -> impl Iterator<Item = &'static str> {
+    STARTED.into_iter().filter(move |&name| match name {
+        CONSUMER | FILTER => fairness,
+        IN_FLIGHT => !fairness,
+        LEASE | SWEEP => identity,
+        _ => true,
+    })
+}
 
 /// What checks have come to when somebody asked, under upstream's name (KEP-3466). All servers of a process count together.
 static CHECKED: LazyLock<(Registry, IntCounterVec)> = LazyLock::new(|| {
@@ -48,17 +90,21 @@ struct Check {
 async fn checks(server: &Server, endpoint: &str) -> Vec<Check> {
     let store = || async { server.backend.revision().await.map(drop).map_err(|error| error.to_string()) };
     let well = |name| Check { name, found: Ok(()) };
-    let mut checks = vec![well("ping"), Check { name: "etcd", found: store().await }];
-    if let Some(encryption) = server.encryption.as_ref().filter(|encryption| encryption.is_checked()) {
+    let mut checks = vec![well("ping"), well("log"), Check { name: "etcd", found: store().await }];
+    if endpoint == "readyz" {
+        checks.push(Check { name: "etcd-readiness", found: store().await });
+    }
+    // A server whose plugins are out of order is no better for being started anew.
+    let encryption = server.encryption.as_ref().filter(|encryption| encryption.is_checked());
+    if let Some(encryption) = encryption.filter(|_| endpoint != "livez") {
         let found = encryption.check().await.map_err(|error| error.to_string());
         checks.push(Check { name: "kms-providers", found });
     }
     if endpoint == "readyz" {
-        checks.push(Check { name: "etcd-readiness", found: store().await });
         checks.push(well("informer-sync"));
     }
-    let is_on = |name: &&str| server.fairness.is_some() || !name.contains("fairness-config-consumer");
-    checks.extend(STARTED.into_iter().filter(is_on).map(well));
+    let identity = server.features.enabled(API_SERVER_IDENTITY);
+    checks.extend(started(server.fairness.is_some(), identity).map(well));
     if endpoint == "readyz" {
         let stopping = server.shutdown.is_cancelled();
         let found = if stopping { Err("process is shutting down".to_owned()) } else { Ok(()) };
@@ -162,6 +208,16 @@ mod tests {
         let checks = [Check { name: "ping", found: Ok(()) }, Check { name: "shutdown", found: stopping }];
         let (code, text) = told("readyz", &checks, &Query::parse(Some(query)));
         (code.as_u16(), text)
+    }
+
+    #[test]
+    fn what_is_started_goes_by_what_is_on() {
+        let (fair, limited): (Vec<_>, Vec<_>) =
+            (started(true, true).collect(), started(false, false).collect());
+        assert!(fair.contains(&FILTER) && fair.contains(&CONSUMER) && !fair.contains(&IN_FLIGHT));
+        assert!(!limited.contains(&FILTER) && limited.contains(&IN_FLIGHT));
+        assert!(fair.contains(&LEASE) && !limited.contains(&LEASE));
+        assert!(limited.contains(&"autoregister-completion"));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::Request;
+use http::header::CACHE_CONTROL;
+use http::{HeaderValue, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -22,6 +23,7 @@ use tower::Service as _;
 
 use crate::audit::Peer;
 use crate::auth::{AnyBearer, Caller};
+use crate::http::Reply;
 use crate::server::Server;
 use crate::service::Service;
 
@@ -127,6 +129,16 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerCo
     Ok(())
 }
 
+/// Whatever is behind authentication is for who asked, and nothing is said of how long it is true, unless the answer says
+/// so itself.
+fn uncached(mut reply: Reply) -> Reply {
+    if reply.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let private = HeaderValue::from_static("no-cache, private");
+        reply.headers_mut().entry(CACHE_CONTROL).or_insert(private);
+    }
+    reply
+}
+
 /// Serves one connection until its end.
 async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>, peer: Peer) {
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
@@ -146,7 +158,8 @@ async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>, peer: Pee
         if by_chance && request.version() == http::Version::HTTP_2 {
             moves_on.notify_one();
         }
-        service.clone().call(request)
+        let answered = service.clone().call(request);
+        async move { answered.await.map(uncached) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -184,5 +197,26 @@ async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>, peer: Pee
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http as wire;
+
+    #[test]
+    fn an_answer_is_nobody_elses_unless_it_says_so() {
+        let told = |code: StatusCode, own: Option<&'static str>| {
+            let mut reply = wire::reply(code, "text/plain", "ok");
+            if let Some(own) = own {
+                reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(own));
+            }
+            uncached(reply).headers().get(CACHE_CONTROL).cloned()
+        };
+        assert_eq!(told(StatusCode::OK, None).expect("told"), "no-cache, private");
+        assert_eq!(told(StatusCode::UNAUTHORIZED, None).expect("told"), "no-cache, private");
+        assert_eq!(told(StatusCode::OK, Some("public, max-age=3600")).expect("told"), "public, max-age=3600");
+        assert_eq!(told(StatusCode::SWITCHING_PROTOCOLS, None), None);
     }
 }

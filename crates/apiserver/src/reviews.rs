@@ -1,5 +1,7 @@
 //! The reviews: kinds that are answered and not stored. Who am I, who has this token, who may do what.
 
+mod selectors;
+
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::{
     SelfSubjectReview, SelfSubjectReviewStatus, TokenReview, TokenReviewStatus, UserInfo,
@@ -9,10 +11,11 @@ use k8s_openapi::api::authorization::v1::{
     SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview, SubjectAccessReviewSpec,
     SubjectAccessReviewStatus, SubjectRulesReviewStatus,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use krate_api::{FieldErrors, FieldPath, Gvk, StatusError};
+use serde_json::Value;
 
-use crate::auth::Decision;
+use crate::auth::{Decision, aggregate};
 use crate::rbac::{Ask, Target};
 
 const AUTHORIZATION: &str = "authorization.k8s.io";
@@ -29,10 +32,18 @@ pub trait Judge: Send + Sync {
         groups: &[String],
         namespace: &str,
     ) -> Vec<k8s_openapi::api::rbac::v1::PolicyRule>;
-    /// Why those are not all rules, if they are not.
-    fn untold(&self) -> Option<&'static str> {
-        None
+    /// What is missing of those.
+    fn untold(&self, _user: &str, _groups: &[String], _namespace: &str) -> Untold {
+        Untold::default()
     }
+}
+
+/// What could not be told of someone's rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Untold {
+    /// He has others, of which nobody can tell.
+    pub incomplete: bool,
+    pub errors: Vec<String>,
 }
 
 /// Answers a `SelfSubjectReview`.
@@ -79,8 +90,10 @@ pub async fn subject_access(
     mut review: SubjectAccessReview,
     judge: &dyn Judge,
 ) -> Result<SubjectAccessReview, StatusError> {
+    place(&mut review.metadata, "")?;
     let mut errors = FieldErrors::new();
     check_spec(&review.spec, &FieldPath::new("spec"), &mut errors);
+    check_metadata(&review.metadata, false, &mut errors);
     refuse("SubjectAccessReview", &errors)?;
     review.status = Some(decide(&review.spec, judge).await);
     Ok(review)
@@ -95,9 +108,11 @@ pub async fn local_subject_access(
     namespace: &str,
     judge: &dyn Judge,
 ) -> Result<LocalSubjectAccessReview, StatusError> {
+    place(&mut review.metadata, namespace)?;
     let at = FieldPath::new("spec");
     let mut errors = FieldErrors::new();
     check_spec(&review.spec, &at, &mut errors);
+    check_metadata(&review.metadata, true, &mut errors);
     match &review.spec.resource_attributes {
         Some(resource) if resource.namespace.as_deref() != Some(namespace) => errors.invalid(
             &at.child("resourceAttributes").child("namespace"),
@@ -135,8 +150,11 @@ pub async fn self_subject_access(
         uid: who.uid.clone(),
         extra: who.extra.clone(),
     };
-    let mut errors = FieldErrors::new();
-    check_attributes(&spec, &FieldPath::new("spec"), &mut errors);
+    place(&mut review.metadata, "")?;
+    let (at, mut errors) = (FieldPath::new("spec"), FieldErrors::new());
+    check_attributes(&spec, &at, &mut errors);
+    check_selectors(&spec, &at, &mut errors);
+    check_metadata(&review.metadata, false, &mut errors);
     refuse("SelfSubjectAccessReview", &errors)?;
     review.status = Some(decide(&spec, judge).await);
     Ok(review)
@@ -156,11 +174,12 @@ pub fn self_subject_rules(
         return Err(StatusError::bad_request("no namespace on request"));
     }
     let user = who.username.clone().unwrap_or_default();
-    let rules = judge.rules_of(&user, who.groups.as_deref().unwrap_or_default(), &namespace);
-    let untold = judge.untold();
+    let groups = who.groups.as_deref().unwrap_or_default();
+    let rules = judge.rules_of(&user, groups, &namespace);
+    let Untold { incomplete, errors } = judge.untold(&user, groups, &namespace);
     let mut status = SubjectRulesReviewStatus {
-        incomplete: untold.is_some(),
-        evaluation_error: untold.map(str::to_owned),
+        incomplete,
+        evaluation_error: (!errors.is_empty()).then(|| aggregate(errors)),
         ..SubjectRulesReviewStatus::default()
     };
     for rule in rules {
@@ -195,6 +214,55 @@ fn check_spec(spec: &SubjectAccessReviewSpec, at: &FieldPath, errors: &mut Field
         spec.user.as_deref().unwrap_or_default().is_empty() && spec.groups.as_ref().is_none_or(Vec::is_empty);
     if nobody {
         errors.invalid(&at.child("user"), "", "at least one of user or group must be specified");
+    }
+    check_selectors(spec, at, errors);
+}
+
+fn check_selectors(spec: &SubjectAccessReviewSpec, at: &FieldPath, errors: &mut FieldErrors) {
+    if let Some(asked) = &spec.resource_attributes {
+        selectors::check(asked, &at.child("resourceAttributes"), errors);
+    }
+}
+
+/// Takes what is the server's out of an object's metadata, and puts it into the request's namespace; into none where that
+/// is empty.
+fn place(meta: &mut ObjectMeta, namespace: &str) -> Result<(), StatusError> {
+    meta.creation_timestamp = None;
+    meta.deletion_timestamp = None;
+    meta.deletion_grace_period_seconds = None;
+    meta.self_link = None;
+    meta.uid = None;
+    let own = meta.namespace.take().filter(|own| !own.is_empty());
+    if namespace.is_empty() {
+        return Ok(());
+    }
+    if own.is_some_and(|own| own != namespace) {
+        return Err(StatusError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    meta.namespace = Some(namespace.to_owned());
+    Ok(())
+}
+
+/// A review is a question, of which nothing is to be said besides.
+fn check_metadata(meta: &ObjectMeta, in_namespace: bool, errors: &mut FieldErrors) {
+    let mut bare = ObjectMeta { managed_fields: None, ..meta.clone() };
+    if in_namespace {
+        bare.namespace = None;
+    }
+    let is_nothing = |value: &Value| match value {
+        Value::Null => true,
+        Value::Bool(said) => !said,
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    };
+    let said = serde_json::to_value(&bare).unwrap_or_default();
+    if said.as_object().is_some_and(|said| !said.values().all(is_nothing)) {
+        let why = if in_namespace { "must be empty except for namespace" } else { "must be empty" };
+        errors.invalid(&FieldPath::new("metadata"), meta, why);
     }
 }
 
@@ -233,13 +301,19 @@ async fn decide(spec: &SubjectAccessReviewSpec, judge: &dyn Judge) -> SubjectAcc
         (text(path.verb.as_ref()), Target::Path(text(path.path.as_ref())))
     };
     let user = text(spec.user.as_ref());
+    let asked = spec.resource_attributes.as_ref();
+    let (fields, remark) = asked.map(selectors::fields).unwrap_or_default();
+    let remarks: Vec<String> = remark.into_iter().chain(asked.and_then(selectors::labels_remark)).collect();
+    // Who names no version means all.
+    let version =
+        asked.map_or("", |r| Some(text(r.version.as_ref())).filter(|v| !v.is_empty()).unwrap_or("*"));
     let ask = Ask {
         user,
         groups: spec.groups.as_deref().unwrap_or_default(),
         verb,
         target,
-        version: spec.resource_attributes.as_ref().map(|r| text(r.version.as_ref())).unwrap_or_default(),
-        fields: "",
+        version,
+        fields: &fields,
         uid: text(spec.uid.as_ref()),
         extra: spec.extra.as_ref(),
     };
@@ -251,7 +325,7 @@ async fn decide(spec: &SubjectAccessReviewSpec, judge: &dyn Judge) -> SubjectAcc
         allowed,
         denied,
         reason: Some(reason).filter(|reason| !reason.is_empty()),
-        ..SubjectAccessReviewStatus::default()
+        evaluation_error: (!remarks.is_empty()).then(|| remarks.join("; ")),
     }
 }
 
@@ -309,5 +383,107 @@ mod tests {
         let causes = refused.0.details.as_ref().and_then(|d| d.causes.as_ref()).map(Vec::len);
         assert_eq!(causes, Some(2), "{refused}");
         assert!(refused.to_string().contains("Invalid value: null: exactly one of"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_review_is_nobodys_object() {
+        let named = |name: &str, namespace: &str| {
+            let uid = Some("u".to_owned());
+            let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            ObjectMeta { name: text(name), namespace: text(namespace), uid, ..ObjectMeta::default() }
+        };
+        let answer =
+            subject_access(SubjectAccessReview { metadata: named("", "a"), ..review("pods") }, &OnlyPods);
+        assert_eq!(answer.await.expect("sound").metadata, ObjectMeta::default());
+        let refused =
+            subject_access(SubjectAccessReview { metadata: named("x", ""), ..review("pods") }, &OnlyPods);
+        let refused = refused.await.expect_err("refused").to_string();
+        assert!(refused.ends_with("metadata: Invalid value: {\"name\":\"x\"}: must be empty"), "{refused}");
+        let mut spec = review("pods").spec;
+        spec.resource_attributes.get_or_insert_default().namespace = Some("a".to_owned());
+        for (own, told) in [
+            ("", None),
+            ("a", None),
+            (
+                "b",
+                Some("the namespace of the provided object does not match the namespace sent on the request"),
+            ),
+        ] {
+            let review = LocalSubjectAccessReview {
+                metadata: named("", own),
+                spec: spec.clone(),
+                ..LocalSubjectAccessReview::default()
+            };
+            match local_subject_access(review, "a", &OnlyPods).await {
+                Ok(answer) => assert_eq!((answer.metadata.namespace.as_deref(), told), (Some("a"), None)),
+                Err(error) => assert_eq!(Some(error.to_string().as_str()), told),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn selectors_are_told_and_what_of_them_is_not_understood() {
+        struct OfNode;
+        #[async_trait]
+        impl Judge for OfNode {
+            async fn decide(&self, ask: &Ask<'_>) -> Decision {
+                let told = format!("{} {}", ask.version, ask.fields);
+                Decision::Allow(told)
+            }
+
+            fn rules_of(
+                &self,
+                _: &str,
+                _: &[String],
+                _: &str,
+            ) -> Vec<k8s_openapi::api::rbac::v1::PolicyRule> {
+                Vec::new()
+            }
+        }
+        let spec = serde_json::json!({"user": "amy", "resourceAttributes": {"resource": "pods",
+            "fieldSelector": {"requirements": [{"key": "spec.nodeName", "operator": "In", "values": ["x"]}]},
+            "labelSelector": {"rawSelector": "a in"}}});
+        let spec = serde_json::from_value(spec).expect("a spec");
+        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        let status = subject_access(review, &OfNode).await.expect("sound").status.expect("decided");
+        assert_eq!(status.reason.as_deref(), Some("* spec.nodeName=x"));
+        assert_eq!(
+            status.evaluation_error.as_deref(),
+            Some("spec.resourceAttributes.labelSelector ignored due to parse error")
+        );
+        let nothing = serde_json::json!({"user": "amy", "resourceAttributes": {"fieldSelector": {}}});
+        let spec = serde_json::from_value(nothing).expect("a spec");
+        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        let refused = subject_access(review, &OfNode).await.expect_err("refused").to_string();
+        assert!(refused.contains("when spec.resourceAttributes.fieldSelector is specified"), "{refused}");
+    }
+
+    #[test]
+    fn what_could_not_be_told_of_rules_is_said() {
+        struct Unsure;
+        #[async_trait]
+        impl Judge for Unsure {
+            async fn decide(&self, _: &Ask<'_>) -> Decision {
+                Decision::NoOpinion(String::new())
+            }
+
+            fn rules_of(
+                &self,
+                _: &str,
+                _: &[String],
+                _: &str,
+            ) -> Vec<k8s_openapi::api::rbac::v1::PolicyRule> {
+                Vec::new()
+            }
+
+            fn untold(&self, _: &str, _: &[String], _: &str) -> Untold {
+                Untold { incomplete: true, errors: ["a", "b", "a"].map(str::to_owned).to_vec() }
+            }
+        }
+        let mut review = SelfSubjectRulesReview::default();
+        review.spec.namespace = Some("n".to_owned());
+        let answer = self_subject_rules(review, &UserInfo::default(), &Unsure).expect("sound");
+        let status = answer.status.expect("told");
+        assert_eq!((status.incomplete, status.evaluation_error.as_deref()), (true, Some("[a, b]")));
     }
 }

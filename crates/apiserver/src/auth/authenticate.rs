@@ -19,7 +19,7 @@ use super::service_accounts::ServiceAccounts;
 use super::token_file::TokenFile;
 use super::token_webhook::{self, TokenWebhook};
 use super::tokens::{Tokens, Union};
-use super::{Signer, User, token};
+use super::{Signer, User, aggregate, token};
 use crate::kinds::Kinds;
 
 const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
@@ -186,8 +186,11 @@ impl Authenticator {
         }
         if let Some(token) = bearer(headers) {
             return match self.tokens.whose(&token, &self.audiences).await {
-                Some((user, _)) => Ok(Arc::new(user)),
-                None => Err(Unauthorized),
+                Ok((user, _)) => Ok(Arc::new(user)),
+                Err(why) => {
+                    tracing::debug!(?why, "a token is nobody's");
+                    Err(Unauthorized)
+                }
             };
         }
         // Who fails is not nobody.
@@ -210,21 +213,23 @@ impl Authenticator {
     /// asked for.
     ///
     /// # Errors
-    /// It is nobody's, or what it is bound to is gone.
-    pub async fn by_token(
-        &self,
-        token: &str,
-        audiences: &[String],
-    ) -> Result<(User, Vec<String>), Unauthorized> {
+    /// It is nobody's, or what it is bound to is gone: why, in upstream's words.
+    pub async fn by_token(&self, token: &str, audiences: &[String]) -> Result<(User, Vec<String>), String> {
         let audiences = if audiences.is_empty() { &self.audiences } else { audiences };
-        self.tokens.whose(token, audiences).await.ok_or(Unauthorized)
+        self.tokens.whose(token, audiences).await.map_err(nobodys)
     }
 }
 
+/// What is said of a token that nobody knows. Upstream asks for its own token first, which this is not either.
+fn nobodys(why: Vec<String>) -> String {
+    aggregate(std::iter::once("invalid bearer token".to_owned()).chain(why).collect())
+}
+
+/// The token of a request. Only one blank stands before it, as upstream has it, and what follows it is no part of it.
 fn bearer(headers: &HeaderMap) -> Option<String> {
     if let Some(value) = headers.get(AUTHORIZATION) {
-        let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
-        let token = token.trim();
+        let mut words = value.to_str().ok()?.trim().split(' ');
+        let (scheme, token) = (words.next()?, words.next()?);
         return (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned());
     }
     // A browser's WebSocket cannot set headers: the token is a subprotocol.
@@ -256,6 +261,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_nobodys_token_is_told() {
+        assert_eq!(nobodys(Vec::new()), "invalid bearer token");
+        let expired = "service account token has expired".to_owned();
+        assert_eq!(nobodys(vec![expired]), "[invalid bearer token, service account token has expired]");
+    }
+
+    #[test]
     fn only_bearer_tokens_are_read() {
         let of = |name: &'static str, value: &str| {
             bearer(&HeaderMap::from_iter([(
@@ -263,7 +275,9 @@ mod tests {
                 value.parse().expect("a value"),
             )]))
         };
-        assert_eq!(of("authorization", "Bearer  t ").as_deref(), Some("t"));
+        assert_eq!(of("authorization", "Bearer t ").as_deref(), Some("t"));
+        assert_eq!(of("authorization", "Bearer t u").as_deref(), Some("t"));
+        assert_eq!(of("authorization", "Bearer  t"), None);
         assert_eq!(of("authorization", "bearer t").as_deref(), Some("t"));
         assert_eq!(of("authorization", "Basic dTpw"), None);
         assert_eq!(of("authorization", "Bearer "), None);

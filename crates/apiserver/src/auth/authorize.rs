@@ -16,10 +16,10 @@ use super::authorizer_webhook::{self, Webhook};
 use super::{MASTERS, User};
 use crate::features::Features;
 use crate::instruments::{Alpha, Families};
-use crate::node_authorizer::NodeAuthorizer;
+use crate::node_authorizer::{NodeAuthorizer, node_of};
 use crate::rbac::{Ask, Rbac, Target};
 use crate::request::RequestInfo;
-use crate::reviews::Judge;
+use crate::reviews::{Judge, Untold};
 
 /// What an authorizer says, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,28 +238,26 @@ impl Authorizer {
     /// All rules that the authorizers can tell of someone in a namespace.
     pub fn rules_of(&self, user: &str, groups: &[String], namespace: &str) -> Vec<PolicyRule> {
         let mut rules = Vec::new();
-        let mut everything = groups.iter().any(|group| group == MASTERS);
         for counted in self.sources.load().iter() {
             match &counted.source {
                 Source::Rbac => rules.extend(self.rbac.rules_of(user, groups, namespace)),
                 Source::Abac(policies) => rules.extend(policies.rules_of(user, groups, namespace)),
-                Source::AlwaysAllow => everything = true,
+                Source::AlwaysAllow => rules.extend(everything()),
                 Source::AlwaysDeny | Source::Node | Source::Webhook(_) => {}
             }
         }
-        if everything {
-            let all = || Some(vec!["*".to_owned()]);
-            let verbs = vec!["*".to_owned()];
-            rules.push(PolicyRule {
-                verbs: verbs.clone(),
-                api_groups: all(),
-                resources: all(),
-                ..PolicyRule::default()
-            });
-            rules.push(PolicyRule { verbs, non_resource_urls: all(), ..PolicyRule::default() });
-        }
         rules
     }
+}
+
+/// The rules of whom everything is allowed.
+fn everything() -> [PolicyRule; 2] {
+    let all = || Some(vec!["*".to_owned()]);
+    let verbs = || vec!["*".to_owned()];
+    [
+        PolicyRule { verbs: verbs(), api_groups: all(), resources: all(), ..PolicyRule::default() },
+        PolicyRule { verbs: verbs(), non_resource_urls: all(), ..PolicyRule::default() },
+    ]
 }
 
 #[async_trait]
@@ -277,7 +275,7 @@ impl Judge for Authorizer {
                 Source::AlwaysAllow => yes(),
                 Source::AlwaysDeny => unsure("Everything is forbidden."),
                 Source::Node => self.nodes.decide(ask).map_or_else(Decision::NoOpinion, |()| yes()),
-                Source::Rbac => self.rbac.allows(ask).map_or_else(|| unsure(""), Decision::Allow),
+                Source::Rbac => self.rbac.decide(ask).map_or_else(Decision::NoOpinion, Decision::Allow),
                 Source::Abac(policies) if policies.allows(ask) => yes(),
                 Source::Abac(_) => unsure("No policy matched."),
                 Source::Webhook(webhook) => webhook.decide(ask).await,
@@ -298,8 +296,22 @@ impl Judge for Authorizer {
         self.rules_of(user, groups, namespace)
     }
 
-    fn untold(&self) -> Option<&'static str> {
-        self.has_webhook().then_some("webhook authorizer does not support user rule resolution")
+    fn untold(&self, user: &str, groups: &[String], namespace: &str) -> Untold {
+        let mut untold = Untold::default();
+        for counted in self.sources.load().iter() {
+            let silent = match &counted.source {
+                Source::Rbac => {
+                    untold.errors.extend(self.rbac.missing_roles(user, groups, namespace));
+                    continue;
+                }
+                Source::Node if node_of(user, groups).is_some() => "node",
+                Source::Webhook(_) => "webhook",
+                _ => continue,
+            };
+            untold.incomplete = true;
+            untold.errors.push(format!("{silent} authorizer does not support user rule resolution"));
+        }
+        untold
     }
 }
 
@@ -411,8 +423,22 @@ mod tests {
                 expected == Decision::Allow(String::new())
             );
         }
+        let masters = [MASTERS.to_owned()];
+        for (modes, rules) in [(vec![Mode::Rbac], 0), (vec![Mode::Rbac, Mode::AlwaysAllow], 2)] {
+            let authorizer = Authorizer::open(&modes, &Features::default()).await.expect("opened");
+            assert_eq!(authorizer.rules_of("admin", &masters, "a").len(), rules, "{modes:?}");
+        }
         let denied = Authorizer::open(&[Mode::AlwaysDeny], &Features::default()).await.expect("opened");
         let refused = denied.check(&amy, &get("/logs")).await.expect_err("refused").to_string();
         assert_eq!(refused, "forbidden: User \"amy\" cannot get path \"/logs\": Everything is forbidden.");
+    }
+
+    #[test]
+    fn of_a_node_not_all_rules_can_be_told() {
+        let nodes = ["system:nodes".to_owned()];
+        let untold = |user: &str| Judge::untold(&Authorizer::default(), user, &nodes, "a");
+        let errors = vec!["node authorizer does not support user rule resolution".to_owned()];
+        assert_eq!(untold("system:node:x"), Untold { incomplete: true, errors });
+        assert_eq!(untold("jane"), Untold::default());
     }
 }

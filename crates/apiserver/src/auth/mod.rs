@@ -63,6 +63,15 @@ impl User {
         User { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..User::default() }
     }
 
+    /// As one who is told by others to be known, unless they say in his groups whether he is, or that he is nobody.
+    pub fn told_by_others(mut self) -> Self {
+        let is_said = |group: &String| group == AUTHENTICATED || group == UNAUTHENTICATED;
+        if self.name != ANONYMOUS && !self.groups.iter().any(is_said) {
+            self.groups.push(AUTHENTICATED.to_owned());
+        }
+        self
+    }
+
     pub fn is_master(&self) -> bool {
         self.groups.iter().any(|group| group == MASTERS)
     }
@@ -77,4 +86,15 @@ impl User {
             extra: (!self.extra.is_empty()).then(|| self.extra.clone()),
         }
     }
+}
+
+/// Several errors in one text, each once, as upstream joins them.
+pub fn aggregate(errors: Vec<String>) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for error in errors {
+        if !texts.contains(&error) {
+            texts.push(error);
+        }
+    }
+    if let [one] = texts.as_mut_slice() { std::mem::take(one) } else { format!("[{}]", texts.join(", ")) }
 }

@@ -2,8 +2,8 @@
 
 use http::{HeaderMap, HeaderName};
 
+use super::User;
 use super::certificate::Peer;
-use super::{AUTHENTICATED, User};
 
 /// Which headers tell what, and which proxies are believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,9 +49,6 @@ impl RequestHeader {
         let mut user = User { name, uid: first(headers, &self.uid).unwrap_or_default(), ..User::default() };
         let groups = self.groups.iter().flat_map(|name| headers.get_all(name.as_str()));
         user.groups.extend(groups.filter_map(|value| value.to_str().ok()).map(str::to_owned));
-        if !user.groups.iter().any(|group| group == AUTHENTICATED) {
-            user.groups.push(AUTHENTICATED.to_owned());
-        }
         for (name, value) in headers {
             let key = self.extra_prefixes.iter().find_map(|prefix| after(name, prefix));
             if let (Some(key), Ok(value)) = (key, value.to_str()) {
@@ -59,7 +56,7 @@ impl RequestHeader {
                 user.extra.entry(key).or_default().push(value.to_owned());
             }
         }
-        Ok(Some(user))
+        Ok(Some(user.told_by_others()))
     }
 
     /// Takes the headers away, so that nobody further on believes them.
@@ -90,7 +87,10 @@ fn first(headers: &HeaderMap, names: &[String]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
+    use crate::auth::AUTHENTICATED;
     use crate::auth::certificate::Authorities;
     use crate::auth::certificate::tests::Ca;
 
@@ -122,10 +122,14 @@ mod tests {
         assert_eq!((amy.name.as_str(), amy.uid.as_str()), ("amy", "42"));
         assert_eq!(amy.groups, ["dev", "ops", AUTHENTICATED]);
         assert_eq!(amy.extra["example.org/scope"], ["s"]);
+        let nobody = [("x-remote-user", "system:anonymous"), ("x-remote-group", "system:unauthenticated")];
+        let value = |(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value));
+        let nobody = HeaderMap::from_iter(nobody.map(value));
+        let front = authorities.peer(&[proxies.client("front", &[])]);
+        assert_eq!(proxy.who(&front, &nobody), Ok(Some(User::anonymous())));
         assert_eq!(told(proxies.client("other", &[])), Err(()), "a name that is not allowed");
         assert_eq!(told(clients.client("front", &[])), Err(()), "another authority's");
         assert_eq!(proxy.who(&Peer::default(), &headers), Ok(None), "no certificate");
-        let front = authorities.peer(&[proxies.client("front", &[])]);
         assert_eq!(proxy.who(&front, &HeaderMap::new()), Ok(None), "nobody is told");
         headers.insert("x-other", "stays".parse().expect("a value"));
         proxy.strip(&mut headers);

@@ -4,18 +4,24 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use jsonwebtoken::Validation;
+use jsonwebtoken::{Header, Validation};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::User;
+use super::jwt::issuer_of;
 use super::keys::{KeyError, PublicKey, SigningKey};
 
 /// Who issues tokens, and the audience of those that name none, unless flags say otherwise.
 pub const ISSUER: &str = "https://kubernetes.default.svc";
 /// Who issues the tokens that stand in secrets.
 const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+/// By how many seconds clocks may differ, as upstream: for so long a token is good before its time and after it.
+const LEEWAY: i64 = 60;
+/// What is said of a token that none of our keys has signed.
+const NOT_SIGNED: &str = "go-jose/go-jose: error in cryptographic primitive";
 /// How long a token that may be replaced lives on, in seconds: a year, as upstream.
 pub const EXTENDED_LIFE: i64 = 365 * 24 * 3600;
 /// The life in seconds that a kubelet asks for a token that it will replace.
@@ -87,7 +93,31 @@ pub fn account(namespace: &str, name: &str, uid: &str, extra: BTreeMap<String, V
     }
 }
 
+/// Whether a token for some audiences is good for one of those that are asked for.
+fn for_one_of(own: &[String], wanted: &[String]) -> Result<(), String> {
+    if own.iter().any(|audience| wanted.contains(audience)) {
+        return Ok(());
+    }
+    let quoted = |list: &[String]| {
+        let all: Vec<String> = list.iter().map(|audience| format!("{audience:?}")).collect();
+        format!("[{}]", all.join(" "))
+    };
+    let (own, wanted) = (quoted(own), quoted(wanted));
+    Err(format!("token audiences {own} is invalid for the target audiences {wanted}"))
+}
+
 impl Claims {
+    /// Whether it is valid at a time, in seconds since 1970.
+    fn check_time(&self, now: i64) -> Result<(), String> {
+        let why = match () {
+            () if now + LEEWAY < self.nbf => "is not valid yet",
+            () if now - LEEWAY > self.exp => "has expired",
+            () if now + LEEWAY < self.iat => "is issued in the future",
+            () => return Ok(()),
+        };
+        Err(format!("service account token {why}"))
+    }
+
     /// Whom the token speaks for.
     pub fn user(&self) -> User {
         let Binding { namespace, serviceaccount, pod, node, .. } = &self.kubernetes;
@@ -202,28 +232,46 @@ impl Signer {
     /// What a token says that was signed by one of our keys and is valid now, for one of `audiences`. What it is bound
     /// to is for others to check. `None` where it is not ours.
     pub fn verify(&self, token: &str, audiences: &[String]) -> Option<Said> {
-        let head = jsonwebtoken::decode_header(token).ok()?;
-        let named = |key: &&PublicKey| head.kid.as_ref().is_none_or(|id| *id == key.id);
-        self.verifying.iter().filter(named).filter(|key| key.algorithm == head.alg).find_map(|key| {
-            let mut rules = Validation::new(key.algorithm);
-            rules.leeway = 0;
-            rules.set_issuer(&self.issuers);
-            rules.set_audience(audiences);
-            rules.validate_nbf = true;
-            if let Ok(read) = jsonwebtoken::decode::<Claims>(token, &key.decoding, &rules) {
-                return Some(Said::Bound(read.claims));
-            }
+        self.judge(token, audiences).ok().flatten()
+    }
+
+    /// The same, where `None` is a token that does not say to be ours.
+    ///
+    /// # Errors
+    /// It says so, and is not good; why, in upstream's words.
+    pub fn judge(&self, token: &str, audiences: &[String]) -> Result<Option<Said>, String> {
+        let (Some(issuer), Ok(head)) = (issuer_of(token), jsonwebtoken::decode_header(token)) else {
+            return Ok(None);
+        };
+        if issuer == LEGACY_ISSUER {
+            let legacy = self.read(token, &head)?;
             // These speak to this server alone.
-            if !audiences.iter().any(|audience| self.audiences.contains(audience)) {
-                return None;
-            }
+            for_one_of(&self.audiences, audiences)?;
+            return Ok(Some(Said::Legacy(legacy)));
+        }
+        if !self.issuers.contains(&issuer) {
+            return Ok(None);
+        }
+        let claims: Claims = self.read(token, &head)?;
+        for_one_of(&claims.aud, audiences)?;
+        claims.check_time(Timestamp::now().as_second())?;
+        Ok(Some(Said::Bound(claims)))
+    }
+
+    /// What a token claims that one of our keys has signed, whether or not it is valid now.
+    fn read<T: DeserializeOwned>(&self, token: &str, head: &Header) -> Result<T, String> {
+        let named = |key: &&PublicKey| head.kid.as_ref().is_none_or(|id| *id == key.id);
+        let keys: Vec<&PublicKey> = self.verifying.iter().filter(named).collect();
+        if keys.is_empty() {
+            return Err("invalid signature, no keys found".to_owned());
+        }
+        let read = keys.into_iter().filter(|key| key.algorithm == head.alg).find_map(|key| {
             let mut rules = Validation::new(key.algorithm);
-            rules.set_issuer(&[LEGACY_ISSUER]);
             rules.required_spec_claims.clear();
             (rules.validate_exp, rules.validate_aud) = (false, false);
-            let read = jsonwebtoken::decode::<Legacy>(token, &key.decoding, &rules).ok()?;
-            Some(Said::Legacy(read.claims))
-        })
+            jsonwebtoken::decode::<T>(token, &key.decoding, &rules).ok()
+        });
+        read.map(|read| read.claims).ok_or_else(|| NOT_SIGNED.to_owned())
     }
 
     /// The document by which others find the keys. `host` is where this server is reached.
@@ -335,5 +383,39 @@ mod tests {
         let said = signer.verify(&token, &[ISSUER.to_owned()]);
         assert!(matches!(said, Some(Said::Legacy(legacy)) if legacy.secret == "s" && legacy.uid == "u"));
         assert_eq!(signer.verify(&token, &["x".to_owned()]), None, "another audience's");
+    }
+
+    #[test]
+    fn why_a_token_is_not_good_is_told() {
+        let (own, other) = (key(), key());
+        let of = |key: &String| signer(Settings { key: key.clone(), ..Settings::default() });
+        let (signer, stranger) = (of(&own), of(&other));
+        let audiences = [ISSUER.to_owned()];
+        let told = |audience: &str, seconds: i64| {
+            let (token, _) = signer.sign(&[audience.to_owned()], seconds, binding()).expect("signed");
+            signer.judge(&token, &audiences).map(|said| said.is_some())
+        };
+        assert_eq!(told(ISSUER, 600), Ok(true));
+        assert_eq!(told(ISSUER, -30), Ok(true), "clocks differ");
+        assert_eq!(told(ISSUER, -90), Err("service account token has expired".to_owned()));
+        let why = "token audiences [\"x\"] is invalid for the target audiences [\"https://kubernetes.default.svc\"]";
+        assert_eq!(told("x", 600), Err(why.to_owned()));
+        let (token, _) = stranger.sign(&[], 600, binding()).expect("signed");
+        let why = "invalid signature, no keys found".to_owned();
+        assert_eq!(signer.judge(&token, &audiences), Err(why), "another's key");
+        let (good, _) = signer.sign(&[], 600, binding()).expect("signed");
+        let signed = &good[good.rfind('.').expect("a signature")..];
+        let (longer, _) = signer.sign(&[], 700, binding()).expect("signed");
+        let forged = format!("{}{signed}", &longer[..longer.rfind('.').expect("a signature")]);
+        assert_eq!(signer.judge(&forged, &audiences), Err(NOT_SIGNED.to_owned()));
+        assert_eq!(signer.judge("nonsense", &audiences), Ok(None));
+        let early = Claims { nbf: 1000, iat: 1000, exp: 2000, ..claims_of(&signer) };
+        for (now, good) in [(939, false), (940, true), (2060, true), (2061, false)] {
+            assert_eq!(early.check_time(now).is_ok(), good, "{now}");
+        }
+    }
+
+    fn claims_of(signer: &Signer) -> Claims {
+        signer.sign(&[], 600, binding()).expect("signed").1
     }
 }

@@ -8,11 +8,11 @@ use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::User;
 use super::cache::Cache;
 use super::metrics::METRICS;
 use super::remote::Remote;
 use super::tokens::{Found, Tokens};
-use super::{AUTHENTICATED, User};
 
 /// How long a review may take, as upstream.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -98,16 +98,13 @@ fn read(status: &Value, audiences: &[String]) -> Found {
         }
         Some(good)
     };
-    let mut user = User {
+    let user = User {
         name: info.username.unwrap_or_default(),
         uid: info.uid.unwrap_or_default(),
         groups: info.groups.unwrap_or_default(),
         extra: info.extra.unwrap_or_default(),
     };
-    if !user.groups.iter().any(|group| group == AUTHENTICATED) {
-        user.groups.push(AUTHENTICATED.to_owned());
-    }
-    Ok(Some((user, good)))
+    Ok(Some((user.told_by_others(), good)))
 }
 
 #[cfg(test)]

@@ -27,20 +27,23 @@ impl Union {
         Union { sources, own }
     }
 
-    /// Whose a token is, and for which of `audiences` it is good. What kept one from knowing matters only where no other
-    /// knows.
-    pub async fn whose(&self, token: &str, audiences: &[String]) -> Option<(User, Vec<String>)> {
+    /// Whose a token is, and for which of `audiences` it is good.
+    ///
+    /// # Errors
+    /// Nobody's: what kept from knowing, if anything did.
+    pub async fn whose(&self, token: &str, audiences: &[String]) -> Result<(User, Vec<String>), Vec<String>> {
+        let mut errors = Vec::new();
         // What names no audience is good for those that are this server's.
         let shared: Vec<String> = audiences.iter().filter(|a| self.own.contains(a)).cloned().collect();
         for source in &self.sources {
             match source.whose(token, audiences).await {
-                Ok(Some((user, Some(good)))) => return Some((user, good)),
-                Ok(Some((user, None))) if !shared.is_empty() => return Some((user, shared)),
+                Ok(Some((user, Some(good)))) => return Ok((user, good)),
+                Ok(Some((user, None))) if !shared.is_empty() => return Ok((user, shared)),
                 Ok(_) => {}
-                Err(why) => tracing::debug!(why, "a token could not be judged"),
+                Err(why) => errors.push(why),
             }
         }
-        None
+        Err(errors)
     }
 }
 
@@ -70,15 +73,16 @@ mod tests {
             vec![Box::new(Knows("a", None)), Box::new(Knows("b", Some("x"))), Box::new(Knows("b", None))];
         let union = Union::new(sources, vec!["api".to_owned()]);
         for (token, audiences, expected) in [
-            ("a", &["api", "x"][..], Some(("a", "api"))),
-            ("a", &["x"], None),
-            ("b", &["x"], Some(("b", "x"))),
-            ("c", &["api"], None),
-            ("broken", &["api"], None),
+            ("a", &["api", "x"][..], Ok(("a", "api"))),
+            ("a", &["x"], Err(0)),
+            ("b", &["x"], Ok(("b", "x"))),
+            ("c", &["api"], Err(0)),
+            ("broken", &["api"], Err(3)),
         ] {
             let audiences: Vec<String> = audiences.iter().map(|&a| a.to_owned()).collect();
             let found = union.whose(token, &audiences).await;
             let found = found.as_ref().map(|(user, good)| (user.name.as_str(), good[0].as_str()));
+            let found = found.map_err(Vec::len);
             assert_eq!(found, expected, "{token} {audiences:?}");
         }
     }

@@ -249,14 +249,8 @@ impl NodeAuthorizer {
 
     fn pod(&self, q: &Question<'_>) -> Verdict {
         match (q.subresource, q.verb) {
-            // What is not there is answered so.
-            ("", "get") => {
-                let graph = self.graph.read();
-                let of = graph.node_of(q.namespace, q.name).is_none_or(|of| of == q.node);
-                only(of, &q.unrelated())
-            }
             ("", "list" | "watch") if q.selects_own("spec.nodeName") => Ok(()),
-            ("", "list" | "watch") if !q.name.is_empty() => {
+            ("", "get" | "list" | "watch") if !q.name.is_empty() => {
                 let graph = self.graph.read();
                 only(graph.node_of(q.namespace, q.name) == Some(q.node), &q.unrelated())
             }
@@ -455,6 +449,7 @@ mod tests {
         assert!(told("watch", " pods  ns p", "metadata.name=p").is_ok());
         assert!(told("get", " pods  ns p", "").is_ok());
         assert!(!nodes.may("b", "get", " pods  ns p"));
+        assert!(!nodes.may("a", "get", " pods  ns unbound"));
         assert!(told("get", " nodes   a", "").is_ok());
         assert_eq!(
             told("list", " nodes", ""),

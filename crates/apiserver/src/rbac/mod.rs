@@ -14,6 +14,8 @@ use k8s_openapi::api::rbac::v1::{
 };
 use parking_lot::RwLock;
 
+use crate::auth::aggregate;
+
 pub use ensure::ensure;
 pub use policy::{Bootstrap, CONTROLLERS, DNS, bootstrap, own};
 pub use rules::{Ask, Target, covers, matches};
@@ -86,14 +88,25 @@ impl Rbac {
         self.policy.write().unbind(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// Whether it is allowed, and if so by what.
-    pub fn allows(&self, ask: &Ask<'_>) -> Option<String> {
+    /// By what it is allowed.
+    ///
+    /// # Errors
+    /// It is not: what kept from knowing all rules, which may be nothing.
+    pub fn decide(&self, ask: &Ask<'_>) -> Result<String, String> {
         let policy = self.policy.read();
-        let namespace = ask.namespace();
-        policy.bindings_of(ask.user, ask.groups, namespace).find_map(|binding| {
-            let rules = policy.rules_of(binding)?;
-            rules.iter().any(|rule| matches(rule, ask)).then(|| binding.reason(ask))
-        })
+        let mut missing = Vec::new();
+        for binding in policy.bindings_of(ask.user, ask.groups, ask.namespace()) {
+            match policy.rules_of(binding) {
+                Some(rules) if rules.iter().any(|rule| matches(rule, ask)) => return Ok(binding.reason(ask)),
+                Some(_) => {}
+                None => missing.push(binding.missing()),
+            }
+        }
+        if missing.is_empty() {
+            return Err(String::new());
+        }
+        missing.sort_unstable();
+        Err(format!("RBAC: {}", aggregate(missing)))
     }
 
     /// All rules that someone has in a namespace (those of the whole cluster alone where it is empty).
@@ -105,6 +118,16 @@ impl Rbac {
             .flatten()
             .cloned()
             .collect()
+    }
+
+    /// Of the bindings of someone in a namespace those whose roles are not there, as errors.
+    pub fn missing_roles(&self, user: &str, groups: &[String], namespace: &str) -> Vec<String> {
+        let policy = self.policy.read();
+        let bindings = policy.bindings_of(user, groups, namespace);
+        let mut missing: Vec<String> =
+            bindings.filter(|binding| policy.rules_of(binding).is_none()).map(Binding::missing).collect();
+        missing.sort_unstable();
+        missing
     }
 
     /// The rules of the role that a binding refers to. `None` if there is no such role.
@@ -178,6 +201,12 @@ fn who(subject: &Subject, binding_namespace: &str) -> Option<Who> {
 }
 
 impl Binding {
+    /// That its role is not there.
+    fn missing(&self) -> String {
+        let RoleRef { kind, name, .. } = &self.role;
+        format!("{}.rbac.authorization.k8s.io {name:?} not found", kind.to_lowercase())
+    }
+
     fn reason(&self, ask: &Ask<'_>) -> String {
         let (namespace, name) = &self.key;
         let binding = if namespace.is_empty() {
@@ -240,7 +269,7 @@ mod tests {
         ];
         for (user, verb, target, allowed) in cases {
             let ask = Ask { user, groups: &authenticated, verb, target, ..Ask::default() };
-            assert_eq!(rbac.allows(&ask).is_some(), allowed, "{user} {verb} {target:?}");
+            assert_eq!(rbac.decide(&ask).is_ok(), allowed, "{user} {verb} {target:?}");
         }
         let ask = Ask {
             user: "system:kube-scheduler",
@@ -250,11 +279,9 @@ mod tests {
             ..Ask::default()
         };
         assert_eq!(
-            rbac.allows(&ask).as_deref(),
-            Some(
-                "RBAC: allowed by ClusterRoleBinding \"system:kube-scheduler\" of ClusterRole \
-                 \"system:kube-scheduler\" to User \"system:kube-scheduler\""
-            )
+            rbac.decide(&ask).as_deref(),
+            Ok("RBAC: allowed by ClusterRoleBinding \"system:kube-scheduler\" of ClusterRole \
+                 \"system:kube-scheduler\" to User \"system:kube-scheduler\"")
         );
     }
 
@@ -277,10 +304,43 @@ mod tests {
             target: resource("", "pods", "", namespace),
             ..Ask::default()
         };
-        assert!(rbac.allows(&ask("a")).is_some());
-        assert!(rbac.allows(&ask("b")).is_none());
-        assert!(rbac.allows(&ask("")).is_none());
+        assert!(rbac.decide(&ask("a")).is_ok());
+        assert!(rbac.decide(&ask("b")).is_err());
+        assert!(rbac.decide(&ask("")).is_err());
         rbac.forget_binding("a", "b");
-        assert!(rbac.allows(&ask("a")).is_none());
+        assert!(rbac.decide(&ask("a")).is_err());
+    }
+
+    #[test]
+    fn a_role_that_is_not_there_is_named() {
+        let rbac = Rbac::new();
+        let bind = |namespace: &str, kind: &str, name: &str| {
+            rbac.set_role_binding(&RoleBinding {
+                metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+                    namespace: Some(namespace.into()),
+                    name: Some(name.into()),
+                    ..Default::default()
+                },
+                role_ref: RoleRef { kind: kind.into(), name: name.into(), ..RoleRef::default() },
+                subjects: Some(vec![Subject {
+                    kind: "User".into(),
+                    name: "amy".into(),
+                    ..Subject::default()
+                }]),
+            });
+        };
+        let told = |user| {
+            let target = resource("", "pods", "", "a");
+            rbac.decide(&Ask { user, groups: &[], verb: "list", target, ..Ask::default() })
+        };
+        bind("a", "ClusterRole", "gone");
+        let gone = "clusterrole.rbac.authorization.k8s.io \"gone\" not found";
+        assert_eq!(told("amy"), Err(format!("RBAC: {gone}")));
+        assert_eq!(told("joe"), Err(String::new()));
+        bind("a", "Role", "other");
+        bind("b", "Role", "elsewhere");
+        let other = "role.rbac.authorization.k8s.io \"other\" not found";
+        assert_eq!(told("amy"), Err(format!("RBAC: [{gone}, {other}]")));
+        assert_eq!(rbac.missing_roles("amy", &[], "a"), [gone, other]);
     }
 }

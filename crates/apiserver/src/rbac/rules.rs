@@ -76,15 +76,15 @@ fn path_matches(url: &str, path: &str) -> bool {
     url == "*" || url == path || url.strip_suffix('*').is_some_and(|prefix| path.starts_with(prefix))
 }
 
-/// `pods`, `pods/log`, `*`, `*/scale`.
+/// `pods`, `pods/log`, `*`, `*/scale`. Who asks in a review may name both parts of `pods/log` as the resource.
 fn resource_matches(rule: &str, resource: &str, subresource: &str) -> bool {
     if rule == "*" {
         return true;
     }
-    match rule.split_once('/') {
-        None => subresource.is_empty() && rule == resource,
-        Some((r, s)) => !subresource.is_empty() && s == subresource && (r == "*" || r == resource),
+    if subresource.is_empty() {
+        return rule == resource;
     }
+    rule.split_once('/').is_some_and(|(r, s)| s == subresource && (r == "*" || r == resource))
 }
 
 /// Whether someone who has `owned` has all that `wanted` gives. Each rule of `wanted` is taken apart into its single
@@ -174,5 +174,20 @@ mod tests {
         assert!(covers(std::slice::from_ref(&pods), std::slice::from_ref(&one)).is_empty());
         assert_eq!(covers(&[one], std::slice::from_ref(&pods)).len(), 2);
         assert_eq!(covers(&[pods], &[logs]).len(), 1);
+    }
+
+    #[test]
+    fn a_subresource_may_stand_in_the_resource() {
+        for (named, resource, subresource, expected) in [
+            ("pods/log", "pods", "log", true),
+            ("pods/log", "pods/log", "", true),
+            ("pods", "pods/log", "", false),
+            ("*/log", "pods/log", "", false),
+            ("*/log", "pods", "log", true),
+            ("pods/log", "pods", "", false),
+        ] {
+            let found = resource_matches(named, resource, subresource);
+            assert_eq!(found, expected, "{named} {resource} {subresource}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value as Json, json};
 
 use super::{Mapping, Rule, Settings};
-use crate::auth::{AUTHENTICATED, User};
+use crate::auth::User;
 use crate::cel::{self, Budget, Program, Value};
 
 /// The user that claims are mapped to.
@@ -29,7 +29,7 @@ pub fn user(settings: &Settings, claims: &Json) -> Result<User, String> {
         Mapping::Expression(program) => string(program, &seen)
             .map_err(|why| format!("error evaluating username claim expression: {why}"))?,
     };
-    let mut groups = match &settings.groups {
+    let groups = match &settings.groups {
         None => Vec::new(),
         Some(Mapping::Claim { name, prefix }) => {
             let told = match &claims[name.as_str()] {
@@ -74,10 +74,7 @@ pub fn user(settings: &Settings, claims: &Json) -> Result<User, String> {
     let told = json!({"username": name, "uid": uid, "groups": groups, "extra": extra});
     check(&settings.user_rules, "user", &Value::from_json(&told))
         .map_err(|why| format!("error evaluating user info validation rule: {why}"))?;
-    if !groups.iter().any(|group| group == AUTHENTICATED) {
-        groups.push(AUTHENTICATED.to_owned());
-    }
-    Ok(User { name, uid, groups, extra })
+    Ok(User { name, uid, groups, extra }.told_by_others())
 }
 
 fn text(claims: &Json, name: &str) -> Result<String, String> {

@@ -10,6 +10,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use jiff::Timestamp;
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
 use rustls::pki_types::CertificateDer;
@@ -25,6 +26,8 @@ use super::key_sets::KeySets;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// A token that names an unknown key has the keys fetched anew, but no sooner than this after the last time.
 const PAUSE: Duration = Duration::from_secs(1);
+/// By how many seconds an issuer's clock may be ahead, as upstream. Its tokens' end is not put off.
+const LEEWAY: f64 = 60.0;
 /// The largest document that is read, in bytes.
 const LARGEST: usize = 1 << 20;
 /// Where systems keep the authorities that they trust.
@@ -108,11 +111,10 @@ impl Issuer {
             let decoding = DecodingKey::from_jwk(key).ok()?;
             let mut rules = Validation::new(head.alg);
             rules.leeway = 0;
-            rules.validate_nbf = true;
             rules.set_issuer(&[&self.url]);
             rules.set_audience(&self.audiences);
             match jsonwebtoken::decode::<Value>(token, &decoding, &rules) {
-                Ok(read) => Some(Ok(read.claims)),
+                Ok(read) => Some(has_begun(read.claims, Timestamp::now().as_second())),
                 Err(error) => match error.kind() {
                     jsonwebtoken::errors::ErrorKind::InvalidSignature
                     | jsonwebtoken::errors::ErrorKind::InvalidAlgorithm => None,
@@ -179,5 +181,35 @@ impl Issuer {
         let text = body.to_bytes();
         let document = serde_json::from_slice(&text).map_err(|error| told(&error))?;
         Ok((document, text))
+    }
+}
+
+/// The claims of a token that says since when it is valid, if at all, and is by now, in seconds since 1970.
+fn has_begun(claims: Value, now: i64) -> Result<Value, String> {
+    match claims["nbf"].as_f64() {
+        Some(since) if now as f64 + LEEWAY < since => {
+            Err(format!("oidc: current time {now} before the nbf (not before) time: {since}"))
+        }
+        _ => Ok(claims),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_issuers_clock_may_be_a_little_ahead() {
+        for (claims, begun) in [
+            (json!({}), true),
+            (json!({"nbf": 1000}), true),
+            (json!({"nbf": 1060}), true),
+            (json!({"nbf": 1060.5}), false),
+            (json!({"nbf": 1061}), false),
+        ] {
+            assert_eq!(has_begun(claims.clone(), 1000).is_ok(), begun, "{claims}");
+        }
     }
 }

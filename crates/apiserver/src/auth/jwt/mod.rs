@@ -155,8 +155,8 @@ impl Jwt {
     }
 }
 
-/// The issuer that a token names.
-fn issuer_of(token: &str) -> Option<String> {
+/// The issuer that a token names, whoever has signed it.
+pub fn issuer_of(token: &str) -> Option<String> {
     let mut parts = token.split('.');
     let (_, payload, _) = (parts.next()?, parts.next()?, parts.next()?);
     if parts.next().is_some() {
