@@ -63,7 +63,9 @@ fn groups<'a>(kinds: &[&'a Kind], others: &'a [Other]) -> Vec<Group<'a>> {
     let mut out: Vec<(_, Group<'a>)> = all
         .into_iter()
         .map(|(name, mut versions)| {
-            versions.sort_by_key(|(_, (prior, version))| std::cmp::Reverse((*prior, priority(version))));
+            versions.sort_by(|(_, (a, first)), (_, (b, second))| {
+                (b, priority(second)).cmp(&(a, priority(first)))
+            });
             let first = std::cmp::Reverse(highest(&versions));
             (first, Group { name, versions: versions.into_iter().map(|(_, (_, version))| version).collect() })
         })
@@ -73,21 +75,24 @@ fn groups<'a>(kinds: &[&'a Kind], others: &'a [Other]) -> Vec<Group<'a>> {
 }
 
 /// Versions compare as KEP-95 and `version.CompareKubeAwareVersionStrings` say: stable before beta before alpha, then the
-/// higher number.
-fn priority(version: &str) -> (u8, u32, u32) {
-    let Some(rest) = version.strip_prefix('v') else { return (0, 0, 0) };
-    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-    let major = rest[..digits].parse().unwrap_or(0);
-    let stage = &rest[digits..];
-    let number = |s: &str| s.parse().unwrap_or(0);
-    if stage.is_empty() {
-        (3, major, 0)
-    } else if let Some(n) = stage.strip_prefix("beta") {
-        (2, major, number(n))
-    } else if let Some(n) = stage.strip_prefix("alpha") {
-        (1, major, number(n))
-    } else {
-        (0, major, 0)
+/// higher number; all others come last, by their names.
+fn priority(version: &str) -> (u8, u64, u64, std::cmp::Reverse<&str>) {
+    let number = |text: &str| -> Option<u64> {
+        text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    };
+    let numbered = |stage: u8, major: &str, minor: &str| Some((stage, number(major)?, number(minor)?));
+    let read = version.strip_prefix('v').and_then(|rest| {
+        if let Some((major, minor)) = rest.split_once("beta") {
+            numbered(2, major, minor)
+        } else if let Some((major, minor)) = rest.split_once("alpha") {
+            numbered(1, major, minor)
+        } else {
+            numbered(3, rest, "0")
+        }
+    });
+    match read {
+        Some((stage, major, minor)) => (stage, major, minor, std::cmp::Reverse("")),
+        None => (0, 0, 0, std::cmp::Reverse(version)),
     }
 }
 
@@ -308,9 +313,13 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_by_stability_then_number() {
-        let mut versions = vec!["v1alpha1", "v1beta2", "v2", "v1", "v1beta10", "odd"];
-        versions.sort_by_key(|v| std::cmp::Reverse(priority(v)));
-        assert_eq!(versions, ["v2", "v1", "v1beta10", "v1beta2", "v1alpha1", "odd"]);
+        let mut versions =
+            vec!["v1beta", "odd", "v1alpha1", "v1beta2", "v2", "v1", "v1beta10", "even10", "even"];
+        versions.sort_by(|a, b| priority(b).cmp(&priority(a)));
+        assert_eq!(
+            versions,
+            ["v2", "v1", "v1beta10", "v1beta2", "v1alpha1", "even", "even10", "odd", "v1beta"]
+        );
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Formats that a schema, or an expression, may ask of a text: those that upstream knows, by upstream's rules. Of other
 //! formats nothing is asked.
 
+pub mod pattern;
 pub mod uri;
 
 use std::sync::LazyLock;
 
+use jiff::SignedDuration;
 use krate_api::{duration, names};
 use regex::Regex;
 
@@ -227,30 +229,40 @@ fn is_date_time(text: &str) -> bool {
     is_date(date) && at_most(hours, 23) && at_most(minutes, 59) && at_most(seconds, 59) && is_zone
 }
 
-/// As Go writes them, or in words: `3 days`.
 fn is_duration(text: &str) -> bool {
-    // What comes last of each may be followed by more: `seconds`.
-    const UNITS: [&[&str]; 8] = [
-        &["ns", "nano"],
-        &["us", "µs", "micro"],
-        &["ms", "milli"],
-        &["s", "sec"],
-        &["m", "min"],
-        &["h", "hr", "hour"],
-        &["d", "day"],
-        &["w", "wk", "week"],
-    ];
-    let is_unit = |unit: &str| {
-        let unit = unit.to_lowercase();
-        UNITS.iter().any(|names| {
+    read_duration(text).is_some()
+}
+
+/// Of an amount of time how it is written and how many nanoseconds it has; what comes last of each may be followed by
+/// more: `seconds`.
+const UNITS: [(&[&str], i64); 8] = [
+    (&["ns", "nano"], 1),
+    (&["us", "µs", "micro"], 1_000),
+    (&["ms", "milli"], 1_000_000),
+    (&["s", "sec"], 1_000_000_000),
+    (&["m", "min"], 60_000_000_000),
+    (&["h", "hr", "hour"], 3_600_000_000_000),
+    (&["d", "day"], 86_400_000_000_000),
+    (&["w", "wk", "week"], 604_800_000_000_000),
+];
+
+/// A duration as Go writes them, or in words: `3 days`.
+pub fn read_duration(text: &str) -> Option<SignedDuration> {
+    if let Some(plain) = duration::parse(text) {
+        return Some(plain);
+    }
+    let mut sum: Option<i64> = None;
+    for captures in DURATION.as_ref()?.captures_iter(text) {
+        let count: i64 = captures.get(1)?.as_str().parse().ok()?;
+        let unit = captures.get(2)?.as_str().to_lowercase();
+        let is_it = |names: &[&str]| {
             names.contains(&unit.as_str()) || names.last().is_some_and(|last| unit.starts_with(last))
-        })
-    };
-    let in_words = || {
-        let found = DURATION.as_ref().into_iter().flat_map(|pattern| pattern.captures_iter(text));
-        found.filter_map(|captures| captures.get(2)).any(|unit| is_unit(unit.as_str()))
-    };
-    duration::parse(text).is_some() || in_words()
+        };
+        if let Some((_, nanos)) = UNITS.iter().find(|(names, _)| is_it(names)) {
+            sum = Some(sum.unwrap_or(0).wrapping_add(count.wrapping_mul(*nanos)));
+        }
+    }
+    sum.map(SignedDuration::from_nanos)
 }
 
 fn is_letter(c: char) -> bool {

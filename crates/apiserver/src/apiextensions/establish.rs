@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use http::Method;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, CustomResourceDefinitionCondition, CustomResourceDefinitionSpec,
+    CustomResourceDefinition, CustomResourceDefinitionCondition, CustomResourceDefinitionNames,
+    CustomResourceDefinitionSpec,
 };
 use krate_api::{FieldErrors, FieldPath, Kind, Reason, StatusError};
 use krate_store::cache::{CacheEvent, Freshness, Head, ListQuery, Scope, Start, WatchQuery};
@@ -26,7 +27,19 @@ const PLURAL: &str = "customresourcedefinitions";
 /// What is served for a definition.
 struct Installed {
     spec: CustomResourceDefinitionSpec,
+    /// The names that were accepted: they may come after the spec that wants them.
+    names: Option<CustomResourceDefinitionNames>,
     names_at: (String, String),
+}
+
+impl Installed {
+    fn is_of(&self, definition: &CustomResourceDefinition) -> bool {
+        self.spec == definition.spec && self.names.as_ref() == accepted_names(definition)
+    }
+}
+
+fn accepted_names(definition: &CustomResourceDefinition) -> Option<&CustomResourceDefinitionNames> {
+    definition.status.as_ref()?.accepted_names.as_ref()
 }
 
 /// The task that does it.
@@ -177,7 +190,7 @@ impl Establisher {
     /// Serves the versions of a definition as it is now.
     async fn install(&self, definition: &CustomResourceDefinition) -> Result<(), StatusError> {
         let name = definition.metadata.name.clone().unwrap_or_default();
-        let unchanged = |i: &Installed| i.spec == definition.spec;
+        let unchanged = |i: &Installed| i.is_of(definition);
         if !is_true(definition, "Established") || self.installed.lock().get(&name).is_some_and(unchanged) {
             return Ok(());
         }
@@ -207,7 +220,8 @@ impl Establisher {
         let names_at = (definition.spec.group.clone(), first.kind().plural.to_owned());
         self.server.kinds.put(&names_at.0, &names_at.1, served);
         self.server.openapi.forget();
-        self.installed.lock().insert(name, Installed { spec: definition.spec.clone(), names_at });
+        let (spec, names) = (definition.spec.clone(), accepted_names(definition).cloned());
+        self.installed.lock().insert(name, Installed { spec, names, names_at });
         Ok(())
     }
 
@@ -382,5 +396,26 @@ fn set(definition: &mut CustomResourceDefinition, condition: &str, holds: bool, 
     match there {
         Some(there) => *there = wanted,
         None => conditions.push(wanted),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_served_changes_with_the_names_that_are_accepted() {
+        let mut definition = CustomResourceDefinition::default();
+        definition.spec.group = "example.com".to_owned();
+        let installed = Installed {
+            spec: definition.spec.clone(),
+            names: None,
+            names_at: ("example.com".to_owned(), "widgets".to_owned()),
+        };
+        assert!(installed.is_of(&definition));
+        let short_names = Some(vec!["wid".to_owned()]);
+        let names = CustomResourceDefinitionNames { short_names, ..CustomResourceDefinitionNames::default() };
+        definition.status.get_or_insert_default().accepted_names = Some(names);
+        assert!(!installed.is_of(&definition));
     }
 }

@@ -7,8 +7,10 @@
 mod approval;
 mod conversion;
 pub(crate) mod declared;
+mod embedded;
 mod establish;
 mod jsonpath;
+mod lists;
 pub(crate) mod metrics;
 mod names;
 mod object;
@@ -16,6 +18,7 @@ mod prune;
 mod registry;
 mod row;
 mod rules;
+mod scalars;
 mod structural;
 pub mod validation;
 mod values;

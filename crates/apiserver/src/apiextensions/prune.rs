@@ -38,11 +38,66 @@ pub fn prune(fields: &mut Map<String, Value>, schema: &Value, top: bool) {
 fn prune_value(value: &mut Value, schema: &Value) {
     match value {
         Value::Object(fields) => prune(fields, schema, says(schema, EMBEDDED)),
+        Value::Array(items) if says(schema, PRESERVE) => {
+            let Some(inner) = schema.get("items") else { return };
+            for item in items {
+                kept(item, inner);
+            }
+        }
         Value::Array(items) => {
             let none = Value::Null;
             let inner = schema.get("items").unwrap_or(&none);
             for item in items {
                 prune_value(item, inner);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// An item of a list that keeps what it does not know: only what its own schema names is looked at closer.
+fn kept(value: &mut Value, schema: &Value) {
+    match value {
+        Value::Object(fields) => {
+            let properties = schema.get("properties").and_then(Value::as_object);
+            let additional = additional(schema);
+            for (name, value) in fields.iter_mut() {
+                if says(schema, EMBEDDED) && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
+                    continue;
+                }
+                if let Some(inner) = properties.and_then(|p| p.get(name)).or(additional) {
+                    prune_value(value, inner);
+                }
+            }
+        }
+        Value::Array(items) => {
+            let Some(inner) = schema.get("items") else { return };
+            for item in items {
+                kept(item, inner);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Takes away the fields that are null, may not be and have no default: to say nothing of a field is the same.
+pub fn prune_nulls(fields: &mut Map<String, Value>, schema: &Value) {
+    let properties = schema.get("properties").and_then(Value::as_object);
+    let additional = additional(schema).filter(|a| a.is_object());
+    fields.retain(|name, value| {
+        let Some(inner) = properties.and_then(|p| p.get(name)).or(additional) else { return true };
+        prune_nulls_in(value, inner);
+        !value.is_null() || says(inner, "nullable") || inner.get("default").is_some()
+    });
+}
+
+fn prune_nulls_in(value: &mut Value, schema: &Value) {
+    match value {
+        Value::Object(fields) => prune_nulls(fields, schema),
+        Value::Array(items) => {
+            let Some(inner) = schema.get("items") else { return };
+            for item in items {
+                prune_nulls_in(item, inner);
             }
         }
         _ => {}
@@ -63,9 +118,14 @@ pub fn default(fields: &mut Map<String, Value>, schema: &Value) {
     let properties = schema.get("properties").and_then(Value::as_object);
     let additional = additional(schema);
     for (name, value) in fields.iter_mut() {
-        if let Some(inner) = properties.and_then(|p| p.get(name)).or(additional) {
-            default_value(value, inner);
+        let Some(inner) = properties.and_then(|p| p.get(name)).or(additional) else { continue };
+        if value.is_null()
+            && !says(inner, "nullable")
+            && let Some(wanted) = inner.get("default")
+        {
+            *value = wanted.clone();
         }
+        default_value(value, inner);
     }
 }
 
@@ -125,6 +185,42 @@ mod tests {
                     "pod": {"kind": "Pod", "metadata": {"name": "p"}, "spec": {"q": 1}},
                 },
             })
+        );
+    }
+
+    #[test]
+    fn what_is_kept_unknown_may_be_a_list() {
+        let schema = json!({"properties": {
+            "any": {PRESERVE: true},
+            "list": {"type": "array", PRESERVE: true, "items": {"type": "object", "properties": {
+                "known": {"type": "object", "properties": {"a": {}}},
+            }}},
+        }});
+        let said =
+            json!({"any": [{"a": 1}, [{"b": {"c": 2}}]], "list": [{"x": 1, "known": {"a": 1, "b": 2}}]});
+        let mut fields = object(said);
+        prune(&mut fields, &schema, true);
+        assert_eq!(
+            Value::Object(fields),
+            json!({"any": [{"a": 1}, [{"b": {"c": 2}}]], "list": [{"x": 1, "known": {"a": 1}}]})
+        );
+    }
+
+    #[test]
+    fn a_null_that_may_not_be_is_as_good_as_nothing() {
+        let schema = json!({"properties": {
+            "s": {"type": "string"}, "may": {"type": "string", "nullable": true},
+            "filled": {"type": "string", "default": "d"}, "free": {"type": "object", PRESERVE: true},
+            "map": {"additionalProperties": {"type": "string"}},
+            "list": {"items": {"type": "object", "properties": {"n": {"type": "integer"}}}},
+        }});
+        let said = json!({"s": null, "may": null, "filled": null, "free": {"x": null}, "map": {"a": null, "b": "c"},
+            "list": [null, {"n": null}]});
+        let mut fields = object(said);
+        prune_nulls(&mut fields, &schema);
+        assert_eq!(
+            Value::Object(fields),
+            json!({"may": null, "filled": null, "free": {"x": null}, "map": {"b": "c"}, "list": [null, {}]})
         );
     }
 

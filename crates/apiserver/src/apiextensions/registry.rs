@@ -17,7 +17,7 @@ use super::jsonpath::{self, Path, shown};
 use super::object::Custom;
 use super::rules::Rules;
 use super::structural::Types;
-use super::{prune, row, values};
+use super::{embedded, lists, prune, row, values};
 use crate::registry::column;
 use crate::registry::encode::part_to_value;
 use crate::registry::erased::{DecodeError, Object, Registry, ScalePaths};
@@ -46,6 +46,8 @@ pub struct Version {
     selectable: Vec<(&'static str, Path)>,
     scale: Option<ScalePaths>,
     has_status: bool,
+    /// Whether there are whole objects in it.
+    embeds: bool,
 }
 
 impl Version {
@@ -84,6 +86,7 @@ impl Version {
                 selector: s.label_selector_path.filter(|p| !p.is_empty()),
             }),
             has_status: subresources.status.is_some(),
+            embeds: schemas.values().any(embedded::has_any),
         }
     }
 
@@ -99,52 +102,76 @@ impl Version {
     fn check(&self, object: &dyn Object, old: Option<&dyn Object>, errors: &mut FieldErrors) {
         let (value, old) = (custom(object).value(), old.map(|old| custom(old).value()));
         values::check(&value, old.as_ref(), &self.open_api, errors);
-        self.check_scale(&value, errors);
-        values::check_all_lists(&value, old.as_ref(), &self.open_api, errors);
+        if let Some(scale) = &self.scale {
+            check_replicas(&value, &scale.spec, errors);
+        }
+        self.check_scale_status(&value, errors);
+        if self.embeds {
+            embedded::check(&value, &self.open_api, &FieldPath::new(""), errors);
+        }
+        self.check_whole(&value, old.as_ref(), errors);
+    }
+
+    /// The same of an object whose status alone is written: of the rest nothing is asked but what rules see.
+    fn check_status(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {
+        let (value, old) = (custom(object).value(), custom(old).value());
+        if let Some(status) = value.get("status")
+            && let Some(schema) = self.open_api.pointer("/properties/status")
+        {
+            values::check_at(status, old.get("status"), schema, &FieldPath::new("status"), errors);
+        }
+        self.check_scale_status(&value, errors);
+        self.check_whole(&value, Some(&old), errors);
+    }
+
+    fn check_whole(&self, value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+        lists::check(value, old, &self.open_api, errors);
         if self.rules.is_empty() {
             return;
         }
         if values::blocks_rules(errors) {
             return errors.invalid(&FieldPath::new("<nil>"), Value::Null, values::UNCHECKED);
         }
-        self.rules.check(&value, old.as_ref(), &self.open_api, errors);
+        self.rules.check(value, old, &self.open_api, errors);
     }
 
-    fn check_scale(&self, value: &Value, errors: &mut FieldErrors) {
+    fn check_scale_status(&self, value: &Value, errors: &mut FieldErrors) {
         let Some(scale) = &self.scale else { return };
-        for (path, name) in [(&scale.spec, "spec"), (&scale.status, "status")] {
-            // What the status says is looked at where there is one.
-            if name == "status" && value.get("status").is_none() {
-                continue;
-            }
-            let at = FieldPath::new(path);
-            match jsonpath::plain(value, path) {
-                None => {}
-                Some(found) => match found.as_i64() {
-                    Some(n) if n < 0 => errors.invalid(&at, n, "should be a non-negative integer"),
-                    Some(_) => {}
-                    None => {
-                        let is = match found {
-                            Value::String(_) => "string",
-                            Value::Bool(_) => "bool",
-                            Value::Number(_) => "float64",
-                            Value::Array(_) => "[]interface {}",
-                            Value::Object(_) => "map[string]interface {}",
-                            Value::Null => "<nil>",
-                        };
-                        errors.invalid(
-                            &at,
-                            0,
-                            format!(
-                                "{path} accessor error: {} is of the type {is}, expected int64",
-                                shown(found)
-                            ),
-                        );
-                    }
-                },
-            }
+        check_replicas(value, &scale.status, errors);
+        let Some(path) = &scale.selector else { return };
+        if let Some(found) = jsonpath::plain(value, path).filter(|found| !found.is_string()) {
+            errors.invalid(&FieldPath::new(path), "", accessor_error(path, found, "string"));
         }
     }
+}
+
+/// Checks a number of replicas, if it is there.
+fn check_replicas(value: &Value, path: &str, errors: &mut FieldErrors) {
+    let Some(found) = jsonpath::plain(value, path) else { return };
+    let at = FieldPath::new(path);
+    match found.as_i64() {
+        Some(n) if n < 0 => errors.invalid(&at, n, "should be a non-negative integer"),
+        Some(n) if n > i64::from(i32::MAX) => {
+            errors.invalid(&at, n, format!("should be less than or equal to {}", i32::MAX));
+        }
+        Some(_) => {}
+        None => errors.invalid(&at, 0, accessor_error(path, found, "int64")),
+    }
+}
+
+/// What Go says of a value that is not of the type that it is read as.
+fn accessor_error(path: &str, found: &Value, wanted: &str) -> String {
+    let is = match found {
+        Value::String(_) => "string",
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_i64() => "int64",
+        Value::Number(_) => "float64",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+        Value::Null => "<nil>",
+    };
+    let said = if found.is_null() { is.to_owned() } else { shown(found) };
+    format!("{path} accessor error: {said} is of the type {is}, expected {wanted}")
 }
 
 /// What is said of a finalizer that somebody else's could be taken for.
@@ -260,6 +287,10 @@ impl Registry for Version {
         }
         let schema = self.schema_of(&object.api_version);
         prune::prune(&mut object.fields, schema, true);
+        prune::prune_nulls(&mut object.fields, schema);
+        if self.embeds {
+            embedded::coerce(&mut object.fields, schema);
+        }
         Ok(Box::new(object))
     }
 
@@ -320,7 +351,7 @@ impl Registry for Version {
     }
 
     fn validate_status_update(&self, object: &dyn Object, old: &dyn Object, errors: &mut FieldErrors) {
-        self.check(object, Some(old), errors);
+        self.check_status(object, old, errors);
     }
 
     fn warnings(&self, object: &dyn Object, old: Option<&dyn Object>) -> Vec<String> {
@@ -342,7 +373,8 @@ impl Registry for Version {
     }
 
     fn selectable_names(&self) -> Vec<&'static str> {
-        self.selectable.iter().map(|(name, _)| *name).chain(["metadata.name", "metadata.namespace"]).collect()
+        let namespace = self.kind.is_namespaced().then_some("metadata.namespace");
+        self.selectable.iter().map(|(name, _)| *name).chain(["metadata.name"]).chain(namespace).collect()
     }
 
     fn columns(&self) -> Value {
@@ -395,5 +427,63 @@ impl Registry for Version {
         let mut object = self.decode(json).ok()?;
         self.default(&mut *object);
         Some(object.to_json().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version() -> Version {
+        let definition: CustomResourceDefinition = serde_json::from_value(json!({
+            "metadata": {"name": "sizes.example.com"},
+            "spec": {
+                "group": "example.com", "scope": "Cluster", "names": {"plural": "sizes", "kind": "Size"},
+                "versions": [{"name": "v1", "served": true, "storage": true,
+                    "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.n",
+                        "statusReplicasPath": ".status.n", "labelSelectorPath": ".status.selector"}},
+                    "schema": {"openAPIV3Schema": {"type": "object", "required": ["must"], "properties": {
+                        "spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+                        "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true,
+                            "properties": {"phase": {"type": "string"}}},
+                    }}}}],
+            },
+        }))
+        .expect("a definition");
+        Version::new(&definition, &definition.spec.versions[0], &schemas(&definition))
+    }
+
+    fn object(version: &Version, said: &Value) -> Box<dyn Object> {
+        version.decode(said.to_string().as_bytes()).expect("an object")
+    }
+
+    #[test]
+    fn a_written_status_is_held_against_what_is_said_of_status() {
+        let version = version();
+        let old = object(&version, &json!({"spec": {"n": -1}}));
+        let status = json!({"n": 3_000_000_000_i64, "phase": 1, "selector": 5});
+        let new = object(&version, &json!({"spec": {"n": -1}, "status": status}));
+        let mut errors = FieldErrors::new();
+        version.validate_status_update(&*new, &*old, &mut errors);
+        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                r#"status.phase: Invalid value: "integer": phase in body must be of type string: "integer""#,
+                ".status.n: Invalid value: 3000000000: should be less than or equal to 2147483647",
+                r#".status.selector: Invalid value: "": .status.selector accessor error: 5 is of the type int64, expected string"#,
+            ]
+        );
+        let mut errors = FieldErrors::new();
+        version.validate(&*new, &mut errors);
+        assert!(
+            errors.iter().any(|error| error.field.as_str() == "must"),
+            "the whole is not as it should be"
+        );
+    }
+
+    #[test]
+    fn a_namespace_is_selected_by_where_there_is_one() {
+        assert_eq!(version().selectable_names(), ["metadata.name"]);
     }
 }

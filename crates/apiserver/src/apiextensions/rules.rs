@@ -1,18 +1,22 @@
 //! The rules of a schema in CEL (`x-kubernetes-validations`, KEP-2876): read once when a definition is taken in, and
 //! evaluated for every write of an object, within one budget.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use krate_api::field::{Fault, FieldError};
 use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value as Json;
 
-use crate::cel::{Budget, Declared, Error, PER_POLICY, Program, Value};
+use crate::cel::{Budget, Declared, Error, List, PER_POLICY, Program, Value};
+use crate::formats;
 
 /// Where rules are in a schema.
 pub const RULES: &str = "x-kubernetes-validations";
 const OUT_OF_BUDGET: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
+
+/// The longest message that an expression may make, in bytes.
+const LONGEST_MESSAGE: usize = 5 * 1024;
 
 /// The rules of a schema and of all that is in it.
 #[derive(Default)]
@@ -85,7 +89,8 @@ impl Rule {
         let made =
             self.message_expression.as_ref().and_then(|program| program.evaluate(variables, budget).ok());
         let made = made.as_ref().and_then(Value::as_str).map(str::trim);
-        made.filter(|told| !told.is_empty() && !told.contains('\n')).unwrap_or(&self.message).to_owned()
+        let fits = |told: &&str| !told.is_empty() && told.len() <= LONGEST_MESSAGE && !told.contains('\n');
+        made.filter(fits).unwrap_or(&self.message).to_owned()
     }
 }
 
@@ -194,8 +199,9 @@ impl Check<'_> {
             Json::Array(items) => {
                 let Some(rules) = &rules.items else { return };
                 let inner = schema.get("items").unwrap_or(&nothing);
+                let were = Counterparts::of(old, schema);
                 for (i, item) in items.iter().enumerate() {
-                    let was = before.part(old.and_then(|old| counterpart(item, old, schema)));
+                    let was = before.part(were.get(item));
                     self.part(rules, item, was, inner, &at.index(i));
                 }
             }
@@ -277,47 +283,90 @@ fn add(errors: &mut FieldErrors, fault: Fault, at: &FieldPath, value: Option<&Js
     }
 }
 
-/// The item of an older list that an item was: the one with the same keys, where items have keys.
-pub fn counterpart<'a>(item: &Json, old: &'a Json, schema: &Json) -> Option<&'a Json> {
-    if schema.get("x-kubernetes-list-type").and_then(Json::as_str) != Some("map") {
-        return None;
-    }
-    let keys = schema.get("x-kubernetes-list-map-keys")?.as_array()?;
-    let same =
-        |other: &&Json| keys.iter().filter_map(Json::as_str).all(|key| other.get(key) == item.get(key));
-    old.as_array()?.iter().find(same)
+/// The items of an older list by their keys, where items have keys: there is found what an item was.
+pub struct Counterparts<'o, 's> {
+    keys: Vec<&'s str>,
+    items: HashMap<String, &'o Json>,
 }
 
-/// A value as rules see it: what its schema says of it tells whole fractions from numbers, and times from texts.
+impl<'o, 's> Counterparts<'o, 's> {
+    pub fn of(old: Option<&'o Json>, schema: &'s Json) -> Self {
+        let is_map = text(schema, "x-kubernetes-list-type") == "map";
+        let keys = schema.get("x-kubernetes-list-map-keys").filter(|_| is_map).and_then(Json::as_array);
+        let keys: Vec<&str> = keys.into_iter().flatten().filter_map(Json::as_str).collect();
+        let old = old.filter(|_| !keys.is_empty()).and_then(Json::as_array);
+        let mut items = HashMap::new();
+        for item in old.into_iter().flatten() {
+            items.entry(key(item, &keys)).or_insert(item);
+        }
+        Counterparts { keys, items }
+    }
+
+    pub fn get(&self, item: &Json) -> Option<&'o Json> {
+        if self.items.is_empty() {
+            return None;
+        }
+        self.items.get(&key(item, &self.keys)).copied()
+    }
+}
+
+fn key(item: &Json, keys: &[&str]) -> String {
+    let parts: Vec<Option<&Json>> = keys.iter().map(|key| item.get(*key)).collect();
+    serde_json::to_string(&parts).unwrap_or_default()
+}
+
+/// A value as rules see it: what its schema says of it tells whole fractions from numbers, times from texts, and what
+/// makes two lists the same.
 fn typed(value: &Json, schema: &Json) -> Value {
-    let format = text(schema, "format");
     match (value, text(schema, "type")) {
         (Json::Number(n), "number") => Value::Double(n.as_f64().unwrap_or(f64::NAN)),
-        (Json::String(s), "string") => match format {
-            "date-time" => s.parse().map_or_else(|_| Value::from_json(value), Value::Timestamp),
-            "byte" => {
-                use base64::Engine as _;
-                let bytes = base64::engine::general_purpose::STANDARD.decode(s);
-                bytes.map_or_else(|_| Value::from_json(value), |bytes| Value::Bytes(bytes.into()))
-            }
-            _ => Value::from_json(value),
-        },
+        (Json::String(s), "string") => {
+            formatted(s, text(schema, "format")).unwrap_or_else(|| Value::string(s.as_str()))
+        }
         (Json::Array(items), _) => {
             let nothing = Json::Null;
             let inner = schema.get("items").unwrap_or(&nothing);
-            Value::list(items.iter().map(|item| typed(item, inner)).collect())
+            let items = items.iter().map(|item| typed(item, inner)).collect();
+            match text(schema, "x-kubernetes-list-type") {
+                "set" => Value::List(List::set(items).into()),
+                "map" => {
+                    let keys = schema.get("x-kubernetes-list-map-keys").and_then(Json::as_array);
+                    let keys = keys.into_iter().flatten().filter_map(Json::as_str).map(str::to_owned);
+                    Value::List(List::map(items, keys).into())
+                }
+                _ => Value::list(items),
+            }
         }
         (Json::Object(fields), _) => {
             let nothing = Json::Null;
+            let properties = schema.get("properties").and_then(Json::as_object);
             let of = |name: &str| {
-                let named = schema.get("properties").and_then(|all| all.get(name));
+                let named = properties.and_then(|all| all.get(name));
                 named.or_else(|| super::prune::additional(schema)).unwrap_or(&nothing)
             };
-            // A field that is null is as good as none to who asks whether it is there.
-            let set = fields.iter().filter(|(_, value)| !value.is_null());
+            // A field that is null is as good as none to who asks whether it is there; a map's entry is not.
+            let set = fields.iter().filter(|(_, value)| properties.is_none() || !value.is_null());
             Value::map(set.map(|(name, value)| (name.clone(), typed(value, of(name)))))
         }
         _ => Value::from_json(value),
+    }
+}
+
+/// What a text of a format stands for; `None` where it is a text to rules as well.
+fn formatted(said: &str, format: &str) -> Option<Value> {
+    match format {
+        "date-time" => said.parse().ok().map(Value::Timestamp),
+        "date" => {
+            let midnight = said.parse::<jiff::civil::Date>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+            Some(Value::Timestamp(midnight.timestamp()))
+        }
+        "duration" => formats::read_duration(said).map(Value::Duration),
+        "byte" => {
+            use base64::Engine as _;
+            let bytes = base64::engine::general_purpose::STANDARD.decode(said).ok()?;
+            Some(Value::Bytes(bytes.into()))
+        }
+        _ => None,
     }
 }
 
@@ -362,6 +411,35 @@ mod tests {
         Rules::new(&schema).check(&of(1), Some(&of(1)), &schema, &mut errors);
         let forgiven: Vec<String> = errors.forgiven().map(ToString::to_string).collect();
         assert_eq!(forgiven, ["spec.size: Forbidden: too small"]);
+    }
+
+    #[test]
+    fn values_are_what_their_schema_says() {
+        let of = |format: &str| json!({"type": "string", "format": format});
+        let list = |kind: &str, items: Json| {
+            let mut list = json!({"type": "array", "x-kubernetes-list-type": kind, "items": items});
+            list["x-kubernetes-list-map-keys"] = json!(["n"]);
+            list
+        };
+        let port =
+            json!({"type": "object", "properties": {"n": {"type": "string"}, "p": {"type": "integer"}}});
+        let schema = json!({"type": "object", "properties": {
+            "day": of("date"), "wait": of("duration"), "long": of("duration"),
+            "tags": list("set", json!({"type": "string"})), "ports": list("map", port),
+            "map": {"type": "object", "additionalProperties": {"type": "string", "nullable": true}},
+        }, RULES: [
+            {"rule": "self.day == timestamp('2024-02-29T00:00:00Z')"},
+            {"rule": "self.wait == duration('90m') && self.long == duration('48h')"},
+            {"rule": "self.tags == ['b', 'a'] && self.tags + ['a', 'c'] == ['a', 'b', 'c']"},
+            {"rule": "self.ports == oldSelf.ports"},
+            {"rule": "size(self.map) == 1"},
+        ]});
+        let ports = [json!({"n": "a", "p": 1}), json!({"n": "b", "p": 2})];
+        let value = json!({"day": "2024-02-29", "wait": "1h30m", "long": "2 days", "tags": ["a", "b"],
+            "ports": ports, "map": {"k": null}});
+        let mut old = value.clone();
+        old["ports"] = json!([ports[1], ports[0]]);
+        assert_eq!(faults(&schema, &value, Some(&old)), [""; 0]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod eval;
 mod fold;
 mod formatting;
 mod library;
+mod list;
 mod literals;
 pub(crate) mod metrics;
 mod operators;
@@ -32,6 +33,7 @@ use ::cel::parser::Parser;
 pub use declared::Declared;
 pub use library::authz::{Authz, Check, Question};
 pub use library::signatures;
+pub use list::List;
 pub use types::Type;
 pub use value::{Key, Map, Opaque, Value};
 

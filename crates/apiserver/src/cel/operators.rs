@@ -92,7 +92,7 @@ fn add(a: &Value, b: &Value) -> Result<Value> {
         (Double(a), Double(b)) => Double(a + b),
         (String(a), String(b)) => Value::string(format!("{a}{b}")),
         (Bytes(a), Bytes(b)) => Bytes([&a[..], &b[..]].concat().into()),
-        (List(a), List(b)) => Value::list(a.iter().chain(b.iter()).cloned().collect()),
+        (List(a), List(b)) => List(a.plus(b).into()),
         (Duration(a), Duration(b)) => Duration(a.checked_add(*b).ok_or_else(overflow)?),
         (Timestamp(t), Duration(d)) | (Duration(d), Timestamp(t)) => {
             Timestamp(t.checked_add(*d).map_err(|_| Error::new("timestamp overflow"))?)

@@ -14,6 +14,7 @@ use super::library::format::Format;
 use super::library::net::{Cidr, Ip};
 use super::library::semver::Version;
 use super::library::url::Url;
+use super::list::List;
 
 /// A value of one of Kubernetes' own types.
 #[derive(Clone, Debug)]
@@ -36,7 +37,7 @@ pub enum Value {
     Double(f64),
     String(Arc<str>),
     Bytes(Arc<[u8]>),
-    List(Arc<Vec<Value>>),
+    List(Arc<List>),
     Map(Arc<Map>),
     Duration(SignedDuration),
     Timestamp(Timestamp),
@@ -145,7 +146,7 @@ impl Value {
     }
 
     pub fn list(items: Vec<Value>) -> Self {
-        Value::List(Arc::new(items))
+        Value::List(Arc::new(items.into()))
     }
 
     pub fn map(entries: impl IntoIterator<Item = (String, Value)>) -> Self {

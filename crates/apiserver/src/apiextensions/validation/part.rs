@@ -6,6 +6,7 @@ use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
 
 use super::super::declared::declared;
+use super::super::embedded;
 use super::super::prune::{self, EMBEDDED, says};
 use super::super::rules::Rules;
 use super::super::values;
@@ -210,9 +211,11 @@ fn defaults(schema: &Value, root: bool, ratchet: &Ratchet, at: &FieldPath, error
         if !ratchet.unpruned && pruned(default, schema) != *default {
             errors.invalid(&at, default, "must not have unknown fields");
         }
-        let mut found = FieldErrors::new();
-        values::check_at(default, None, schema, &FieldPath::new(""), &mut found);
-        values::check_lists(default, schema, &FieldPath::new(""), &mut found);
+        let (mut found, nowhere) = (FieldErrors::new(), FieldPath::new(""));
+        embedded::check(default, schema, &nowhere, &mut found);
+        if found.is_empty() {
+            values::check_at(default, None, schema, &nowhere, &mut found);
+        }
         if found.is_empty() {
             let rules = Rules::new(schema);
             rules.check(default, Some(default), schema, &mut found);

@@ -2,10 +2,10 @@
 //! (upstream's `schema.ValidateStructural`).
 
 use krate_api::{FieldErrors, FieldPath};
-use regex::Regex;
 use serde_json::{Value, json};
 
 use super::super::prune::{EMBEDDED, PRESERVE, says};
+use crate::formats::pattern;
 
 const INT_OR_STRING: &str = "x-kubernetes-int-or-string";
 /// What an alternative may not say, and how that is told.
@@ -178,9 +178,7 @@ fn values(schema: &Value, skip_any: bool, skip_first: bool, at: &FieldPath, erro
         nested(not, false, &at.child("not"), errors);
     }
     let pattern = text(schema, "pattern");
-    if let Some(why) = Regex::new(pattern).err().filter(|_| !pattern.is_empty()) {
-        let why = why.to_string();
-        let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    if let Some(why) = pattern::wrong(pattern) {
         let detail = format!("must be a valid regular expression, but isn't: {why}");
         errors.invalid(&at.child("pattern"), pattern, detail);
     }

@@ -1,9 +1,10 @@
 //! Regular expressions, of RE2's syntax.
 
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 
 use crate::cel::value::Value;
 use crate::cel::{Error, Result};
+use crate::formats::pattern;
 
 /// The largest automaton in bytes that a pattern may make.
 const LARGEST: usize = 1 << 20;
@@ -17,8 +18,8 @@ pub fn call(name: &str, args: &[Value]) -> Option<Result<Value>> {
     };
     Some(match name {
         "matches" => compiled(pattern).map(|r| Value::Bool(r.is_match(text))),
-        "find" => compiled(pattern).map(|r| Value::string(r.find(text).map_or("", |m| m.as_str()))),
-        "findAll" => compiled(pattern).map(|r| {
+        "find" => legal(pattern).map(|r| Value::string(r.find(text).map_or("", |m| m.as_str()))),
+        "findAll" => legal(pattern).map(|r| {
             let found = r.find_iter(text).map(|m| Value::string(m.as_str()));
             Value::list(found.take(limit.unwrap_or(usize::MAX)).collect())
         }),
@@ -27,6 +28,24 @@ pub fn call(name: &str, args: &[Value]) -> Option<Result<Value>> {
 }
 
 fn compiled(pattern: &str) -> Result<Regex> {
-    let built = RegexBuilder::new(pattern).size_limit(LARGEST).build();
-    built.map_err(|error| Error::new(format!("error parsing regexp: {error}")))
+    pattern::compile(pattern, LARGEST).map_err(Error::new)
+}
+
+/// The same for functions that Kubernetes has added.
+fn legal(pattern: &str) -> Result<Regex> {
+    pattern::compile(pattern, LARGEST).map_err(|why| Error::new(format!("Illegal regex: {why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_gos() {
+        let ask = |name: &str, pattern: &str| call(name, &[Value::string("a1"), Value::string(pattern)]);
+        assert_eq!(ask("matches", "^[a[]1$"), Some(Ok(Value::Bool(true))));
+        let why = "error parsing regexp: invalid or unsupported Perl syntax: `(?!`";
+        assert_eq!(ask("matches", "(?!a)"), Some(Err(Error::new(why))));
+        assert_eq!(ask("find", "(?!a)"), Some(Err(Error::new(format!("Illegal regex: {why}")))));
+    }
 }
