@@ -2,6 +2,7 @@
 //! Aliases are followed, and no value is kept but JSON's.
 
 mod bounds;
+mod text;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -10,24 +11,38 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use bounds::Bounds;
+pub use text::to_text;
+
+/// One YAML document.
+pub struct Document {
+    pub value: Value,
+    /// The error of its keys that come twice, as upstream words it.
+    pub repeated: Option<String>,
+}
 
 /// Reads one YAML document, of which JSON is a part. The error is as upstream words it.
 ///
 /// # Errors
 /// The text is no YAML, or has what JSON has not.
 pub fn to_json(text: &[u8]) -> Result<Value, String> {
-    read(text).map(|(value, _)| value)
+    parse(text).map(|(value, _)| value)
 }
 
-/// The error of a document in which a key comes twice, as upstream words it.
-pub fn repeated_keys(text: &[u8]) -> Option<String> {
-    let (_, repeated) = read(text).ok()?;
+/// The same, with what is odd in it.
+///
+/// # Errors
+/// As those of [`to_json`].
+pub fn read(text: &[u8]) -> Result<Document, String> {
+    let (value, repeated) = parse(text)?;
+    Ok(Document { value, repeated: told(text, repeated) })
+}
+
+fn told(text: &[u8], repeated: Vec<Repeated>) -> Option<String> {
     let lines = lines(text, &repeated);
     let told: Vec<String> = std::iter::zip(repeated, lines)
         .map(|(key, line)| format!("\n  line {line}: key {:?} already set in map", key.name))
         .collect();
-    (!told.is_empty())
-        .then(|| format!("error converting YAML to JSON: yaml: unmarshal errors:{}", told.concat()))
+    (!told.is_empty()).then(|| wrong(&format!("unmarshal errors:{}", told.concat())))
 }
 
 /// A key that its map had already.
@@ -52,7 +67,7 @@ fn lines(text: &[u8], keys: &[Repeated]) -> Vec<usize> {
     lines
 }
 
-fn read(text: &[u8]) -> Result<(Value, Vec<Repeated>), String> {
+fn parse(text: &[u8]) -> Result<(Value, Vec<Repeated>), String> {
     if bounds::is_too_deep(text) {
         return Err(wrong("exceeded max depth of 10000"));
     }
@@ -258,109 +273,6 @@ impl<'de> Visitor<'de> for Key<'de, '_> {
     }
 }
 
-/// Writes a value as YAML, its fields in their order. What a reader of YAML 1.1 would take for something else than text
-/// stands in double quotes.
-pub fn to_text(value: &Value) -> String {
-    let mut out = String::new();
-    match value {
-        Value::Object(fields) if !fields.is_empty() => write_fields(fields, 0, false, &mut out),
-        Value::Array(items) if !items.is_empty() => write_items(items, 0, false, &mut out),
-        scalar => write_scalar(scalar, 0, &mut out),
-    }
-    out
-}
-
-fn indent(depth: usize, out: &mut String) {
-    out.extend(std::iter::repeat_n("  ", depth));
-}
-
-/// `begun`: the first one stands in a line that has begun.
-fn write_fields(fields: &Map<String, Value>, depth: usize, begun: bool, out: &mut String) {
-    for (i, (name, value)) in fields.iter().enumerate() {
-        if i > 0 || !begun {
-            indent(depth, out);
-        }
-        out.push_str(word(name).trim_end());
-        out.push(':');
-        match value {
-            Value::Object(inner) if !inner.is_empty() => {
-                out.push('\n');
-                write_fields(inner, depth + 1, false, out);
-            }
-            Value::Array(inner) if !inner.is_empty() => {
-                out.push('\n');
-                write_items(inner, depth, false, out);
-            }
-            scalar => {
-                out.push(' ');
-                write_scalar(scalar, depth + 1, out);
-            }
-        }
-    }
-}
-
-fn write_items(items: &[Value], depth: usize, begun: bool, out: &mut String) {
-    for (i, item) in items.iter().enumerate() {
-        if i > 0 || !begun {
-            indent(depth, out);
-        }
-        out.push_str("- ");
-        match item {
-            Value::Object(inner) if !inner.is_empty() => write_fields(inner, depth + 1, true, out),
-            Value::Array(inner) if !inner.is_empty() => write_items(inner, depth + 1, true, out),
-            scalar => write_scalar(scalar, depth + 1, out),
-        }
-    }
-}
-
-/// The value and the end of its line; the lines of a long text are as deep as `depth`.
-fn write_scalar(value: &Value, depth: usize, out: &mut String) {
-    let text = match value {
-        Value::String(text) => word(text),
-        other => format!("{other}\n"),
-    };
-    let mut lines = text.lines();
-    out.push_str(lines.next().unwrap_or_default());
-    out.push('\n');
-    for line in lines {
-        if !line.is_empty() {
-            indent(depth.saturating_sub(1), out);
-            out.push_str(line);
-        }
-        out.push('\n');
-    }
-}
-
-/// A text as a scalar, and the end of its line.
-fn word(text: &str) -> String {
-    if is_taken_for_another(text) {
-        format!("{}\n", Value::from(text))
-    } else {
-        serde_yaml_ng::to_string(text).unwrap_or_default()
-    }
-}
-
-/// Whether YAML 1.1 reads a bare text as a boolean, a number, a time or nothing.
-fn is_taken_for_another(text: &str) -> bool {
-    let may = text.starts_with(|c: char| c.is_ascii_digit() || "+-.~=<yYnNtTfFoO".contains(c));
-    if text.is_empty() {
-        return true;
-    }
-    if !may || text.contains('\n') {
-        return false;
-    }
-    let is_digit = |c: char| c.is_ascii_digit();
-    let is_date = text.len() >= 8
-        && text.split('-').take(3).all(|part| part.starts_with(is_digit))
-        && text.split('-').count() >= 3
-        && text.find('-') == Some(4);
-    let is_sexagesimal = text.contains(':') && text.chars().all(|c| is_digit(c) || "+-:._".contains(c));
-    is_date
-        || is_sexagesimal
-        || matches!(text, "=" | "<<")
-        || to_json(text.as_bytes()).is_ok_and(|value| !value.is_string()) && !text.contains([':', '#'])
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -380,14 +292,15 @@ mod tests {
     #[test]
     fn a_key_that_comes_twice_is_told_with_its_line() {
         let text = b"\na: 1\nspec:\n  foo: one\n  'foo': two\n  bar: {x: 1, x: 2}\n";
-        let told = repeated_keys(text).expect("two come twice");
+        let document = read(text).expect("YAML");
+        let told = document.repeated.expect("two come twice");
         assert_eq!(
             told,
             "error converting YAML to JSON: yaml: unmarshal errors:\n  line 5: key \"foo\" already set in map\n  line \
              6: key \"x\" already set in map"
         );
-        assert_eq!(to_json(text).expect("YAML")["spec"]["foo"], "two");
-        assert_eq!(repeated_keys(b"a: 1\nb: {a: 1}\n"), None);
+        assert_eq!(document.value["spec"]["foo"], "two");
+        assert_eq!(read(b"a: 1\nb: {a: 1}\n").expect("YAML").repeated, None);
     }
 
     #[test]
@@ -417,28 +330,5 @@ mod tests {
         let error = to_json(b"{a: [").expect_err("no YAML");
         assert_eq!(error, "error converting YAML to JSON: yaml: line 1: did not find expected node content");
         assert!(to_json(b"a: .nan\n").is_err());
-    }
-
-    #[test]
-    fn what_is_written_is_read_as_the_same_in_yaml_1_1() {
-        let value = serde_json::json!({
-            "a": ["y", "on", "1", "0644", "1e3", "true", "null", "~", "", "2020-01-01T00:00:00Z", "12:30", "=",
-                  "plain", "with: colon", "# no comment", "- item", "y: z", "<none>", "a\nb\n", "a\n\n  b"],
-            "y": {"n": "v", "long": "one\ntwo\n", "list": [[1, 2], {"x": {"y": []}}, {}, null, true, 1.5]},
-            "e": {}, "text": "configmaps \"y\" not found",
-        });
-        let text = to_text(&value);
-        assert_eq!(to_json(text.as_bytes()).as_ref(), Ok(&value), "{text}");
-        for line in [
-            "- \"y\"",
-            "- \"0644\"",
-            "\"y\":",
-            "  \"n\": v",
-            "- plain",
-            "- \"2020-01-01T00:00:00Z\"",
-            "e: {}",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line}: {text}");
-        }
     }
 }
