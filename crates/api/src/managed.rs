@@ -107,11 +107,9 @@ fn conflict_message(conflicts: &[Conflict]) -> String {
     format!("Apply failed with {} conflicts: {}", conflicts.len(), all.join("\n"))
 }
 
-/// Removes `metadata.managedFields`, for what should not see it.
-pub fn strip(object: &mut Value) {
-    if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-        meta.remove("managedFields");
-    }
+/// Takes `metadata.managedFields` out of an object, for what should not see it.
+pub fn take(object: &mut Value) -> Option<Value> {
+    object.get_mut("metadata").and_then(Value::as_object_mut)?.remove("managedFields")
 }
 
 /// The time of an entry as it is written.

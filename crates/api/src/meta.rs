@@ -74,29 +74,17 @@ pub fn validate_update(new: &ObjectMeta, old: &ObjectMeta, at: &FieldPath, error
         ("uid", &new.uid, &old.uid),
     ];
     for (name, new, old) in texts {
-        same(&text(new.as_ref()), &text(old.as_ref()), at, name, errors);
+        immutable(&text(new.as_ref()), &text(old.as_ref()), at, name, errors);
     }
-    same(&new.creation_timestamp, &old.creation_timestamp, at, "creationTimestamp", errors);
-    same(&new.deletion_timestamp, &old.deletion_timestamp, at, "deletionTimestamp", errors);
+    immutable(&new.creation_timestamp, &old.creation_timestamp, at, "creationTimestamp", errors);
+    immutable(&new.deletion_timestamp, &old.deletion_timestamp, at, "deletionTimestamp", errors);
     let (new_grace, old_grace) = (&new.deletion_grace_period_seconds, &old.deletion_grace_period_seconds);
-    same(new_grace, old_grace, at, "deletionGracePeriodSeconds", errors);
+    immutable(new_grace, old_grace, at, "deletionGracePeriodSeconds", errors);
     common(new, false, at, errors);
 }
 
-/// Says that a field changed which may not.
-pub fn immutable<T: PartialEq + serde::Serialize>(
-    new: &T,
-    old: &T,
-    at: &FieldPath,
-    errors: &mut FieldErrors,
-) {
-    if new != old {
-        errors.invalid(at, new, IMMUTABLE);
-    }
-}
-
-/// The same of a field of what is at `at`, whose path is made only where it is told.
-fn same<T: PartialEq + serde::Serialize>(
+/// Says that a field of what is at `at` changed which may not. Its path is made only where it is told.
+fn immutable<T: PartialEq + serde::Serialize>(
     new: &T,
     old: &T,
     at: &FieldPath,
@@ -104,7 +92,7 @@ fn same<T: PartialEq + serde::Serialize>(
     errors: &mut FieldErrors,
 ) {
     if new != old {
-        immutable(new, old, &at.child(field), errors);
+        errors.invalid(&at.child(field), new, IMMUTABLE);
     }
 }
 
@@ -238,9 +226,18 @@ pub fn validate_manager(manager: &str, at: &FieldPath, errors: &mut FieldErrors)
     if manager.len() > MANAGER_MAX {
         errors.too_long(at, MANAGER_MAX);
     }
-    for (i, c) in manager.char_indices().filter(|(_, c)| c.is_control()) {
+    for (i, c) in manager.char_indices().filter(|(_, c)| !is_print(*c)) {
         errors.invalid(at, manager, format!("invalid character U+{:04X} (at position {i})", u32::from(c)));
     }
+}
+
+/// Whether a character is shown as it is, as Go has it.
+pub fn is_print(c: char) -> bool {
+    if c.is_ascii() {
+        return c == ' ' || c.is_ascii_graphic();
+    }
+    // Alone, or at the beginning, a mark that joins what is before it would be escaped too.
+    ["a", &*c.encode_utf8(&mut [0; 4])].concat().escape_debug().count() == 2
 }
 
 /// A text that is there and not empty.
@@ -306,6 +303,21 @@ mod tests {
         for (fault, start) in all.iter().zip(starts) {
             assert!(fault.starts_with(start), "{fault} does not start with {start}");
         }
+    }
+
+    #[test]
+    fn what_go_prints_is_printable() {
+        for c in ['a', '~', ' ', '"', '\'', '\\', '\u{e9}', '\u{4e2d}', '\u{301}', '\u{1f600}'] {
+            assert!(is_print(c), "{c:?}");
+        }
+        for c in ['\u{1}', '\u{7f}', '\u{a0}', '\u{ad}', '\u{200b}', '\u{2028}', '\u{e000}', '\u{378}'] {
+            assert!(!is_print(c), "{c:?}");
+        }
+        let faults = faults(|at, errors| validate_manager("a\u{200b}", at, errors));
+        assert_eq!(
+            faults,
+            ["metadata: Invalid value: \"a\u{200b}\": invalid character U+200B (at position 1)"]
+        );
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Bodies and replies, and in which form a client wants them.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use http::{HeaderMap, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
@@ -85,11 +86,12 @@ impl Wanted {
     /// An object in JSON, as who says nothing gets it.
     pub const JSON: Wanted = Wanted { shape: Shape::Object, form: Form::Json, pretty: false };
 
-    /// Reads `Accept` by the first form in it that is served.
+    /// Reads `Accept` by the form in it that is liked best of those that are served. People are shown what they can read.
     ///
     /// # Errors
     /// None of them is: 406.
     pub fn of(headers: &HeaderMap, pretty: bool) -> Result<Self, StatusError> {
+        let pretty = pretty || is_for_people(headers);
         let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         if accept.trim().is_empty() {
             return Ok(Wanted { pretty, ..Wanted::JSON });
@@ -97,14 +99,8 @@ impl Wanted {
         if !accept.split(',').any(is_known) {
             return Err(not_acceptable(&REPRESENTATIONS));
         }
-        accept.split(',').find_map(|form| Self::of_form(form, pretty)).ok_or_else(|| {
-            StatusError::with_details(
-                Reason::NotAcceptable,
-                "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, \
-                 application/vnd.kubernetes.protobuf",
-                Some(StatusDetails::default()),
-            )
-        })
+        let mut forms = liked_first(accept).into_iter();
+        forms.find_map(|form| Self::of_form(form, pretty)).ok_or_else(|| not_acceptable(&REPRESENTATIONS))
     }
 
     /// What has no columns is told in no table.
@@ -130,23 +126,56 @@ impl Wanted {
             PROTOBUF => Form::Protobuf,
             _ => return None,
         };
-        let mut shape = Shape::Object;
-        for (key, value) in parts.filter_map(|p| p.split_once('=')) {
-            shape = match (key, value) {
-                ("as", "Table") => Shape::Table,
-                ("as", "PartialObjectMetadata" | "PartialObjectMetadataList") => Shape::Metadata,
-                ("as", _) => return None,
-                ("g", group) if group != "meta.k8s.io" => return None,
-                ("v", version) if !matches!(version, "v1" | "v1beta1") => return None,
-                _ => shape,
-            };
+        let (mut pretty, mut is_plain) = (pretty, true);
+        let (mut kind, mut group, mut version) = ("", "", "");
+        for (key, value) in parts.filter_map(|part| part.split_once('=')) {
+            let value = value.trim();
+            match key.trim() {
+                "as" => (kind, is_plain) = (value, false),
+                "g" => (group, is_plain) = (value, false),
+                "v" => (version, is_plain) = (value, false),
+                "pretty" => pretty |= value == "1",
+                "stream" if !matches!(value, "" | "watch") => return None,
+                "sv" if !matches!(value, "" | "v1") => return None,
+                _ => {}
+            }
         }
+        let shape = match (kind, group, version) {
+            _ if is_plain => Shape::Object,
+            ("Table", "meta.k8s.io", "v1" | "v1beta1") => Shape::Table,
+            ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1" | "v1beta1") => {
+                Shape::Metadata
+            }
+            _ => return None,
+        };
         // Protobuf is the form of whole objects; who asks for others names another form too.
         if form == Form::Protobuf && shape != Shape::Object {
             return None;
         }
         Some(Wanted { shape, form, pretty })
     }
+}
+
+/// Whether who asks is known to show to people what he is told.
+fn is_for_people(headers: &HeaderMap) -> bool {
+    let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    ["curl", "Wget", "Mozilla/5.0"].iter().any(|known| agent.starts_with(known))
+}
+
+/// The forms that a client takes, those first that it likes best, and of those the ones that it names in full.
+fn liked_first(accept: &str) -> Vec<&str> {
+    let rank = |form: &str| {
+        let mut parts = form.split(';').map(str::trim);
+        let media = parts.next().unwrap_or_default();
+        let liking = parts.filter_map(|part| part.split_once('=')).find(|(key, _)| key.trim() == "q");
+        let liking: f32 = liking.map_or(1.0, |(_, value)| value.trim().parse().unwrap_or(0.0));
+        (liking, media.starts_with('*'), media.ends_with('*'))
+    };
+    let mut forms: Vec<_> = accept.split(',').map(|form| (rank(form), form)).collect();
+    forms.sort_by(|((a, any, all), _), ((b, other_any, other_all), _)| {
+        b.total_cmp(a).then((any, all).cmp(&(other_any, other_all)))
+    });
+    forms.into_iter().map(|(_, form)| form).collect()
 }
 
 /// What an object can be sent as.
@@ -182,7 +211,7 @@ pub fn media_type(headers: &HeaderMap) -> &str {
 }
 
 /// Whether a body is said to be YAML.
-pub fn is_yaml(headers: &HeaderMap) -> bool {
+fn is_yaml(headers: &HeaderMap) -> bool {
     matches!(media_type(headers), YAML | "application/x-yaml" | "text/yaml")
 }
 
@@ -192,26 +221,45 @@ pub fn json_of_yaml(body: &[u8]) -> Result<Value, String> {
 }
 
 /// The body of a request as JSON.
+pub struct Sent {
+    pub json: Bytes,
+    /// The error of keys that a YAML document says twice, which is not seen in what became of it.
+    pub repeated: Option<String>,
+}
+
+/// The body of a request as JSON.
 ///
 /// # Errors
 /// Its form is not known (415), or it is not what it says to be (400).
 pub fn to_json(headers: &HeaderMap, body: Bytes) -> Result<Bytes, StatusError> {
-    let json = converted(headers, body)?;
-    audit::requested(&json);
-    Ok(json)
+    sent(headers, body).map(|sent| sent.json)
 }
 
-fn converted(headers: &HeaderMap, body: Bytes) -> Result<Bytes, StatusError> {
+/// The same, with what is odd in it.
+///
+/// # Errors
+/// As those of [`to_json`].
+pub fn sent(headers: &HeaderMap, body: Bytes) -> Result<Sent, StatusError> {
+    let sent = converted(headers, body)?;
+    audit::requested(&sent.json);
+    Ok(sent)
+}
+
+fn converted(headers: &HeaderMap, body: Bytes) -> Result<Sent, StatusError> {
+    let written = |value: &Value, repeated| -> Result<Sent, StatusError> {
+        let json = serde_json::to_vec(value).map_err(StatusError::internal)?.into();
+        Ok(Sent { json, repeated })
+    };
     match media_type(headers) {
-        "" | JSON => Ok(body),
+        "" | JSON => Ok(Sent { json: body, repeated: None }),
         _ if is_yaml(headers) => {
-            let value = json_of_yaml(&body).map_err(StatusError::bad_request)?;
-            Ok(serde_json::to_vec(&value).map_err(StatusError::internal)?.into())
+            let document = yaml::read(&body).map_err(StatusError::bad_request)?;
+            written(&document.value, document.repeated)
         }
         PROTOBUF => {
             let value =
                 protobuf::decode(&body).map_err(|error| StatusError::bad_request(error.to_string()))?;
-            Ok(serde_json::to_vec(&value).map_err(StatusError::internal)?.into())
+            written(&value, None)
         }
         _ => Err(StatusError::new(
             Reason::UnsupportedMediaType,
@@ -225,6 +273,16 @@ pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes
     let mut reply = Response::new(full(body));
     *reply.status_mut() = code;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+/// An answer to `HEAD`: what is said of a body, without it.
+pub fn without_body(mut reply: Reply) -> Reply {
+    let length = reply.body().size_hint().exact();
+    *reply.body_mut() = full(Bytes::new());
+    if let Some(length) = length {
+        reply.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
     reply
 }
 
@@ -263,11 +321,29 @@ pub fn refusal(error: &StatusError, wanted: Wanted) -> Reply {
     out
 }
 
-/// Adds warnings as `Warning: 299` headers (KEP-1693).
+/// How many characters all warnings may have before each is cut, and to how many.
+const WARNINGS_MAX: usize = 4 * 1024;
+const WARNING_CUT: usize = 256;
+
+/// Adds warnings as `Warning: 299` headers, each once (KEP-1693).
 pub fn warn(reply: &mut Reply, warnings: &[String]) {
-    for warning in warnings {
-        let text: String = warning.replace('\\', "\\\\").replace('"', "\\\"");
-        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+    let mut said = HashSet::new();
+    let warnings: Vec<&str> =
+        warnings.iter().map(String::as_str).filter(|warning| said.insert(*warning)).collect();
+    let cut = warnings.iter().map(|warning| warning.chars().count()).sum::<usize>() > WARNINGS_MAX;
+    let mut left = WARNINGS_MAX;
+    for warning in warnings.into_iter().filter(|warning| !warning.is_empty()) {
+        if left == 0 {
+            return;
+        }
+        let text: String = warning.chars().take(if cut { WARNING_CUT } else { usize::MAX }).collect();
+        if text.chars().any(char::is_control) {
+            continue;
+        }
+        let header = format!("299 - \"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+        // It may say what a client has sent, in whichever script.
+        if let Ok(value) = HeaderValue::from_bytes(header.as_bytes()) {
+            left = left.saturating_sub(text.chars().count());
             reply.headers_mut().append(HeaderName::from_static("warning"), value);
         }
     }
@@ -293,5 +369,48 @@ mod tests {
         let binary = accept("application/vnd.kubernetes.protobuf,application/json");
         assert_eq!(binary.expect("served").form, Form::Protobuf);
         assert_eq!(accept("text/html").expect_err("not served").code(), 406);
+    }
+
+    #[test]
+    fn forms_are_taken_in_the_order_in_which_they_are_liked() {
+        let form = |text| accept(text).expect("served").form;
+        assert_eq!(form("application/json;q=0.5, application/yaml;q=0.9"), Form::Yaml);
+        assert_eq!(form("*/*, application/yaml"), Form::Yaml);
+        assert_eq!(form("application/json, application/yaml"), Form::Json);
+        assert_eq!(accept("application/json;as=Table,application/yaml").expect("served").form, Form::Yaml);
+        assert!(accept("application/json;pretty=1").expect("served").pretty);
+    }
+
+    #[test]
+    fn people_are_shown_what_they_can_read() {
+        let wanted = |agent: &'static str| {
+            let headers = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static(agent))]);
+            Wanted::of(&headers, false).expect("served").pretty
+        };
+        assert!(wanted("curl/8.0") && wanted("Mozilla/5.0 (X11)"));
+        assert!(!wanted("kubectl/v1.36.2"));
+    }
+
+    #[test]
+    fn an_answer_to_head_has_no_body() {
+        let said = without_body(reply(StatusCode::OK, JSON, "{}"));
+        assert_eq!(said.headers()[CONTENT_LENGTH], "2");
+        assert_eq!(said.body().size_hint().exact(), Some(0));
+    }
+
+    fn warned(warnings: &[String]) -> Vec<String> {
+        let mut said = reply(StatusCode::OK, JSON, "{}");
+        warn(&mut said, warnings);
+        let all = said.headers().get_all("warning").iter();
+        all.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
+    }
+
+    #[test]
+    fn a_client_is_warned_of_each_thing_once_and_in_bounds() {
+        let texts = ["a \"b\"", "\u{e9}", "a \"b\"", "a\nb", ""].map(str::to_owned);
+        assert_eq!(warned(&texts), [r#"299 - "a \"b\"""#, "299 - \"\u{e9}\""]);
+        let many: Vec<String> = (0..100).map(|i| format!("{i:03}{}", "x".repeat(500))).collect();
+        let cut = warned(&many);
+        assert_eq!((cut.len(), cut[0].len()), (16, 256 + "299 - \"\"".len()));
     }
 }

@@ -25,6 +25,7 @@ pub mod fuzzing;
 mod head;
 mod health;
 mod http;
+mod identity;
 mod impersonate;
 mod instruments;
 pub mod kinds;

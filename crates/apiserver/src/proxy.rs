@@ -3,7 +3,9 @@
 
 mod headers;
 mod links;
+mod log_options;
 pub mod metrics;
+mod targets;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +18,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use krate_api::{Reason, StatusError};
 use krate_pki::Current;
 use rustls::pki_types::pem::PemObject as _;
@@ -34,7 +35,7 @@ use crate::http::{self as wire, Body, Reply};
 use crate::logs;
 use crate::path::{Call, no_such_resource};
 use crate::reach::{self, Trust};
-use crate::request::Query;
+use crate::request::{Query, escape_path};
 use crate::server::{Server, path};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -113,28 +114,15 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
             ask_for(&mut call, &changed);
         }
     }
+    may_connect(&call).await?;
     let target = match (call.kind().plural, call.info.subresource.as_str()) {
-        ("pods", "proxy") => pod_target(&call).await?,
-        ("services", "proxy") => service_target(&call).await?,
-        ("nodes", "proxy") => {
-            let (tls, name, asked) = name_and_port(&call.info.name);
-            let (host, port) = node_address(&call, name).await?;
-            match asked.map(str::parse::<u16>) {
-                // The kubelet's own port, whatever scheme was said.
-                None => Target { host, port, over: Over::Kubelet, path: rest(&call) },
-                Some(Ok(asked)) => {
-                    let over = if asked == port { Over::Kubelet } else { Over::of(tls) };
-                    Target { host, port: asked, over, path: rest(&call) }
-                }
-                Some(Err(_)) => {
-                    return Err(StatusError::bad_request(format!(
-                        "invalid node request {:?}",
-                        call.info.name
-                    )));
-                }
-            }
-        }
+        ("pods", "proxy") => targets::of_pod(&call).await?,
+        ("services", "proxy") => targets::of_service(&call).await?,
+        ("nodes", "proxy") => targets::of_node(&call).await?,
         ("pods", what) => {
+            if what == "log" {
+                log_options::check(&call.query, &call.info.name)?;
+            }
             let Some(target) = kubelet_target(&call, what).await? else {
                 let mut reply = Response::new(wire::full(Bytes::new()));
                 *reply.status_mut() = StatusCode::NO_CONTENT;
@@ -160,6 +148,9 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         _ => return Err(no_such_resource()),
     };
     if call.info.subresource != "proxy" {
+        if call.upgrade.is_none() {
+            return Err(StatusError::bad_request("Upgrade request required"));
+        }
         return pass_on(call, target, body).await;
     }
     if let Some(reply) = to_slash(&call) {
@@ -168,12 +159,24 @@ pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let place = place(&call, &target);
     // Who leaves HTTP is past caring where pages stand.
     if call.upgrade.is_none()
-        && let Ok(forwarded) = HeaderValue::try_from(format!("{}/{}", place.prefix, call.info.rest))
+        && let Ok(forwarded) =
+            HeaderValue::try_from(escape_path(&format!("{}/{}", place.prefix, call.info.rest)))
     {
         call.headers.insert("x-forwarded-uri", forwarded);
     }
     let reply = pass_on(call, target, body).await?;
     Ok(links::set_right(reply, place))
+}
+
+/// Whoever runs something in a pod needs to be allowed to create that, also where WebSockets have him read it.
+async fn may_connect(call: &Call) -> Result<(), StatusError> {
+    let info = &call.info;
+    if !matches!(info.subresource.as_str(), "exec" | "attach" | "portforward") {
+        return Ok(());
+    }
+    let Some(creating) = info.as_create() else { return Ok(()) };
+    let why = call.server.authorizer.why(&call.user, &creating).await;
+    why.map(drop).map_err(|reason| StatusError::forbidden(&info.group, &info.resource, &info.name, reason))
 }
 
 /// Where what is passed on to stands, for whoever reads its pages.
@@ -193,7 +196,7 @@ fn to_slash(call: &Call) -> Option<Reply> {
     if !asks || !call.info.rest.is_empty() || call.info.path.ends_with('/') {
         return None;
     }
-    let place = with_query(format!("{}/", call.info.path), &call.raw_query);
+    let place = with_query(escape_path(&format!("{}/", call.info.path)), &call.raw_query);
     let mut reply = Response::new(wire::full(Bytes::new()));
     *reply.status_mut() = StatusCode::MOVED_PERMANENTLY;
     reply.headers_mut().insert(http::header::LOCATION, place.parse().ok()?);
@@ -262,7 +265,7 @@ fn ask_for(call: &mut Call, options: &serde_json::Value) {
 }
 
 fn rest(call: &Call) -> String {
-    with_query(format!("/{}", call.info.rest), &call.raw_query)
+    with_query(escape_path(&format!("/{}", call.info.rest)), &call.raw_query)
 }
 
 fn with_query(path: String, query: &str) -> String {
@@ -295,7 +298,10 @@ async fn kubelet_target(call: &Call, what: &str) -> Result<Option<Target>, Statu
         (_, None) => match spec.containers.as_slice() {
             [only] => only.name.clone(),
             all => {
-                let names = all.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
+                let init = spec.init_containers.iter().flatten().map(|c| c.name.as_str());
+                let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| c.name.as_str());
+                let names = init.chain(all.iter().map(|c| c.name.as_str())).chain(ephemeral);
+                let names = names.collect::<Vec<_>>().join(" ");
                 return Err(StatusError::bad_request(format!(
                     "a container name must be specified for pod {name}, choose one of: [{names}]"
                 )));
@@ -383,63 +389,6 @@ pub async fn fetch(server: &Server, node: &Node, path: &str) -> Result<Bytes, St
     let body = reply.into_body().collect().await.map_err(unreachable)?.to_bytes();
     drop(connection);
     if status == StatusCode::OK { Ok(body) } else { Err(unreachable(format!("the node answered {status}"))) }
-}
-
-/// `name`, `name:port` or `scheme:name:port`.
-fn name_and_port(name: &str) -> (bool, &str, Option<&str>) {
-    let parts: Vec<&str> = name.split(':').collect();
-    match parts.as_slice() {
-        [scheme, name, port] => (*scheme == "https", name, Some(*port).filter(|p| !p.is_empty())),
-        [name, port] => (false, name, Some(*port).filter(|p| !p.is_empty())),
-        _ => (false, name, None),
-    }
-}
-
-async fn pod_target(call: &Call) -> Result<Target, StatusError> {
-    let (tls, name, port) = name_and_port(&call.info.name);
-    let pod = pod(call, name).await?;
-    let ip = pod.status.and_then(|s| s.pod_ip).filter(|ip| !ip.is_empty());
-    let host = ip.ok_or_else(|| unreachable(format!("pod {name} has no address yet")))?;
-    let ports = pod.spec.into_iter().flat_map(|s| s.containers).flat_map(|c| c.ports.unwrap_or_default());
-    let first = ports.map(|p| p.container_port).next();
-    let port = match port {
-        Some(port) => port.parse().map_err(|_| StatusError::bad_request(format!("{port:?} is no port")))?,
-        None => first.and_then(|p| u16::try_from(p).ok()).unwrap_or(80),
-    };
-    Ok(Target { host, port, over: Over::of(tls), path: rest(call) })
-}
-
-async fn service_target(call: &Call) -> Result<Target, StatusError> {
-    let (tls, name, port) = name_and_port(&call.info.name);
-    let object = call.storage.current(&call.info.namespace, name).await?.object;
-    let spec = object.is::<Service>().and_then(|s| s.spec.clone()).unwrap_or_default();
-    let ports = spec.ports.unwrap_or_default();
-    let wanted = match port {
-        None => ports.first(),
-        Some(port) => ports.iter().find(|p| p.name.as_deref() == Some(port) || p.port.to_string() == port),
-    };
-    let wanted = wanted.ok_or_else(|| {
-        unreachable(format!("no service port {:?} found for service {name:?}", port.unwrap_or_default()))
-    })?;
-    let storage = call.server.kinds.of("", "endpoints").ok_or_else(no_such_resource)?;
-    let none = || unreachable(format!("no endpoints available for service {name:?}"));
-    let object = storage.current(&call.info.namespace, name).await.map_err(|_| none())?.object;
-    let subsets = object.is::<Endpoints>().and_then(|e| e.subsets.clone()).unwrap_or_default();
-    let numbered = match &wanted.target_port {
-        Some(IntOrString::Int(port)) => Some(*port),
-        _ => None,
-    };
-    for subset in subsets {
-        let ports = subset.ports.unwrap_or_default();
-        let port = ports.iter().find(|p| p.name == wanted.name || numbered == Some(p.port));
-        let addresses = subset.addresses.unwrap_or_default();
-        if let (Some(port), false) = (port, addresses.is_empty()) {
-            let host = addresses[rand::random_range(0..addresses.len())].ip.clone();
-            let port = u16::try_from(port.port).map_err(unreachable)?;
-            return Ok(Target { host, port, over: Over::of(tls), path: rest(call) });
-        }
-    }
-    Err(none())
 }
 
 async fn pass_on(call: Call, target: Target, body: Bytes) -> Result<Reply, StatusError> {
@@ -546,12 +495,5 @@ mod tests {
             streams("command=ls&command=-l&container=c&stdin=true&stdout=true&tty=false"),
             "command=ls&command=-l&input=1&output=1"
         );
-    }
-
-    #[test]
-    fn a_proxied_name_may_have_a_scheme_and_a_port() {
-        assert_eq!(name_and_port("a"), (false, "a", None));
-        assert_eq!(name_and_port("a:http"), (false, "a", Some("http")));
-        assert_eq!(name_and_port("https:a:443"), (true, "a", Some("443")));
     }
 }

@@ -1,6 +1,7 @@
 //! What a request is about, read from its method and path once (`k8s.io/apiserver/pkg/endpoints/request`).
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use http::Method;
 
@@ -32,6 +33,13 @@ impl RequestInfo {
     }
 
     pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
+        let decoded;
+        let path = if path.contains('%') {
+            decoded = percent_decode(path);
+            &decoded
+        } else {
+            path
+        };
         let mut info =
             RequestInfo { verb: method_verb(method), path: path.to_owned(), ..RequestInfo::default() };
         let mut parts: Vec<&str> = path.trim_matches('/').split('/').filter(|p| !p.is_empty()).collect();
@@ -92,6 +100,11 @@ impl RequestInfo {
             }
         }
         info
+    }
+
+    /// The same request as one that creates what it is about; none for what is one.
+    pub fn as_create(&self) -> Option<Self> {
+        (self.verb != "create").then(|| RequestInfo { verb: "create", ..self.clone() })
     }
 
     /// Whether the path names an object; a field selector of one name does not.
@@ -168,6 +181,19 @@ pub fn percent_decode(text: &str) -> String {
     decode(&text.replace('+', "%2B"))
 }
 
+/// A path as it stands in a request: of its bytes some may only stand as `%` and two digits.
+pub fn escape_path(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~$&+,/:;=@".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
 fn decode(text: &str) -> String {
     if !text.contains(['%', '+']) {
         return text.to_owned();
@@ -212,6 +238,10 @@ mod tests {
             ("POST /api/v1/namespaces/a/pods/p/exec?command=ls", "create a pods p exec"),
             ("GET /apis/apps/v1", "get    "),
             ("GET /healthz", "get    "),
+            (
+                "GET /apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
+                "get  clusterroles system:node ",
+            ),
         ];
         for (request, expected) in cases {
             let (method, uri) = request.split_once(' ').expect("a method");
@@ -224,6 +254,22 @@ mod tests {
             );
             assert_eq!(got, expected, "{request}");
         }
+    }
+
+    #[test]
+    fn what_is_read_or_changed_may_have_to_be_created() {
+        let info =
+            |method| RequestInfo::parse(&method, "/api/v1/namespaces/a/pods/p/exec", &Query::default());
+        let creating = info(Method::GET).as_create().expect("it only reads");
+        assert_eq!(creating, info(Method::POST));
+        assert_eq!(creating.as_create(), None);
+    }
+
+    #[test]
+    fn a_path_is_written_as_it_was_read() {
+        let path = "/a+b/%C3%A9%20%25x/~c;d=e";
+        assert_eq!(percent_decode(path), "/a+b/\u{e9} %x/~c;d=e");
+        assert_eq!(escape_path(&percent_decode(path)), path);
     }
 
     #[test]

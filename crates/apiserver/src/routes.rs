@@ -59,9 +59,28 @@ pub async fn answer(
     headers: &HeaderMap,
     _user: &User,
 ) -> Result<Reply, StatusError> {
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        return Err(path::method_not_allowed());
+    match *method {
+        Method::GET => get(server, info, query, headers).await,
+        Method::HEAD if is_document(&info.path) => {
+            Ok(path::head_not_allowed(Wanted::of(headers, false).unwrap_or(Wanted::JSON)))
+        }
+        Method::HEAD => get(server, info, query, headers).await.map(wire::without_body),
+        _ => Err(path::method_not_allowed()),
     }
+}
+
+/// Whether a path is one of those whose documents are asked for by `GET` and by nothing else.
+fn is_document(path: &str) -> bool {
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    matches!(first, "api" | "apis" | "version" | ".well-known" | "openid")
+}
+
+async fn get(
+    server: &Arc<Server>,
+    info: &RequestInfo,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Result<Reply, StatusError> {
     let others = &server.aggregation.listed();
     let mut rows = [&*server.kinds.rows(), metrics::rows(server).await].concat();
     rows.retain(|kind| !discovery::is_elsewhere(kind, others));
@@ -256,10 +275,12 @@ pub async fn unstored(
         return Err(path::method_not_allowed());
     }
     let wanted = Wanted::of(headers, false)?.without_table()?;
+    let dry_run = path::write_options(query, "CreateOptions")?;
     let json = wire::to_json(headers, body)?;
+    let warnings = path::odd(kind.gvk(), query, &json)?;
     let (who, judge) = (user.info(), &server.authorizer);
     let value = match (kind.group, kind.plural) {
-        ("", "bindings") => return binding(server, info, headers, user, &json).await,
+        ("", "bindings") => return binding(server, info, headers, user, &json, dry_run).await,
         ("authentication.k8s.io", "selfsubjectreviews") => {
             to_value(&reviews::self_subject(read(&json, kind)?, &who))
         }
@@ -287,7 +308,9 @@ pub async fn unstored(
     if !managed.is_null() && kind.plural != "selfsubjectrulesreviews" {
         value["metadata"]["managedFields"] = managed;
     }
-    Ok(wire::json(StatusCode::CREATED, wanted, value.to_string().into()))
+    let mut reply = wire::json(StatusCode::CREATED, wanted, value.to_string().into());
+    wire::warn(&mut reply, &warnings);
+    Ok(reply)
 }
 
 fn to_value(object: &impl serde::Serialize) -> Result<Value, StatusError> {
@@ -309,8 +332,7 @@ async fn token_review(
 ) -> Result<k8s_openapi::api::authentication::v1::TokenReview, StatusError> {
     let audiences = review.spec.audiences.clone().unwrap_or_default();
     let found = server.authenticator.by_token(&review.spec.token, &audiences).await;
-    let found = found.map(|(user, good)| (user.info(), good)).map_err(|_| "invalid bearer token".to_owned());
-    reviews::token(review, found)
+    reviews::token(review, found.map(|(user, good)| (user.info(), good)))
 }
 
 /// `POST bindings`: the old way to bind a pod, which names it in the body.
@@ -320,6 +342,7 @@ async fn binding(
     headers: &HeaderMap,
     user: &User,
     json: &[u8],
+    dry_run: bool,
 ) -> Result<Reply, StatusError> {
     let binding: Binding = read(json, &kinds::BINDING)?;
     let storage = server.kinds.of("", "pods").ok_or_else(path::no_such_resource)?;
@@ -338,7 +361,7 @@ async fn binding(
         headers: headers.clone(),
         user: Arc::new(user.clone()),
         wanted,
-        dry_run: false,
+        dry_run,
         warnings: Vec::new(),
         upgrade: None,
     };

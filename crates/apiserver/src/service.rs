@@ -85,8 +85,13 @@ impl Service {
 
     /// Answers a request. Whatever goes wrong is this request's alone.
     async fn reply(&self, request: Request<Body>, id: HeaderValue) -> Reply {
+        let is_head = request.method() == Method::HEAD;
         let wanted = Wanted::of(request.headers(), false)
             .map_or(Wanted::JSON, |wanted| Wanted { shape: Shape::Object, ..wanted });
+        let refusal = |error: &StatusError| {
+            let said = wire::refusal(error, wanted);
+            if is_head { wire::without_body(said) } else { said }
+        };
         let mut noted =
             Noted { id, since: Instant::now(), asked: None, matched: None, waited: Duration::ZERO };
         let (answered, elsewhere) = {
@@ -96,11 +101,11 @@ impl Service {
         };
         let mut reply = match answered {
             Ok(Ok(reply)) => reply,
-            Ok(Err(error)) => wire::refusal(&error, wanted),
+            Ok(Err(error)) => refusal(&error),
             Err(_) => {
                 tracing::error!("a request panicked");
                 audit::panicked();
-                wire::refusal(&StatusError::internal("this request caused the server to panic"), wanted)
+                refusal(&StatusError::internal("this request caused the server to panic"))
             }
         };
         if let Some(matched) = noted.matched {

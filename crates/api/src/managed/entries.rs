@@ -170,7 +170,7 @@ impl ManagedFields {
 
     /// Writes the entries into an object.
     pub fn write(self, object: &mut Value) {
-        super::strip(object);
+        super::take(object);
         if self.0.is_empty() {
             return;
         }

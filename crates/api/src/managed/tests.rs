@@ -273,7 +273,7 @@ fn recorded_creates_have_the_recorded_managed_fields() {
             let Some(t) = schema::of(Gvk { group, version, kind }) else { continue };
             // What was stored is what was sent and defaults; what the server set by itself is not owned.
             let mut stored = body.clone();
-            strip(&mut stored);
+            take(&mut stored);
             schema::canonicalize(&mut stored, t);
             on_update(None, &mut stored, Request { reset: &[&["status"]], ..request("", api_version, t) })
                 .expect("tracked");

@@ -57,7 +57,7 @@ pub fn on_update(live: Option<&Value>, new: &mut Value, request: Request<'_>) ->
     let given = entries::entries(new).unwrap_or_default();
     let there = || live.and_then(entries::entries);
     let managed = ManagedFields::of_write(there, given, request.subresource);
-    super::strip(new);
+    super::take(new);
     let live = live.map(without_managed_fields);
     if let Some(managed) = changed(live.as_ref(), new, managed, &request)? {
         managed.write(new);
@@ -116,7 +116,7 @@ fn nothing(t: TypeRef<'_>) -> Value {
 
 fn without_managed_fields(object: &Value) -> Value {
     let mut out = object.clone();
-    super::strip(&mut out);
+    super::take(&mut out);
     out
 }
 

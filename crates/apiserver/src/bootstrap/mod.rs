@@ -289,12 +289,16 @@ fn own_service(config: &Config) -> Vec<Object> {
         "endpoints": [{"addresses": [config.advertise.ip()], "conditions": {"ready": true}}],
         "ports": [port],
     });
-    vec![
+    let mut all = vec![
         Object { status: Some(ready), ..object(&kinds::SERVICE_CIDR, "", cidr, Keep::AsItIs) },
         object(&kinds::SERVICE, "default", service, Keep::AsItIs),
-        object(&kinds::ENDPOINTS, "default", endpoints, Keep::UpToDate),
-        object(&kinds::ENDPOINT_SLICE, "default", slice, Keep::UpToDate),
-    ]
+    ];
+    // Nobody reaches another machine by such an address: endpoints may not have it.
+    if !config.advertise.ip().is_loopback() {
+        all.push(object(&kinds::ENDPOINTS, "default", endpoints, Keep::UpToDate));
+        all.push(object(&kinds::ENDPOINT_SLICE, "default", slice, Keep::UpToDate));
+    }
+    all
 }
 
 /// How servers behind this one check who asks.
@@ -448,6 +452,18 @@ mod tests {
         assert_eq!(*memory.writes.lock(), writes + 2, "Endpoints and EndpointSlice follow the address");
         let slice = memory.get(&kinds::ENDPOINT_SLICE, "default", "kubernetes").await.expect("slice");
         assert_eq!(slice["endpoints"][0]["addresses"][0], "10.0.0.2");
+    }
+
+    #[test]
+    fn a_server_that_only_its_own_machine_reaches_is_no_endpoint() {
+        let endpoints = |advertise: &str| {
+            let all = objects(&config(advertise));
+            all.iter().filter(|o| [&kinds::ENDPOINTS, &kinds::ENDPOINT_SLICE].contains(&o.kind)).count()
+        };
+        assert_eq!(
+            (endpoints("10.0.0.1:6443"), endpoints("127.0.0.1:6443"), endpoints("[::1]:6443")),
+            (2, 0, 0)
+        );
     }
 
     #[tokio::test]

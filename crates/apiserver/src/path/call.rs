@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use krate_api::schema::{self, Checked};
-use krate_api::{FieldErrors, FieldPath, Gvk, Kind, Reason, StatusError};
+use krate_api::{FieldErrors, FieldPath, Gvk, Kind, Reason, StatusError, meta};
 use serde::Deserialize;
 
 use crate::auth::User;
@@ -15,7 +15,6 @@ use crate::registry::erased::Object;
 use crate::request::{Query, RequestInfo};
 use crate::server::Server;
 use crate::storage::{Storage, Written};
-use crate::yaml::repeated_keys;
 
 /// What is said of fields that a kind does not have, or that come twice (KEP-2885).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +26,16 @@ enum FieldValidation {
 
 /// Where upstream keeps the kinds that are built in, as its errors name it.
 const SCHEME: &str = "pkg/api/legacyscheme/scheme.go:30";
-/// The longest name of a field manager, in bytes.
-const MANAGER_MAX: usize = 128;
+
+impl FieldValidation {
+    fn of(query: &Query) -> Self {
+        match query.get("fieldValidation") {
+            Some("Ignore") => FieldValidation::Ignore,
+            Some("Strict") => FieldValidation::Strict,
+            _ => FieldValidation::Warn,
+        }
+    }
+}
 
 pub struct Call {
     pub server: Arc<Server>,
@@ -79,43 +86,13 @@ impl Call {
     ///
     /// # Errors
     /// An option has a value that it cannot have.
-    pub fn read_options(&mut self, options: &'static str) -> Result<(), StatusError> {
-        let mut errors = FieldErrors::new();
-        for value in self.query.all("dryRun").filter(|v| !v.is_empty()) {
-            if value == "All" {
-                self.dry_run = true;
-            } else {
-                errors.not_supported(&FieldPath::new("dryRun"), [value], &["All"]);
-            }
-        }
-        if let Some(value) = self.query.get("fieldValidation")
-            && !matches!(value, "Ignore" | "Warn" | "Strict")
-        {
-            let supported = ["", "Ignore", "Strict", "Warn"];
-            errors.not_supported(&FieldPath::new("fieldValidation"), value, &supported);
-        }
-        if let Some(manager) = self.query.get("fieldManager") {
-            let at = FieldPath::new("fieldManager");
-            if manager.len() > MANAGER_MAX {
-                errors.too_long(&at, MANAGER_MAX);
-            }
-            if manager.chars().any(char::is_control) {
-                errors.invalid(&at, manager, "should only contain printable characters");
-            }
-        }
-        if errors.is_empty() {
-            return Ok(());
-        }
-        let kind = Gvk { group: "meta.k8s.io", version: "v1", kind: options };
-        Err(StatusError::invalid(kind, "", &errors))
+    pub fn read_options(&mut self, kind: &'static str) -> Result<(), StatusError> {
+        self.dry_run |= write_options(&self.query, kind)?;
+        Ok(())
     }
 
     fn field_validation(&self) -> FieldValidation {
-        match self.query.get("fieldValidation") {
-            Some("Ignore") => FieldValidation::Ignore,
-            Some("Strict") => FieldValidation::Strict,
-            _ => FieldValidation::Warn,
-        }
+        FieldValidation::of(&self.query)
     }
 
     /// Says what is wrong with a body that can be read all the same: as a warning, if the client wants no more.
@@ -136,7 +113,7 @@ impl Call {
     /// # Errors
     /// It is another kind's, or no object.
     pub fn decode(&mut self, body: Bytes) -> Result<Box<dyn Object>, StatusError> {
-        let json = wire::to_json(&self.headers, body.clone()).map_err(|error| {
+        let wire::Sent { json, repeated } = wire::sent(&self.headers, body.clone()).map_err(|error| {
             if error.code() == 400 { self.unrecognized(&error.to_string(), &body) } else { error }
         })?;
         let mut checked = self.check(&json);
@@ -154,11 +131,9 @@ impl Call {
                 }
             }
         }
-        // What a YAML document says twice is not seen in what became of it.
-        if let Some(checked) = checked.as_mut().filter(|_| wire::is_yaml(&self.headers)) {
-            let twice = repeated_keys(&body);
+        if let Some(checked) = &mut checked {
             let twice =
-                twice.map(|told| told.trim_start_matches("error converting YAML to JSON: ").to_owned());
+                repeated.map(|told| told.trim_start_matches("error converting YAML to JSON: ").to_owned());
             checked.strict.splice(0..0, twice);
         }
         self.typed(&json, checked).map_err(|why| self.unhandled(&why))
@@ -173,11 +148,7 @@ impl Call {
     }
 
     fn unhandled(&self, why: &str) -> StatusError {
-        let kind = self.kind();
-        StatusError::bad_request(format!(
-            "{} in version \"{}\" cannot be handled as a {}: {why}",
-            kind.kind, kind.version, kind.kind
-        ))
+        unhandled(self.kind().gvk(), why)
     }
 
     fn check_type(&self, api_version: &str, said: &str) -> Result<(), StatusError> {
@@ -239,37 +210,44 @@ impl Call {
         self.storage.registry.decode(json).map_err(|error| error.to_string())
     }
 
-    /// Checks that an object from a body is meant for this request's place, and puts it there.
+    /// Checks that an object from a body is meant for this request's place, and puts it into its namespace.
     ///
     /// # Errors
-    /// It names another namespace, or another name than the path.
+    /// It names another namespace, or another name than the path, or none where the path does.
     pub fn place(&self, object: &mut dyn Object) -> Result<(), StatusError> {
-        let info = &self.info;
-        let meta = object.meta_mut();
-        if self.kind().is_namespaced() {
-            match meta.namespace.as_deref().filter(|n| !n.is_empty()) {
-                None => meta.namespace = Some(info.namespace.clone()),
-                Some(namespace) if namespace != info.namespace => {
-                    return Err(StatusError::bad_request(
-                        "the namespace of the provided object does not match the namespace sent on the request",
-                    ));
-                }
-                Some(_) => {}
-            }
-        }
-        if !info.name.is_empty() && !matches!(info.verb, "create") {
-            match meta.name.as_deref().filter(|n| !n.is_empty()) {
-                None => meta.name = Some(info.name.clone()),
-                Some(name) if name != info.name => {
-                    return Err(StatusError::bad_request(format!(
-                        "the name of the object ({name}) does not match the name on the URL ({})",
-                        info.name
-                    )));
-                }
-                Some(_) => {}
-            }
+        let meta = object.meta();
+        let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+        self.check_place(namespace.unwrap_or_default(), name.unwrap_or_default())?;
+        if !self.kind().is_namespaced() {
+            object.meta_mut().namespace = None;
+        } else if namespace.is_none_or(str::is_empty) {
+            object.meta_mut().namespace = Some(self.info.namespace.clone());
         }
         Ok(())
+    }
+
+    /// Whether what a body names, if it does, is what the path names.
+    ///
+    /// # Errors
+    /// As those of [`Call::place`].
+    pub fn check_place(&self, namespace: &str, name: &str) -> Result<(), StatusError> {
+        let info = &self.info;
+        if self.kind().is_namespaced() && !namespace.is_empty() && namespace != info.namespace {
+            return Err(StatusError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+        if info.name.is_empty() || info.verb == "create" || name == info.name {
+            return Ok(());
+        }
+        Err(StatusError::bad_request(if name.is_empty() {
+            format!(
+                "the name of the object ({} based on URL) was undeterminable: name must be provided",
+                info.name
+            )
+        } else {
+            format!("the name of the object ({name}) does not match the name on the URL ({})", info.name)
+        }))
     }
 
     pub fn invalid(&self, name: &str, errors: &FieldErrors) -> StatusError {
@@ -293,6 +271,18 @@ impl Call {
         )
     }
 
+    /// What is meant is not what is there, as upstream's storage says it.
+    pub fn unmet(&self, name: &str, field: &str, asked: &str, there: &str) -> StatusError {
+        let key = self.kind().key(&self.info.namespace, name);
+        self.conflict(
+            name,
+            format!(
+                "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
+                 Precondition failed: {field} in precondition: {asked}, {field} in object meta: {there}"
+            ),
+        )
+    }
+
     /// Answers with an object as it was written.
     pub async fn written(&self, code: StatusCode, written: &Written) -> Result<Reply, StatusError> {
         self.object(code, &self.storage.sent(&written.bytes).await?)
@@ -310,6 +300,57 @@ impl Call {
     }
 }
 
+/// Reads the options of a write from its query. Whether nothing is to be written.
+///
+/// # Errors
+/// An option has a value that it cannot have.
+pub fn write_options(query: &Query, kind: &'static str) -> Result<bool, StatusError> {
+    let mut errors = FieldErrors::new();
+    if let Some(manager) = query.get("fieldManager") {
+        meta::validate_manager(manager, &FieldPath::new("fieldManager"), &mut errors);
+    }
+    let asked: Vec<&str> = query.all("dryRun").collect();
+    if asked.iter().any(|value| *value != "All") {
+        errors.not_supported(&FieldPath::new("dryRun"), &asked, &["All"]);
+    }
+    if let Some(value) = query.get("fieldValidation")
+        && !matches!(value, "Ignore" | "Warn" | "Strict")
+    {
+        let supported = ["", "Ignore", "Strict", "Warn"];
+        errors.not_supported(&FieldPath::new("fieldValidation"), value, &supported);
+    }
+    if errors.is_empty() {
+        return Ok(!asked.is_empty());
+    }
+    Err(StatusError::invalid(Gvk { group: "meta.k8s.io", version: "v1", kind }, "", &errors))
+}
+
+/// What is odd in a body that says an object which is not stored, and is to be warned of.
+///
+/// # Errors
+/// It is not of its type, or odd where the client wants strictness.
+pub fn odd(kind: Gvk<'_>, query: &Query, json: &[u8]) -> Result<Vec<String>, StatusError> {
+    let Some(t) = schema::of(kind) else { return Ok(Vec::new()) };
+    // What is no JSON is told by whoever reads it.
+    let Ok(checked) = schema::check(json, t) else { return Ok(Vec::new()) };
+    if let Some(error) = &checked.type_error {
+        return Err(unhandled(kind, error));
+    }
+    match FieldValidation::of(query) {
+        FieldValidation::Ignore => Ok(Vec::new()),
+        FieldValidation::Strict => match checked.strict_error() {
+            Some(error) => Err(unhandled(kind, &error)),
+            None => Ok(Vec::new()),
+        },
+        FieldValidation::Warn => Ok(checked.strict.iter().flat_map(|told| warned(told)).collect()),
+    }
+}
+
+fn unhandled(kind: Gvk<'_>, why: &str) -> StatusError {
+    let Gvk { version, kind, .. } = kind;
+    StatusError::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"))
+}
+
 /// The warnings that an error is told as: what a YAML document says twice is one each.
 fn warned(error: &str) -> Vec<String> {
     let plain = error.strip_prefix("error converting YAML to JSON: ").unwrap_or(error);
@@ -324,8 +365,8 @@ pub fn manager(query: &Query, headers: &HeaderMap, user: &User) -> String {
     if let Some(manager) = query.get("fieldManager") {
         return manager.to_owned();
     }
-    let agent = headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let name: String = agent.split('/').next().unwrap_or_default().chars().take(MANAGER_MAX).collect();
+    let agent = headers.get(http::header::USER_AGENT).map(http::HeaderValue::as_bytes).unwrap_or_default();
+    let name = manager_of(&String::from_utf8_lossy(agent));
     match user.name.as_str() {
         _ if !name.is_empty() => name,
         // Components of this process bring no name but their user's.
@@ -333,6 +374,18 @@ pub fn manager(query: &Query, headers: &HeaderMap, user: &User) -> String {
         user if user.starts_with("system:kube-") => user["system:".len()..].to_owned(),
         _ => "unknown".to_owned(),
     }
+}
+
+/// What a user agent is called, as far as that is a field manager's name.
+fn manager_of(agent: &str) -> String {
+    let mut name = String::new();
+    for c in agent.split('/').next().unwrap_or_default().chars().filter(|c| meta::is_print(*c)) {
+        if name.len() + c.len_utf8() > meta::MANAGER_MAX {
+            break;
+        }
+        name.push(c);
+    }
+    name
 }
 
 /// An error that has no reason of its own, as upstream answers with what its layers below hand up: 500.
@@ -370,4 +423,44 @@ pub fn no_such_resource() -> StatusError {
         "the server could not find the requested resource",
         Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails::default()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_cannot_be_are_refused_together() {
+        let read = |query: &str| write_options(&Query::parse(Some(query)), "CreateOptions");
+        assert!(!read("fieldManager=m&fieldValidation=Warn").expect("options"));
+        assert!(read("dryRun=All").expect("options"));
+        let told = read("fieldManager=a%01&dryRun=All&dryRun=odd").expect_err("odd").to_string();
+        assert_eq!(
+            told,
+            "CreateOptions.meta.k8s.io \"\" is invalid: [fieldManager: Invalid value: \"a\\u0001\": invalid character \
+             U+0001 (at position 1), dryRun: Unsupported value: [\"All\",\"odd\"]: supported values: \"All\"]"
+        );
+    }
+
+    #[test]
+    fn what_is_not_stored_is_looked_at_as_closely() {
+        let kind = Gvk { group: "authorization.k8s.io", version: "v1", kind: "SelfSubjectAccessReview" };
+        let odd = |query: &str, body: &str| odd(kind, &Query::parse(Some(query)), body.as_bytes());
+        let body = r#"{"spec":{"odd":1}}"#;
+        assert_eq!(odd("", body).expect("it is warned"), ["unknown field \"spec.odd\""]);
+        assert!(odd("fieldValidation=Ignore", body).expect("it is read").is_empty());
+        assert_eq!(
+            odd("fieldValidation=Strict", body).expect_err("odd").to_string(),
+            "SelfSubjectAccessReview in version \"v1\" cannot be handled as a SelfSubjectAccessReview: strict decoding \
+             error: unknown field \"spec.odd\""
+        );
+        assert_eq!(odd("", r#"{"spec":1}"#).expect_err("no review").code(), 400);
+    }
+
+    #[test]
+    fn a_user_agent_becomes_a_field_managers_name() {
+        assert_eq!(manager_of("kubectl/v1.36.2 (linux/amd64)"), "kubectl");
+        assert_eq!(manager_of("a\u{1}b\u{200b}c"), "abc");
+        assert_eq!(manager_of(&"\u{e9}".repeat(100)).len(), 128);
+    }
 }

@@ -10,7 +10,7 @@ use krate_store::cache::{Freshness, ListQuery};
 use serde_json::json;
 
 use super::call::Call;
-use super::options::ListOptions;
+use super::options::{ListOptions, number};
 use super::read;
 use super::select::selection;
 use super::write::{newest, now};
@@ -19,11 +19,14 @@ use crate::apiextensions::mark_terminating;
 use crate::head;
 use crate::http::{self as wire, Reply};
 use crate::registry::erased::Object;
+use crate::request::Query;
 use crate::storage::{Current, Outcome, Written, refused, with_revision};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 const ATTEMPTS: usize = 10;
+/// Where upstream keeps the kinds of options, as its errors name it.
+const META_SCHEME: &str = "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27";
 
 /// Kinds whose deletion answers with the object as it last was; others answer with a `Status`.
 fn answers_with_object(kind: &Kind) -> bool {
@@ -69,22 +72,10 @@ pub async fn release(call: &Call, object: &dyn Object) {
     }
 }
 
+/// What a deletion is asked to be: by its body, or by its query if it has none.
 fn options(call: &mut Call, body: Bytes) -> Result<DeleteOptions, StatusError> {
-    let mut options: DeleteOptions = if body.is_empty() {
-        DeleteOptions::default()
-    } else {
-        let json = wire::to_json(&call.headers, body)?;
-        serde_json::from_slice(&json).map_err(|error| StatusError::bad_request(error.to_string()))?
-    };
-    call.read_options("DeleteOptions")?;
-    let number = |name: &str| call.query.get(name).and_then(|v| v.parse().ok());
-    options.grace_period_seconds = options.grace_period_seconds.or_else(|| number("gracePeriodSeconds"));
-    if let Some(policy) = call.query.get("propagationPolicy") {
-        options.propagation_policy.get_or_insert_with(|| policy.to_owned());
-    }
-    if call.query.get("orphanDependents").is_some() {
-        options.orphan_dependents.get_or_insert(call.query.flag("orphanDependents"));
-    }
+    let options =
+        if body.is_empty() { asked(&call.query)? } else { sent(&wire::to_json(&call.headers, body)?)? };
     if (call.kind().group, call.kind().plural) == ("batch", "jobs")
         && options.propagation_policy.is_none()
         && options.orphan_dependents.is_none()
@@ -95,27 +86,58 @@ fn options(call: &mut Call, body: Bytes) -> Result<DeleteOptions, StatusError> {
                 .to_owned(),
         );
     }
-    call.dry_run |= options.dry_run.as_ref().is_some_and(|d| d.iter().any(|v| v == "All"));
-    let mut errors = FieldErrors::new();
-    if options.propagation_policy.is_some() && options.orphan_dependents.is_some() {
-        errors.invalid(
-            &FieldPath::new("propagationPolicy"),
-            &options.propagation_policy,
-            "orphanDependents and deletionPropagation cannot be both set",
-        );
+    validate(&options)?;
+    call.dry_run |= options.dry_run.as_ref().is_some_and(|said| !said.is_empty());
+    Ok(options)
+}
+
+fn asked(query: &Query) -> Result<DeleteOptions, StatusError> {
+    let dry_run: Vec<String> = query.all("dryRun").map(str::to_owned).collect();
+    let orphans = query.get("orphanDependents").map(|_| query.flag("orphanDependents"));
+    Ok(DeleteOptions {
+        dry_run: Some(dry_run).filter(|said| !said.is_empty()),
+        grace_period_seconds: number(query, "gracePeriodSeconds")?,
+        orphan_dependents: orphans,
+        propagation_policy: query.get("propagationPolicy").map(str::to_owned),
+        ..DeleteOptions::default()
+    })
+}
+
+fn sent(json: &[u8]) -> Result<DeleteOptions, StatusError> {
+    let options: DeleteOptions =
+        serde_json::from_slice(json).map_err(|error| StatusError::bad_request(error.to_string()))?;
+    match options.kind.as_deref() {
+        None | Some("" | "DeleteOptions") => Ok(options),
+        Some(kind) => {
+            let version = options.api_version.as_deref().unwrap_or_default();
+            Err(StatusError::bad_request(format!(
+                "no kind {kind:?} is registered for version {version:?} in scheme {META_SCHEME:?}"
+            )))
+        }
     }
-    if let Some(policy) = options.propagation_policy.as_deref()
+}
+
+fn validate(options: &DeleteOptions) -> Result<(), StatusError> {
+    let mut errors = FieldErrors::new();
+    let policy = options.propagation_policy.as_deref();
+    if policy.is_some() && options.orphan_dependents.is_some() {
+        let why = "orphanDependents and deletionPropagation cannot be both set";
+        errors.invalid(&FieldPath::new("propagationPolicy"), policy, why);
+    }
+    if let Some(policy) = policy
         && !matches!(policy, "Foreground" | "Background" | "Orphan")
     {
         let supported = ["Foreground", "Background", "Orphan", "nil"];
         errors.not_supported(&FieldPath::new("propagationPolicy"), policy, &supported);
     }
-    if errors.is_empty() {
-        Ok(options)
-    } else {
-        let kind = Gvk { group: "meta.k8s.io", version: "v1", kind: "DeleteOptions" };
-        Err(StatusError::invalid(kind, "", &errors))
+    if options.dry_run.iter().flatten().any(|said| said != "All") {
+        errors.not_supported(&FieldPath::new("dryRun"), &options.dry_run, &["All"]);
     }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let kind = Gvk { group: "meta.k8s.io", version: "v1", kind: "DeleteOptions" };
+    Err(StatusError::invalid(kind, "", &errors))
 }
 
 /// `DELETE` of an object.
@@ -123,8 +145,9 @@ pub async fn delete(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let options = options(&mut call, body)?;
     let name = call.info.name.clone();
     let (written, gone) = delete_object(&mut call, &name, &options).await?;
+    let code = code_of(gone, &options);
     if !gone || answers_with_object(call.kind()) {
-        return call.written(StatusCode::OK, &written).await;
+        return call.written(code, &written).await;
     }
     let uid = head::read(&written.bytes).map_err(StatusError::internal)?.uid;
     let mut details = json!({"name": name, "kind": call.kind().plural, "uid": uid});
@@ -134,13 +157,20 @@ pub async fn delete(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
     });
-    Ok(wire::json(StatusCode::OK, call.wanted, status.to_string().into()))
+    let mut reply = wire::json(code, call.wanted, status.to_string().into());
+    wire::warn(&mut reply, &call.warnings);
+    Ok(reply)
+}
+
+/// Who wants the dependents gone too is told where they are only on their way.
+fn code_of(gone: bool, options: &DeleteOptions) -> StatusCode {
+    if !gone && options.orphan_dependents == Some(false) { StatusCode::ACCEPTED } else { StatusCode::OK }
 }
 
 /// `DELETE` of a collection: each of its objects in turn. Answers with the list of what was there.
 pub async fn delete_collection(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
-    let options = options(&mut call, body)?;
     ListOptions::read(&call.query, false)?;
+    let options = options(&mut call, body)?;
     let selection = selection(&call)?;
     let scope = read::scope(&call.info);
     let query =
@@ -193,6 +223,14 @@ pub async fn delete_object(
             call.storage.to_value(&mut *object).await?
         };
         if call.dry_run || (!gone && value == current.value) {
+            if !seen_newest {
+                seen_newest = true;
+                let there = newest(call, name).await?;
+                if there.revision != current.revision {
+                    current = there;
+                    continue;
+                }
+            }
             let bytes = with_revision(&value, current.revision);
             return Ok((Written { revision: current.revision, bytes }, gone));
         }
@@ -219,7 +257,11 @@ pub async fn delete_object(
     Err(call.stale(name))
 }
 
-fn check(
+/// Whether an object is the one that is meant.
+///
+/// # Errors
+/// It is another, or was another when it was looked at: 409.
+pub fn check(
     call: &Call,
     name: &str,
     wanted: Option<&Preconditions>,
@@ -325,4 +367,53 @@ fn finalizers(meta: &mut ObjectMeta, options: &DeleteOptions, by_default: bool) 
         list.push(FOREGROUND.to_owned());
     }
     meta.finalizers = (!list.is_empty()).then_some(list);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_query(query: &str) -> Result<DeleteOptions, StatusError> {
+        asked(&Query::parse(Some(query))).and_then(|options| validate(&options).map(|()| options))
+    }
+
+    #[test]
+    fn a_query_says_how_to_delete() {
+        let options = of_query("gracePeriodSeconds=5&orphanDependents=false&dryRun=All").expect("options");
+        assert_eq!((options.grace_period_seconds, options.orphan_dependents), (Some(5), Some(false)));
+        assert_eq!(options.dry_run.as_deref(), Some(&["All".to_owned()][..]));
+        let cases = [
+            ("gracePeriodSeconds=x", 400, "strconv.ParseInt: parsing \"x\": invalid syntax"),
+            (
+                "dryRun=odd",
+                422,
+                "DeleteOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: [\"odd\"]: supported values: \"All\"",
+            ),
+            (
+                "propagationPolicy=Orphan&orphanDependents=true",
+                422,
+                "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Invalid value: \"Orphan\": \
+                 orphanDependents and deletionPropagation cannot be both set",
+            ),
+        ];
+        for (query, code, told) in cases {
+            let refused = of_query(query).expect_err(query);
+            assert_eq!((refused.code(), refused.to_string().as_str()), (code, told));
+        }
+    }
+
+    #[test]
+    fn nothing_is_deleted_by_an_object_of_another_kind() {
+        assert!(sent(br#"{"kind":"DeleteOptions","apiVersion":"apps/v1"}"#).is_ok());
+        assert!(sent(b"{}").is_ok());
+        assert_eq!(sent(br#"{"kind":"Pod","apiVersion":"v1"}"#).expect_err("no options").code(), 400);
+    }
+
+    #[test]
+    fn who_wants_the_dependents_gone_is_told_that_they_are_going() {
+        let options = |orphan| DeleteOptions { orphan_dependents: orphan, ..DeleteOptions::default() };
+        assert_eq!(code_of(false, &options(Some(false))), StatusCode::ACCEPTED);
+        assert_eq!(code_of(true, &options(Some(false))), StatusCode::OK);
+        assert_eq!(code_of(false, &options(None)), StatusCode::OK);
+    }
 }

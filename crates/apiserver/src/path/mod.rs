@@ -2,13 +2,16 @@
 
 mod call;
 mod delete;
+mod eviction;
 mod joined;
 mod options;
 mod ownership;
 mod patch;
 mod read;
+mod scale;
 mod select;
 mod shape;
+mod sockets;
 mod subresource;
 mod versions;
 mod write;
@@ -17,13 +20,13 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use krate_api::{StatusError, Verbs};
 
-pub use call::{Call, manager, method_not_allowed, no_such_resource, unclassified};
-pub(crate) use options::Continue;
+pub use call::{Call, manager, method_not_allowed, no_such_resource, odd, unclassified, write_options};
+pub(crate) use options::{Continue, number};
 pub use ownership::{of_answer, owned_by_server};
 pub use subresource::bind_pod;
 pub use write::now;
 
-use crate::http::Reply;
+use crate::http::{self as wire, Reply, Shape, Wanted};
 
 /// The answer to a request to a resource, when it is there.
 type Answer = BoxFuture<'static, Result<Reply, StatusError>>;
@@ -32,11 +35,20 @@ fn refused(error: StatusError) -> Answer {
     Box::pin(std::future::ready(Err(error)))
 }
 
+/// What is answered to who asks for what a body would be like, of that whose body has to be asked for.
+pub fn head_not_allowed(wanted: Wanted) -> Reply {
+    let wanted = Wanted { shape: Shape::Object, ..wanted };
+    wire::without_body(wire::refusal(&method_not_allowed(), wanted))
+}
+
 /// Answers a request to a stored resource, or to one of its subresources. Each verb is boxed, so that a request takes the
 /// room of what it asks for and not of the largest, and is not moved about.
 pub fn answer(call: Call, body: Bytes) -> Answer {
     let kind = call.kind();
     let info = &call.info;
+    if call.method == http::Method::HEAD && info.subresource != "proxy" {
+        return Box::pin(std::future::ready(Ok(head_not_allowed(call.wanted))));
+    }
     if !info.subresource.is_empty() {
         let Some(sub) = kind.subresource(&info.subresource) else { return refused(no_such_resource()) };
         if !info.rest.is_empty() && info.subresource != "proxy" {

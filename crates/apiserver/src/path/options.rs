@@ -1,5 +1,7 @@
 //! What the query of a read asks for (`metav1.ListOptions`), and which of it goes together.
 
+use std::num::{IntErrorKind, ParseIntError};
+
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::{DecodeError, Engine as _};
 use krate_api::{FieldErrors, FieldPath, Gvk, Reason, StatusError};
@@ -56,21 +58,34 @@ impl ListOptions {
             },
             limit: usize::try_from(limit).unwrap_or(0),
             timeout_seconds: timeout.and_then(|seconds| u64::try_from(seconds).ok()),
-            send_initial_events,
+            send_initial_events: send_initial_events.or_else(|| from_wherever(query).then_some(true)),
         })
     }
 }
 
-fn number(query: &Query, name: &str) -> Result<Option<i64>, StatusError> {
+/// A number of a query.
+///
+/// # Errors
+/// It is none: 400.
+pub fn number(query: &Query, name: &str) -> Result<Option<i64>, StatusError> {
     let Some(text) = query.get(name) else { return Ok(None) };
-    text.parse().map(Some).map_err(|error: std::num::ParseIntError| {
-        use std::num::IntErrorKind::{NegOverflow, PosOverflow};
-        let why = match error.kind() {
-            PosOverflow | NegOverflow => "value out of range",
-            _ => "invalid syntax",
-        };
-        StatusError::bad_request(format!("strconv.ParseInt: parsing {text:?}: {why}"))
+    text.parse().map(Some).map_err(|error| {
+        StatusError::bad_request(format!("strconv.ParseInt: parsing {text:?}: {}", unread(&error)))
     })
+}
+
+/// Why a text is no number, as Go says it.
+pub fn unread(error: &ParseIntError) -> &'static str {
+    match error.kind() {
+        IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+        _ => "invalid syntax",
+    }
+}
+
+/// Whether a watch is asked for in the way of before KEP-3157 that begins with what is there. Upstream takes it for the new.
+fn from_wherever(query: &Query) -> bool {
+    let is_old = query.get("resourceVersionMatch").is_none() && query.flag("watch");
+    is_old && matches!(query.get("resourceVersion"), None | Some("0"))
 }
 
 fn check_list(query: &Query, initial: Option<bool>, errors: &mut FieldErrors) {
@@ -122,9 +137,9 @@ fn check_watch(query: &Query, initial: Option<bool>, errors: &mut FieldErrors) {
 /// It is no number; to a list that is a bad request, to a get or a watch an error of the storage.
 pub fn revision(query: &Query, is_list: bool) -> Result<Option<Revision>, StatusError> {
     let Some(text) = query.get("resourceVersion") else { return Ok(None) };
-    text.parse().map(|n| Some(Revision(n))).map_err(|_| {
+    text.parse().map(|n| Some(Revision(n))).map_err(|error| {
         let mut errors = FieldErrors::new();
-        let why = format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
+        let why = format!("strconv.ParseUint: parsing {text:?}: {}", unread(&error));
         errors.invalid(&FieldPath::new("resourceVersion"), text, why);
         if is_list {
             StatusError::bad_request(format!("invalid resource version: {}", errors.aggregate()))
@@ -258,6 +273,33 @@ mod tests {
         }
         let bare = ListOptions::read(&Query::parse(Some("limit=-1")), false).expect("no limit");
         assert_eq!(bare.limit, 0);
+    }
+
+    #[test]
+    fn a_resource_version_is_a_number_of_64_bits() {
+        let read = |text: &str| revision(&Query::parse(Some(&format!("resourceVersion={text}"))), true);
+        assert_eq!(read("7").expect("a number"), Some(Revision(7)));
+        let cases = [
+            ("abc", "invalid syntax"),
+            ("-1", "invalid syntax"),
+            ("99999999999999999999", "value out of range"),
+        ];
+        for (text, why) in cases {
+            let told = read(text).expect_err(text).to_string();
+            assert!(told.ends_with(&format!("strconv.ParseUint: parsing {text:?}: {why}")), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_watch_from_wherever_begins_with_what_is_there() {
+        let begins = |query: &str| {
+            let query = Query::parse(Some(query));
+            ListOptions::read(&query, true).expect("options").send_initial_events
+        };
+        assert_eq!(begins("watch=1"), Some(true));
+        assert_eq!(begins("watch=true&resourceVersion=0"), Some(true));
+        assert_eq!(begins("watch=1&resourceVersion=7"), None);
+        assert_eq!(begins("resourceVersion=0"), None, "the old way to watch");
     }
 
     #[test]

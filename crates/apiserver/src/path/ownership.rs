@@ -15,10 +15,10 @@ use super::call::{Call, no_such_resource};
 use super::patch::value_of;
 use super::versions::Converted;
 use super::write::{change, create_object};
-use crate::http::{Reply, json_of_yaml};
+use crate::http::Reply;
 use crate::registry::erased::Object;
 use crate::storage::Current;
-use crate::yaml::repeated_keys;
+use crate::yaml;
 
 /// How it is found out who comes to own what by a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,14 @@ pub enum Ownership {
 const STATUS_RESETS: &[(&str, &str, &[&[&str]])] = &[
     ("", "pods", &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]),
     ("apps", "deployments", &[&["spec"], &["metadata", "labels"]]),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicies", ALL_BUT_STATUS),
+    ("flowcontrol.apiserver.k8s.io", "flowschemas", ALL_BUT_STATUS),
+    ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations", ALL_BUT_STATUS),
+    ("networking.k8s.io", "servicecidrs", ALL_BUT_STATUS),
+    ("resource.k8s.io", "resourceclaims", ALL_BUT_STATUS),
+    ("storage.k8s.io", "volumeattachments", ALL_BUT_STATUS),
 ];
+const ALL_BUT_STATUS: &[&[&str]] = &[&["metadata"], &["spec"]];
 
 fn resets(kind: &Kind, subresource: &str) -> &'static [&'static [&'static str]] {
     match subresource {
@@ -104,8 +111,7 @@ async fn across(
         managed::on_update(Some(&live), &mut new, Request { versions, ..request })?;
         Ok(new)
     });
-    let mut told = told.await?;
-    let managed = told.pointer_mut("/metadata/managedFields").map(Value::take);
+    let managed = managed::take(&mut told.await?);
     managed.map(serde_json::from_value).transpose().map_err(StatusError::internal)
 }
 
@@ -124,7 +130,7 @@ pub fn of_answer(sent: &[u8], kind: Gvk<'_>, manager: &str, subresource: &str) -
         versions: None,
     };
     managed::on_update(None, &mut sent, request).map_err(|error| error.status())?;
-    Ok(sent.pointer_mut("/metadata/managedFields").map(Value::take).unwrap_or_default())
+    Ok(managed::take(&mut sent).unwrap_or_default())
 }
 
 /// Says in the managed fields of an object that this server itself made of it what it is now. `reset`: what the
@@ -163,10 +169,10 @@ fn parse(json: &[u8]) -> Result<Value, StatusError> {
 
 /// `PATCH` with `application/apply-patch+yaml`: what a manager wants of an object, which is made if it is not there.
 pub async fn apply(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
-    let applied: Value = json_of_yaml(&body)
+    let yaml::Document { value: applied, repeated } = yaml::read(&body)
         .map_err(|error| StatusError::bad_request(format!("error decoding YAML: {error}")))?;
     check_applied(&call, &applied)?;
-    if let Some(error) = repeated_keys(&body) {
+    if let Some(error) = repeated {
         call.complain(error)
             .map_err(|error| StatusError::bad_request(format!("error strict decoding YAML: {error}")))?;
     }
@@ -224,7 +230,11 @@ fn check_applied(call: &Call, applied: &Value) -> Result<(), StatusError> {
     Ok(())
 }
 
-fn merged(
+/// What an object becomes once a manager has what he wants of it.
+///
+/// # Errors
+/// Others own what he would change, or it is not what the kind has.
+pub fn merged(
     call: &mut Call,
     current: Option<&Current>,
     applied: &Value,

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use krate_api::managed;
 use krate_api::patch::{JsonPatch, decode_object, merge, strategic};
 use krate_api::{FieldErrors, FieldPath, Gvk, Reason, StatusError, schema};
 use krate_store::Revision;
@@ -60,7 +61,11 @@ pub fn apply_body(
 ) -> Result<(), StatusError> {
     let patch = Patch::read(headers, body)?;
     *value = apply_to(value.take(), &patch, kind)?;
-    Ok(())
+    let checked = schema::of(kind).and_then(|t| schema::check(value.to_string().as_bytes(), t).ok());
+    match checked.and_then(|checked| checked.type_error) {
+        Some(why) => Err(unfit(&patch, value, why)),
+        None => Ok(()),
+    }
 }
 
 /// # Errors
@@ -79,9 +84,7 @@ pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let written = change(&mut call, current, true, Ownership::Changes, |call, current| {
         let mut json = value_of(&current.json, current.revision).map_err(Some)?;
         // What the object keeps anyway need not be written and read once more.
-        let managed = meta_of(&mut json)
-            .filter(|_| !concerns_managed_fields)
-            .and_then(|meta| meta.remove(MANAGED_FIELDS));
+        let managed = if concerns_managed_fields { None } else { managed::take(&mut json) };
         let asked = json.pointer("/metadata/resourceVersion").cloned();
         let mut patched = apply_to(json, &patch, call.kind().gvk()).map_err(Some)?;
         let names = patched.pointer("/metadata/resourceVersion");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::StatusCode;
 use http_body_util::BodyExt as _;
-use krate_api::{StatusError, protobuf, schema};
+use krate_api::{Kind, Reason, StatusError, protobuf, schema};
 use krate_store::Revision;
 use krate_store::cache::{
     CacheError, CacheEvent, Freshness, Kind as Change, ListQuery, Scope, Start, WatchQuery,
@@ -18,6 +18,7 @@ use super::joined::{Items, Joined};
 use super::options::{Continue, ListOptions, Match, revision};
 use super::select::{Selection, selection};
 use super::shape;
+use super::sockets::Socket;
 use crate::audit;
 use crate::http::{self as wire, Form, Reply, Shape, Wanted};
 use crate::request::RequestInfo;
@@ -119,11 +120,15 @@ fn join(call: &Call, items: Items, meta: &Value) -> Joined {
 
 /// A watch of a collection, or of one object of it.
 pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
+    if call.wanted.form == Form::Yaml {
+        return Err(no_stream());
+    }
     // All events of a stream have one form: a kind without an encoding in protobuf is watched in JSON.
     if call.wanted.form == Form::Protobuf && schema::of(call.kind().gvk()).is_none() {
         call.wanted.form = Form::Json;
     }
     let options = ListOptions::read(&call.query, true)?;
+    shape::check(call.wanted.shape, &call.query)?;
     let selection = selection(&call)?;
     let asked = revision(&call.query, false)?;
     let initial = options.send_initial_events == Some(true);
@@ -148,23 +153,25 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
     query.selector = selection.selector.clone();
     query.bookmarks = bookmarks;
     query.initial_events_end = initial && bookmarks;
+    let socket = Socket::asked(&mut call)?;
+    let is_text = call.wanted.form != Form::Protobuf;
     let since = Instant::now();
     let watcher = match call.storage.cache.watch(query).await {
         Ok(watcher) => watcher,
         // A watch that began is told so by an event, as upstream does.
         Err(error @ CacheError::TooOld { .. }) => {
             let event = error_event(&call, &refused(error));
-            return Ok(wire::reply(StatusCode::OK, stream_type(&call), event));
+            return Ok(match socket {
+                Some(socket) => socket.tell(futures::stream::iter([event]), is_text),
+                None => wire::reply(StatusCode::OK, stream_type(&call), event),
+            });
         }
         Err(error) => return Err(refused(error)),
     };
     let fairness = call.server.fairness.as_ref();
     let counted = fairness.and_then(|fairness| fairness.watching(&call.info, &call.query));
-    let seconds = match options.timeout_seconds.filter(|seconds| *seconds > 0) {
-        Some(seconds) => Duration::from_secs(seconds),
-        None => call.server.limits.min_request_timeout.mul_f64(1.0 + rand::random::<f64>()),
-    };
-    let end = tokio::time::Instant::now() + seconds;
+    let lasts = lasts(options.timeout_seconds, call.server.limits.min_request_timeout);
+    let end = tokio::time::Instant::now() + lasts;
     let shutdown = call.server.draining.clone();
     let stream_type = stream_type(&call);
     let told = call.server.instruments.watched(call.kind());
@@ -196,12 +203,34 @@ pub async fn watch(mut call: Call) -> Result<Reply, StatusError> {
             }
         }
     });
+    if let Some(socket) = socket {
+        return Ok(socket.tell(events, is_text));
+    }
     let mut reply = http::Response::new(wire::stream(events));
     reply.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(stream_type));
     Ok(reply)
 }
 
-/// The media type of a watch. YAML has no stream.
+/// How long a watch lasts: as long as is asked, which may be more than a clock can tell, or by chance once or twice the
+/// least that the server is told.
+fn lasts(asked: Option<u64>, least: Duration) -> Duration {
+    const LONGEST: u64 = 365 * 24 * 3600;
+    match asked.filter(|seconds| *seconds > 0) {
+        Some(seconds) => Duration::from_secs(seconds.min(LONGEST)),
+        None => least.mul_f64(1.0 + rand::random::<f64>()),
+    }
+}
+
+/// What is answered to who would watch in a form that has no stream.
+fn no_stream() -> StatusError {
+    StatusError::new(
+        Reason::NotAcceptable,
+        "only the following media types are accepted: application/json;stream=watch, \
+         application/vnd.kubernetes.protobuf;stream=watch",
+    )
+}
+
+/// The media type of a watch.
 fn stream_type(call: &Call) -> &'static str {
     match call.wanted.form {
         Form::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
@@ -216,11 +245,12 @@ async fn framed(
     event: &CacheEvent,
     first: bool,
 ) -> Result<Option<Bytes>, StatusError> {
-    if let CacheEvent::Bookmark { revision, initial_events_end } = event {
-        let bookmark = bookmark(call, *revision, *initial_events_end);
-        return Ok(Some(frame(call, "BOOKMARK", bookmark.to_string().as_bytes())));
-    }
     let shape = call.wanted.shape;
+    if let CacheEvent::Bookmark { revision, initial_events_end } = event {
+        let bookmark = bookmark(call.kind(), *revision, *initial_events_end).to_string().into();
+        let bookmark = shape::event(&call.storage, shape, &bookmark, *revision, first, &call.query)?;
+        return Ok(Some(frame(call, "BOOKMARK", &bookmark)));
+    }
     if shape == Shape::Object && call.wanted.form != Form::Protobuf && !call.storage.converts() {
         // One line serves all watchers.
         return Ok(event.line());
@@ -260,22 +290,13 @@ async fn seen(
     })
 }
 
-fn bookmark(call: &Call, revision: Revision, initial_events_end: bool) -> Value {
-    let (kind, version) = match call.wanted.shape {
-        Shape::Object => (call.kind().kind, call.kind().api_version()),
-        Shape::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1".to_owned()),
-        Shape::Table => {
-            return json!({
-                "kind": "Table", "apiVersion": "meta.k8s.io/v1",
-                "metadata": {"resourceVersion": revision.to_string()}, "columnDefinitions": null, "rows": [],
-            });
-        }
-    };
+/// An object that says nothing but how far a watch has come.
+fn bookmark(kind: &Kind, revision: Revision, initial_events_end: bool) -> Value {
     let mut meta = json!({"resourceVersion": revision.to_string()});
     if initial_events_end {
-        meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        meta["annotations"] = json!({ (shape::INITIAL_EVENTS_END): "true" });
     }
-    json!({"kind": kind, "apiVersion": version, "metadata": meta})
+    json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": meta})
 }
 
 /// One event as it is sent, its object given as JSON.
@@ -297,4 +318,23 @@ fn frame(call: &Call, kind: &str, object: &[u8]) -> Bytes {
 
 fn error_event(call: &Call, error: &StatusError) -> Bytes {
     frame(call, "ERROR", &error.to_json())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_ends_at_a_time_that_a_clock_can_tell() {
+        let least = Duration::from_mins(1);
+        assert_eq!(lasts(Some(5), least), Duration::from_secs(5));
+        assert!(Instant::now().checked_add(lasts(Some(u64::MAX), least)).is_some());
+        assert!((least..=2 * least).contains(&lasts(None, least)));
+        assert_eq!(lasts(Some(0), Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_form_without_a_stream_is_not_acceptable() {
+        assert_eq!(no_stream().code(), 406);
+    }
 }

@@ -1,7 +1,7 @@
 //! Objects in other shapes than their own: rows of a `Table` (what `kubectl get` prints), or their metadata alone.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use krate_api::StatusError;
+use krate_api::{FieldErrors, FieldPath, StatusError};
 use krate_store::Revision;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -10,6 +10,24 @@ use serde_json::{Map, Value, json};
 use crate::http::Shape;
 use crate::request::Query;
 use crate::storage::Storage;
+
+/// The annotation of the bookmark behind which a watch goes on from what was there (KEP-3157).
+pub const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+/// Whether a table's rows can have what is asked for in them.
+///
+/// # Errors
+/// They cannot.
+pub fn check(shape: Shape, query: &Query) -> Result<(), StatusError> {
+    let Some(said) = query.get("includeObject").filter(|_| shape == Shape::Table) else { return Ok(()) };
+    if matches!(said, "None" | "Metadata" | "Object") {
+        return Ok(());
+    }
+    let mut errors = FieldErrors::new();
+    let why = "must be 'Metadata', 'Object', 'None', or empty";
+    errors.invalid(&FieldPath::new("includeObject"), said, why);
+    Err(StatusError::bad_request(format!("Unable to convert to Table as requested: {}", errors.aggregate())))
+}
 
 fn parse(json: &[u8]) -> Result<Value, StatusError> {
     serde_json::from_slice(json).map_err(StatusError::internal)
@@ -35,6 +53,41 @@ pub fn one(storage: &Storage, shape: Shape, object: &Bytes, query: &Query) -> Re
             )?)
         }
     })
+}
+
+/// The table of one object that has columns of its own, such as a Scale.
+///
+/// # Errors
+/// The table cannot be as it is asked for.
+pub fn table_of(
+    columns: Value,
+    cells: Vec<Value>,
+    object: &Bytes,
+    query: &Query,
+) -> Result<Bytes, StatusError> {
+    check(Shape::Table, query)?;
+    let row = row(cells, object, false, query)?;
+    let version = parse(object)?.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
+    Ok(bytes(&json!({
+        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": version},
+        "columnDefinitions": columns, "rows": [row],
+    })))
+}
+
+/// A row of a table. `ends`: its object says that what was there has been told, whatever else a row has.
+fn row(cells: Vec<Value>, object: &[u8], ends: bool, query: &Query) -> Result<Value, StatusError> {
+    let mut row = Map::new();
+    row.insert("cells".into(), cells.into());
+    match query.get("includeObject") {
+        Some("None") if !ends => {}
+        Some("Object") => {
+            row.insert("object".into(), parse(object)?);
+        }
+        _ => {
+            row.insert("object".into(), metadata_of(object)?);
+        }
+    }
+    Ok(Value::Object(row))
 }
 
 /// A list in a shape. `meta` is its metadata.
@@ -110,26 +163,35 @@ fn table(
     columns: bool,
     query: &Query,
 ) -> Result<Value, StatusError> {
+    check(Shape::Table, query)?;
     let registry = &storage.registry;
     let mut rows = Vec::with_capacity(objects.len());
     for json in objects {
         let object = registry.decode(json).map_err(StatusError::internal)?;
-        let mut row = Map::new();
-        row.insert("cells".into(), registry.cells(&*object).into());
-        match query.get("includeObject") {
-            Some("None") => {}
-            Some("Object") => {
-                row.insert("object".into(), parse(json)?);
-            }
-            _ => {
-                row.insert("object".into(), metadata_of(json)?);
-            }
-        }
-        rows.push(Value::Object(row));
+        let annotations = object.meta().annotations.as_ref();
+        let ends = annotations.is_some_and(|all| all.contains_key(INITIAL_EVENTS_END));
+        rows.push(row(registry.cells(&*object), json, ends, query)?);
     }
     let mut out = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta});
     // Clients take what comes later to have the columns that came first.
     out["columnDefinitions"] = if columns { registry.columns() } else { Value::Null };
     out["rows"] = rows.into();
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_have_one_of_three_things_in_them() {
+        let check = |said: &str| check(Shape::Table, &Query::parse(Some(&format!("includeObject={said}"))));
+        for said in ["", "None", "Metadata", "Object"] {
+            assert!(check(said).is_ok(), "{said}");
+        }
+        let refused = check("bad").expect_err("none of them");
+        let told = "Unable to convert to Table as requested: includeObject: Invalid value: \"bad\": must be 'Metadata', \
+                    'Object', 'None', or empty";
+        assert_eq!((refused.code(), refused.to_string().as_str()), (400, told));
+    }
 }

@@ -7,24 +7,24 @@ use bytes::Bytes;
 use http::StatusCode;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestStatus};
 use k8s_openapi::api::core::v1::{Binding, Namespace, Pod, PodCondition, ServiceAccount};
-use k8s_openapi::api::policy::v1::Eviction;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Time};
-use krate_api::{FieldErrors, FieldPath, Gvk, Reason, StatusError};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use krate_api::{FieldErrors, FieldPath, Gvk, StatusError, kinds};
 use serde_json::{Value, json};
 
-use super::call::{Call, no_such_resource, unclassified};
-use super::delete::delete_object;
+use super::call::{Call, no_such_resource, odd, unclassified};
+use super::eviction::evict;
 use super::ownership::{self, Ownership};
-use super::write::{change, now};
-use super::{Answer, patch, read, refused, write};
+use super::write::{change, newest, now};
+use super::{Answer, patch, read, refused, scale, write};
 use crate::admission::{node_restriction, pod_topology};
-use crate::apiextensions::{plain, set_plain};
 use crate::auth::Bound;
 use crate::auth::TokenBinding;
 use crate::auth::token::{EXTENDED_LIFE, REPLACED_LIFE};
 use crate::http::{self as wire, Reply};
 use crate::proxy;
-use crate::registry::erased::Registry;
+
+const TOKEN_REQUEST: Gvk<'static> =
+    Gvk { group: "authentication.k8s.io", version: "v1", kind: "TokenRequest" };
 
 pub fn answer(call: Call, body: Bytes) -> Answer {
     match (call.info.subresource.as_str(), call.info.verb) {
@@ -36,9 +36,9 @@ pub fn answer(call: Call, body: Bytes) -> Answer {
             Box::pin(patch::patch(call, body))
         }
         ("finalize", "update") => Box::pin(finalize(call, body)),
-        ("scale", "get") => Box::pin(get_scale(call)),
-        ("scale", "update") => Box::pin(update_scale(call, body)),
-        ("scale", "patch") => Box::pin(patch_scale(call, body)),
+        ("scale", "get") => Box::pin(scale::get(call)),
+        ("scale", "update") => Box::pin(scale::update(call, body)),
+        ("scale", "patch") => Box::pin(scale::patch(call, body)),
         ("binding", "create") => Box::pin(bind(call, body)),
         ("eviction", "create") => Box::pin(evict(call, body)),
         ("token", "create") => Box::pin(token(call, body)),
@@ -47,28 +47,39 @@ pub fn answer(call: Call, body: Bytes) -> Answer {
     }
 }
 
-fn read_as<T: serde::de::DeserializeOwned>(call: &Call, body: Bytes, kind: &str) -> Result<T, StatusError> {
+/// Reads a body that says what is not stored, and warns of what is odd in it.
+///
+/// # Errors
+/// It cannot be read, or is odd where the client wants strictness.
+pub fn read_as<T: serde::de::DeserializeOwned>(
+    call: &mut Call,
+    body: Bytes,
+    kind: Gvk<'_>,
+) -> Result<T, StatusError> {
     let json = wire::to_json(&call.headers, body)?;
+    call.warnings.extend(odd(kind, &call.query, &json)?);
     serde_json::from_slice(&json).map_err(|error| {
         StatusError::bad_request(format!(
-            "the object provided is unrecognized (must be of type {kind}): {error}"
+            "the object provided is unrecognized (must be of type {}): {error}",
+            kind.kind
         ))
     })
 }
 
-fn created(call: &Call, value: &Value) -> Reply {
+pub fn created(call: &Call, value: &Value) -> Reply {
     let mut reply = wire::json(StatusCode::CREATED, call.wanted, value.to_string().into());
     wire::warn(&mut reply, &call.warnings);
     reply
 }
 
-fn success() -> Value {
+pub fn success() -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
 }
 
 /// `PUT namespaces/x/finalize`: only the finalizers of the spec change, and with the last of them the namespace is gone.
 async fn finalize(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
-    let wanted: Namespace = read_as(&call, body, "Namespace")?;
+    call.read_options("UpdateOptions")?;
+    let wanted: Namespace = read_as(&mut call, body, Gvk { group: "", version: "v1", kind: "Namespace" })?;
     let finalizers = wanted.spec.and_then(|spec| spec.finalizers).filter(|f| !f.is_empty());
     let asked = wanted.metadata.resource_version.filter(|v| !v.is_empty());
     // A namespace has no namespace, though its path has.
@@ -87,112 +98,13 @@ async fn finalize(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.written(StatusCode::OK, &written).await
 }
 
-/// A Scale of an object that has replicas.
-fn scale_of(object: &Value, registry: &dyn Registry) -> Value {
-    let kind = registry.kind();
-    let selector = object.pointer("/spec/selector").cloned().unwrap_or_default();
-    let paths = registry.scale_paths();
-    let text = if let Some(paths) = paths {
-        let selector = paths.selector.as_deref().and_then(|path| plain(object, path));
-        selector.and_then(Value::as_str).unwrap_or_default().to_owned()
-    } else if kind.plural == "replicationcontrollers" {
-        let pairs = selector.as_object().into_iter().flatten();
-        pairs.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",")
-    } else {
-        serde_json::from_value(selector)
-            .map(|s| crate::registry::column::selector_text(&s))
-            .unwrap_or_default()
-    };
-    let meta = &object["metadata"];
-    let mut metadata = json!({
-        "name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"],
-        "resourceVersion": meta["resourceVersion"], "creationTimestamp": meta["creationTimestamp"],
-    });
-    if let Some(fields) = metadata.as_object_mut() {
-        fields.retain(|_, v| !v.is_null());
-    }
-    let replicas = |at: &str| plain(object, at).cloned().filter(|v| !v.is_null());
-    let mut spec = json!({});
-    if let Some(n) = replicas(paths.map_or(".spec.replicas", |p| &p.spec)).filter(|n| *n != 0) {
-        spec["replicas"] = n;
-    }
-    let running = replicas(paths.map_or(".status.replicas", |p| &p.status));
-    json!({
-        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec,
-        "status": {"replicas": running.unwrap_or_else(|| 0.into()), "selector": text},
-    })
-}
-
-async fn scale_now(call: &Call) -> Result<Value, StatusError> {
-    let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
-    let bytes = crate::storage::with_revision(&current.json, current.revision);
-    let object = serde_json::from_slice(&bytes).map_err(StatusError::internal)?;
-    Ok(scale_of(&object, &*call.storage.registry))
-}
-
-async fn get_scale(call: Call) -> Result<Reply, StatusError> {
-    let scale = scale_now(&call).await?;
-    Ok(wire::json(StatusCode::OK, call.wanted, scale.to_string().into()))
-}
-
-async fn update_scale(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
-    call.read_options("UpdateOptions")?;
-    let scale: Value = read_as(&call, body, "Scale")?;
-    set_scale(call, &scale).await
-}
-
-async fn patch_scale(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
-    call.read_options("PatchOptions")?;
-    let mut scale = scale_now(&call).await?;
-    patch::apply_body(
-        &mut scale,
-        &call.headers,
-        &body,
-        Gvk { group: "autoscaling", version: "v1", kind: "Scale" },
-    )?;
-    // Who patches does not say what he has seen.
-    if let Some(meta) = scale["metadata"].as_object_mut() {
-        meta.remove("resourceVersion");
-    }
-    set_scale(call, &scale).await
-}
-
-async fn set_scale(mut call: Call, scale: &Value) -> Result<Reply, StatusError> {
-    let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
-    if replicas < 0 {
-        let mut errors = FieldErrors::new();
-        errors.invalid(
-            &FieldPath::new("spec").child("replicas"),
-            replicas,
-            "must be greater than or equal to 0",
-        );
-        let kind = Gvk { group: "autoscaling", version: "v1", kind: "Scale" };
-        return Err(StatusError::invalid(kind, &call.info.name, &errors));
-    }
-    let asked = scale.pointer("/metadata/resourceVersion").and_then(Value::as_str).map(str::to_owned);
-    let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
-    let written = change(&mut call, current, asked.is_none(), Ownership::Changes, |call, current| {
-        if asked.as_ref().is_some_and(|asked| *asked != current.revision.to_string()) {
-            return Err(None);
-        }
-        let internal = |error: serde_json::Error| Some(StatusError::internal(error));
-        let mut object: Value = serde_json::from_slice(&current.json).map_err(internal)?;
-        let at = call.storage.registry.scale_paths().map_or(".spec.replicas", |paths| &paths.spec);
-        set_plain(&mut object, at, replicas.into());
-        let bytes = serde_json::to_vec(&object).map_err(internal)?;
-        call.storage.registry.decode(&bytes).map_err(|error| Some(StatusError::internal(error)))
-    })
-    .await?;
-    let sent = call.storage.sent(&written.bytes).await?;
-    let object = serde_json::from_slice(&sent).map_err(StatusError::internal)?;
-    let scale = scale_of(&object, &*call.storage.registry);
-    Ok(wire::json(StatusCode::OK, call.wanted, scale.to_string().into()))
-}
-
 /// `POST pods/x/binding`: the scheduler's word that a pod is to run on a node.
 async fn bind(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.read_options("CreateOptions")?;
-    let binding: Binding = read_as(&call, body, "Binding")?;
+    let binding: Binding = read_as(&mut call, body, kinds::BINDING.gvk())?;
+    if binding.metadata.name.as_deref().unwrap_or_default() != call.info.name {
+        return Err(StatusError::bad_request("name in URL does not match name in Binding object"));
+    }
     bind_pod(&mut call, binding).await?;
     Ok(created(&call, &success()))
 }
@@ -211,25 +123,33 @@ pub async fn bind_pod(call: &mut Call, binding: Binding) -> Result<(), StatusErr
     if !errors.is_empty() {
         return Err(unclassified(errors.aggregate()));
     }
-    let uid = binding.metadata.uid.filter(|uid| !uid.is_empty());
-    let annotations = binding.metadata.annotations.unwrap_or_default();
+    let meta = binding.metadata;
+    let (uid, version) = (meta.uid.unwrap_or_default(), meta.resource_version.unwrap_or_default());
+    let (annotations, labels) = (meta.annotations.unwrap_or_default(), meta.labels.unwrap_or_default());
     let name = call.info.name.clone();
-    let current = call.storage.current(&call.info.namespace, &name).await?;
+    // Who has seen a state may have seen a newer one than the cache.
+    let current = if version.is_empty() {
+        call.storage.current(&call.info.namespace, &name).await?
+    } else {
+        newest(call, &name).await?
+    };
     let topology = if call.server.admission.has("PodTopologyLabels") {
         pod_topology::of_node(&call.server.kinds, &node).await?
     } else {
         BTreeMap::new()
     };
     // Upstream binds outside of what tracks fields.
-    change(call, current, true, Ownership::Settled, |_, current| {
+    change(call, current, true, Ownership::Settled, |call, current| {
         let refuse = |why: String| Some(StatusError::conflict("", "pods/binding", &name, why));
         let mut object = current.object.boxed_clone();
         let Some(pod) = object.is_mut::<Pod>() else { return Err(Some(no_such_resource())) };
-        if let Some(asked) = uid.as_ref().filter(|asked| pod.metadata.uid.as_ref() != Some(*asked)) {
-            return Err(refuse(format!(
-                "Precondition failed: UID in precondition: {asked}, UID in object meta: {}",
-                pod.metadata.uid.clone().unwrap_or_default()
-            )));
+        let there = pod.metadata.uid.as_deref().unwrap_or_default();
+        if !uid.is_empty() && uid != there {
+            return Err(Some(call.unmet(&name, "UID", &uid, there)));
+        }
+        let there = current.revision.to_string();
+        if !version.is_empty() && version != there {
+            return Err(Some(call.unmet(&name, "ResourceVersion", &version, &there)));
         }
         if pod.metadata.deletion_timestamp.is_some() {
             return Err(refuse(format!("pod {name} is being deleted, cannot be assigned to a host")));
@@ -245,9 +165,12 @@ pub async fn bind_pod(call: &mut Call, binding: Binding) -> Result<(), StatusErr
         if !annotations.is_empty() {
             pod.metadata.annotations.get_or_insert_default().extend(annotations.clone());
         }
+        pod_topology::give(pod, &labels);
         pod_topology::give(pod, &topology);
-        let conditions = pod.status.get_or_insert_default().conditions.get_or_insert_default();
-        set_scheduled(conditions, now());
+        let status = pod.status.get_or_insert_default();
+        // It has come to where it was to come, or elsewhere.
+        status.nominated_node_name = None;
+        set_scheduled(status.conditions.get_or_insert_default(), now());
         Ok(object)
     })
     .await
@@ -267,67 +190,6 @@ fn set_scheduled(conditions: &mut Vec<PodCondition>, now: Time) {
     }
 }
 
-/// `POST pods/x/eviction`: a deletion that minds disruption budgets (KEP-85).
-async fn evict(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
-    call.read_options("CreateOptions")?;
-    let eviction: Eviction = read_as(&call, body, "Eviction")?;
-    let name = call.info.name.clone();
-    if eviction.metadata.name.as_deref().is_some_and(|n| !n.is_empty() && n != name) {
-        return Err(StatusError::bad_request("name in URL does not match name in Eviction object"));
-    }
-    let current = call.storage.current(&call.info.namespace, &name).await?;
-    if let Some(pod) = current.object.is::<Pod>() {
-        budgets(&call, pod).await?;
-    }
-    let options: DeleteOptions = eviction.delete_options.unwrap_or_default();
-    delete_object(&mut call, &name, &options).await?;
-    Ok(created(&call, &success()))
-}
-
-/// Whether the disruption budgets of a pod let it go.
-async fn budgets(call: &Call, pod: &Pod) -> Result<(), StatusError> {
-    use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-    use krate_store::cache::{Freshness, ListQuery, Scope};
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
-    // What has ended, or has not begun, disrupts nobody.
-    if matches!(phase, "Succeeded" | "Failed" | "Pending") || pod.metadata.deletion_timestamp.is_some() {
-        return Ok(());
-    }
-    let Some(storage) = call.server.kinds.of("policy", "poddisruptionbudgets") else { return Ok(()) };
-    let query = ListQuery::new(Scope::namespace(&call.info.namespace), Freshness::Latest);
-    let list = storage.cache.list(&query).await.map_err(crate::storage::refused)?;
-    for cached in &list.items {
-        let object = storage.decode(&cached.value, cached.revision)?.object;
-        let Some(budget) = object.is::<PodDisruptionBudget>() else { continue };
-        let selector = budget.spec.as_ref().and_then(|s| s.selector.as_ref());
-        let selects = selector.is_some()
-            && krate_api::LabelSelector::from_meta(selector)
-                .is_ok_and(|s| s.matches_opt(pod.metadata.labels.as_ref()));
-        let allowed = budget.status.as_ref().and_then(|s| s.disruptions_allowed).unwrap_or(0);
-        if selects && allowed <= 0 {
-            let mut refused = StatusError::new(
-                Reason::TooManyRequests,
-                "Cannot evict pod as it would violate the pod's disruption budget.",
-            );
-            refused.0.details = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails {
-                causes: Some(vec![k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause {
-                    reason: Some("DisruptionBudget".to_owned()),
-                    message: Some(format!(
-                        "The disruption budget {} needs {} healthy pods and has {} currently",
-                        cached.head.name,
-                        budget.status.as_ref().and_then(|s| s.desired_healthy).unwrap_or(0),
-                        budget.status.as_ref().and_then(|s| s.current_healthy).unwrap_or(0),
-                    )),
-                    field: None,
-                }]),
-                ..Default::default()
-            });
-            return Err(refused);
-        }
-    }
-    Ok(())
-}
-
 /// The life of a token that asks for none, and the shortest that may be asked for, in seconds.
 const TOKEN_LIFE: i64 = 3600;
 const SHORTEST_LIFE: i64 = 600;
@@ -337,7 +199,7 @@ const LONGEST_LIFE: i64 = 1 << 32;
 async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.read_options("CreateOptions")?;
     let sent = wire::to_json(&call.headers, body.clone())?;
-    let mut request: TokenRequest = read_as(&call, body, "TokenRequest")?;
+    let mut request: TokenRequest = read_as(&mut call, body, TOKEN_REQUEST)?;
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
     let Some(account) = current.object.is::<ServiceAccount>() else { return Err(no_such_resource()) };
     let spec = request.spec.get_or_insert_default();
@@ -355,8 +217,7 @@ async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         errors.invalid(&at, seconds, "may not specify a duration larger than 2^32 seconds");
     }
     if !errors.is_empty() {
-        let kind = Gvk { group: "authentication.k8s.io", version: "v1", kind: "TokenRequest" };
-        return Err(StatusError::invalid(kind, "", &errors));
+        return Err(StatusError::invalid(TOKEN_REQUEST, "", &errors));
     }
     let bound = |meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| Bound {
         name: meta.name.clone().unwrap_or_default(),
@@ -430,8 +291,7 @@ async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     request.metadata.creation_timestamp = Some(now());
     request.metadata.uid = Some(uuid::Uuid::new_v4().to_string());
     let mut value = serde_json::to_value(&request).map_err(StatusError::internal)?;
-    let kind = Gvk { group: "authentication.k8s.io", version: "v1", kind: "TokenRequest" };
-    let managed = ownership::of_answer(&sent, kind, &call.manager(), "token")?;
+    let managed = ownership::of_answer(&sent, TOKEN_REQUEST, &call.manager(), "token")?;
     if !managed.is_null() {
         value["metadata"]["managedFields"] = managed;
     }

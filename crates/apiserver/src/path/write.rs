@@ -1,16 +1,20 @@
 //! Create and update: decode, default, mutate, prepare, validate, admit, and one compare-and-set.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use krate_api::names::{NameRule, generate_name};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use krate_api::names::{NameRule, generate_name, mask_trailing_dash};
 use krate_api::{FieldErrors, FieldPath, Reason, StatusError, meta};
 use krate_store::Revision;
+use krate_store::cache::Freshness;
 use uuid::Uuid;
 
 use super::call::{Call, unclassified};
 use super::delete::{is_finished, release};
+use super::options::unread;
 use super::ownership::{self, Ownership};
 use crate::admission::{Attributes, Operation};
 use crate::http::Reply;
@@ -38,14 +42,15 @@ pub async fn create_object(
     mut object: Box<dyn Object>,
     ownership: Ownership,
 ) -> Result<Written, StatusError> {
-    if object.meta().resource_version.as_deref().is_some_and(|v| !v.is_empty()) {
-        return Err(unclassified("resourceVersion should not be set on objects to be created"));
-    }
+    let has_version = version_of(object.meta()).is_ok_and(|version| version.is_some());
     let registry = std::sync::Arc::clone(&call.storage.registry);
     let prefix = object.meta().generate_name.clone().filter(|p| !p.is_empty());
     let named = object.meta().name.as_deref().is_some_and(|n| !n.is_empty());
     begin(object.meta_mut());
     registry.default(&mut *object);
+    if call.info.verb != "patch" {
+        drop_repeated_owners(call, &mut *object, false);
+    }
     // Whoever creates owns what he sent and its defaults, and not what admission adds.
     if ownership == Ownership::Changes {
         ownership::track(call, &mut *object, None).await?;
@@ -67,11 +72,16 @@ pub async fn create_object(
         }
         call.server.admission.mutate(&attributes, &mut *trial, None).await?;
         call.warnings.extend(attributes.take_warnings());
+        drop_repeated_owners(call, &mut *trial, true);
         // What admission put in has defaults of its own.
         registry.default(&mut *trial);
         registry.prepare_for_create(&mut *trial, &call.context());
         check_new(call, &*trial)?;
         call.warnings.extend(registry.warnings(&*trial, None));
+        if let Some(creating) = call.info.as_create() {
+            // He may change what is there, but nothing was.
+            call.server.authorizer.check(&call.user, &creating).await?;
+        }
         let attributes = Attributes::of(call, Operation::Create, &*trial);
         call.server.admission.validate(&attributes, Some(&*trial), None).await?;
         call.warnings.extend(attributes.take_warnings());
@@ -82,20 +92,80 @@ pub async fn create_object(
         };
         if call.dry_run {
             taken(false).await;
+            if is_there(call, &*trial).await? {
+                return Err(exists(call, &name, prefix.is_some()));
+            }
             let bytes = call.storage.to_value(&mut *trial).await?;
             return Ok(Written { revision: Revision::ZERO, bytes });
+        }
+        if has_version {
+            taken(false).await;
+            return Err(unclassified("resourceVersion should not be set on objects to be created"));
         }
         let outcome = call.storage.create(&mut *trial).await;
         taken(matches!(outcome, Ok(Outcome::Done(_)))).await;
         match outcome? {
             Outcome::Done(written) => return Ok(written),
             Outcome::Conflict(_) if untried.is_some() => {}
-            Outcome::Conflict(_) => {
-                return Err(StatusError::already_exists(call.kind().group, call.kind().plural, &name));
-            }
+            Outcome::Conflict(_) => return Err(exists(call, &name, prefix.is_some())),
         }
     }
     unreachable!("the last attempt returns")
+}
+
+/// Whether there is an object of this name.
+async fn is_there(call: &Call, object: &dyn Object) -> Result<bool, StatusError> {
+    let meta = object.meta();
+    let name = meta.name.as_deref().unwrap_or_default();
+    match call.storage.read(meta.namespace.as_deref().unwrap_or_default(), name, Freshness::Latest).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is(Reason::NotFound) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is answered where the name is taken. Who had one generated may try his luck again.
+fn exists(call: &Call, name: &str, generated: bool) -> StatusError {
+    let mut error = StatusError::already_exists(call.kind().group, call.kind().plural, name);
+    if generated {
+        if let Some(message) = &mut error.0.message {
+            message.push_str(", the server was not able to generate a unique name for the object");
+        }
+        if let Some(details) = &mut error.0.details {
+            details.retry_after_seconds = Some(1);
+        }
+    }
+    error
+}
+
+/// An owner that is named twice is one owner. `mutated`: admission has been asked.
+fn drop_repeated_owners(call: &mut Call, object: &mut dyn Object, mutated: bool) {
+    let Some(owners) = object.meta_mut().owner_references.as_mut().filter(|owners| owners.len() > 1) else {
+        return;
+    };
+    let repeated = take_repeated(owners);
+    if !repeated.is_empty() {
+        let when = if mutated { " after mutating admission happens" } else { "" };
+        call.warnings.push(format!(
+            ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and \
+             may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            repeated.join(", ")
+        ));
+    }
+}
+
+/// Leaves the first of those that are the same. The UIDs of the others.
+fn take_repeated(owners: &mut Vec<OwnerReference>) -> Vec<String> {
+    let is_new: Vec<bool> = {
+        let mut seen = HashSet::with_capacity(owners.len());
+        let parts = owners
+            .iter()
+            .map(|o| (&*o.uid, &*o.name, &*o.kind, &*o.api_version, o.controller, o.block_owner_deletion));
+        parts.map(|owner| seen.insert(owner)).collect()
+    };
+    let mut all = is_new.into_iter();
+    let repeated = owners.extract_if(.., |_| all.next() == Some(false));
+    repeated.map(|owner| owner.uid).collect()
 }
 
 /// What the server alone says of a new object.
@@ -120,10 +190,8 @@ fn check_new(call: &Call, object: &dyn Object) -> Result<(), StatusError> {
     let meta = object.meta();
     let at = FieldPath::new("metadata");
     let mut errors = FieldErrors::new();
-    meta::validate_new(meta, call.kind().scope, NameRule::Any, &at, &mut errors);
     if let Some(prefix) = meta.generate_name.as_deref().filter(|p| !p.is_empty()) {
-        let masked = prefix.strip_suffix('-').map_or_else(|| prefix.to_owned(), |p| format!("{p}a"));
-        for wrong in registry.validate_name(&masked) {
+        for wrong in registry.validate_name(&mask_trailing_dash(prefix)) {
             errors.invalid(&at.child("generateName"), prefix, wrong);
         }
     }
@@ -132,6 +200,7 @@ fn check_new(call: &Call, object: &dyn Object) -> Result<(), StatusError> {
             errors.invalid(&at.child("name"), name, wrong);
         }
     }
+    meta::validate_new(meta, call.kind().scope, NameRule::Any, &at, &mut errors);
     registry.validate(object, &mut errors);
     registry.validate_new(object, &mut errors);
     if errors.is_empty() {
@@ -156,7 +225,7 @@ pub async fn update(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         }
         Err(error) => return Err(error),
     };
-    let asked = object.meta().resource_version.clone().filter(|v| !v.is_empty());
+    let asked = version_of(object.meta())?;
     let unconditional = asked.is_none();
     if unconditional && !call.storage.registry.allows_unconditional_update() {
         let mut errors = FieldErrors::new();
@@ -168,13 +237,23 @@ pub async fn update(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     let written = change(&mut call, current, unconditional, Ownership::Changes, |_, current| {
         match &asked {
             // The one state that it is meant for does not come again.
-            Some(asked) if *asked == current.revision.to_string() => object.take().ok_or(None),
+            Some(asked) if *asked == current.revision => object.take().ok_or(None),
             Some(_) => Err(None),
             None => object.as_ref().map(|object| object.boxed_clone()).ok_or(None),
         }
     })
     .await?;
     call.written(StatusCode::OK, &written).await
+}
+
+/// Which state of an object is meant; none where it may be any.
+fn version_of(meta: &ObjectMeta) -> Result<Option<Revision>, StatusError> {
+    match meta.resource_version.as_deref() {
+        None | Some("" | "0") => Ok(None),
+        Some(text) => text.parse().map(|number| Some(Revision(number))).map_err(|error| {
+            unclassified(format!("strconv.ParseUint: parsing {text:?}: {}", unread(&error)))
+        }),
+    }
 }
 
 /// Changes an object: `make` gives the new one from what is there, or `Err(None)` if the caller has not seen that.
@@ -192,28 +271,33 @@ pub async fn change(
     let mut from_cache = true;
     let mut attempt = 0;
     loop {
-        let mut object = match make(call, &current) {
-            Ok(object) => object,
-            Err(Some(error)) => return Err(error),
-            Err(None) if from_cache => {
-                from_cache = false;
-                current = newest(call, &name).await?;
-                continue;
+        let made = match make(call, &current) {
+            Ok(mut object) => {
+                finish_update(call, &mut object, &current, ownership).await.map(|()| object).map_err(Some)
             }
-            Err(None) => return Err(call.stale(&name)),
+            Err(why) => Err(why),
         };
-        finish_update(call, &mut object, &current, ownership).await?;
+        let mut object = match made {
+            Ok(object) => object,
+            Err(why) => match newer(call, &name, &current, &mut from_cache).await? {
+                // What is refused of a state that is behind may be right of the newest.
+                Some(there) => {
+                    current = there;
+                    continue;
+                }
+                None => return Err(why.unwrap_or_else(|| call.stale(&name))),
+            },
+        };
         let old = &*current.object;
         let ends = old.meta().deletion_timestamp.is_some() && is_finished(&*object);
         let mut value = call.storage.to_value(&mut *object).await?;
-        if value == current.value && !ends && !call.storage.is_stale(&*object).await? {
-            // Nothing changes, so nothing is written, and the resourceVersion stays.
-            return Ok(Written {
-                revision: current.revision,
-                bytes: with_revision(&value, current.revision),
-            });
-        }
-        if call.dry_run {
+        let changes_nothing = value == current.value && !ends && !call.storage.is_stale(&*object).await?;
+        if changes_nothing || call.dry_run {
+            if let Some(there) = newer(call, &name, &current, &mut from_cache).await? {
+                current = there;
+                continue;
+            }
+            // Nothing is written, and the resourceVersion stays.
             return Ok(Written {
                 revision: current.revision,
                 bytes: with_revision(&value, current.revision),
@@ -253,9 +337,22 @@ pub async fn change(
     }
 }
 
+/// What the store has now, if that is another state than the one that came from the cache.
+async fn newer(
+    call: &Call,
+    name: &str,
+    current: &Current,
+    from_cache: &mut bool,
+) -> Result<Option<Current>, StatusError> {
+    if !std::mem::take(from_cache) {
+        return Ok(None);
+    }
+    let there = newest(call, name).await?;
+    Ok((there.revision != current.revision).then_some(there))
+}
+
 /// What the store has now, whatever the cache has.
 pub async fn newest(call: &Call, name: &str) -> Result<Current, StatusError> {
-    use krate_store::cache::Freshness;
     let cached = call.storage.read(&call.info.namespace, name, Freshness::Latest).await?;
     call.storage.load(&cached.value, cached.revision).await
 }
@@ -296,20 +393,19 @@ async fn finish_update(
         if let Some(uid) = meta.uid.as_deref().filter(|uid| !uid.is_empty() && call.info.verb == "update")
             && was.uid.as_deref() != Some(uid)
         {
-            return Err(call.conflict(
-                &name,
-                format!(
-                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                    was.uid.as_deref().unwrap_or_default()
-                ),
-            ));
+            return Err(call.unmet(&name, "UID", uid, was.uid.as_deref().unwrap_or_default()));
         }
         if meta.uid.as_deref().is_none_or(str::is_empty) {
             meta.uid.clone_from(&was.uid);
         }
         meta.creation_timestamp.clone_from(&was.creation_timestamp);
-        meta.deletion_timestamp.clone_from(&was.deletion_timestamp);
-        meta.deletion_grace_period_seconds = was.deletion_grace_period_seconds;
+        // Nobody begins a deletion by saying so: of an object that stays, validation refuses it.
+        if was.deletion_timestamp.is_some() || door == Door::Status {
+            meta.deletion_timestamp.clone_from(&was.deletion_timestamp);
+        }
+        if meta.deletion_grace_period_seconds.is_none() || door == Door::Status {
+            meta.deletion_grace_period_seconds = was.deletion_grace_period_seconds;
+        }
         meta.self_link = None;
         meta.generation = was.generation;
         meta.resource_version = Some(current.revision.to_string());
@@ -318,6 +414,9 @@ async fn finish_update(
         }
     }
     registry.default(&mut **object);
+    if call.info.verb == "update" {
+        drop_repeated_owners(call, &mut **object, false);
+    }
     if ownership == Ownership::Changes {
         ownership::track(call, &mut **object, Some(current)).await?;
         object.meta_mut().resource_version = Some(current.revision.to_string());
@@ -325,6 +424,7 @@ async fn finish_update(
     let attributes = Attributes::of(call, Operation::Update, &**object);
     call.server.admission.mutate(&attributes, &mut **object, Some(old)).await?;
     call.warnings.extend(attributes.take_warnings());
+    drop_repeated_owners(call, &mut **object, true);
     registry.default(&mut **object);
     match door {
         Door::Object => registry.prepare_for_update(&mut **object, old, &call.context()),
@@ -357,4 +457,38 @@ async fn finish_update(
     call.server.admission.validate(&attributes, Some(&**object), Some(old)).await?;
     call.warnings.extend(attributes.take_warnings());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_resource_version_says_which_state_is_meant() {
+        let version = |text: Option<&str>| {
+            version_of(&ObjectMeta { resource_version: text.map(str::to_owned), ..ObjectMeta::default() })
+        };
+        for any in [None, Some(""), Some("0")] {
+            assert_eq!(version(any).expect("any"), None);
+        }
+        assert_eq!(version(Some("7")).expect("a number"), Some(Revision(7)));
+        let refused = version(Some("abc")).expect_err("no number");
+        let told = "strconv.ParseUint: parsing \"abc\": invalid syntax";
+        assert_eq!((refused.code(), refused.to_string().as_str()), (500, told));
+    }
+
+    #[test]
+    fn an_owner_that_is_named_twice_is_one() {
+        let owner = |uid: &str, controller: bool| -> OwnerReference {
+            let owner =
+                json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid, "controller": controller});
+            serde_json::from_value(owner).expect("an owner")
+        };
+        let mut owners = vec![owner("1", false), owner("2", false), owner("1", true), owner("1", false)];
+        assert_eq!(take_repeated(&mut owners), ["1"]);
+        assert_eq!(owners, [owner("1", false), owner("2", false), owner("1", true)]);
+        assert_eq!(take_repeated(&mut owners), Vec::<String>::new());
+    }
 }

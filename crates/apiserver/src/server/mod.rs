@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::OptionFuture;
 use krate_api::{Kind, StatusError};
 use krate_encryption::{Encryption, Sealed};
 use krate_pki::Source;
@@ -26,7 +27,8 @@ use crate::bootstrap::{self, Commits};
 use crate::debugging::Debugging;
 use crate::encryption::EncryptionFile;
 use crate::fairness::{self, Fairness, InFlight};
-use crate::features::{Features, Resources};
+use crate::features::{self, Features, Resources};
+use crate::identity::Identity;
 use crate::instruments::Instruments;
 use crate::kinds::Kinds;
 use crate::limits::Limits;
@@ -177,7 +179,8 @@ impl Server {
         shutdown: CancellationToken,
     ) -> Result<Arc<Self>, StartError> {
         let features = config.features;
-        for remark in features.remarks().into_iter().chain(config.resources.remarks(&features)) {
+        let of_features = features.remarks(features::HEEDED);
+        for remark in of_features.into_iter().chain(config.resources.remarks(&features)) {
             tracing::warn!("{remark}");
         }
         let encryption = match &config.encryption {
@@ -293,7 +296,11 @@ impl Server {
         if let Some(fairness) = &fairness {
             fairness::ready(&server, fairness, commits.clone());
         }
-        server.drain_after_delay();
+        let identity = Identity::new(commits.clone(), &features, config.advertise);
+        if let Some(identity) = &identity {
+            identity.tell().await;
+        }
+        server.drain_after_delay(identity);
         Establisher::start(&server, commits.clone()).await?;
         typecheck::start(&server, commits.clone()).await?;
         aggregation::start(&server, &commits).await?;
@@ -318,13 +325,17 @@ impl Server {
     }
 
     /// Once the server is told to stop it serves on for the delay, so that who balances its load may notice that it is
-    /// not ready; then its watches and connections end.
-    fn drain_after_delay(&self) {
+    /// not ready, and until others are told that it is gone; then its watches and connections end.
+    fn drain_after_delay(&self, identity: Option<Identity>) {
         let (shutdown, draining) = (self.shutdown.clone(), self.draining.clone());
         let delay = self.limits.shutdown_delay;
+        let kept = OptionFuture::from(identity.map(|identity| identity.keep(shutdown.clone())));
         tokio::spawn(async move {
-            shutdown.cancelled().await;
-            tokio::time::sleep(delay).await;
+            let delayed = async {
+                shutdown.cancelled().await;
+                tokio::time::sleep(delay).await;
+            };
+            tokio::join!(delayed, kept);
             draining.cancel();
         });
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::asking::{Cluster, config_map, pod};
+use crate::support::Api;
 use serde_json::{Value, json};
 
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1";
@@ -191,4 +192,61 @@ async fn policies_change_what_is_written() {
     assert_eq!(made["metadata"]["labels"], json!({"by": "policy", "x/y": "policy"}));
     let container = &made["spec"]["containers"][0];
     assert_eq!((&container["workingDir"], &container["image"]), (&json!("/w"), &json!("i")));
+}
+
+#[tokio::test]
+async fn devices_are_had_as_administrators_have_them_only_where_a_namespace_says_so() {
+    let api = Api::start().await;
+    let claims = "/apis/resource.k8s.io/v1/namespaces/lab/resourceclaims";
+    let claim = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"devices": {"requests": [
+            {"name": "r", "exactly": {"deviceClassName": "gpu", "adminAccess": true}}]}}})
+    };
+    assert_eq!(api.post("/api/v1/namespaces", &json!({"metadata": {"name": "lab"}})).await.0, 201);
+    let (code, refused) = api.post(claims, &claim("a")).await;
+    let message = refused["message"].as_str().unwrap_or_default();
+    assert_eq!(code, 422, "{refused}");
+    assert!(
+        message.contains("spec.devices.requests[0].adminAccess: Forbidden: admin access to devices requires the `resource.kubernetes.io/admin-access: true` label"),
+        "{message}"
+    );
+    let label = json!({"metadata": {"labels": {"resource.kubernetes.io/admin-access": "true"}}});
+    assert_eq!(api.patch("/api/v1/namespaces/lab", &label).await.0, 200);
+    assert_eq!(api.post(claims, &claim("a")).await.0, 201);
+
+    // Who may write the status may not bind the claim by it.
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let rule = |resource: &str| json!({"apiGroups": ["resource.k8s.io"], "resources": [resource], "verbs": ["get", "patch"]});
+    let role = |rules: Value| json!({"metadata": {"name": "teller"}, "rules": rules});
+    let rules = json!([rule("resourceclaims/status")]);
+    assert_eq!(api.post(&format!("{rbac}/clusterroles"), &role(rules)).await.0, 201);
+    let binding = json!({"metadata": {"name": "teller"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "teller"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "tom"}]});
+    assert_eq!(api.post(&format!("{rbac}/clusterrolebindings"), &binding).await.0, 201);
+    let status = format!("{claims}/a/status");
+    let bound = json!({"status": {"allocation": {"devices": {"results": [
+        {"request": "r", "driver": "d.test", "pool": "p", "device": "x", "adminAccess": true}]}}}});
+    let told = async || {
+        let headers = [("content-type", "application/merge-patch+json")];
+        let tom = krate_apiserver::User::authenticated("tom", &[]);
+        let (head, body) =
+            api.raw_as(tom, http::Method::PATCH, status.clone(), &headers, &bound.to_string()).await;
+        (head.status.as_u16(), String::from_utf8_lossy(&body).into_owned())
+    };
+    let mut answer = told().await;
+    // The server hears of the role a moment later.
+    while answer.0 == 403 {
+        tokio::task::yield_now().await;
+        answer = told().await;
+    }
+    assert_eq!(answer.0, 422, "{}", answer.1);
+    assert!(answer.1.contains("verb=\\\"patch\\\" permission: resourceclaims.resource.k8s.io is forbidden: User \\\"tom\\\" cannot patch resource \\\"resourceclaims/binding\\\" in API group \\\"resource.k8s.io\\\" at the cluster scope"), "{}", answer.1);
+    let rules = json!([rule("resourceclaims/status"), rule("resourceclaims/binding")]);
+    assert_eq!(api.patch(&format!("{rbac}/clusterroles/teller"), &role(rules)).await.0, 200);
+    while answer.0 == 422 {
+        answer = told().await;
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(answer.0, 200, "{}", answer.1);
 }

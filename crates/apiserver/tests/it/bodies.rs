@@ -1,9 +1,11 @@
 //! What is said of a body, and where a path leads that is not quite one.
 
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::asking::pod;
 use crate::hook::Webhook;
@@ -39,9 +41,29 @@ async fn a_key_that_a_yaml_document_says_twice_is_told() {
 }
 
 #[tokio::test]
-async fn a_proxy_without_a_path_leads_to_its_root() {
+async fn a_watch_is_told_in_a_form_that_has_streams_and_in_rows_that_are_known() {
     let api = started().await;
-    let place = format!("{}/p", there(&api).await);
+    let yaml = [("accept", "application/yaml")];
+    let (head, _) = api.raw(Method::GET, format!("{MAPS}?watch=1"), &yaml, "").await;
+    assert_eq!(head.status, StatusCode::NOT_ACCEPTABLE);
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let (head, _) = api.raw(Method::GET, format!("{MAPS}?watch=1&includeObject=odd"), &table, "").await;
+    assert_eq!(head.status, StatusCode::BAD_REQUEST);
+    let path = format!("{MAPS}?watch=1&timeoutSeconds=1&allowWatchBookmarks=true");
+    let (_, body) = api.raw(Method::GET, path, &table, "").await;
+    let events = String::from_utf8_lossy(&body);
+    let bookmark =
+        events.lines().find(|event| event.contains("BOOKMARK")).expect("what was there has an end");
+    let bookmark: Value = serde_json::from_str(bookmark).expect("an event");
+    let annotations = &bookmark["object"]["rows"][0]["object"]["metadata"]["annotations"];
+    assert_eq!(annotations["k8s.io/initial-events-end"], "true", "{bookmark:#}");
+}
+
+#[tokio::test]
+async fn a_proxy_without_a_path_leads_to_its_root() {
+    let Some(own) = own_address() else { return };
+    let api = started().await;
+    let place = format!("{}/p", there(&api, own).await);
     let (head, _) = api.raw(Method::GET, format!("{place}/proxy?a=b"), &[], "").await;
     assert_eq!(head.status, StatusCode::MOVED_PERMANENTLY);
     assert_eq!(head.headers["location"], "/api/v1/namespaces/default/pods/p/proxy/?a=b");
@@ -49,12 +71,38 @@ async fn a_proxy_without_a_path_leads_to_its_root() {
     assert_ne!(head.status, StatusCode::MOVED_PERMANENTLY, "only who reads is sent elsewhere");
 }
 
-/// A pod on loopback, as its status says.
-async fn there(api: &Api) -> &'static str {
+/// An address of this machine that is not loopback, to which no proxy leads. What is sent to it does not leave the machine.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    let found = Some(address).filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
+    if found.is_none() {
+        eprintln!("SKIPPED: this machine has no address but loopback");
+    }
+    found
+}
+
+/// Listens at an address on behalf of somebody who listens elsewhere.
+async fn relayed(own: IpAddr, to: std::net::SocketAddr) -> u16 {
+    let listener = TcpListener::bind((own, 0)).await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((mut one, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut other = TcpStream::connect(to).await.expect("a connection");
+                let _ = tokio::io::copy_bidirectional(&mut one, &mut other).await;
+            });
+        }
+    });
+    port
+}
+
+/// A pod that is at an address, as its status says.
+async fn there(api: &Api, ip: IpAddr) -> &'static str {
     let (code, made) = api.post("/api/v1/namespaces/default/pods", &pod("p", json!({}))).await;
     assert_eq!(code, 201, "{made:#}");
-    let status =
-        json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}});
+    let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}});
     let (code, told) = api.patch("/api/v1/namespaces/default/pods/p/status", &status).await;
     assert_eq!(code, 200, "{told:#}");
     // What is passed on goes by what the server has seen.
@@ -63,11 +111,21 @@ async fn there(api: &Api) -> &'static str {
 }
 
 #[tokio::test]
-async fn a_proxy_takes_any_certificate_and_any_method() {
+async fn a_proxy_does_not_lead_to_what_listens_on_loopback() {
     let api = started().await;
-    let pods = there(&api).await;
+    let pods = there(&api, Ipv4Addr::LOCALHOST.into()).await;
+    let (head, body) = api.raw(Method::GET, format!("{pods}/p:1/proxy/"), &[], "").await;
+    let told: Value = serde_json::from_slice(&body).expect("a status");
+    assert_eq!((head.status, &told["message"]), (StatusCode::BAD_REQUEST, &json!("address not allowed")));
+}
+
+#[tokio::test]
+async fn a_proxy_takes_any_certificate_and_any_method() {
+    let Some(own) = own_address() else { return };
+    let api = started().await;
+    let pods = there(&api, own).await;
     let hook = Webhook::start(|path, _| Some(json!({ "path": path }))).await;
-    let place = format!("{pods}/https:p:{}/proxy/a/b?c=d", hook.address.port());
+    let place = format!("{pods}/https:p:{}/proxy/a/b?c=d", relayed(own, hook.address).await);
     for method in [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS] {
         let (head, body) = api.raw(method.clone(), place.clone(), &[], "").await;
         let said = String::from_utf8_lossy(&body);
@@ -79,9 +137,10 @@ async fn a_proxy_takes_any_certificate_and_any_method() {
 
 #[tokio::test]
 async fn links_of_a_page_behind_a_proxy_lead_through_it() {
+    let Some(own) = own_address() else { return };
     let api = started().await;
-    let pods = there(&api).await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let pods = there(&api, own).await;
+    let listener = TcpListener::bind((own, 0)).await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let serving = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a connection");
@@ -118,8 +177,9 @@ async fn overheard(listener: TcpListener) -> String {
 
 #[tokio::test]
 async fn who_is_behind_a_proxy_hears_of_the_host_and_of_who_asks() {
+    let Some(own) = own_address() else { return };
     let api = started().await;
-    let pods = there(&api).await;
+    let pods = there(&api, own).await;
     let binding = json!({"metadata": {"name": "all"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:anonymous"}]});
@@ -136,7 +196,7 @@ async fn who_is_behind_a_proxy_hears_of_the_host_and_of_who_asks() {
         assert!(said.starts_with("HTTP/1.1 403") && tokio::time::Instant::now() < end, "{said}");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let listener = TcpListener::bind((own, 0)).await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let overheard = tokio::spawn(overheard(listener));
     let said = served.ask("GET", &format!("{pods}/p:{port}/proxy/x"), "").await.read().await;
