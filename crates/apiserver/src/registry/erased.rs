@@ -9,6 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::docs::Docs;
 use krate_api::schema::{self, TypeRef};
 use krate_api::{FieldErrors, FieldPath, Kind};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::column::definition;
@@ -48,6 +50,56 @@ impl<S: Strategy + k8s_openapi::Resource> Object for S {
 
     fn assign(&mut self, other: &dyn Object) {
         if let Some(other) = other.is::<S>() {
+            self.clone_from(other);
+        }
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut (dyn Any + Send + Sync) {
+        self
+    }
+}
+
+/// What is asked for and never stored, such as an Eviction, as those see it that are asked about objects.
+#[derive(Clone, Debug)]
+pub struct Unstored<T>(pub T);
+
+impl<T> Unstored<T>
+where
+    T: k8s_openapi::Metadata<Ty = ObjectMeta> + Clone + Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    /// # Errors
+    /// The bytes are none of its kind.
+    pub fn decode(json: &[u8]) -> Result<Box<dyn Object>, DecodeError> {
+        Ok(Box::new(Unstored(serde_json::from_slice::<T>(json)?)))
+    }
+}
+
+impl<T> Object for Unstored<T>
+where
+    T: k8s_openapi::Metadata<Ty = ObjectMeta> + Clone + Serialize + Send + Sync + 'static,
+{
+    fn meta(&self) -> &ObjectMeta {
+        self.0.metadata()
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        self.0.metadata_mut()
+    }
+
+    fn to_json(&self) -> Vec<u8> {
+        encode::to_vec(&self.0)
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Object> {
+        Box::new(self.clone())
+    }
+
+    fn assign(&mut self, other: &dyn Object) {
+        if let Some(other) = other.is::<Self>() {
             self.clone_from(other);
         }
     }

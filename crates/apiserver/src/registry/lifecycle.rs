@@ -4,8 +4,8 @@
 //! The generic path calls these hooks for a kind that has some ([`Lifecycles::of`]): `before_create` and
 //! `before_update` after validation and before the commit, with the typed object behind `dyn Any`, so that what was
 //! allocated is written with it. What they return must be called once the commit's outcome is known, with whether
-//! it was committed: then what the write took or left is released. A future that is dropped between the two leaves
-//! something taken; [`super::core::service::Allocator::repair`] finds that at the next start. `after_delete` follows
+//! it was committed: then what the write took or left is released. Where a future is dropped between the two, the store is
+//! asked a while later; after a crash, [`super::core::service::Allocator::repair`] does so. `after_delete` follows
 //! an object's removal from the store. None of them is called for a read or a status.
 
 use std::any::Any;

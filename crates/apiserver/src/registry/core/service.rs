@@ -3,6 +3,7 @@
 mod allocate;
 mod changes;
 mod families;
+mod held;
 mod metrics;
 mod ranges;
 mod rules;

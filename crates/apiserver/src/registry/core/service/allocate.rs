@@ -19,6 +19,7 @@ use krate_api::{FieldErrors, FieldPath, StatusError, kinds};
 use krate_store::{Backend, CompareAndSet, Error as StoreError, KeyRange, Limit};
 use prometheus::Registry;
 
+use super::held::{Held, PORTS_PREFIX, Unsettled, count_ports, has_port, held, owner, release};
 use super::metrics::Metrics;
 use super::ranges::{Range, RangeError, Ranges, family};
 use super::{families, has_node_ports, is_headless, needs_address, needs_health_port, needs_node_ports};
@@ -28,7 +29,6 @@ use crate::registry::lifecycle::{Lifecycle, Outcome};
 
 /// The ports of nodes that are given to Services.
 pub const NODE_PORTS: std::ops::RangeInclusive<i32> = 30000..=32767;
-const PORTS_PREFIX: &str = "/registry/ranges/servicenodeports/";
 pub const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
 pub const MANAGER: &str = "ipallocator.k8s.io";
 pub const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
@@ -41,22 +41,6 @@ pub struct Allocator {
     store: Arc<dyn Backend>,
     ranges: Arc<Ranges>,
     metrics: Arc<Metrics>,
-}
-
-/// Something that a Service holds.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Held {
-    Address(IpAddr),
-    Port(i32),
-}
-
-impl Held {
-    fn key(&self) -> String {
-        match self {
-            Held::Address(ip) => kinds::IP_ADDRESS.key("", &ip.to_string()),
-            Held::Port(port) => format!("{PORTS_PREFIX}{port}"),
-        }
-    }
 }
 
 impl Allocator {
@@ -131,55 +115,26 @@ impl Allocator {
         context: &Context,
     ) -> Result<Outcome, StatusError> {
         let new = new.ok_or_else(|| StatusError::internal("a Service was expected"))?;
-        let had = old.map(Self::held).unwrap_or_default();
-        let mut taken = Vec::new();
-        if let Err(error) = self.allocate(new, old, &had, context.dry_run, &mut taken).await {
-            Self::release(&*self.store, &self.metrics, &taken).await;
+        let had = old.map(held).unwrap_or_default();
+        let mut changes = Unsettled::new(&self.store, &self.metrics, &new.metadata);
+        if let Err(error) = self.allocate(new, old, &had, context.dry_run, &mut changes.taken).await {
+            changes.settle(false).await;
             return Err(error);
         }
-        if !context.dry_run && has_port(&taken) {
-            Self::count_ports(&*self.store, &self.metrics).await;
+        if !context.dry_run {
+            if has_port(&changes.taken) {
+                count_ports(&*self.store, &self.metrics).await;
+            }
+            changes.left = had.difference(&held(new)).cloned().collect();
         }
-        let has = Self::held(new);
-        let left: Vec<Held> =
-            if context.dry_run { Vec::new() } else { had.difference(&has).cloned().collect() };
-        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
-        Ok(Box::new(move |committed| {
-            Box::pin(async move {
-                Self::release(&*store, &metrics, if committed { &left } else { &taken }).await;
-            })
-        }))
-    }
-
-    /// What a Service holds.
-    fn held(service: &Service) -> BTreeSet<Held> {
-        let mut held = BTreeSet::new();
-        let Some(spec) = &service.spec else { return held };
-        if needs_address(spec) {
-            held.extend(
-                spec.cluster_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).map(Held::Address),
-            );
-        }
-        if has_node_ports(spec) {
-            let ports = spec.ports.iter().flatten().filter_map(|p| p.node_port);
-            held.extend(ports.filter(|p| *p != 0).map(Held::Port));
-        }
-        if needs_health_port(spec) {
-            held.extend(spec.health_check_node_port.filter(|p| *p != 0).map(Held::Port));
-        }
-        held
+        Ok(Box::new(move |committed| Box::pin(changes.settle(committed))))
     }
 
     /// Whether the key was made; `false` if someone has it already.
     async fn take(&self, held: &Held, meta: &ObjectMeta) -> Result<bool, StatusError> {
-        let owner = format!(
-            "{}/{}",
-            meta.namespace.as_deref().unwrap_or_default(),
-            meta.name.as_deref().unwrap_or_default()
-        );
         let value: Bytes = match held {
             Held::Address(ip) => encode::to_vec(&address_object(*ip, meta)).into(),
-            Held::Port(_) => owner.into(),
+            Held::Port(_) => owner(meta).into(),
         };
         match self.store.commit(CompareAndSet::create(held.key(), value)).await {
             Ok(_) => Ok(true),
@@ -191,26 +146,6 @@ impl Allocator {
     async fn is_taken(&self, held: &Held) -> Result<bool, StatusError> {
         let page = self.store.range(KeyRange::single(held.key()), None, Limit::COUNT_ONLY).await;
         Ok(page.map_err(StatusError::internal)?.count > 0)
-    }
-
-    /// Gives back; a failure is repaired at the next start.
-    async fn release(store: &dyn Backend, metrics: &Metrics, held: &[Held]) {
-        for held in held {
-            if let Err(error) = store.commit(CompareAndSet::delete_any(held.key())).await {
-                tracing::warn!(key = held.key(), %error, "could not release what a Service held");
-            }
-        }
-        if has_port(held) {
-            Self::count_ports(store, metrics).await;
-        }
-    }
-
-    /// Brings the count of ports that are taken up to date.
-    async fn count_ports(store: &dyn Backend, metrics: &Metrics) {
-        let all = KeyRange::prefix(PORTS_PREFIX.to_owned());
-        if let Ok(page) = store.range(all, None, Limit::COUNT_ONLY).await {
-            metrics.ports_taken(page.count);
-        }
     }
 
     /// The names of the keys under a prefix.
@@ -231,7 +166,7 @@ impl Allocator {
         let mut wanted = BTreeSet::new();
         for kv in page.map_err(StatusError::internal)?.items {
             let Ok(service) = serde_json::from_slice::<Service>(&kv.value) else { continue };
-            for held in Self::held(&service) {
+            for held in held(&service) {
                 self.take(&held, &service.metadata).await?;
                 wanted.insert(held);
             }
@@ -253,14 +188,10 @@ impl Allocator {
         let ports = self.names_under(PORTS_PREFIX).await?;
         let ports = ports.iter().filter_map(|p| p.parse().ok()).map(Held::Port);
         stray.extend(ports.filter(|p| !wanted.contains(p)));
-        Self::release(&*self.store, &self.metrics, &stray).await;
-        Self::count_ports(&*self.store, &self.metrics).await;
+        release(&*self.store, &self.metrics, &stray).await;
+        count_ports(&*self.store, &self.metrics).await;
         Ok(())
     }
-}
-
-fn has_port(held: &[Held]) -> bool {
-    held.iter().any(|held| matches!(held, Held::Port(_)))
 }
 
 /// The object by which everybody sees that an address is taken, and by what.
@@ -310,11 +241,13 @@ impl Work<'_> {
         if self.dry_run {
             return self.allocator.is_taken(&held).await.map(|taken| !taken);
         }
-        let got = self.allocator.take(&held, self.meta).await?;
-        if got {
-            taken.push(held);
+        // It is noted before it is known: who asks may go away meanwhile.
+        taken.push(held.clone());
+        let got = self.allocator.take(&held, self.meta).await;
+        if !matches!(got, Ok(true)) {
+            taken.pop();
         }
-        Ok(got)
+        got
     }
 
     async fn addresses(
@@ -542,8 +475,9 @@ impl Lifecycle for Allocator {
 
     async fn after_delete(&self, old: &(dyn Any + Send + Sync)) {
         if let Some(service) = old.downcast_ref::<Service>() {
-            let held: Vec<Held> = Self::held(service).into_iter().collect();
-            Self::release(&*self.store, &self.metrics, &held).await;
+            let mut changes = Unsettled::new(&self.store, &self.metrics, &service.metadata);
+            changes.left = held(service).into_iter().collect();
+            changes.settle(true).await;
         }
     }
 }
