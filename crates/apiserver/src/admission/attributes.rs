@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use krate_api::{Kind, StatusError};
+use krate_api::{Gvk, Kind, StatusError};
 use parking_lot::Mutex;
 
 use super::Operation;
 use crate::auth::User;
 use crate::path::Call;
-use crate::registry::erased::Object;
+use crate::registry::erased::{DecodeError, Object};
 
 /// What plugins say besides yes and no.
 #[derive(Debug, Default)]
@@ -47,6 +47,15 @@ impl Reinvocations {
     }
 }
 
+/// What a request takes that is not the object itself, and how it is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Body {
+    pub kind: Gvk<'static>,
+    pub decode: Decode,
+}
+
+type Decode = fn(&[u8]) -> Result<Box<dyn Object>, DecodeError>;
+
 /// What a plugin is told of the request.
 #[derive(Clone, Debug)]
 pub struct Attributes {
@@ -62,6 +71,8 @@ pub struct Attributes {
     /// Who asks.
     pub user: Arc<User>,
     pub dry_run: bool,
+    /// What the object is, where it is none of the kind but what comes after an object's name takes.
+    pub body: Option<Body>,
     /// What a connection is asked to be; the object is none then.
     pub options: Option<serde_json::Value>,
     /// The options of a write that say nothing of what is done: who is said to manage the fields, and what is said of
@@ -83,11 +94,17 @@ impl Attributes {
             name: object.meta().name.clone().unwrap_or_default(),
             user: Arc::clone(&call.user),
             dry_run: call.dry_run,
+            body: None,
             options: None,
             field_manager: option("fieldManager"),
             field_validation: option("fieldValidation"),
             said: Arc::default(),
         }
+    }
+
+    /// Of what is made behind an object's name, as an Eviction is.
+    pub fn of_body(call: &Call, object: &dyn Object, body: Body) -> Self {
+        Attributes { body: Some(body), ..Self::of(call, Operation::Create, object) }
     }
 
     /// Of a connection, which `options` describe, with their kind.
@@ -101,6 +118,7 @@ impl Attributes {
             name: call.info.name.clone(),
             user: Arc::clone(&call.user),
             dry_run: false,
+            body: None,
             options: Some(options),
             field_manager: None,
             field_validation: None,
@@ -196,6 +214,7 @@ impl Attributes {
             name: name.to_owned(),
             user: Arc::default(),
             dry_run: false,
+            body: None,
             options: None,
             field_manager: None,
             field_validation: None,

@@ -39,7 +39,7 @@ use crate::instruments::Gathered;
 use crate::kinds::Kinds;
 use crate::registry::erased::Object;
 use attributes::Asked;
-pub use attributes::Attributes;
+pub use attributes::{Attributes, Body};
 use metrics::{Metrics, Phase, Took};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

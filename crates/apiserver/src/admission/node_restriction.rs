@@ -90,7 +90,11 @@ impl Admit for NodeRestriction {
                 (Some(new), Some(old)) => status(node, &new, &old),
                 _ => Ok(()),
             },
-            ("", "pods", "eviction") => eviction(node, pod(old).as_ref()),
+            ("", "pods", "eviction") => {
+                let (namespace, name) = (&attributes.namespace, &attributes.name);
+                let pod = lookup::find::<Pod>(&self.kinds, "", "pods", namespace, name).await?;
+                eviction(node, pod.as_ref())
+            }
             ("", "pods", other) => {
                 Err(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
             }

@@ -15,7 +15,10 @@ pub fn object_json(object: Option<&dyn Object>) -> Value {
 /// `kind` is that as which it is told: the request's own, or another of the same objects.
 pub fn request(attributes: &Attributes, kind: &Kind) -> Value {
     let asked = attributes.options.as_ref().and_then(|options| options["kind"].as_str());
-    let gvk = |kind: &Kind| json!({"group": kind.group, "version": kind.version, "kind": asked.unwrap_or(kind.kind)});
+    let gvk = |kind: &Kind| {
+        let told = attributes.body.map_or(kind.gvk(), |body| body.kind);
+        json!({"group": told.group, "version": told.version, "kind": asked.unwrap_or(told.kind)})
+    };
     let gvr = |kind: &Kind| json!({"group": kind.group, "version": kind.version, "resource": kind.plural});
     let user = serde_json::to_value(attributes.user.info()).unwrap_or_default();
     let own = attributes.kind;

@@ -72,6 +72,10 @@ pub async fn put(
         let own = convert(kinds, kind, attributes.kind, &bytes).await?;
         bytes = serde_json::to_vec(&own).map_err(StatusError::internal)?;
     }
+    if let Some(body) = attributes.body {
+        object.assign(&*(body.decode)(&bytes).map_err(StatusError::internal)?);
+        return Ok(());
+    }
     let storage = served(kinds, attributes.kind)?;
     let mut new = storage.registry.decode(&bytes).map_err(StatusError::internal)?;
     storage.registry.default(&mut *new);

@@ -207,10 +207,10 @@ pub async fn delete_object(
             current = newest(call, name).await?;
             continue;
         }
-        let mut attributes = Attributes::of(call, Operation::Delete, &*current.object);
-        call.server.admission.consult(&mut attributes, Some(&*current.object)).await?;
-        call.server.admission.validate(&attributes, None, Some(&*current.object)).await?;
-        call.warnings.extend(attributes.take_warnings());
+        // An eviction is admitted as what it is, before it is charged to a budget.
+        if call.info.subresource.is_empty() {
+            admit(call, &current).await?;
+        }
         let mut object = current.object.boxed_clone();
         let began = object.meta().deletion_timestamp.is_some();
         begin(call, &mut *object, options, began);
@@ -255,6 +255,18 @@ pub async fn delete_object(
         }
     }
     Err(call.stale(name))
+}
+
+/// Asks whether an object may be deleted.
+///
+/// # Errors
+/// It may not.
+async fn admit(call: &mut Call, current: &Current) -> Result<(), StatusError> {
+    let mut attributes = Attributes::of(call, Operation::Delete, &*current.object);
+    call.server.admission.consult(&mut attributes, Some(&*current.object)).await?;
+    call.server.admission.validate(&attributes, None, Some(&*current.object)).await?;
+    call.warnings.extend(attributes.take_warnings());
+    Ok(())
 }
 
 /// Whether an object is the one that is meant.

@@ -20,10 +20,13 @@ use super::delete::{check, delete_object};
 use super::ownership::owned_by_server;
 use super::subresource::{created, read_as, success};
 use super::write::{newest, now};
+use crate::admission::{Attributes, Body};
 use crate::http::{self as wire, Reply};
+use crate::registry::erased::Unstored;
 use crate::storage::{Current, Outcome, Storage, refused};
 
 const EVICTION: Gvk<'static> = Gvk { group: "policy", version: "v1", kind: "Eviction" };
+const BODY: Body = Body { kind: EVICTION, decode: Unstored::<Eviction>::decode };
 /// How often it is tried again when others write first.
 const ATTEMPTS: usize = 20;
 /// How many pods may be on their way out before the disruption controller has seen them go.
@@ -37,9 +40,7 @@ pub async fn evict(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.read_options("CreateOptions")?;
     let eviction: Eviction = read_as(&mut call, body, EVICTION)?;
     let name = call.info.name.clone();
-    if eviction.metadata.name.as_deref().unwrap_or_default() != name {
-        return Err(StatusError::bad_request("name in URL does not match name in Eviction object"));
-    }
+    let eviction = admit(&mut call, eviction).await?;
     let options = eviction.delete_options.unwrap_or_default();
     check_options(&call, &name, &options)?;
     call.dry_run |= options.dry_run.as_ref().is_some_and(|said| !said.is_empty());
@@ -72,6 +73,19 @@ pub async fn evict(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
         },
         other => other.map(|()| created(&call, &success())),
     }
+}
+
+/// Asks whether it may be, and how.
+async fn admit(call: &mut Call, eviction: Eviction) -> Result<Eviction, StatusError> {
+    let mut eviction = Unstored(eviction);
+    let attributes = Attributes::of_body(call, &eviction, BODY);
+    call.server.admission.mutate(&attributes, &mut eviction, None).await?;
+    if eviction.0.metadata.name.as_deref().unwrap_or_default() != call.info.name {
+        return Err(StatusError::bad_request("name in URL does not match name in Eviction object"));
+    }
+    call.server.admission.validate(&attributes, Some(&eviction), None).await?;
+    call.warnings.extend(attributes.take_warnings());
+    Ok(eviction.0)
 }
 
 fn check_options(call: &Call, name: &str, options: &DeleteOptions) -> Result<(), StatusError> {

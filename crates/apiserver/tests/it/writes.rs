@@ -13,7 +13,11 @@ const BUDGETS: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
 const SETS: &str = "/apis/apps/v1/namespaces/default/replicasets";
 
 async fn started() -> Api {
-    let api = Api::start().await;
+    started_with(|_| {}).await
+}
+
+async fn started_with(change: impl FnOnce(&mut krate_apiserver::Config)) -> Api {
+    let api = Api::start_with(change).await;
     api.post("/api/v1/namespaces", &json!({"metadata": {"name": "default"}})).await;
     api.post("/api/v1/namespaces/default/serviceaccounts", &json!({"metadata": {"name": "default"}})).await;
     api
@@ -97,7 +101,7 @@ async fn who_may_change_what_is_there_may_not_make_it() {
 
 #[tokio::test]
 async fn an_eviction_takes_from_its_budget_and_tells_the_pod() {
-    let api = started().await;
+    let api = started_with(|config| config.admission.enabled = vec!["NodeRestriction".to_owned()]).await;
     for name in ["a", "b"] {
         let mut pod = pod(name, json!({}));
         pod["spec"]["nodeName"] = "n".into();
@@ -115,6 +119,13 @@ async fn an_eviction_takes_from_its_budget_and_tells_the_pod() {
         let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
         api.post(&format!("{PODS}/{name}/eviction{query}"), &eviction).await
     };
+    // Who may not evict it takes nothing from the budget.
+    let node = krate_apiserver::User::authenticated("system:node:other", &["system:nodes"]);
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "a"}});
+    let json = [("content-type", "application/json")];
+    let (head, _) =
+        api.raw_as(node, Method::POST, format!("{PODS}/a/eviction"), &json, &eviction.to_string()).await;
+    assert_eq!(head.status, StatusCode::FORBIDDEN);
     assert_eq!(evict("a", "?dryRun=All").await.0, 201);
     assert_eq!(api.get(&format!("{BUDGETS}/b")).await.1["status"]["disruptionsAllowed"], 1);
     assert_eq!(evict("a", "").await.0, 201);
@@ -127,6 +138,36 @@ async fn an_eviction_takes_from_its_budget_and_tells_the_pod() {
     assert!(budget["status"]["disruptedPods"]["a"].is_string(), "{budget:#}");
     let (code, told) = evict("b", "").await;
     assert_eq!((code, &told["details"]["causes"][0]["reason"]), (429, &json!("DisruptionBudget")));
+}
+
+#[tokio::test]
+async fn an_eviction_is_admitted_as_what_it_is() {
+    let api = started().await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let policy = json!({"metadata": {"name": "kept"}, "spec": {
+        "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
+            "resources": ["pods/eviction"]}]},
+        "validations": [{"expression": "request.kind.kind != 'Eviction' || request.kind.group != 'policy' || object.metadata.name != 'kept'",
+            "message": "it is to stay"}]}});
+    assert_eq!(api.post(&format!("{group}/validatingadmissionpolicies"), &policy).await.0, 201);
+    let binding =
+        json!({"metadata": {"name": "kept"}, "spec": {"policyName": "kept", "validationActions": ["Deny"]}});
+    assert_eq!(api.post(&format!("{group}/validatingadmissionpolicybindings"), &binding).await.0, 201);
+    for name in ["kept", "other"] {
+        assert_eq!(api.post(PODS, &pod(name, json!({}))).await.0, 201);
+    }
+    let evict = async |name: &str, query: &str| {
+        let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
+        api.post(&format!("{PODS}/{name}/eviction{query}"), &eviction).await
+    };
+    // The server hears of the policy a moment later.
+    let mut told = evict("kept", "?dryRun=All").await;
+    while told.0 == 201 {
+        told = evict("kept", "?dryRun=All").await;
+    }
+    let message = told.1["message"].as_str().unwrap_or_default();
+    assert!(told.0 == 422 && message.contains("it is to stay"), "{message}");
+    assert_eq!(evict("other", "").await.0, 201);
 }
 
 #[tokio::test]
