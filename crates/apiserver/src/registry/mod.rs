@@ -19,6 +19,7 @@ pub mod flowcontrol;
 pub mod lifecycle;
 pub mod networking;
 pub mod node;
+mod node_labels;
 pub mod policy;
 pub mod prepare;
 pub mod quantities;

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use super::pod_spec::node_selector;
 use crate::registry::column::{age, name, text, wide};
+use crate::registry::node_labels::deprecated;
 use crate::registry::prepare::differ;
 use crate::registry::quantities::{is_negative, is_zero};
 use crate::registry::rules::{IMMUTABLE, dns_subdomain, one_of};
@@ -374,9 +375,10 @@ fn warnings(volume: &PersistentVolume) -> Vec<String> {
     let required = spec.node_affinity.as_ref().and_then(|affinity| affinity.required.as_ref());
     for (i, term) in required.iter().flat_map(|selector| &selector.node_selector_terms).enumerate() {
         for (j, rule) in term.match_expressions.iter().flatten().enumerate() {
-            if let Some((key, why)) = OLD_LABELS.iter().find(|(key, _)| *key == rule.key) {
+            if let Some(why) = deprecated(&rule.key) {
                 warnings.push(format!(
-                    "spec.nodeAffinity.required.nodeSelectorTerms[{i}].matchExpressions[{j}].key: {key} is {why}"
+                    "spec.nodeAffinity.required.nodeSelectorTerms[{i}].matchExpressions[{j}].key: {} is {why}",
+                    rule.key
                 ));
             }
         }
@@ -399,30 +401,6 @@ fn warnings(volume: &PersistentVolume) -> Vec<String> {
     }
     warnings
 }
-
-/// Labels of nodes that have other names by now.
-const OLD_LABELS: &[(&str, &str)] = &[
-    ("beta.kubernetes.io/arch", "deprecated since v1.14; use \"kubernetes.io/arch\" instead"),
-    ("beta.kubernetes.io/os", "deprecated since v1.14; use \"kubernetes.io/os\" instead"),
-    (
-        "failure-domain.beta.kubernetes.io/region",
-        "deprecated since v1.17; use \"topology.kubernetes.io/region\" instead",
-    ),
-    (
-        "failure-domain.beta.kubernetes.io/zone",
-        "deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead",
-    ),
-    (
-        "beta.kubernetes.io/instance-type",
-        "deprecated since v1.17; use \"node.kubernetes.io/instance-type\" instead",
-    ),
-    ("app.kubernetes.io/created-by", "deprecated since v1.9"),
-    (
-        "scheduler.alpha.kubernetes.io/preferAvoidPods",
-        "deprecated since v1.22; use Taints and Tolerations instead",
-    ),
-    ("node-role.kubernetes.io/master", "use \"node-role.kubernetes.io/control-plane\" instead"),
-];
 
 /// `RWO,ROX`: the modes by their initials, each once, in upstream's order.
 pub fn access_modes(modes: Option<&[String]>) -> Value {

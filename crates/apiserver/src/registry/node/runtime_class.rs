@@ -9,32 +9,9 @@ use serde::Serialize;
 
 use crate::registry::column::{age, name, text};
 use crate::registry::core::pod_spec::{overhead, toleration};
+use crate::registry::node_labels::deprecated;
 use crate::registry::rules::{IMMUTABLE, dns_label, labels};
 use crate::registry::{Column, Strategy};
-
-/// Labels of nodes that are out of use, and what is said of each.
-const DEPRECATED: [(&str, &str); 8] = [
-    ("beta.kubernetes.io/arch", "deprecated since v1.14; use \"kubernetes.io/arch\" instead"),
-    ("beta.kubernetes.io/os", "deprecated since v1.14; use \"kubernetes.io/os\" instead"),
-    (
-        "failure-domain.beta.kubernetes.io/region",
-        "deprecated since v1.17; use \"topology.kubernetes.io/region\" instead",
-    ),
-    (
-        "failure-domain.beta.kubernetes.io/zone",
-        "deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead",
-    ),
-    (
-        "beta.kubernetes.io/instance-type",
-        "deprecated since v1.17; use \"node.kubernetes.io/instance-type\" instead",
-    ),
-    ("app.kubernetes.io/created-by", "deprecated since v1.9"),
-    (
-        "scheduler.alpha.kubernetes.io/preferAvoidPods",
-        "deprecated since v1.22; use Taints and Tolerations instead",
-    ),
-    ("node-role.kubernetes.io/master", "use \"node-role.kubernetes.io/control-plane\" instead"),
-];
 
 impl Strategy for RuntimeClass {
     const KIND: &'static Kind = &kinds::RUNTIME_CLASS;
@@ -68,8 +45,8 @@ impl Strategy for RuntimeClass {
 
     fn warnings(&self, _: Option<&Self>) -> Vec<String> {
         let selector = self.scheduling.iter().flat_map(|s| s.node_selector.iter().flatten());
-        let told = selector.filter_map(|(key, _)| DEPRECATED.iter().find(|(label, _)| label == key));
-        told.map(|(_, why)| format!("scheduling.nodeSelector: {why}")).collect()
+        let told = selector.filter_map(|(key, _)| deprecated(key));
+        told.map(|why| format!("scheduling.nodeSelector: {why}")).collect()
     }
 }
 

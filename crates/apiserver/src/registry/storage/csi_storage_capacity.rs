@@ -3,8 +3,8 @@
 use k8s_openapi::api::storage::v1::CSIStorageCapacity;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::node_labels::deprecated;
 use crate::registry::column::{created_at, name};
+use crate::registry::node_labels::deprecated;
 use crate::registry::prepare::differ;
 use crate::registry::quantities::is_negative;
 use crate::registry::rules::{IMMUTABLE, NOT_NEGATIVE, dns_subdomain, label_selector};

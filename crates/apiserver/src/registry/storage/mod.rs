@@ -3,7 +3,6 @@
 pub mod csi_driver;
 pub mod csi_node;
 pub mod csi_storage_capacity;
-mod node_labels;
 mod parameters;
 pub mod storage_class;
 pub mod volume_attachment;

@@ -6,9 +6,9 @@ use k8s_openapi::api::core::v1::{TopologySelectorLabelRequirement, TopologySelec
 use k8s_openapi::api::storage::v1::StorageClass;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::node_labels::deprecated;
 use super::parameters::{parameters, provisioner};
 use crate::registry::column::{age, name, text};
+use crate::registry::node_labels::deprecated;
 use crate::registry::rules::{IMMUTABLE, immutable, label_name, one_of};
 use crate::registry::{Column, Strategy};
 

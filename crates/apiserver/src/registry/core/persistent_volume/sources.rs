@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeSpec, SecretReference};
 use krate_api::{FieldErrors, FieldPath};
 use regex::Regex;
 
-use crate::registry::core::pod_spec::{driver_name, no_back_steps};
+use crate::registry::core::pod_spec::{driver_name, no_back_steps, of_quobyte, path_of_the_host};
 use crate::registry::rules::{dns_label, dns_subdomain, in_range, one_of, required};
 
 /// A kind of storage: its field, whether a volume is of it, and what is to be said of it.
@@ -77,25 +77,8 @@ fn text(value: Option<&String>) -> &str {
 }
 
 fn host_path(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    const TYPES: &[&str] = &[
-        "",
-        "BlockDevice",
-        "CharDevice",
-        "Directory",
-        "DirectoryOrCreate",
-        "File",
-        "FileOrCreate",
-        "Socket",
-    ];
-    let Some(s) = &spec.host_path else { return };
-    let at = at.child("hostPath");
-    if s.path.is_empty() {
-        errors.required(&at.child("path"), "");
-        return;
-    }
-    no_back_steps(&s.path, &at.child("path"), errors);
-    if let Some(kind) = &s.type_ {
-        one_of(kind, TYPES, &at.child("type"), errors);
+    if let Some(s) = &spec.host_path {
+        path_of_the_host(s, &at.child("hostPath"), errors);
     }
 }
 
@@ -180,28 +163,9 @@ fn ceph_fs(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors
 }
 
 fn quobyte(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
-    let Some(s) = &spec.quobyte else { return };
-    let at = at.child("quobyte");
-    if s.registry.is_empty() {
-        errors.required(&at.child("registry"), PAIRS);
-    } else if text(s.tenant.as_ref()).len() >= 65 {
-        errors.required(&at.child("tenant"), "must be a UUID and may not exceed a length of 64 characters");
-    } else {
-        for _ in s.registry.split(',').filter(|pair| !is_host_and_port(pair)) {
-            errors.invalid(&at.child("registry"), &s.registry, PAIRS);
-        }
+    if let Some(s) = &spec.quobyte {
+        of_quobyte(s, &at.child("quobyte"), errors);
     }
-    required(Some(&s.volume), &at.child("volume"), errors);
-}
-
-/// `host:port` or `[address]:port`, where each may be empty.
-fn is_host_and_port(pair: &str) -> bool {
-    let Some((host, port)) = pair.rsplit_once(':') else { return false };
-    let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    let may_hold_colons = inner.is_some();
-    let host = inner.unwrap_or(host);
-    !host.contains(['[', ']']) && !port.contains(['[', ']']) && (may_hold_colons || !host.contains(':'))
 }
 
 static IQN: LazyLock<Option<Regex>> =
@@ -471,9 +435,6 @@ mod tests {
             ("naa.0123456789abcdef", false),
         ] {
             assert_eq!(is_scsi_name(name), is, "{name}");
-        }
-        for (pair, is) in [("a:1", true), ("[::1]:1", true), ("::1", false), ("a", false), (":", true)] {
-            assert_eq!(is_host_and_port(pair), is, "{pair}");
         }
     }
 }

@@ -34,11 +34,12 @@ pub use defaults::{
 };
 pub use gates::{drop_disabled, drop_disabled_status};
 pub use merge_keys::merge_label_keys;
+pub use plugins::of_quobyte;
 pub use resize::{MIRROR, keep_all_else, resize};
 pub use resources::{Amounts, amount, is_extended, is_standard, overhead, qos_class, resource_name};
 pub use scheduling::{node_selector, toleration};
 pub use status::{keep_observed_generations, status};
 pub use update::{ephemeral_update, update};
 pub use validate::{pod, template};
-pub use volumes::{driver_name, no_back_steps};
+pub use volumes::{driver_name, no_back_steps, path_of_the_host};
 pub use warnings::{of_name, of_pod, of_template};

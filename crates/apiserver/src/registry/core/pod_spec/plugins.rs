@@ -1,7 +1,7 @@
 //! Volumes that drivers now serve which once were in Kubernetes itself. They may still be asked for, and are checked as
 //! before.
 
-use k8s_openapi::api::core::v1::{LocalObjectReference, Volume};
+use k8s_openapi::api::core::v1::{LocalObjectReference, QuobyteVolumeSource, Volume};
 use krate_api::{FieldErrors, FieldPath};
 
 use super::volumes::local_path;
@@ -163,9 +163,14 @@ pub fn ceph_fs(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
 }
 
 pub fn quobyte(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    if let Some(s) = &v.quobyte {
+        of_quobyte(s, &at.child("quobyte"), errors);
+    }
+}
+
+/// Storage of Quobyte, in a pod or as a volume of its own.
+pub fn of_quobyte(s: &QuobyteVolumeSource, at: &FieldPath, errors: &mut FieldErrors) {
     const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
-    let Some(s) = &v.quobyte else { return };
-    let at = at.child("quobyte");
     if s.registry.is_empty() {
         errors.required(&at.child("registry"), PAIRS);
     } else if s.tenant.as_ref().is_some_and(|tenant| tenant.len() >= 65) {
@@ -346,6 +351,13 @@ mod tests {
             ("rbd", json!({"monitors": [], "image": "i"}), format!("{at}.rbd.monitors: Required value")),
         ] {
             assert_eq!(said(kind, source), told);
+        }
+    }
+
+    #[test]
+    fn a_port_stands_behind_a_host() {
+        for (pair, is) in [("a:1", true), ("[::1]:1", true), ("::1", false), ("a", false), (":", true)] {
+            assert_eq!(is_host_and_port(pair), is, "{pair}");
         }
     }
 }

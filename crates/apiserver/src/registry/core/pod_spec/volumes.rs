@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, PodSpec, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
@@ -150,6 +150,13 @@ fn empty_dir(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
 }
 
 fn host_path(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
+    if let Some(s) = &v.host_path {
+        path_of_the_host(s, &at.child("hostPath"), errors);
+    }
+}
+
+/// A path of the node, in a pod or as a volume of its own.
+pub fn path_of_the_host(s: &HostPathVolumeSource, at: &FieldPath, errors: &mut FieldErrors) {
     const TYPES: &[&str] = &[
         "",
         "BlockDevice",
@@ -160,8 +167,6 @@ fn host_path(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
         "FileOrCreate",
         "Socket",
     ];
-    let Some(s) = &v.host_path else { return };
-    let at = at.child("hostPath");
     if s.path.is_empty() {
         errors.required(&at.child("path"), "");
         return;

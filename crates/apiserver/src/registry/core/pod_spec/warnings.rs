@@ -17,6 +17,7 @@ use super::annotations::elders;
 use super::overlaps::overlaps;
 use super::resources::Amounts;
 use super::visit;
+use crate::registry::node_labels::deprecated;
 use crate::registry::quantities::is_whole;
 use crate::registry::rules::label_value;
 
@@ -93,32 +94,9 @@ const NOTES: [(&str, &str); 3] = [
     ),
 ];
 
-/// Labels of nodes that others have followed.
-fn old_label(key: &str) -> Option<&'static str> {
-    Some(match key {
-        "beta.kubernetes.io/arch" => "deprecated since v1.14; use \"kubernetes.io/arch\" instead",
-        "beta.kubernetes.io/os" => "deprecated since v1.14; use \"kubernetes.io/os\" instead",
-        "failure-domain.beta.kubernetes.io/region" => {
-            "deprecated since v1.17; use \"topology.kubernetes.io/region\" instead"
-        }
-        "failure-domain.beta.kubernetes.io/zone" => {
-            "deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead"
-        }
-        "beta.kubernetes.io/instance-type" => {
-            "deprecated since v1.17; use \"node.kubernetes.io/instance-type\" instead"
-        }
-        "app.kubernetes.io/created-by" => "deprecated since v1.9",
-        "scheduler.alpha.kubernetes.io/preferAvoidPods" => {
-            "deprecated since v1.22; use Taints and Tolerations instead"
-        }
-        "node-role.kubernetes.io/master" => "use \"node-role.kubernetes.io/control-plane\" instead",
-        _ => return None,
-    })
-}
-
 fn node_labels(spec: &PodSpec, at: &FieldPath, warnings: &mut Vec<String>) {
     for key in spec.node_selector.iter().flatten().map(|(key, _)| key) {
-        if let Some(why) = old_label(key) {
+        if let Some(why) = deprecated(key) {
             warnings.push(format!("{}: {why}", at.child("nodeSelector").key(key)));
         }
     }
@@ -138,7 +116,7 @@ fn node_labels(spec: &PodSpec, at: &FieldPath, warnings: &mut Vec<String>) {
     }
     for (i, c) in spec.topology_spread_constraints.iter().flatten().enumerate() {
         let at = at.child("topologySpreadConstraints").index(i);
-        if let Some(why) = old_label(&c.topology_key) {
+        if let Some(why) = deprecated(&c.topology_key) {
             warnings.push(format!("{}: {} is {why}", at.child("topologyKey"), c.topology_key));
         }
         no_selector(c.label_selector.is_none(), &at, warnings);
@@ -155,7 +133,7 @@ fn no_selector(is_missing: bool, at: &FieldPath, warnings: &mut Vec<String>) {
 fn node_term(term: &NodeSelectorTerm, with_values: bool, at: &FieldPath, warnings: &mut Vec<String>) {
     for (i, rule) in term.match_expressions.iter().flatten().enumerate() {
         let at = at.child("matchExpressions").index(i);
-        if let Some(why) = old_label(&rule.key) {
+        if let Some(why) = deprecated(&rule.key) {
             warnings.push(format!("{}: {} is {why}", at.child("key"), rule.key));
         }
         for (j, value) in rule.values.iter().flatten().enumerate().filter(|_| with_values) {

@@ -1,4 +1,4 @@
-//! Labels of nodes by which storage says where it can be reached, as far as they are of old.
+//! Labels of nodes that others have followed.
 
 /// What is to be said of a label that nobody should use any more.
 pub fn deprecated(label: &str) -> Option<&'static str> {
