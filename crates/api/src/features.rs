@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use crate::boolean;
+use crate::field::aggregate;
 
 /// Those that set all others of a stage which are not set by their names.
 const BY_STAGE: [(&str, &str); 2] = [("AllAlpha", "ALPHA"), ("AllBeta", "BETA")];
@@ -133,11 +134,7 @@ impl Features {
         if errors.is_empty() {
             errors = all().iter().filter_map(|feature| features.misses(feature)).collect();
         }
-        match errors.as_slice() {
-            [] => Ok(features),
-            [one] => Err(one.clone()),
-            several => Err(format!("[{}]", several.join(", "))),
-        }
+        if errors.is_empty() { Ok(features) } else { Err(aggregate(errors)) }
     }
 
     /// What is to be said of a feature that is on without what it needs.

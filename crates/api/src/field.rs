@@ -203,15 +203,9 @@ impl FieldErrors {
         self.add(Fault::TooMany, field, Some(actual.to_string()), format!("must have at most {max} items"));
     }
 
-    /// All faults in one text, each once: one is shown as it is, several are joined in brackets.
+    /// All faults in one text, as [`aggregate`] has it.
     pub fn aggregate(&self) -> String {
-        let mut texts: Vec<String> = Vec::with_capacity(self.found.len());
-        for text in self.found.iter().map(ToString::to_string) {
-            if !texts.contains(&text) {
-                texts.push(text);
-            }
-        }
-        if let [one] = texts.as_mut_slice() { std::mem::take(one) } else { format!("[{}]", texts.join(", ")) }
+        aggregate(self.found.iter().map(ToString::to_string))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -238,6 +232,17 @@ impl<'a> IntoIterator for &'a FieldErrors {
     fn into_iter(self) -> Self::IntoIter {
         self.found.iter()
     }
+}
+
+/// Several errors in one text, each once: one is shown as it is, several are joined in brackets.
+pub fn aggregate(errors: impl IntoIterator<Item = String>) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for text in errors {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    if let [one] = texts.as_mut_slice() { std::mem::take(one) } else { format!("[{}]", texts.join(", ")) }
 }
 
 #[cfg(test)]

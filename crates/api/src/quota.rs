@@ -16,7 +16,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::quantity::{Format, Quantity};
 use crate::selector::{Operator, Requirement};
 
-pub use pod::{is_best_effort, is_charged, is_terminating, pod_limits, pod_requests};
+pub use pod::{amounts, is_best_effort, is_charged, is_terminating, pod_limits, pod_requests};
 
 /// Amounts by their names in a quota: `requests.cpu`, `pods`, `count/deployments.apps`.
 pub type Usage = BTreeMap<String, Quantity>;

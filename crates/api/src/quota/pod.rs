@@ -101,7 +101,8 @@ impl Side {
     }
 }
 
-fn amounts(list: Option<&BTreeMap<String, Raw>>) -> Amounts {
+/// Amounts of an object, by their names.
+pub fn amounts(list: Option<&BTreeMap<String, Raw>>) -> Amounts {
     list.into_iter().flatten().map(|(name, raw)| (name.clone(), parsed(raw))).collect()
 }
 

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
     Container, LimitRange, LimitRangeItem, PersistentVolumeClaim, Pod, PodSpec,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Raw;
-use krate_api::quota::parsed;
+use krate_api::quota::{amounts, parsed};
 use krate_api::{Quantity, StatusError, kinds};
 
 use super::{Admit, Attributes, Operation, lookup};
@@ -176,10 +176,6 @@ impl Asked {
         asked.limits.extend(whole(resources.and_then(|r| r.limits.as_ref())));
         asked
     }
-}
-
-fn amounts(list: Option<&Amounts>) -> BTreeMap<String, Quantity> {
-    list.into_iter().flatten().map(|(name, raw)| (name.clone(), parsed(raw))).collect()
 }
 
 fn check_pod(spec: &PodSpec, item: &LimitRangeItem, faults: &mut Vec<String>) {

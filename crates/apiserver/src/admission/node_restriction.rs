@@ -18,10 +18,10 @@ use crate::auth::User;
 use crate::kinds::Kinds;
 use crate::node_authorizer::{self, Referent};
 use crate::path::unclassified;
+use crate::registry::core::pod_spec::{MIRROR, is_mirror};
 use crate::registry::erased::Object;
 
 const LEASES: &str = "kube-node-lease";
-const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Labels of whose domains only an administrator decides.
 const RESTRICTED: &str = "node-restriction.kubernetes.io";
 /// The labels of Kubernetes' own domains that a kubelet may give its node; the last are domains of them.
@@ -198,7 +198,7 @@ impl NodeRestriction {
                 "pod {pod_name:?} is not running on node {node:?} named in the PodCertificateRequest"
             ));
         }
-        if pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR)) {
+        if is_mirror(&pod.metadata) {
             return refused(format!("pod {pod_name:?} is a mirror pod"));
         }
         let account = pod.spec.and_then(|spec| spec.service_account_name).unwrap_or_default();
@@ -265,7 +265,7 @@ fn node_name(pod: &Pod) -> &str {
 }
 
 fn mirror(node: &str, pod: &Pod) -> Result<(), String> {
-    if pod.metadata.annotations.as_ref().is_none_or(|annotations| !annotations.contains_key(MIRROR)) {
+    if !is_mirror(&pod.metadata) {
         return Err(format!(
             "pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"
         ));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use krate_api::quota::{self, Counted, Resource, Usage, parsed};
+use krate_api::quota::{self, Counted, Resource, Usage};
 use krate_api::{Quantity, StatusError};
 use krate_store::Revision;
 use krate_store::cache::{Freshness, ListQuery, Scope};
@@ -124,10 +124,7 @@ async fn quotas(kinds: &Kinds, namespace: &str, freshness: Freshness) -> Result<
         let current = storage.decode(&cached.value, cached.revision).ok()?;
         let quota = current.object.is::<ResourceQuota>()?.clone();
         let status = quota.status.clone().unwrap_or_default();
-        let read = |amounts: Option<BTreeMap<String, _>>| -> Usage {
-            amounts.iter().flatten().map(|(name, raw)| (name.clone(), parsed(raw))).collect()
-        };
-        let (hard, used) = (read(status.hard), read(status.used));
+        let (hard, used) = (quota::amounts(status.hard.as_ref()), quota::amounts(status.used.as_ref()));
         Some(Account { quota, revision: cached.revision, hard, used, changed: false })
     });
     Ok(accounts.collect())
@@ -334,6 +331,7 @@ fn own((name, amount): (&String, &Quantity)) -> (String, Quantity) {
 #[cfg(test)]
 mod tests {
     use krate_api::kinds;
+    use krate_api::quota::parsed;
     use serde_json::{Value, json};
 
     use super::*;

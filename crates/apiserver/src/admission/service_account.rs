@@ -18,6 +18,7 @@ use krate_store::cache::{Freshness, Scope, Start, WatchQuery};
 use super::{Admit, Attributes, Operation};
 use crate::kinds::Kinds;
 use crate::path::unclassified;
+use crate::registry::core::pod_spec;
 use crate::registry::erased::Object;
 use crate::storage::Storage;
 
@@ -26,7 +27,6 @@ const VOLUME_PREFIX: &str = "kube-api-access-";
 /// Seconds: an hour and a little, by which the kubelet tells tokens that it may replace.
 const TOKEN_LIFE: i64 = 3607;
 /// Pods that mirror a kubelet's own files have no account.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The account that every namespace gets, by a controller.
 const DEFAULT: &str = "default";
 /// How long the account of a new namespace is waited for; upstream asks ten times in about as long.
@@ -75,7 +75,7 @@ async fn appears(storage: &Storage, namespace: &str) {
 }
 
 fn is_mirror(pod: &Pod) -> bool {
-    pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR))
+    pod_spec::is_mirror(&pod.metadata)
 }
 
 #[async_trait]

@@ -222,7 +222,7 @@ impl Authenticator {
 
 /// What is said of a token that nobody knows. Upstream asks for its own token first, which this is not either.
 fn nobodys(why: Vec<String>) -> String {
-    aggregate(std::iter::once("invalid bearer token".to_owned()).chain(why).collect())
+    aggregate(std::iter::once("invalid bearer token".to_owned()).chain(why))
 }
 
 /// The token of a request. Only one blank stands before it, as upstream has it, and what follows it is no part of it.

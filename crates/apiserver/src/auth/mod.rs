@@ -26,6 +26,7 @@ pub use authorize::{Authorizer, Decision, Mode, forbidden};
 pub use authorizer_webhook::Settings as WebhookAuthorizer;
 pub use certificate::{AnyBearer, Authorities};
 pub use keys::KeyError;
+pub use krate_api::field::aggregate;
 pub use reload::Followed;
 pub use request_header::RequestHeader;
 pub use token::{Binding as TokenBinding, Bound, Signer};
@@ -86,15 +87,4 @@ impl User {
             extra: (!self.extra.is_empty()).then(|| self.extra.clone()),
         }
     }
-}
-
-/// Several errors in one text, each once, as upstream joins them.
-pub fn aggregate(errors: Vec<String>) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    for error in errors {
-        if !texts.contains(&error) {
-            texts.push(error);
-        }
-    }
-    if let [one] = texts.as_mut_slice() { std::mem::take(one) } else { format!("[{}]", texts.join(", ")) }
 }

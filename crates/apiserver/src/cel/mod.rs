@@ -30,7 +30,7 @@ use std::time::Instant;
 use ::cel::IdedExpr;
 use ::cel::parser::Parser;
 
-pub use declared::Declared;
+pub use declared::{Declared, is_reserved};
 pub use library::authz::{Authz, Check, Question};
 pub use library::signatures;
 pub use list::List;

@@ -2,7 +2,7 @@
 //! `regex` crate, which differs in classes, braces and what a digit is; what Go refuses is refused in its words.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use regex::{Regex, RegexBuilder};
@@ -18,7 +18,7 @@ const CLASSES: [&str; 14] = [
     "upper", "word", "xdigit",
 ];
 
-static KNOWN: LazyLock<Mutex<HashMap<String, Option<Regex>>>> = LazyLock::new(Mutex::default);
+static KNOWN: LazyLock<Mutex<HashMap<String, Option<Arc<Regex>>>>> = LazyLock::new(Mutex::default);
 
 /// Reads a pattern that may make an automaton of so many bytes.
 ///
@@ -37,12 +37,16 @@ pub fn wrong(pattern: &str) -> Option<String> {
 
 /// Whether a text matches a pattern of a schema; every text does one that is none.
 pub fn is_match(pattern: &str, text: &str) -> bool {
-    let mut known = KNOWN.lock();
-    if known.len() >= KEPT && !known.contains_key(pattern) {
-        known.clear();
-    }
-    let read = known.entry(pattern.to_owned()).or_insert_with(|| compile(pattern, LARGEST).ok()).clone();
-    drop(known);
+    let known = KNOWN.lock().get(pattern).cloned();
+    let read = known.unwrap_or_else(|| {
+        let read = compile(pattern, LARGEST).ok().map(Arc::new);
+        let mut known = KNOWN.lock();
+        if known.len() >= KEPT {
+            known.clear();
+        }
+        known.insert(pattern.to_owned(), read.clone());
+        read
+    });
     read.is_none_or(|read| read.is_match(text))
 }
 

@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod, PodSpec, SecretReference, Volume};
 
+use crate::registry::core::pod_spec;
+
 /// What a pod may refer to by name in its namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Referent {
@@ -17,8 +19,6 @@ pub enum Referent {
 /// A namespace and a name.
 pub type Key = (String, String);
 pub type Reference = (Referent, String);
-
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// A volume that is bound to a claim, and the secrets by which nodes reach it.
 struct Bound {
@@ -49,7 +49,7 @@ impl Graph {
         let Some(spec) = &pod.spec else { return };
         let Some(node) = spec.node_name.clone().filter(|n| !n.is_empty()) else { return };
         // What a node says itself must not lead it to what is others'.
-        let is_mirror = pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR));
+        let is_mirror = pod_spec::is_mirror(&pod.metadata);
         let references = if is_mirror { HashSet::new() } else { all_references(pod, spec, &key.1) };
         for (what, name) in &references {
             let used = (*what, (key.0.clone(), name.clone()));

@@ -35,6 +35,15 @@ impl FieldValidation {
             _ => FieldValidation::Warn,
         }
     }
+
+    /// What is to be warned of; the error, where the client wants strictness.
+    fn judge(self, checked: &Checked) -> Result<Vec<String>, String> {
+        match self {
+            FieldValidation::Ignore => Ok(Vec::new()),
+            FieldValidation::Strict => checked.strict_error().map_or(Ok(Vec::new()), Err),
+            FieldValidation::Warn => Ok(checked.strict.iter().flat_map(|told| warned(told)).collect()),
+        }
+    }
 }
 
 pub struct Call {
@@ -195,17 +204,8 @@ impl Call {
             if let Some(error) = checked.type_error.take().filter(|_| !self.kind().custom) {
                 return Err(error);
             }
-            match self.field_validation() {
-                FieldValidation::Ignore => {}
-                FieldValidation::Strict => {
-                    if let Some(error) = checked.strict_error() {
-                        return Err(error);
-                    }
-                }
-                FieldValidation::Warn => {
-                    self.warnings.extend(checked.strict.iter().flat_map(|told| warned(told)));
-                }
-            }
+            let told = self.field_validation().judge(&checked)?;
+            self.warnings.extend(told);
         }
         self.storage.registry.decode(json).map_err(|error| error.to_string())
     }
@@ -336,14 +336,7 @@ pub fn odd(kind: Gvk<'_>, query: &Query, json: &[u8]) -> Result<Vec<String>, Sta
     if let Some(error) = &checked.type_error {
         return Err(unhandled(kind, error));
     }
-    match FieldValidation::of(query) {
-        FieldValidation::Ignore => Ok(Vec::new()),
-        FieldValidation::Strict => match checked.strict_error() {
-            Some(error) => Err(unhandled(kind, &error)),
-            None => Ok(Vec::new()),
-        },
-        FieldValidation::Warn => Ok(checked.strict.iter().flat_map(|told| warned(told)).collect()),
-    }
+    FieldValidation::of(query).judge(&checked).map_err(|error| unhandled(kind, &error))
 }
 
 fn unhandled(kind: Gvk<'_>, why: &str) -> StatusError {

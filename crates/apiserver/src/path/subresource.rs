@@ -57,8 +57,16 @@ pub fn read_as<T: serde::de::DeserializeOwned>(
     kind: Gvk<'_>,
 ) -> Result<T, StatusError> {
     let json = wire::to_json(&call.headers, body)?;
-    call.warnings.extend(odd(kind, &call.query, &json)?);
-    serde_json::from_slice(&json).map_err(|error| {
+    read_json(call, &json, kind)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(
+    call: &mut Call,
+    json: &[u8],
+    kind: Gvk<'_>,
+) -> Result<T, StatusError> {
+    call.warnings.extend(odd(kind, &call.query, json)?);
+    serde_json::from_slice(json).map_err(|error| {
         StatusError::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): {error}",
             kind.kind
@@ -198,8 +206,8 @@ const LONGEST_LIFE: i64 = 1 << 32;
 /// `POST serviceaccounts/x/token` (KEP-1205).
 async fn token(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.read_options("CreateOptions")?;
-    let sent = wire::to_json(&call.headers, body.clone())?;
-    let mut request: TokenRequest = read_as(&mut call, body, TOKEN_REQUEST)?;
+    let sent = wire::to_json(&call.headers, body)?;
+    let mut request: TokenRequest = read_json(&mut call, &sent, TOKEN_REQUEST)?;
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
     let Some(account) = current.object.is::<ServiceAccount>() else { return Err(no_such_resource()) };
     let spec = request.spec.get_or_insert_default();

@@ -36,9 +36,18 @@ pub fn keep_metadata(meta: &mut ObjectMeta, old: &ObjectMeta) {
 }
 
 /// The rules of a kind with a spec and a status: the creator sets no status, an update of the object keeps it, an
-/// update of the status changes nothing of the spec. With `generation`, changes of the spec are counted.
+/// update of the status changes nothing of the spec. With `generation`, changes of the spec are counted; with
+/// `status alone`, an update of the status changes nothing of the metadata either.
 macro_rules! spec_and_status {
-    (generation) => {
+    ($counted:ident) => {
+        $crate::registry::prepare::spec_and_status!($counted object);
+        $crate::registry::prepare::spec_and_status!(status only);
+    };
+    ($counted:ident, status alone) => {
+        $crate::registry::prepare::spec_and_status!($counted object);
+        $crate::registry::prepare::spec_and_status!(status alone);
+    };
+    (generation object) => {
         fn prepare_for_create(&mut self, _: &$crate::registry::Context) {
             self.status = Default::default();
             $crate::registry::prepare::first_generation(&mut self.metadata);
@@ -48,10 +57,8 @@ macro_rules! spec_and_status {
             self.status.clone_from(&old.status);
             $crate::registry::prepare::next_generation(&mut self.metadata, &old.metadata, $crate::registry::prepare::differ(&self.spec, &old.spec));
         }
-
-        $crate::registry::prepare::spec_and_status!(status only);
     };
-    (uncounted) => {
+    (uncounted object) => {
         fn prepare_for_create(&mut self, _: &$crate::registry::Context) {
             self.status = Default::default();
         }
@@ -59,12 +66,16 @@ macro_rules! spec_and_status {
         fn prepare_for_update(&mut self, old: &Self, _: &$crate::registry::Context) {
             self.status.clone_from(&old.status);
         }
-
-        $crate::registry::prepare::spec_and_status!(status only);
     };
     (status only) => {
         fn prepare_for_status_update(&mut self, old: &Self, _: &$crate::registry::Context) {
             self.spec.clone_from(&old.spec);
+        }
+    };
+    (status alone) => {
+        fn prepare_for_status_update(&mut self, old: &Self, _: &$crate::registry::Context) {
+            self.spec.clone_from(&old.spec);
+            $crate::registry::prepare::keep_metadata(&mut self.metadata, &old.metadata);
         }
     };
 }

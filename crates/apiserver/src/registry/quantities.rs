@@ -1,12 +1,7 @@
 //! Amounts as they stand in objects: texts that are compared as numbers.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Raw;
-use krate_api::quantity::Quantity;
-
-/// What does not parse counts as nothing: such an object is refused before it comes here.
-fn parsed(q: &Raw) -> Quantity {
-    Quantity::parse(&q.0).unwrap_or_else(|_| Quantity::from_milli(0, krate_api::quantity::Format::DecimalSi))
-}
+use krate_api::quota::parsed;
 
 pub fn is_negative(q: &Raw) -> bool {
     parsed(q).signum() < 0

@@ -105,12 +105,6 @@ pub fn parse_cidr(value: &str) -> Option<(IpAddr, u8)> {
     (length <= most).then_some((address, length))
 }
 
-pub fn cidr(value: &str, at: &FieldPath, errors: &mut FieldErrors) {
-    if parse_cidr(value).is_none() {
-        errors.invalid(at, value, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
-    }
-}
-
 /// A map of labels, all of whose faults are shown at the map itself.
 pub fn labels(labels: Option<&BTreeMap<String, String>>, at: &FieldPath, errors: &mut FieldErrors) {
     if let Some(labels) = labels {

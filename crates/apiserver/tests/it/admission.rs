@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::asking::{Cluster, config_map, pod};
-use crate::support::Api;
+use crate::support::{Api, eventually};
 use serde_json::{Value, json};
 
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1";
@@ -234,19 +234,19 @@ async fn devices_are_had_as_administrators_have_them_only_where_a_namespace_says
             api.raw_as(tom, http::Method::PATCH, status.clone(), &headers, &bound.to_string()).await;
         (head.status.as_u16(), String::from_utf8_lossy(&body).into_owned())
     };
-    let mut answer = told().await;
     // The server hears of the role a moment later.
-    while answer.0 == 403 {
-        tokio::task::yield_now().await;
-        answer = told().await;
-    }
+    let unless = async |refused: u16| {
+        eventually(async || match told().await {
+            (code, said) if code == refused => Err(said),
+            answer => Ok(answer),
+        })
+        .await
+    };
+    let answer = unless(403).await;
     assert_eq!(answer.0, 422, "{}", answer.1);
     assert!(answer.1.contains("verb=\\\"patch\\\" permission: resourceclaims.resource.k8s.io is forbidden: User \\\"tom\\\" cannot patch resource \\\"resourceclaims/binding\\\" in API group \\\"resource.k8s.io\\\" at the cluster scope"), "{}", answer.1);
     let rules = json!([rule("resourceclaims/status"), rule("resourceclaims/binding")]);
     assert_eq!(api.patch(&format!("{rbac}/clusterroles/teller"), &role(rules)).await.0, 200);
-    while answer.0 == 422 {
-        answer = told().await;
-        tokio::task::yield_now().await;
-    }
+    let answer = unless(422).await;
     assert_eq!(answer.0, 200, "{}", answer.1);
 }

@@ -283,14 +283,22 @@ impl Api {
 
     /// Asks until the answer is as it is wanted: for what the server does after it has answered.
     pub async fn until(&self, path: &str, wanted: impl Fn(u16, &Value) -> bool) -> Value {
-        let end = tokio::time::Instant::now() + Duration::from_mins(1);
-        loop {
+        eventually(async || {
             let (code, body) = self.get(path).await;
-            if wanted(code, &body) {
-                return body;
-            }
-            assert!(tokio::time::Instant::now() < end, "{path}: {code} {body:#}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            if wanted(code, &body) { Ok(body) } else { Err(format!("{path}: {code} {body:#}")) }
+        })
+        .await
+    }
+}
+
+/// Asks until there is an answer, a minute at most: for what sends no event, such as that the server has heard of a role.
+pub async fn eventually<T>(mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let end = tokio::time::Instant::now() + Duration::from_mins(1);
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(seen) => assert!(tokio::time::Instant::now() < end, "{seen}"),
         }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

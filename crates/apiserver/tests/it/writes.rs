@@ -5,7 +5,7 @@ use krate_apiserver::auth::User;
 use serde_json::{Value, json};
 
 use crate::asking::pod;
-use crate::support::Api;
+use crate::support::{Api, eventually};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -85,11 +85,11 @@ async fn who_may_change_what_is_there_may_not_make_it() {
         api.raw_as(User::authenticated("jane", &[]), Method::PATCH, path, &headers, &map).await
     };
     // The authorizer hears of it as everybody does.
-    let end = tokio::time::Instant::now() + std::time::Duration::from_mins(1);
-    while apply("there").await.0.status != StatusCode::OK {
-        assert!(tokio::time::Instant::now() < end, "it is never allowed");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    eventually(async || match apply("there").await.0.status {
+        StatusCode::OK => Ok(()),
+        other => Err(other.to_string()),
+    })
+    .await;
     let (head, body) = apply("new").await;
     let told: Value = serde_json::from_slice(&body).expect("a status");
     assert_eq!(head.status, StatusCode::FORBIDDEN);
@@ -161,12 +161,13 @@ async fn an_eviction_is_admitted_as_what_it_is() {
         api.post(&format!("{PODS}/{name}/eviction{query}"), &eviction).await
     };
     // The server hears of the policy a moment later.
-    let mut told = evict("kept", "?dryRun=All").await;
-    while told.0 == 201 {
-        told = evict("kept", "?dryRun=All").await;
-    }
-    let message = told.1["message"].as_str().unwrap_or_default();
-    assert!(told.0 == 422 && message.contains("it is to stay"), "{message}");
+    let (code, told) = eventually(async || match evict("kept", "?dryRun=All").await {
+        (201, made) => Err(format!("{made:#}")),
+        told => Ok(told),
+    })
+    .await;
+    let message = told["message"].as_str().unwrap_or_default();
+    assert!(code == 422 && message.contains("it is to stay"), "{message}");
     assert_eq!(evict("other", "").await.0, 201);
 }
 

@@ -235,15 +235,14 @@ impl MutatingPolicies {
         &self,
         attributes: &Attributes,
         invocation: &Invocation<'_>,
+        input: &mut Input,
         object: &mut dyn Object,
-        old: Option<&dyn Object>,
         faults: &mut Faults,
     ) -> Result<bool, StatusError> {
         let (kinds, kind, policy) = (&*self.kinds, invocation.kind, invocation.policy);
-        let mut input = Input::new(kinds, &self.authorizer, attributes, kind, (Some(object), old)).await?;
         let counts = Counts { metrics: &self.metrics, operation: attributes.operation };
         let holds = {
-            let scope = Scope::new(&input, &invocation.param, &policy.variables);
+            let scope = Scope::new(input, &invocation.param, &policy.variables);
             counts.conditions(&scope, &policy.name, &policy.conditions)
         };
         match holds {
@@ -261,7 +260,7 @@ impl MutatingPolicies {
         let mut is_made = false;
         for (is_patch, program) in &policy.mutations {
             let since = Instant::now();
-            let made = self.change(attributes, invocation, (*is_patch, program), &input, object).await;
+            let made = self.change(attributes, invocation, (*is_patch, program), input, object).await;
             let error = match &made {
                 Ok(()) => "no_error",
                 Err(Failed::Policy(why)) => error_type(why),
@@ -271,7 +270,7 @@ impl MutatingPolicies {
             match made {
                 Ok(()) => {
                     is_made = true;
-                    input = input.with_object(&told(kinds, attributes, kind, Some(object)).await?);
+                    *input = input.with_object(&told(kinds, attributes, kind, Some(object)).await?);
                 }
                 Err(Failed::Policy(why)) => {
                     faults.add(policy, Some(invocation.binding), &why, Some(Reason::Invalid));
@@ -307,10 +306,21 @@ impl Admit for MutatingPolicies {
         let all = (policies.as_slice(), bindings.as_slice());
         let invocations = self.invocations(attributes, all, &*object, old, &mut faults).await;
         if !invocations.is_empty() {
-            attributes.begin(Asked::Policies, &object.to_json());
-            let mut is_made = false;
+            if attributes.round() > 0 {
+                attributes.begin(Asked::Policies, &object.to_json());
+            }
+            let (mut is_made, mut known) = (false, None);
             for invocation in &invocations {
-                is_made |= self.apply(attributes, invocation, object, old, &mut faults).await?;
+                let kind = invocation.kind;
+                let mut input = match known.take() {
+                    Some((of, input)) if of == kind.gvk() => input,
+                    _ => {
+                        let objects = (Some(&*object), old);
+                        Input::new(kinds, &self.authorizer, attributes, kind, objects).await?
+                    }
+                };
+                is_made |= self.apply(attributes, invocation, &mut input, object, &mut faults).await?;
+                known = Some((kind.gvk(), input));
             }
             attributes.end(Asked::Policies, object.to_json(), is_made);
         }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, PodSpec, ServiceAccount};
 
+use krate_api::boolean;
+
 use crate::node_authorizer::{self, Referent};
 
 const ENFORCED: &str = "kubernetes.io/enforce-mountable-secrets";
-/// What is taken for yes, as upstream reads it.
-const YES: [&str; 6] = ["1", "t", "T", "TRUE", "true", "True"];
 
 /// # Errors
 /// A mirror pod refers to what it may not.
@@ -30,7 +30,7 @@ pub fn mirror(spec: &PodSpec) -> Result<(), &'static str> {
 /// Whether pods of an account may name no secrets but its own.
 pub fn enforces(account: &ServiceAccount) -> bool {
     let said = account.metadata.annotations.as_ref().and_then(|all| all.get(ENFORCED));
-    said.is_some_and(|said| YES.contains(&said.as_str()))
+    said.is_some_and(|said| boolean::parse(said) == Ok(true))
 }
 
 /// An account with the secrets that its pods may name.

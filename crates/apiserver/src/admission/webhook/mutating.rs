@@ -159,8 +159,10 @@ impl Admit for MutatingWebhooks {
         if all.is_empty() {
             return Ok(());
         }
-        let round = attributes.round();
-        attributes.begin(Asked::Webhooks, &object.to_json());
+        let (round, mut asked) = (attributes.round(), false);
+        if round > 0 {
+            attributes.begin(Asked::Webhooks, &object.to_json());
+        }
         for (i, hook) in all.iter().flat_map(|hooks| hooks.iter()).enumerate() {
             if round > 0 && !attributes.is_due(Asked::Webhooks, &hook.id()) {
                 continue;
@@ -169,6 +171,7 @@ impl Admit for MutatingWebhooks {
             let kind =
                 asked_as(hook, &self.kinds, &self.authorizer, attributes, Some(object), old, counts).await?;
             let Some(kind) = kind else { continue };
+            asked = true;
             let place = format!("round_{round}_index_{i}");
             let since = Instant::now();
             let answer = elsewhere::spent(self.apply(hook, (attributes, kind), object, old)).await;
@@ -181,7 +184,10 @@ impl Admit for MutatingWebhooks {
                 pass_over(attributes, hook, &place, refusal)?;
             }
         }
-        attributes.end(Asked::Webhooks, object.to_json(), false);
+        // It is looked at in the second round alone, and only if somebody was asked.
+        if asked && round == 0 {
+            attributes.end(Asked::Webhooks, object.to_json(), false);
+        }
         Ok(())
     }
 }

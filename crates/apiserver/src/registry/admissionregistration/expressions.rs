@@ -6,7 +6,7 @@ use krate_api::{FieldErrors, FieldPath};
 
 use crate::admission::policy::compile;
 use crate::admission::policy::seen::{Composed, Seen};
-use crate::cel::{Declared, Type};
+use crate::cel::{Declared, Type, is_reserved};
 
 /// One expression, which must be of one of the `wanted` types, if any are. One that is not there is reported elsewhere.
 pub fn expression(
@@ -36,35 +36,6 @@ fn must_be(wanted: &[Type], found: &Type) -> String {
             format!("must evaluate to one of [{}] but got {found}", many.join(" "))
         }
     }
-}
-
-/// Words that no variable may be called by.
-const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
-
-fn is_reserved(word: &str) -> bool {
-    RESERVED.contains(&word)
 }
 
 /// Variables, each of which sees those before it.

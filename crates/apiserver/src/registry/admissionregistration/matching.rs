@@ -325,14 +325,9 @@ fn selector_text(selector: &LabelSelector) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::told;
     use super::*;
     use serde_json::{Value, json};
-
-    fn told(check: impl FnOnce(&FieldPath, &mut FieldErrors)) -> Vec<String> {
-        let mut errors = FieldErrors::new();
-        check(&FieldPath::new("x"), &mut errors);
-        errors.iter().map(ToString::to_string).collect()
-    }
 
     #[test]
     fn no_resource_stands_for_another() {

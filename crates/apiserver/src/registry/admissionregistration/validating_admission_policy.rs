@@ -13,9 +13,9 @@ use crate::admission::policy::seen::Seen;
 use crate::cel::{Declared, Type};
 use crate::registry::certificates;
 use crate::registry::column::{age, integer, name, text};
-use crate::registry::prepare::{differ, first_generation, keep_metadata, next_generation};
+use crate::registry::prepare::spec_and_status;
 use crate::registry::rules::{each, one_of, qualified_name, required};
-use crate::registry::{Column, Context, Strategy};
+use crate::registry::{Column, Strategy};
 
 const MOST_ANNOTATIONS: usize = 20;
 /// The longest expression of an annotation's value, in bytes.
@@ -46,20 +46,7 @@ impl Strategy for ValidatingAdmissionPolicy {
         self.status.get_or_insert_default();
     }
 
-    fn prepare_for_create(&mut self, _: &Context) {
-        self.status = None;
-        first_generation(&mut self.metadata);
-    }
-
-    fn prepare_for_update(&mut self, old: &Self, _: &Context) {
-        self.status.clone_from(&old.status);
-        next_generation(&mut self.metadata, &old.metadata, differ(&self.spec, &old.spec));
-    }
-
-    fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
-        self.spec.clone_from(&old.spec);
-        keep_metadata(&mut self.metadata, &old.metadata);
-    }
+    spec_and_status!(generation, status alone);
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("spec");
@@ -192,6 +179,7 @@ fn audit_annotations(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::Context;
     use serde_json::{Value, json};
 
     fn policy(change: Value) -> ValidatingAdmissionPolicy {

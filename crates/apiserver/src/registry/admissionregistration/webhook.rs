@@ -238,13 +238,8 @@ pub fn ca_bundle(bundle: &[u8], at: &FieldPath, errors: &mut FieldErrors) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::told;
     use super::*;
-
-    fn told(check: impl FnOnce(&FieldPath, &mut FieldErrors)) -> Vec<String> {
-        let mut errors = FieldErrors::new();
-        check(&FieldPath::new("x"), &mut errors);
-        errors.iter().map(ToString::to_string).collect()
-    }
 
     #[test]
     fn a_version_of_reviews_is_named_once() {

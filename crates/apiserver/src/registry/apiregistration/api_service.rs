@@ -9,7 +9,7 @@ use krate_api::names::{is_dns1035_label, is_path_segment_name, is_port_number};
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use crate::registry::column::{age, name, text};
-use crate::registry::prepare::keep_metadata;
+use crate::registry::prepare::spec_and_status;
 use crate::registry::rules::{dns_subdomain, each, one_of};
 use crate::registry::{Column, Context, Strategy};
 
@@ -56,10 +56,7 @@ impl Strategy for APIService {
         self.status.clone_from(&old.status);
     }
 
-    fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
-        self.spec.clone_from(&old.spec);
-        keep_metadata(&mut self.metadata, &old.metadata);
-    }
+    spec_and_status!(status alone);
 
     /// Any segment of a path: that of the core group is `v1.`.
     fn validate_name(name: &str) -> Vec<String> {

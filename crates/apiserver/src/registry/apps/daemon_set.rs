@@ -1,6 +1,6 @@
 //! DaemonSet: a pod on each node.
 
-use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
+use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetStatus};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
@@ -82,8 +82,8 @@ impl Strategy for DaemonSet {
 
     fn prepare_for_update(&mut self, old: &Self, _: &Context) {
         self.status.clone_from(&old.status);
-        let template = |d: &Self| d.spec.as_ref().map(|s| s.template.clone());
-        let changed = differ(&template(self), &template(old));
+        let (new, was) = (self.spec.as_ref(), old.spec.as_ref());
+        let changed = differ(&new.map(|s| &s.template), &was.map(|s| &s.template));
         count_template(self, template_count(old) + i64::from(changed));
         next_generation(&mut self.metadata, &old.metadata, differ(&self.spec, &old.spec));
     }
@@ -114,7 +114,8 @@ impl Strategy for DaemonSet {
 
     fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("status");
-        let status = self.status.clone().unwrap_or_default();
+        let none = DaemonSetStatus::default();
+        let status = self.status.as_ref().unwrap_or(&none);
         not_negative(status.observed_generation.unwrap_or(0), &at.child("observedGeneration"), errors);
         for (name, value) in [
             ("currentNumberScheduled", status.current_number_scheduled),

@@ -108,7 +108,8 @@ impl Strategy for Deployment {
 
     fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("status");
-        let status = self.status.clone().unwrap_or_default();
+        let none = DeploymentStatus::default();
+        let status = self.status.as_ref().unwrap_or(&none);
         let replicas = status.replicas.unwrap_or(0);
         not_negative(status.observed_generation.unwrap_or(0), &at.child("observedGeneration"), errors);
         for (name, value) in [

@@ -143,7 +143,7 @@ fn warnings(meta: &ObjectMeta, old: Option<&ObjectMeta>, template: Option<&PodTe
 }
 
 /// The same with what is told of the name of a new workload.
-fn named_warnings(
+pub fn named_warnings(
     meta: &ObjectMeta,
     old: Option<&ObjectMeta>,
     template: Option<&PodTemplateSpec>,

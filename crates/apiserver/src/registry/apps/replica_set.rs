@@ -1,6 +1,6 @@
 //! ReplicaSet: so many pods of one template.
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use super::{Rules, named_warnings, pod_spec, workload};
@@ -65,7 +65,8 @@ impl Strategy for ReplicaSet {
 
     fn validate_status_update(&self, _: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("status");
-        let status = self.status.clone().unwrap_or_default();
+        let none = ReplicaSetStatus::default();
+        let status = self.status.as_ref().unwrap_or(&none);
         let counts = [
             ("replicas", Some(status.replicas)),
             ("fullyLabeledReplicas", status.fully_labeled_replicas),

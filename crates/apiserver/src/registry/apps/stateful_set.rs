@@ -154,7 +154,8 @@ impl Strategy for StatefulSet {
 
     fn validate_status_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("status");
-        let status = self.status.clone().unwrap_or_default();
+        let none = StatefulSetStatus::default();
+        let status = self.status.as_ref().unwrap_or(&none);
         let ready = status.ready_replicas.unwrap_or(0);
         let available = status.available_replicas.unwrap_or(0);
         let parts = [

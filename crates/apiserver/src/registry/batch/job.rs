@@ -224,7 +224,7 @@ fn own_labels(job: &Job) -> BTreeMap<String, String> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-fn condition(job: &Job, kind: &str) -> bool {
+pub(super) fn condition(job: &Job, kind: &str) -> bool {
     let conditions = job.status.iter().flat_map(|s| s.conditions.iter().flatten());
     conditions.into_iter().any(|c| c.type_ == kind && c.status == "True")
 }

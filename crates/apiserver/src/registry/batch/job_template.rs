@@ -4,16 +4,16 @@ use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Affinity, Container};
 use krate_api::{FieldErrors, FieldPath};
 
+use super::job::condition;
 use crate::registry::prepare::differ;
 use crate::registry::rules::IMMUTABLE;
 
-/// Whether a Job has no pods and is to have none for now, so that others may come.
+/// Whether a Job is suspended and has no pods that run: those that it will have may be others.
 pub fn may_change(job: &Job) -> bool {
     let status = job.status.as_ref();
     let begun = status.is_some_and(|s| s.start_time.is_some());
     let active = status.and_then(|s| s.active).unwrap_or(0) != 0;
-    let mut conditions = status.into_iter().flat_map(|s| s.conditions.iter().flatten());
-    let is_suspended = conditions.any(|c| c.type_ == "Suspended" && c.status == "True");
+    let is_suspended = condition(job, "Suspended");
     job.spec.as_ref().is_some_and(|s| s.suspend == Some(true)) && (!begun || is_suspended) && !active
 }
 

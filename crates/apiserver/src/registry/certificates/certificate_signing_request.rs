@@ -1,5 +1,7 @@
 //! CertificateSigningRequest: someone asks for a certificate.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
@@ -100,8 +102,9 @@ impl Strategy for CertificateSigningRequest {
                 errors.not_supported(&at.child("usages").index(i), usage, &USAGES);
             }
         }
+        let mut seen = BTreeSet::new();
         for (i, usage) in usages.iter().enumerate() {
-            if usages[..i].contains(usage) {
+            if !seen.insert(usage) {
                 errors.duplicate(&at.child("usages").index(i), usage);
             }
         }
@@ -219,6 +222,10 @@ const USAGES: [&str; 23] = [
     "timestamping",
 ];
 
+fn said(csr: &CertificateSigningRequest) -> &[CertificateSigningRequestCondition] {
+    csr.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default()
+}
+
 /// Conditions have types and states, each type once. What was wrong with them before is let be.
 fn conditions(
     csr: &CertificateSigningRequest,
@@ -226,14 +233,12 @@ fn conditions(
     at: &FieldPath,
     errors: &mut FieldErrors,
 ) {
-    let all = |csr: &CertificateSigningRequest| {
-        csr.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default()
-    };
-    let (all, before) = (all(csr), all(old));
-    let repeats =
-        before.iter().enumerate().any(|(i, c)| before[..i].iter().any(|other| other.type_ == c.type_));
+    let (all, before) = (said(csr), said(old));
+    let mut known = BTreeSet::new();
+    let repeats = !before.iter().all(|condition| known.insert(condition.type_.as_str()));
     let was_both = DECISIONS.iter().all(|kind| of_kind(old, kind).next().is_some());
     let had_empty = before.iter().any(|condition| condition.type_.is_empty());
+    let mut seen = BTreeSet::new();
     for (i, condition) in all.iter().enumerate() {
         let (kind, status) = (condition.type_.as_str(), condition.status.as_str());
         let at_item = at.index(i);
@@ -247,12 +252,11 @@ fn conditions(
         } else {
             one_of(status, states, &at_item.child("status"), errors);
         }
-        let earlier = |wanted: &str| all[..i].iter().any(|other| other.type_ == wanted);
         let other = DECISIONS.iter().find(|decision| DECISIONS.contains(&kind) && **decision != kind);
-        if !was_both && other.is_some_and(|other| earlier(other)) {
+        if !was_both && other.is_some_and(|other| seen.contains(other)) {
             errors.invalid(at, kind, "Approved and Denied conditions are mutually exclusive");
         }
-        if !repeats && earlier(kind) {
+        if !seen.insert(kind) && !repeats {
             errors.duplicate(&at_item.child("type"), kind);
         }
     }

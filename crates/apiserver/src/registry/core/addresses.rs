@@ -11,9 +11,12 @@ const NOT_A_RANGE: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001
 
 /// An address, also one whose IPv4 part is written with zeros in front, as was once taken.
 pub fn sloppy_ip(value: &str) -> Option<IpAddr> {
+    if let Ok(ip) = value.parse() {
+        return Some(ip);
+    }
     let (before, last) = value.split_at(value.rfind(':').map_or(0, |colon| colon + 1));
     if !last.contains('.') {
-        return value.parse().ok();
+        return None;
     }
     let octets: Vec<&str> = last.split('.').map(without_zeros).collect();
     [before, &octets.join(".")].concat().parse().ok()

@@ -159,10 +159,11 @@ fn one_range_in_both_fields(spec: &mut NodeSpec) {
 
 /// What is given for the node's life.
 fn given_once(new: &Node, old: &Node, at: &FieldPath, errors: &mut FieldErrors) {
-    let spec = |n: &Node| n.spec.clone().unwrap_or_default();
-    let (new, was) = (spec(new), spec(old));
-    let (ranges, had) = (new.pod_cidrs.unwrap_or_default(), was.pod_cidrs.unwrap_or_default());
-    let changed = ranges.iter().zip(&had).filter(|(range, old)| range != old).count();
+    let none = NodeSpec::default();
+    let (new, was) = (new.spec.as_ref().unwrap_or(&none), old.spec.as_ref().unwrap_or(&none));
+    let (ranges, had) =
+        (new.pod_cidrs.as_deref().unwrap_or_default(), was.pod_cidrs.as_deref().unwrap_or_default());
+    let changed = ranges.iter().zip(had).filter(|(range, old)| range != old).count();
     let changed = if ranges.len() == had.len() { changed } else { usize::from(!had.is_empty()) };
     for _ in 0..changed {
         errors.forbidden(

@@ -5,13 +5,12 @@ mod columns;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodIP, PodSpec, PodStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde::Deserialize;
 
 use super::pod_spec;
 use crate::registry::column::{age, name, text, wide};
-use crate::registry::prepare::{first_generation, next_generation};
+use crate::registry::prepare::{first_generation, keep_metadata, next_generation};
 use crate::registry::{Column, Context, Selectable, Strategy};
 
 impl Strategy for Pod {
@@ -77,7 +76,8 @@ impl Strategy for Pod {
     fn prepare_for_update(&mut self, old: &Self, context: &Context) {
         self.status.clone_from(&old.status);
         let spec = self.spec.get_or_insert_default();
-        let was = old.spec.clone().unwrap_or_default();
+        let empty = PodSpec::default();
+        let was = old.spec.as_ref().unwrap_or(&empty);
         match context.subresource.as_str() {
             "ephemeralcontainers" => {
                 let ephemeral = spec.ephemeral_containers.take();
@@ -85,12 +85,12 @@ impl Strategy for Pod {
                 keep_metadata(&mut self.metadata, &old.metadata);
             }
             "resize" => {
-                pod_spec::keep_all_else(spec, &was);
+                pod_spec::keep_all_else(spec, was);
                 keep_metadata(&mut self.metadata, &old.metadata);
             }
             _ => {}
         }
-        let changed = crate::registry::prepare::differ(&*spec, &was);
+        let changed = crate::registry::prepare::differ(&*spec, was);
         next_generation(&mut self.metadata, &old.metadata, changed);
         self.metadata.deletion_grace_period_seconds = old.metadata.deletion_grace_period_seconds;
     }
@@ -135,8 +135,9 @@ impl Strategy for Pod {
 
     fn validate_update(&self, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         annotations_update(self, old, at, errors);
-        let (new, was) = (self.spec.clone().unwrap_or_default(), old.spec.clone().unwrap_or_default());
-        pod_spec::update(&new, &was, &at.child("spec"), errors);
+        let empty = PodSpec::default();
+        let (new, was) = (self.spec.as_ref().unwrap_or(&empty), old.spec.as_ref().unwrap_or(&empty));
+        pod_spec::update(new, was, &at.child("spec"), errors);
     }
 
     fn validate_through(&self, subresource: &str, old: &Self, at: &FieldPath, errors: &mut FieldErrors) {
@@ -144,7 +145,7 @@ impl Strategy for Pod {
             "resize" => pod_spec::resize(self, old, at, errors),
             "ephemeralcontainers" => {
                 annotations_update(self, old, at, errors);
-                if old.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(pod_spec::MIRROR)) {
+                if pod_spec::is_mirror(&old.metadata) {
                     errors.forbidden(at, "static pods do not support ephemeral containers");
                     return;
                 }
@@ -227,14 +228,6 @@ fn same_addresses(status: &mut PodStatus) {
         None if first.is_some() => status.pod_ip = first,
         None => {}
     }
-}
-
-/// What an update through a part of a pod leaves of its metadata.
-fn keep_metadata(meta: &mut ObjectMeta, old: &ObjectMeta) {
-    meta.labels.clone_from(&old.labels);
-    meta.annotations.clone_from(&old.annotations);
-    meta.finalizers.clone_from(&old.finalizers);
-    meta.owner_references.clone_from(&old.owner_references);
 }
 
 fn annotations_update(new: &Pod, old: &Pod, at: &FieldPath, errors: &mut FieldErrors) {

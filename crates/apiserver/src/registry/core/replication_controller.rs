@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use super::pod_spec;
+use crate::registry::apps::named_warnings;
 use crate::registry::column::{age, container_images, container_names, integer, labels, name, wide};
 use crate::registry::prepare::spec_and_status;
 use crate::registry::rules::{is_empty_selector, not_negative, one_of, selects};
@@ -114,18 +115,9 @@ impl Strategy for ReplicationController {
     }
 
     fn warnings(&self, old: Option<&Self>) -> Vec<String> {
-        if old.is_some_and(|old| old.metadata.generation == self.metadata.generation) {
-            return Vec::new();
-        }
         // Upstream looks at the template that was there before.
         let template = old.unwrap_or(self).spec.as_ref().and_then(|s| s.template.as_ref());
-        let at = FieldPath::new("spec").child("template");
-        let of_template = template.map(|t| pod_spec::of_template(t, &at)).unwrap_or_default();
-        let name = match old {
-            None => pod_spec::of_name(&self.metadata, "Pod names and hostnames"),
-            Some(_) => None,
-        };
-        name.into_iter().chain(of_template).collect()
+        named_warnings(&self.metadata, old.map(|old| &old.metadata), template)
     }
 
     fn selectable(&self) -> Selectable {

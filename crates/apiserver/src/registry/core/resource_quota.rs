@@ -29,28 +29,6 @@ const SCOPES: &[&str] = &[
 const PLAIN_SCOPES: &[&str] =
     &["BestEffort", "NotBestEffort", "Terminating", "NotTerminating", "CrossNamespacePodAffinity"];
 const OPPOSITES: [[&str; 2]; 2] = [["BestEffort", "NotBestEffort"], ["Terminating", "NotTerminating"]];
-/// What a quota may limit by a name without a domain.
-const LIMITED: &[&str] = &[
-    "cpu",
-    "memory",
-    "ephemeral-storage",
-    "requests.cpu",
-    "requests.memory",
-    "requests.storage",
-    "requests.ephemeral-storage",
-    "limits.cpu",
-    "limits.memory",
-    "limits.ephemeral-storage",
-    "pods",
-    "resourcequotas",
-    "services",
-    "replicationcontrollers",
-    "secrets",
-    "persistentvolumeclaims",
-    "configmaps",
-    "services.nodeports",
-    "services.loadbalancers",
-];
 
 impl Strategy for ResourceQuota {
     const KIND: &'static Kind = &kinds::RESOURCE_QUOTA;
@@ -111,8 +89,9 @@ fn is_hugepages(name: &str) -> bool {
     name.starts_with("hugepages-") || name.starts_with("requests.hugepages-")
 }
 
+/// What a quota may limit by a name without a domain. How much storage there is, claims alone say.
 fn is_limited(name: &str) -> bool {
-    LIMITED.contains(&name) || is_hugepages(name)
+    (is_standard(name) && name != "storage") || is_hugepages(name)
 }
 
 fn limits(amounts: Option<&Amounts>, at: &FieldPath, errors: &mut FieldErrors) {

@@ -60,11 +60,14 @@ impl Strategy for EndpointSlice {
     }
 
     fn prepare_for_update(&mut self, old: &Self, _: &Context) {
-        let changed = differ(&self.endpoints, &old.endpoints)
+        let endpoints = differ(&self.endpoints, &old.endpoints);
+        let changed = endpoints
             || differ(&self.ports, &old.ports)
             || differ(&self.metadata.labels, &old.metadata.labels);
         next_generation(&mut self.metadata, &old.metadata, changed);
-        drop_topology(self, Some(old));
+        if endpoints {
+            drop_topology(self, Some(old));
+        }
     }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
@@ -135,9 +138,6 @@ impl Strategy for EndpointSlice {
 /// Version 1 has no topology but the node's name and the zone. What an older client left of it stays until the endpoints
 /// change, and a node's name in it is the endpoint's then.
 fn drop_topology(slice: &mut EndpointSlice, old: Option<&EndpointSlice>) {
-    if old.is_some_and(|old| !differ(&old.endpoints, &slice.endpoints)) {
-        return;
-    }
     let node = |endpoint: &Endpoint| -> Option<String> {
         endpoint.deprecated_topology.as_ref()?.get(HOST_NAME).filter(|name| !name.is_empty()).cloned()
     };

@@ -8,9 +8,9 @@ use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use super::mandatory::{self, EXEMPT};
 use crate::registry::column::{age, name, text};
-use crate::registry::prepare::{differ, first_generation, keep_metadata, next_generation};
+use crate::registry::prepare::{differ, spec_and_status};
 use crate::registry::rules::{dns_label, dns_subdomain, one_of, required};
-use crate::registry::{Column, Context, Strategy};
+use crate::registry::{Column, Strategy};
 
 const VERBS: [&str; 9] =
     ["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
@@ -48,20 +48,7 @@ impl Strategy for FlowSchema {
         self.status.get_or_insert_default();
     }
 
-    fn prepare_for_create(&mut self, _: &Context) {
-        self.status = None;
-        first_generation(&mut self.metadata);
-    }
-
-    fn prepare_for_update(&mut self, old: &Self, _: &Context) {
-        self.status.clone_from(&old.status);
-        next_generation(&mut self.metadata, &old.metadata, differ(&self.spec, &old.spec));
-    }
-
-    fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
-        self.spec.clone_from(&old.spec);
-        keep_metadata(&mut self.metadata, &old.metadata);
-    }
+    spec_and_status!(generation, status alone);
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("spec");

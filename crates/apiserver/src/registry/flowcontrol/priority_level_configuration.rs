@@ -10,9 +10,9 @@ use serde_json::Value;
 use super::flow_schema::condition_types;
 use super::mandatory::{self, EXEMPT};
 use crate::registry::column::{age, name, text};
-use crate::registry::prepare::{differ, first_generation, keep_metadata, next_generation};
+use crate::registry::prepare::{differ, spec_and_status};
 use crate::registry::rules::{in_range, one_of};
-use crate::registry::{Column, Context, Strategy};
+use crate::registry::{Column, Strategy};
 
 /// What v1beta3 keeps of its own, and nobody sees.
 const ROUND_TRIP: &str = "flowcontrol.k8s.io/v1beta3-preserve-zero-concurrency-shares";
@@ -73,20 +73,7 @@ impl Strategy for PriorityLevelConfiguration {
         self.status.get_or_insert_default();
     }
 
-    fn prepare_for_create(&mut self, _: &Context) {
-        self.status = None;
-        first_generation(&mut self.metadata);
-    }
-
-    fn prepare_for_update(&mut self, old: &Self, _: &Context) {
-        self.status.clone_from(&old.status);
-        next_generation(&mut self.metadata, &old.metadata, differ(&self.spec, &old.spec));
-    }
-
-    fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
-        self.spec.clone_from(&old.spec);
-        keep_metadata(&mut self.metadata, &old.metadata);
-    }
+    spec_and_status!(generation, status alone);
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         if self.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(ROUND_TRIP)) {

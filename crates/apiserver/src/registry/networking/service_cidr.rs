@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::canonical;
 use crate::registry::column::{age, name, text};
 use crate::registry::core::addresses::legacy_cidr;
-use crate::registry::prepare::keep_metadata;
+use crate::registry::prepare::spec_and_status;
 use crate::registry::rules::{IMMUTABLE, parse_cidr};
-use crate::registry::{Column, Context, Strategy};
+use crate::registry::{Column, Strategy};
 
 impl Strategy for ServiceCIDR {
     const KIND: &'static Kind = &kinds::SERVICE_CIDR;
@@ -26,18 +26,7 @@ impl Strategy for ServiceCIDR {
         self.status.get_or_insert_default();
     }
 
-    fn prepare_for_create(&mut self, _: &Context) {
-        self.status = None;
-    }
-
-    fn prepare_for_update(&mut self, old: &Self, _: &Context) {
-        self.status.clone_from(&old.status);
-    }
-
-    fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
-        self.spec.clone_from(&old.spec);
-        keep_metadata(&mut self.metadata, &old.metadata);
-    }
+    spec_and_status!(uncounted, status alone);
 
     fn validate(&self, _: &FieldPath, _: &mut FieldErrors) {}
 
@@ -109,6 +98,7 @@ fn check(cidrs: &[String], at: &FieldPath, errors: &mut FieldErrors) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::Context;
     use serde_json::json;
 
     fn range(cidrs: &[&str]) -> ServiceCIDR {

@@ -1,6 +1,6 @@
 //! PodDisruptionBudget: how many of some pods may be away on purpose.
 
-use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec, PodDisruptionBudgetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
@@ -68,7 +68,8 @@ impl Strategy for PodDisruptionBudget {
 
     fn validate_status_update(&self, _: &Self, at: &FieldPath, errors: &mut FieldErrors) {
         let at = at.child("status");
-        let status = self.status.clone().unwrap_or_default();
+        let none = PodDisruptionBudgetStatus::default();
+        let status = self.status.as_ref().unwrap_or(&none);
         conditions(status.conditions.as_deref().unwrap_or_default(), &at.child("conditions"), errors);
         for (name, value) in [
             ("disruptionsAllowed", status.disruptions_allowed),

@@ -2,17 +2,13 @@
 
 use k8s_openapi::api::resource::v1::{CapacityRequestPolicy, CapacityRequestPolicyRange, DeviceCapacity};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Raw;
-use krate_api::quantity::{Format, Quantity};
+use krate_api::quantity::Quantity;
+use krate_api::quota::parsed;
 use krate_api::{FieldErrors, FieldPath};
 
 use super::lists::distinct;
 
 const MOST_VALUES: usize = 10;
-
-/// What does not parse counts as nothing: such an object is refused before it comes here.
-fn parsed(raw: &Raw) -> Quantity {
-    Quantity::parse(&raw.0).unwrap_or_else(|_| Quantity::new(0, Format::DecimalSi))
-}
 
 /// `shared`: the device is given to several claims at once.
 pub fn capacity(it: &DeviceCapacity, shared: bool, at: &FieldPath, errors: &mut FieldErrors) {

@@ -1,28 +1,17 @@
 //! Names of drivers, pools, requests and of what a device is said to be.
 
-use krate_api::names::{is_c_identifier, is_dns1123_subdomain};
+use krate_api::names::is_c_identifier;
 use krate_api::{FieldErrors, FieldPath};
 
+pub use crate::registry::core::pod_spec::driver_name as driver;
 use crate::registry::rules::{dns_label, dns_subdomain, each};
 
 /// The longest names, in bytes.
-const DRIVER: usize = 63;
 const POOL: usize = 253;
 const IDENTIFIER: usize = 32;
 /// A domain, a slash and an identifier.
 pub const QUALIFIED: usize = 63 + 1 + IDENTIFIER;
 pub const COUNTER: usize = 63;
-
-pub fn driver(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
-    if name.is_empty() {
-        errors.required(at, "");
-        return;
-    }
-    if name.len() > DRIVER {
-        errors.too_long(at, DRIVER);
-    }
-    each(is_dns1123_subdomain(&name.to_lowercase()), name, at, errors);
-}
 
 pub fn pool(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
     if name.is_empty() {

@@ -1,11 +1,13 @@
 //! VolumeAttachment: a volume that is to be attached to a node.
 
-use k8s_openapi::api::storage::v1::{VolumeAttachment, VolumeAttachmentSpec, VolumeError};
+use k8s_openapi::api::storage::v1::{
+    VolumeAttachment, VolumeAttachmentSpec, VolumeAttachmentStatus, VolumeError,
+};
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
 use crate::registry::column::{age, boolean, name, text};
 use crate::registry::core::pod_spec::driver_name;
-use crate::registry::prepare::{differ, keep_metadata};
+use crate::registry::prepare::{differ, spec_and_status};
 use crate::registry::rules::{IMMUTABLE, dns_subdomain, in_range};
 use crate::registry::{Column, Context, Strategy};
 
@@ -41,18 +43,14 @@ impl Strategy for VolumeAttachment {
     }
 
     fn prepare_for_create(&mut self, _: &Context) {
-        self.status = None;
-        self.status.get_or_insert_default();
+        self.status = Some(VolumeAttachmentStatus::default());
     }
 
     fn prepare_for_update(&mut self, old: &Self, _: &Context) {
         self.status.clone_from(&old.status);
     }
 
-    fn prepare_for_status_update(&mut self, old: &Self, _: &Context) {
-        self.spec.clone_from(&old.spec);
-        keep_metadata(&mut self.metadata, &old.metadata);
-    }
+    spec_and_status!(status alone);
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {
         validate_spec(&self.spec, &at.child("spec"), errors);

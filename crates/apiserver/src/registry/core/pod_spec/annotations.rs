@@ -76,7 +76,9 @@ fn seccomp(profile: &str, at: &FieldPath, errors: &mut FieldErrors) {
 }
 
 fn app_armor_of(name: &str, profile: &str, spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    if !visit::containers(spec, at).iter().any(|(_, c)| c.name == name) {
+    let own = spec.containers.iter().chain(visit::inits(spec)).map(|c| &c.name);
+    let mut names = own.chain(spec.ephemeral_containers.iter().flatten().map(|c| &c.name));
+    if !names.any(|known| known == name) {
         errors.invalid(at, name, "container not found");
     }
     let is_known = ["", "runtime/default", "unconfined"].contains(&profile) || profile.starts_with(FILE);

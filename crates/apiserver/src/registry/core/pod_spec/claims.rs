@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::{FieldErrors, FieldPath};
 use serde::Serialize;
 
-use super::resize::MIRROR;
+use super::resize::is_mirror;
 use super::resources::amount;
 use crate::registry::quantities::{is_negative, is_zero};
 use crate::registry::rules::{dns_label, dns_subdomain, each, label_selector, one_of, required};
@@ -93,7 +93,7 @@ fn data_source(group: Option<&str>, kind: &str, name: &str, at: &FieldPath, erro
 
 /// The claims for devices that containers may name. `pod` is the metadata of a pod; none for a template of one.
 pub fn resource_claims(spec: &PodSpec, pod: Option<&ObjectMeta>, at: &FieldPath, errors: &mut FieldErrors) {
-    let is_static = pod.and_then(|meta| meta.annotations.as_ref()).is_some_and(|a| a.contains_key(MIRROR));
+    let is_static = pod.is_some_and(is_mirror);
     let mut names = BTreeSet::new();
     for (i, claim) in spec.resource_claims.iter().flatten().enumerate() {
         if is_static {
@@ -153,6 +153,7 @@ impl<'a> GoClaim<'a> {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::MIRROR;
     use super::*;
 
     #[test]

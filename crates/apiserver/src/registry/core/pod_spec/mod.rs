@@ -35,7 +35,7 @@ pub use defaults::{
 pub use gates::{drop_disabled, drop_disabled_status};
 pub use merge_keys::merge_label_keys;
 pub use plugins::of_quobyte;
-pub use resize::{MIRROR, keep_all_else, resize};
+pub use resize::{MIRROR, is_mirror, keep_all_else, resize};
 pub use resources::{Amounts, amount, is_extended, is_standard, overhead, qos_class, resource_name};
 pub use scheduling::{node_selector, toleration};
 pub use status::{keep_observed_generations, status};

@@ -24,7 +24,9 @@ impl Placed {
 
     /// One is the other, or lies in it.
     fn meets(&self, other: &Placed) -> bool {
-        let is_in = |inner: &str, outer: &str| format!("{inner}/").starts_with(&format!("{outer}/"));
+        let is_in = |inner: &str, outer: &str| {
+            inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
         !self.path.is_empty()
             && !other.path.is_empty()
             && (is_in(&self.path, &other.path) || is_in(&other.path, &self.path))

@@ -1,6 +1,7 @@
 //! A pod's resources may change while it runs, and nothing else through this door (KEP-1287, `ValidatePodResize`).
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::{FieldErrors, FieldPath};
 
 use super::pod_level::{LIMITS, REQUESTS, Side};
@@ -10,6 +11,11 @@ use crate::registry::prepare::differ;
 
 /// The mark of a pod that a node has made known of its own.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Whether a pod is the image of a static one.
+pub fn is_mirror(meta: &ObjectMeta) -> bool {
+    meta.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR))
+}
 const ONLY_THESE: &str = "only cpu and memory resources are mutable";
 
 /// Makes all but the resources of `new` what it was in `old`. Containers that are others are left for validation to
@@ -41,7 +47,7 @@ fn merge(kept: &mut Vec<Container>, new: &[Container]) {
 pub fn resize(new: &Pod, old: &Pod, at: &FieldPath, errors: &mut FieldErrors) {
     let default = PodSpec::default();
     let (spec, was) = (new.spec.as_ref().unwrap_or(&default), old.spec.as_ref().unwrap_or(&default));
-    if old.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(MIRROR)) {
+    if is_mirror(&old.metadata) {
         errors.forbidden(at, "static pods cannot be resized");
         return;
     }

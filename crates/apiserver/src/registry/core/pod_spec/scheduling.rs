@@ -1,10 +1,9 @@
 //! Where a pod may run: selectors, affinity, tolerations, spreading, gates.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
     Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, PodSpec, Toleration,
-    TopologySpreadConstraint,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use krate_api::{FieldErrors, FieldPath};
@@ -261,6 +260,8 @@ pub fn toleration(t: &Toleration, at: &FieldPath, errors: &mut FieldErrors) {
 
 fn spreading(spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
     let all = spec.topology_spread_constraints.as_deref().unwrap_or_default();
+    let pairs = all.iter().enumerate().map(|(i, c)| ((&c.topology_key, &c.when_unsatisfiable), i));
+    let last: BTreeMap<_, usize> = pairs.collect();
     for (i, c) in all.iter().enumerate() {
         let at = at.index(i);
         positive(c.max_skew, &at.child("maxSkew"), errors);
@@ -273,10 +274,7 @@ fn spreading(spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
             &at.child("whenUnsatisfiable"),
             errors,
         );
-        let is_same = |other: &TopologySpreadConstraint| {
-            other.topology_key == c.topology_key && other.when_unsatisfiable == c.when_unsatisfiable
-        };
-        if all.iter().skip(i + 1).any(is_same) {
+        if last.get(&(&c.topology_key, &c.when_unsatisfiable)).is_some_and(|last| *last > i) {
             errors.duplicate(
                 &at.child("{topologyKey, whenUnsatisfiable}"),
                 format!("{{{}, {}}}", c.topology_key, c.when_unsatisfiable),

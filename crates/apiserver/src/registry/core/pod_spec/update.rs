@@ -35,6 +35,9 @@ pub fn update(new: &PodSpec, old: &PodSpec, at: &FieldPath, errors: &mut FieldEr
     tolerations(new.tolerations.as_deref(), old.tolerations.as_deref(), &at.child("tolerations"), errors);
     gates(new, old, &at.child("schedulingGates"), errors);
 
+    if new == old {
+        return;
+    }
     // Whatever may change is made as it was: what still differs may not.
     let mut rest = new.clone();
     rest.active_deadline_seconds = old.active_deadline_seconds;
@@ -115,9 +118,11 @@ fn tolerations(
     at: &FieldPath,
     errors: &mut FieldErrors,
 ) {
-    let timeless = |t: &Toleration| Toleration { toleration_seconds: None, ..t.clone() };
+    let same = |a: &Toleration, b: &Toleration| {
+        (&a.key, &a.operator, &a.value, &a.effect) == (&b.key, &b.operator, &b.value, &b.effect)
+    };
     for was in old.unwrap_or_default() {
-        let kept = new.unwrap_or_default().iter().any(|t| timeless(t) == timeless(was));
+        let kept = new.unwrap_or_default().iter().any(|t| same(t, was));
         if !kept {
             errors.forbidden(at, "existing toleration can not be modified except its tolerationSeconds");
             return;

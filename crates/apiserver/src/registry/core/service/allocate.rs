@@ -79,7 +79,7 @@ impl Allocator {
         dry_run: bool,
         taken: &mut Vec<Held>,
     ) -> Result<(), StatusError> {
-        let meta = service.metadata.clone();
+        let meta = &service.metadata;
         let mut errors = FieldErrors::new();
         let at = FieldPath::new("spec");
         let Some(spec) = &mut service.spec else { return Ok(()) };
@@ -89,7 +89,7 @@ impl Allocator {
         }
         let was = old.and_then(|old| old.spec.as_ref());
         families::fill(spec, was, self.ranges.configured().family(), &at, &mut errors);
-        let work = Work { allocator: self, meta: &meta, had, is_new: old.is_none(), dry_run };
+        let work = Work { allocator: self, meta, had, is_new: old.is_none(), dry_run };
         if errors.is_empty() {
             work.addresses(spec, &at, &mut errors, taken).await?;
         }

@@ -166,6 +166,7 @@ async fn stray(store: &dyn Backend, key: &str, name: &str, of: Vec<Held>) -> Res
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use futures::StreamExt as _;
     use krate_store::Embedded;
     use serde_json::json;
 
@@ -207,19 +208,21 @@ mod tests {
         };
         assert_eq!(held(&gone).len(), 2);
         assert_eq!(all().await, [1, 1, 1, 1]);
-        for service in [&gone, &made] {
+        let last = held(&gone).into_iter().next_back().expect("a port");
+        let now = store.revision().await.expect("a revision");
+        let mut told = store.watch(KeyRange::single(last.key()), now);
+        for service in [&made, &gone] {
             let mut changes = Unsettled::new(&store, &Arc::default(), &service.metadata);
             changes.taken = held(service).into_iter().collect();
             changes.doubt = Duration::ZERO;
         }
-        let mut found = all().await;
-        for _ in 0..10_000 {
-            if found == [0, 0, 1, 1] {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            found = all().await;
-        }
+        let deadline = Duration::from_mins(1);
+        tokio::time::timeout(deadline, told.next())
+            .await
+            .expect("it is told in time")
+            .expect("the watch goes on")
+            .expect("it is given back");
+        let found = all().await;
         assert_eq!(found, [0, 0, 1, 1], "the one that was written keeps what it has");
     }
 }
