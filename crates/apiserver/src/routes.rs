@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use k8s_openapi::api::core::v1::Binding;
 use krate_api::{Kind, StatusError, kinds};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha512};
 
 use crate::auth::User;
 use crate::discovery::Other;
@@ -22,7 +23,7 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// What a server of a path that it does not know says.
 pub fn not_found() -> Reply {
-    wire::reply(StatusCode::NOT_FOUND, PLAIN, "404 page not found\n")
+    wire::plain(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
 /// Whether anything of a group is served; its versions are a matter of its resources.
@@ -59,20 +60,26 @@ pub async fn answer(
     headers: &HeaderMap,
     _user: &User,
 ) -> Result<Reply, StatusError> {
+    let found = get(server, info, query, headers).await?;
     match *method {
-        Method::GET => get(server, info, query, headers).await,
-        Method::HEAD if is_document(&info.path) => {
-            Ok(path::head_not_allowed(Wanted::of(headers, false).unwrap_or(Wanted::JSON)))
+        Method::GET => Ok(found),
+        _ if is_only_got(&info.path) && found.status() != StatusCode::NOT_FOUND => {
+            Err(path::method_not_allowed())
         }
-        Method::HEAD => get(server, info, query, headers).await.map(wire::without_body),
-        _ => Err(path::method_not_allowed()),
+        Method::HEAD => Ok(wire::without_body(found)),
+        _ => Ok(found),
     }
 }
 
-/// Whether a path is one of those whose documents are asked for by `GET` and by nothing else.
-fn is_document(path: &str) -> bool {
-    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    matches!(first, "api" | "apis" | "version" | ".well-known" | "openid")
+/// Whether a path is one of those that are asked by `GET` and by nothing else. At the others upstream does not look at the
+/// method.
+fn is_only_got(path: &str) -> bool {
+    let mut parts = path.trim_matches('/').split('/');
+    match parts.next() {
+        Some("api" | "version" | ".well-known" | "openid") => true,
+        Some("apis") => parts.count() > 1,
+        _ => false,
+    }
 }
 
 async fn get(
@@ -87,14 +94,10 @@ async fn get(
     let rows = &*rows;
     let parts: Vec<&str> = info.path.trim_matches('/').split('/').collect();
     let document = match parts.as_slice() {
-        ["api"] => match aggregated(headers) {
-            Some(version) => return Ok(aggregate(rows, others, true, version)),
-            None => discovery::api_versions(&server.advertise.to_string()),
-        },
-        ["apis"] => match aggregated(headers) {
-            Some(version) => return Ok(aggregate(rows, others, false, version)),
-            None => discovery::api_group_list(rows, others),
-        },
+        ["api"] if wants_aggregated(headers) => return Ok(aggregate(rows, others, true, query, headers)),
+        ["api"] => discovery::api_versions(&server.advertise.to_string()),
+        ["apis"] if wants_aggregated(headers) => return Ok(aggregate(rows, others, false, query, headers)),
+        ["apis"] => discovery::api_group_list(rows, others),
         ["api", version] => {
             discovery::api_resource_list(rows, "", version).ok_or_else(path::no_such_resource)?
         }
@@ -107,7 +110,7 @@ async fn get(
             None if serves(server, group, version) => return Err(path::no_such_resource()),
             None => return Ok(not_found()),
         },
-        ["version"] => version(),
+        ["version"] => return Ok(raw(&version())),
         ["openapi", document @ ..] => {
             let found =
                 openapi::answer(&server.openapi, &described(server), document, query.get("hash"), headers);
@@ -138,11 +141,16 @@ async fn get(
             let text = server.fairness.as_ref().and_then(|fairness| fairness.dump(dump, with_details));
             return Ok(text.map_or_else(not_found, |text| wire::reply(StatusCode::OK, PLAIN, text)));
         }
-        [""] => json!({"paths": paths(rows, others)}),
+        ["" | "index.html"] => return Ok(raw(&json!({"paths": paths(rows, others)}))),
         _ => return Ok(not_found()),
     };
-    let wanted = Wanted::of(headers, query.flag("pretty")).unwrap_or(Wanted::JSON);
+    let wanted = Wanted::of_whole(headers, query)?;
     Ok(wire::json(StatusCode::OK, wanted, document.to_string().into()))
+}
+
+/// What upstream tells in one form, whoever asks.
+fn raw(document: &Value) -> Reply {
+    wire::json(StatusCode::OK, Wanted::LAID_OUT, document.to_string().into())
 }
 
 /// What the OpenAPI documents describe: the kinds of the vocabulary, and those whose definitions say what they are.
@@ -177,16 +185,14 @@ pub(crate) fn described(server: &Server) -> openapi::Served {
     served
 }
 
-/// The version of aggregated discovery that a client wants, if it wants it.
-fn aggregated(headers: &HeaderMap) -> Option<&'static str> {
-    let accept = headers.get(ACCEPT)?.to_str().ok()?;
-    accept.split(',').find_map(|form| {
-        let wants = form.contains("as=APIGroupDiscoveryList") && form.trim().starts_with("application/json");
-        match wants {
-            true if form.contains("v=v2beta1") => Some("v2beta1"),
-            true if form.contains("v=v2") => Some("v2"),
-            _ => None,
-        }
+/// Whether a client takes aggregated discovery, in the one version that there still is.
+fn wants_aggregated(headers: &HeaderMap) -> bool {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    accept.split(',').any(|form| {
+        let mut parts = form.split(';').map(str::trim);
+        let has = |wanted: &str| form.split(';').any(|part| part.trim() == wanted);
+        parts.next() == Some("application/json")
+            && ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"].into_iter().all(has)
     })
 }
 
@@ -197,13 +203,29 @@ fn published(media: &'static str, document: &Value) -> Reply {
     reply
 }
 
-fn aggregate(rows: &[&Kind], others: &[Other], core: bool, version: &'static str) -> Reply {
-    let document = discovery::aggregated(rows, others, core, version);
-    let mut reply = wire::reply(StatusCode::OK, "application/json", document.to_string());
-    let media = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-    if let Ok(value) = HeaderValue::from_str(&media) {
-        reply.headers_mut().insert(CONTENT_TYPE, value);
-    }
+fn aggregate(rows: &[&Kind], others: &[Other], core: bool, query: &Query, headers: &HeaderMap) -> Reply {
+    let document = discovery::aggregated(rows, others, core).to_string();
+    let wanted = Wanted { pretty: wire::is_pretty(headers, query), ..Wanted::JSON };
+    tagged(document, wanted, headers)
+}
+
+/// Aggregated discovery for who may know it already: by its tag clients see that what they keep is still so.
+fn tagged(document: String, wanted: Wanted, headers: &HeaderMap) -> Reply {
+    const MEDIA: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+    let tag = HeaderValue::from_str(&format!("\"{}\"", hex::encode_upper(Sha512::digest(&document)))).ok();
+    let mut reply = if tag.is_some() && headers.get(IF_NONE_MATCH) == tag.as_ref() {
+        let mut known = Reply::default();
+        *known.status_mut() = StatusCode::NOT_MODIFIED;
+        known
+    } else {
+        let mut told = wire::json(StatusCode::OK, wanted, document.into());
+        told.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA));
+        told
+    };
+    let said = reply.headers_mut();
+    said.extend(tag.map(|tag| (ETAG, tag)));
+    said.insert(VARY, HeaderValue::from_static("Accept"));
+    said.insert(CACHE_CONTROL, HeaderValue::from_static("public"));
     reply
 }
 
@@ -274,13 +296,29 @@ pub async fn unstored(
     if info.verb != "create" {
         return Err(path::method_not_allowed());
     }
-    let wanted = Wanted::of(headers, false)?.without_table()?;
+    let wanted = Wanted::of(headers, query)?.without_table()?;
     let dry_run = path::write_options(query, "CreateOptions")?;
     let json = wire::to_json(headers, body)?;
     let warnings = path::odd(kind.gvk(), query, &json)?;
     let (who, judge) = (user.info(), &server.authorizer);
     let value = match (kind.group, kind.plural) {
-        ("", "bindings") => return binding(server, info, headers, user, &json, dry_run).await,
+        ("", "bindings") => {
+            let call = Call {
+                server: Arc::clone(server),
+                storage: server.kinds.of("", "pods").ok_or_else(path::no_such_resource)?,
+                info: info.clone(),
+                query: query.clone(),
+                raw_query: String::new(),
+                method: Method::POST,
+                headers: headers.clone(),
+                user: Arc::new(user.clone()),
+                wanted,
+                dry_run,
+                warnings,
+                upgrade: None,
+            };
+            return binding(call, &json).await;
+        }
         ("authentication.k8s.io", "selfsubjectreviews") => {
             to_value(&reviews::self_subject(read(&json, kind)?, &who))
         }
@@ -336,37 +374,76 @@ async fn token_review(
 }
 
 /// `POST bindings`: the old way to bind a pod, which names it in the body.
-async fn binding(
-    server: &Arc<Server>,
-    info: &RequestInfo,
-    headers: &HeaderMap,
-    user: &User,
-    json: &[u8],
-    dry_run: bool,
-) -> Result<Reply, StatusError> {
+async fn binding(mut call: Call, json: &[u8]) -> Result<Reply, StatusError> {
     let binding: Binding = read(json, &kinds::BINDING)?;
-    let storage = server.kinds.of("", "pods").ok_or_else(path::no_such_resource)?;
-    let mut info = info.clone();
-    info.name = binding.metadata.name.clone().unwrap_or_default();
-    "pods".clone_into(&mut info.resource);
-    "binding".clone_into(&mut info.subresource);
-    let wanted = Wanted::JSON;
-    let mut call = Call {
-        server: Arc::clone(server),
-        storage,
-        info,
-        query: Query::default(),
-        raw_query: String::new(),
-        method: Method::POST,
-        headers: headers.clone(),
-        user: Arc::new(user.clone()),
-        wanted,
-        dry_run,
-        warnings: Vec::new(),
-        upgrade: None,
-    };
+    call.info.name = binding.metadata.name.clone().unwrap_or_default();
+    "pods".clone_into(&mut call.info.resource);
+    "binding".clone_into(&mut call.info.subresource);
     bind_pod(&mut call, binding).await?;
     let status =
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    Ok(wire::json(StatusCode::CREATED, wanted, status.to_string().into()))
+    let mut reply = wire::json(StatusCode::CREATED, call.wanted, status.to_string().into());
+    wire::warn(&mut reply, &call.warnings);
+    Ok(reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[test]
+    fn documents_that_are_only_got_are_those_of_upstreams_web_services() {
+        for (path, only) in [
+            ("/api", true),
+            ("/api/v1", true),
+            ("/version/", true),
+            ("/apis", false),
+            ("/apis/apps", false),
+            ("/apis/apps/v1", true),
+            ("/healthz", false),
+            ("/unknown", false),
+        ] {
+            assert_eq!(is_only_got(path), only, "{path}");
+        }
+    }
+
+    #[test]
+    fn aggregated_discovery_has_one_version() {
+        for (accept, wants) in [
+            ("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json", true),
+            (
+                "application/json, application/json; as=APIGroupDiscoveryList; v=v2; g=apidiscovery.k8s.io",
+                true,
+            ),
+            ("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList", false),
+            ("application/json", false),
+        ] {
+            let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]);
+            assert_eq!(wants_aggregated(&headers), wants, "{accept}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_knows_aggregated_discovery_already_is_told_so() {
+        let ask = |headers: &HeaderMap| tagged("{}".to_owned(), Wanted::JSON, headers);
+        let told = ask(&HeaderMap::new());
+        assert_eq!(told.status(), StatusCode::OK);
+        assert_eq!(told.headers()[VARY], "Accept");
+        assert_eq!(told.headers()[CACHE_CONTROL], "public");
+        let tag = told.headers()[ETAG].clone();
+        assert_eq!(told.into_body().collect().await.expect("a body").to_bytes(), "{}\n");
+        let again = ask(&HeaderMap::from_iter([(IF_NONE_MATCH, tag.clone())]));
+        assert_eq!((again.status(), &again.headers()[ETAG]), (StatusCode::NOT_MODIFIED, &tag));
+        assert!(again.into_body().collect().await.expect("a body").to_bytes().is_empty());
+        let other = ask(&HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static("\"A\""))]));
+        assert_eq!(other.status(), StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn what_has_one_form_is_laid_out() {
+        let told = raw(&json!({"a": 1})).into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(told, "{\n  \"a\": 1\n}");
+    }
 }

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta};
+use krate_api::kinds::NAMESPACE;
 use krate_api::{Gvk, Kind, StatusError};
 use parking_lot::Mutex;
 
@@ -79,32 +81,55 @@ pub struct Attributes {
     /// unknown ones.
     pub(super) field_manager: Option<String>,
     pub(super) field_validation: Option<String>,
+    /// How a deletion is asked to be.
+    pub(super) deletion: Option<DeleteOptions>,
+    /// As what it is refused while it has no name.
+    nameless: String,
     said: Arc<Mutex<Said>>,
 }
+
+/// What has neither a name nor the beginning of one.
+const UNKNOWN: &str = "Unknown";
 
 impl Attributes {
     pub fn of(call: &Call, operation: Operation, object: &dyn Object) -> Self {
         let option = |name: &str| call.query.get(name).map(str::to_owned);
+        let meta = object.meta();
+        let name = meta.name.clone().unwrap_or_default();
+        // A namespace is in itself, also before it is there.
+        let is_namespace = call.kind().gvk() == NAMESPACE.gvk();
+        let namespace = if is_namespace { &name } else { &call.info.namespace };
         Attributes {
             operation,
             verb: call.info.verb,
             kind: call.kind(),
             subresource: call.info.subresource.clone(),
-            namespace: call.info.namespace.clone(),
-            name: object.meta().name.clone().unwrap_or_default(),
+            namespace: namespace.clone(),
+            name,
             user: Arc::clone(&call.user),
             dry_run: call.dry_run,
             body: None,
             options: None,
             field_manager: option("fieldManager"),
             field_validation: option("fieldValidation"),
+            deletion: None,
+            nameless: nameless(meta),
             said: Arc::default(),
         }
     }
 
-    /// Of what is made behind an object's name, as an Eviction is.
-    pub fn of_body(call: &Call, object: &dyn Object, body: Body) -> Self {
-        Attributes { body: Some(body), ..Self::of(call, Operation::Create, object) }
+    /// Of what is made or changed behind an object's name, as an Eviction or a Scale is.
+    pub fn of_body(call: &Call, operation: Operation, object: &dyn Object, body: Body) -> Self {
+        let name = call.info.name.clone();
+        Attributes { body: Some(body), name, ..Self::of(call, operation, object) }
+    }
+
+    /// Of a deletion.
+    pub fn of_deletion(call: &Call, object: &dyn Object, options: DeleteOptions) -> Self {
+        let of = Self::of(call, Operation::Delete, object);
+        // Who deletes a collection names none of it.
+        let name = if call.info.verb == "deletecollection" { String::new() } else { of.name.clone() };
+        Attributes { deletion: Some(options), name, nameless: UNKNOWN.to_owned(), ..of }
     }
 
     /// Of a connection, which `options` describe, with their kind.
@@ -122,6 +147,8 @@ impl Attributes {
             options: Some(options),
             field_manager: None,
             field_validation: None,
+            deletion: None,
+            nameless: UNKNOWN.to_owned(),
             said: Arc::default(),
         }
     }
@@ -218,6 +245,8 @@ impl Attributes {
             options: None,
             field_manager: None,
             field_validation: None,
+            deletion: None,
+            nameless: UNKNOWN.to_owned(),
             said: Arc::default(),
         }
     }
@@ -229,8 +258,15 @@ impl Attributes {
     }
 
     pub fn forbidden(&self, why: impl std::fmt::Display) -> StatusError {
-        StatusError::forbidden(self.kind.group, self.kind.plural, &self.name, why)
+        let name = if self.name.is_empty() { &self.nameless } else { &self.name };
+        StatusError::forbidden(self.kind.group, self.kind.plural, name, why)
     }
+}
+
+/// An object whose name is yet to be made is known by what that begins with.
+fn nameless(meta: &ObjectMeta) -> String {
+    let prefix = meta.generate_name.clone().filter(|prefix| !prefix.is_empty());
+    prefix.unwrap_or_else(|| UNKNOWN.to_owned())
 }
 
 #[cfg(test)]
@@ -250,6 +286,19 @@ mod tests {
         assert!(!attributes.is_due(Asked::Webhooks, "first"));
         assert!(attributes.begins_again(), "what is built in sees what policies have made");
         assert!(!attributes.begins_again(), "once");
+    }
+
+    #[test]
+    fn what_has_no_name_yet_is_refused_by_what_it_begins_with() {
+        let refused = |name: &str, prefix: Option<&str>| {
+            let mut attributes = Attributes::for_test(Operation::Create, &kinds::POD, "", "ns", name);
+            let meta = ObjectMeta { generate_name: prefix.map(str::to_owned), ..ObjectMeta::default() };
+            attributes.nameless = nameless(&meta);
+            attributes.forbidden("no").to_string()
+        };
+        assert_eq!(refused("p", Some("web-")), "pods \"p\" is forbidden: no");
+        assert_eq!(refused("", Some("web-")), "pods \"web-\" is forbidden: no");
+        assert_eq!(refused("", None), "pods \"Unknown\" is forbidden: no");
     }
 
     #[test]

@@ -12,11 +12,11 @@ pub(crate) mod lookup;
 mod matching;
 mod metrics;
 mod namespace_lifecycle;
-pub mod node_restriction;
+mod node_restriction;
 mod pod_defaults;
 mod pod_resize;
 mod pod_security;
-pub mod pod_topology;
+mod pod_topology;
 pub mod policy;
 mod priority;
 mod resource_quota;
@@ -122,6 +122,20 @@ impl Plugin {
 pub struct Settings {
     pub enabled: Vec<String>,
     pub disabled: Vec<String>,
+    pub tolerated: Tolerated,
+}
+
+/// For how long pods bear a node that is away where they do not say so, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tolerated {
+    pub not_ready: i64,
+    pub unreachable: i64,
+}
+
+impl Default for Tolerated {
+    fn default() -> Self {
+        Tolerated { not_ready: 300, unreachable: 300 }
+    }
 }
 
 const MUTATES: &[Phase] = &[Phase::Mutate];
@@ -140,7 +154,7 @@ const NAMES: &[(&str, bool, &[Phase], &[&str])] = &[
     ("NamespaceLifecycle", true, BOTH, ANY),
     ("LimitRanger", true, BOTH, &["pods", "persistentvolumeclaims"]),
     ("ServiceAccount", true, BOTH, PODS),
-    ("NodeRestriction", false, VALIDATES, ANY),
+    ("NodeRestriction", false, BOTH, ANY),
     ("TaintNodesByCondition", true, MUTATES, &["nodes"]),
     ("AlwaysPullImages", false, MUTATES, PODS),
     ("PodSecurity", true, VALIDATES, ANY),
@@ -206,12 +220,16 @@ impl Chain {
             plugin("NamespaceLifecycle", ALL, namespace_lifecycle::NamespaceLifecycle::new(kinds())),
             plugin("LimitRanger", WRITE, limit_ranger::LimitRanger::new(kinds())),
             plugin("ServiceAccount", WRITE, service_account::ServiceAccounts::new(kinds())),
-            plugin("NodeRestriction", ALL, node_restriction::NodeRestriction::new(kinds())),
+            plugin("NodeRestriction", ALL, node_restriction::NodeRestriction::new(kinds(), authorizer())),
             plugin("TaintNodesByCondition", CREATE, pod_defaults::TaintNodesByCondition),
             plugin("AlwaysPullImages", WRITE, pod_defaults::AlwaysPullImages),
             plugin("PodSecurity", WRITE, pod_security::PodSecurity::new(kinds(), counts())),
             plugin("Priority", ALL, priority::Priority::new(kinds())),
-            plugin("DefaultTolerationSeconds", WRITE, pod_defaults::DefaultTolerationSeconds),
+            plugin(
+                "DefaultTolerationSeconds",
+                WRITE,
+                pod_defaults::DefaultTolerationSeconds(settings.tolerated),
+            ),
             plugin("DefaultStorageClass", CREATE, storage_class::DefaultStorageClass::new(kinds())),
             plugin(
                 "PersistentVolumeClaimResize",

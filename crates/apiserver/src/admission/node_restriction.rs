@@ -1,11 +1,12 @@
 //! NodeRestriction: a kubelet writes its own node, and the pods that are bound to it, and nothing else
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction>).
 
+mod tokens;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_openapi::api::authentication::v1::BoundObjectReference;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::certificates::v1beta1::PodCertificateRequest;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, PodSpec, ServiceAccount, Volume};
@@ -14,7 +15,7 @@ use krate_api::StatusError;
 
 use super::certificates::Subject;
 use super::{Admit, Attributes, Operation, lookup};
-use crate::auth::User;
+use crate::auth::Authorizer;
 use crate::kinds::Kinds;
 use crate::node_authorizer::{self, Referent};
 use crate::path::unclassified;
@@ -46,16 +47,35 @@ const NODE_SIGNERS: [&str; 2] =
 
 pub struct NodeRestriction {
     kinds: Arc<Kinds>,
+    authorizer: Authorizer,
 }
 
 impl NodeRestriction {
-    pub fn new(kinds: Arc<Kinds>) -> Self {
-        NodeRestriction { kinds }
+    pub fn new(kinds: Arc<Kinds>, authorizer: Authorizer) -> Self {
+        NodeRestriction { kinds, authorizer }
     }
 }
 
 #[async_trait]
 impl Admit for NodeRestriction {
+    async fn mutate(
+        &self,
+        attributes: &Attributes,
+        object: &mut dyn Object,
+        _old: Option<&dyn Object>,
+    ) -> Result<(), StatusError> {
+        // Of a token counts what is asked for, before anything is filled in.
+        let about = (attributes.kind.group, attributes.kind.plural, attributes.subresource.as_str());
+        if about != ("", "serviceaccounts", "token") {
+            return Ok(());
+        }
+        let node = node_authorizer::node_of(&attributes.user.name, &attributes.user.groups);
+        match node.filter(|node| !node.is_empty()) {
+            Some(node) => self.token(attributes, node, &*object).await,
+            None => Ok(()),
+        }
+    }
+
     async fn validate(
         &self,
         attributes: &Attributes,
@@ -432,43 +452,6 @@ fn slice(node: &str, new: Option<&dyn Object>, old: Option<&dyn Object>) -> Resu
         return Ok(());
     }
     Err(format!("can only {verb} ResourceSlice with the same NodeName as the requesting node"))
-}
-
-/// Whether a kubelet may ask for a token of an account that is bound to this: only for a pod of its own.
-///
-/// # Errors
-/// It may not.
-pub async fn token(
-    kinds: &Kinds,
-    user: &User,
-    namespace: &str,
-    account: &str,
-    bound: Option<&BoundObjectReference>,
-) -> Result<(), StatusError> {
-    let Some(node) = node_authorizer::node_of(&user.name, &user.groups) else { return Ok(()) };
-    let refused = |why: String| Err(StatusError::forbidden("", "serviceaccounts", account, why));
-    let is_pod = |r: &&BoundObjectReference| {
-        r.api_version.as_deref() == Some("v1") && r.kind.as_deref() == Some("Pod") && r.name.is_some()
-    };
-    let Some(bound) = bound.filter(is_pod) else {
-        return refused("node requested token not bound to a pod".to_owned());
-    };
-    let Some(uid) = bound.uid.as_deref().filter(|uid| !uid.is_empty()) else {
-        return refused("node requested token with a pod binding without a uid".to_owned());
-    };
-    let name = bound.name.as_deref().unwrap_or_default();
-    let Some(pod) = lookup::find::<Pod>(kinds, "", "pods", namespace, name).await? else {
-        return Err(StatusError::not_found("", "pods", name));
-    };
-    if pod.metadata.uid.as_deref() != Some(uid) {
-        return refused(format!(
-            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
-        ));
-    }
-    if node_name(&pod) != node {
-        return refused("node requested token bound to a pod scheduled on a different node".to_owned());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

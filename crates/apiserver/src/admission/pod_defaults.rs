@@ -5,14 +5,13 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use krate_api::{StatusError, kinds};
 
-use super::{Admit, Attributes, Operation};
+use super::{Admit, Attributes, Operation, Tolerated};
 use crate::registry::erased::Object;
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-const SECONDS: i64 = 300;
 
-pub struct DefaultTolerationSeconds;
+pub struct DefaultTolerationSeconds(pub Tolerated);
 
 #[async_trait]
 impl Admit for DefaultTolerationSeconds {
@@ -27,7 +26,7 @@ impl Admit for DefaultTolerationSeconds {
         }
         let Some(pod) = object.is_mut::<Pod>() else { return Ok(()) };
         let tolerations = pod.spec.get_or_insert_default().tolerations.get_or_insert_default();
-        for key in [NOT_READY, UNREACHABLE] {
+        for (key, seconds) in [(NOT_READY, self.0.not_ready), (UNREACHABLE, self.0.unreachable)] {
             let tolerated = tolerations.iter().any(|t| {
                 let matches_key = t.key.as_deref().is_none_or(|k| k.is_empty() || k == key);
                 let matches_effect = t.effect.as_deref().is_none_or(|e| e.is_empty() || e == "NoExecute");
@@ -38,7 +37,7 @@ impl Admit for DefaultTolerationSeconds {
                     key: Some(key.to_owned()),
                     operator: Some("Exists".to_owned()),
                     effect: Some("NoExecute".to_owned()),
-                    toleration_seconds: Some(SECONDS),
+                    toleration_seconds: Some(seconds),
                     value: None,
                 });
             }
@@ -96,5 +95,24 @@ impl Admit for TaintNodesByCondition {
             });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::erased::{Registry, Typed};
+
+    #[tokio::test]
+    async fn pods_bear_a_node_that_is_away_for_as_long_as_is_said() {
+        let plugin = DefaultTolerationSeconds(Tolerated { not_ready: 7, unreachable: 9 });
+        let attributes = Attributes::for_test(Operation::Create, &kinds::POD, "", "ns", "x");
+        let pods = <Typed<Pod> as Default>::default();
+        let mut pod = pods.decode(br#"{"metadata":{"name":"x"},"spec":{"containers":[]}}"#).expect("a pod");
+        plugin.mutate(&attributes, &mut *pod, None).await.expect("changed");
+        let pod = <dyn Object>::is::<Pod>(&*pod).expect("a pod");
+        let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+        let seconds: Vec<_> = tolerations.iter().map(|t| (t.key.as_deref(), t.toleration_seconds)).collect();
+        assert_eq!(seconds, [(Some(NOT_READY), Some(7)), (Some(UNREACHABLE), Some(9))]);
     }
 }

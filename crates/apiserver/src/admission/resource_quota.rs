@@ -52,7 +52,7 @@ fn charges(attributes: &Attributes, new: &dyn Object, old: Option<&dyn Object>) 
     let kind = attributes.kind;
     let core = |plural: &str| kind.group.is_empty() && kind.plural == plural;
     match (attributes.operation, attributes.subresource.as_str()) {
-        (Operation::Create, "") => kind.plural != "events",
+        (Operation::Create, "") => kind.plural != "events" && attributes.body.is_none(),
         (Operation::Update, "") if core("pods") => changes_scope(new, old),
         (Operation::Update, "") => {
             core("persistentvolumeclaims") || core("services") || kind.plural == "resourceclaims"
@@ -330,11 +330,14 @@ fn own((name, amount): (&String, &Quantity)) -> (String, Quantity) {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Binding;
     use krate_api::kinds;
     use krate_api::quota::parsed;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::admission::Body;
+    use crate::registry::erased::Unstored;
 
     fn typed<T: serde::de::DeserializeOwned>(json: Value) -> T {
         serde_json::from_value(json).expect("an object")
@@ -369,6 +372,15 @@ mod tests {
 
     fn used(account: &Account, name: &str) -> String {
         account.used[name].to_string()
+    }
+
+    #[test]
+    fn what_is_not_stored_is_not_charged() {
+        let mut attributes = Attributes::for_test(Operation::Create, &kinds::BINDING, "", "ns", "x");
+        let binding = Unstored(typed::<Binding>(json!({"metadata": {"name": "x"}, "target": {}})));
+        let kind = kinds::BINDING.gvk();
+        attributes.body = Some(Body { kind, decode: Unstored::<Binding>::decode });
+        assert!(!charges(&attributes, &binding, None));
     }
 
     #[test]

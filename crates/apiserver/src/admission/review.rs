@@ -47,7 +47,10 @@ fn options(attributes: &Attributes) -> Value {
         Operation::Delete => "DeleteOptions",
         Operation::Connect => return Value::Null,
     };
-    let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+    let given = attributes.deletion.as_ref().and_then(|given| serde_json::to_value(given).ok());
+    let mut options = given.unwrap_or_else(|| json!({}));
+    options["kind"] = kind.into();
+    options["apiVersion"] = "meta.k8s.io/v1".into();
     if attributes.dry_run {
         options["dryRun"] = json!(["All"]);
     }
@@ -66,6 +69,7 @@ fn options(attributes: &Attributes) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions};
     use krate_api::kinds;
 
     use super::*;
@@ -92,6 +96,25 @@ mod tests {
             request(&attributes, &kinds::POD)["options"],
             json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1", "dryRun": ["All"],
                 "fieldManager": "kubectl-create", "fieldValidation": "Strict"})
+        );
+    }
+
+    #[test]
+    fn a_deletion_is_told_with_how_it_is_asked_to_be() {
+        let mut attributes = Attributes::for_test(Operation::Delete, &kinds::POD, "", "ns", "p");
+        let plain = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"});
+        assert_eq!(request(&attributes, &kinds::POD)["options"], plain);
+        attributes.deletion = Some(DeleteOptions {
+            api_version: Some("v1".to_owned()),
+            grace_period_seconds: Some(5),
+            propagation_policy: Some("Background".to_owned()),
+            preconditions: Some(Preconditions { uid: Some("u".to_owned()), ..Preconditions::default() }),
+            ..DeleteOptions::default()
+        });
+        assert_eq!(
+            request(&attributes, &kinds::POD)["options"],
+            json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1", "gracePeriodSeconds": 5,
+                "propagationPolicy": "Background", "preconditions": {"uid": "u"}})
         );
     }
 }

@@ -50,7 +50,9 @@ pub async fn told(
     kind: &Kind,
     object: Option<&dyn Object>,
 ) -> Result<Value, StatusError> {
-    let Some(object) = object.filter(|_| kind.gvk() != attributes.kind.gvk()) else {
+    // What is not stored is the same, by whichever version its parent is known.
+    let differs = attributes.body.is_none() && kind.gvk() != attributes.kind.gvk();
+    let Some(object) = object.filter(|_| differs) else {
         return Ok(review::object_json(object));
     };
     convert(kinds, attributes.kind, kind, &object.to_json()).await
@@ -68,13 +70,13 @@ pub async fn put(
     json: &Value,
 ) -> Result<(), StatusError> {
     let mut bytes = serde_json::to_vec(json).map_err(StatusError::internal)?;
-    if kind.gvk() != attributes.kind.gvk() {
-        let own = convert(kinds, kind, attributes.kind, &bytes).await?;
-        bytes = serde_json::to_vec(&own).map_err(StatusError::internal)?;
-    }
     if let Some(body) = attributes.body {
         object.assign(&*(body.decode)(&bytes).map_err(StatusError::internal)?);
         return Ok(());
+    }
+    if kind.gvk() != attributes.kind.gvk() {
+        let own = convert(kinds, kind, attributes.kind, &bytes).await?;
+        bytes = serde_json::to_vec(&own).map_err(StatusError::internal)?;
     }
     let storage = served(kinds, attributes.kind)?;
     let mut new = storage.registry.decode(&bytes).map_err(StatusError::internal)?;

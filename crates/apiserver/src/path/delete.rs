@@ -14,7 +14,7 @@ use super::options::{ListOptions, number};
 use super::read;
 use super::select::selection;
 use super::write::{newest, now};
-use crate::admission::{Attributes, Operation};
+use crate::admission::Attributes;
 use crate::apiextensions::mark_terminating;
 use crate::head;
 use crate::http::{self as wire, Reply};
@@ -94,7 +94,10 @@ fn options(call: &mut Call, body: Bytes) -> Result<DeleteOptions, StatusError> {
 fn asked(query: &Query) -> Result<DeleteOptions, StatusError> {
     let dry_run: Vec<String> = query.all("dryRun").map(str::to_owned).collect();
     let orphans = query.get("orphanDependents").map(|_| query.flag("orphanDependents"));
+    let said = |name: &str| query.get(name).filter(|said| !said.is_empty()).map(str::to_owned);
+    let pinned = Preconditions { uid: said("uid"), resource_version: said("resourceVersion") };
     Ok(DeleteOptions {
+        preconditions: Some(pinned).filter(|pinned| *pinned != Preconditions::default()),
         dry_run: Some(dry_run).filter(|said| !said.is_empty()),
         grace_period_seconds: number(query, "gracePeriodSeconds")?,
         orphan_dependents: orphans,
@@ -207,13 +210,17 @@ pub async fn delete_object(
             current = newest(call, name).await?;
             continue;
         }
+        let grace = call.storage.registry.grace_period(&*current.object, asked_grace(options));
+        let pends = pends(&*current.object, options, grace);
         // An eviction is admitted as what it is, before it is charged to a budget.
-        if call.info.subresource.is_empty() {
-            admit(call, &current).await?;
+        if call.info.subresource.is_empty() && !pends {
+            admit(call, &current, told(&*current.object, options, grace)).await?;
         }
         let mut object = current.object.boxed_clone();
         let began = object.meta().deletion_timestamp.is_some();
-        begin(call, &mut *object, options, began);
+        if !pends {
+            begin(call, &mut *object, options, began);
+        }
         let gone = is_finished(&*object);
         let at_once = gone && !began && call.storage.registry.grace_period(&*object, None).is_none();
         let value = if at_once {
@@ -261,8 +268,8 @@ pub async fn delete_object(
 ///
 /// # Errors
 /// It may not.
-async fn admit(call: &mut Call, current: &Current) -> Result<(), StatusError> {
-    let mut attributes = Attributes::of(call, Operation::Delete, &*current.object);
+async fn admit(call: &mut Call, current: &Current, options: DeleteOptions) -> Result<(), StatusError> {
+    let mut attributes = Attributes::of_deletion(call, &*current.object, options);
     call.server.admission.consult(&mut attributes, Some(&*current.object)).await?;
     call.server.admission.validate(&attributes, None, Some(&*current.object)).await?;
     call.warnings.extend(attributes.take_warnings());
@@ -299,6 +306,32 @@ pub fn check(
     Ok(())
 }
 
+/// Less than no grace is a second.
+fn asked_grace(options: &DeleteOptions) -> Option<i64> {
+    options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds })
+}
+
+/// Whether an object goes with a grace that this deletion does not make shorter: then nothing is asked and nothing changes.
+/// `grace`: that which it would have; none for what goes at once.
+fn pends(object: &dyn Object, options: &DeleteOptions, grace: Option<i64>) -> bool {
+    let meta = object.meta();
+    let (Some(_), Some(_)) = (grace, &meta.deletion_timestamp) else { return false };
+    let runs = meta.deletion_grace_period_seconds.unwrap_or(0);
+    runs != 0 && asked_grace(options).is_none_or(|asked| asked >= runs)
+}
+
+/// How those who are asked about a deletion see what it is asked to be: with the grace that is given.
+fn told(object: &dyn Object, options: &DeleteOptions, grace: Option<i64>) -> DeleteOptions {
+    let begins = object.meta().deletion_timestamp.is_none();
+    DeleteOptions {
+        grace_period_seconds: grace.filter(|_| begins).or_else(|| asked_grace(options)),
+        // This is of a feature that is off.
+        ignore_store_read_error_with_cluster_breaking_potential: None,
+        dry_run: options.dry_run.clone().filter(|said| !said.is_empty()),
+        ..options.clone()
+    }
+}
+
 /// Marks an object as being deleted, with the grace and the finalizers that were asked for.
 fn begin(call: &Call, object: &mut dyn Object, options: &DeleteOptions, began: bool) {
     if let Some(finalizer) = call.storage.registry.cleanup_finalizer() {
@@ -315,7 +348,7 @@ fn begin(call: &Call, object: &mut dyn Object, options: &DeleteOptions, began: b
         }
         return;
     }
-    let asked = options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds });
+    let asked = asked_grace(options);
     let grace = call.storage.registry.grace_period(object, asked).unwrap_or(0);
     let meta = object.meta_mut();
     finalizers(meta, options, orphans_by_default(call.kind()));
@@ -383,6 +416,8 @@ fn finalizers(meta: &mut ObjectMeta, options: &DeleteOptions, by_default: bool) 
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+
     use super::*;
 
     fn of_query(query: &str) -> Result<DeleteOptions, StatusError> {
@@ -412,6 +447,46 @@ mod tests {
             let refused = of_query(query).expect_err(query);
             assert_eq!((refused.code(), refused.to_string().as_str()), (code, told));
         }
+    }
+
+    #[test]
+    fn a_query_says_what_is_meant() {
+        assert_eq!(of_query("uid=&resourceVersion=").expect("options").preconditions, None);
+        let pinned = of_query("uid=u&resourceVersion=7").expect("options").preconditions;
+        let expected = Preconditions { uid: Some("u".to_owned()), resource_version: Some("7".to_owned()) };
+        assert_eq!(pinned, Some(expected));
+    }
+
+    fn going(grace: Option<i64>) -> Pod {
+        let meta = ObjectMeta {
+            deletion_timestamp: grace.map(after),
+            deletion_grace_period_seconds: grace,
+            ..ObjectMeta::default()
+        };
+        Pod { metadata: meta, ..Pod::default() }
+    }
+
+    fn within(seconds: Option<i64>) -> DeleteOptions {
+        DeleteOptions { grace_period_seconds: seconds, ..DeleteOptions::default() }
+    }
+
+    #[test]
+    fn a_grace_that_runs_is_only_made_shorter() {
+        let pends = |runs: Option<i64>, asked: Option<i64>| pends(&going(runs), &within(asked), Some(30));
+        assert!(pends(Some(30), None) && pends(Some(30), Some(30)) && pends(Some(30), Some(40)));
+        assert!(!pends(Some(30), Some(5)) && !pends(Some(0), None) && !pends(None, None));
+        assert!(!super::pends(&going(Some(30)), &within(None), None), "it has no grace");
+    }
+
+    #[test]
+    fn a_deletion_is_told_with_the_grace_that_it_gives() {
+        let told = |runs: Option<i64>, asked: Option<i64>, grace: Option<i64>| {
+            told(&going(runs), &within(asked), grace).grace_period_seconds
+        };
+        assert_eq!(told(None, None, Some(30)), Some(30));
+        assert_eq!(told(None, Some(-7), None), Some(1), "less than none");
+        assert_eq!(told(None, None, None), None);
+        assert_eq!(told(Some(30), Some(5), Some(0)), Some(5), "a shorter one");
     }
 
     #[test]

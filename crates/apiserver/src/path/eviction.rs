@@ -18,9 +18,9 @@ use serde_json::json;
 use super::call::{Call, no_such_resource, unclassified};
 use super::delete::{check, delete_object};
 use super::ownership::owned_by_server;
-use super::subresource::{created, read_as, success};
+use super::subresource::{created, place, read_as, success};
 use super::write::{newest, now};
-use crate::admission::{Attributes, Body};
+use crate::admission::{Attributes, Body, Operation};
 use crate::http::{self as wire, Reply};
 use crate::registry::erased::Unstored;
 use crate::storage::{Current, Outcome, Storage, refused};
@@ -38,7 +38,8 @@ const RETRY_AFTER: i32 = 10;
 /// There is no such pod, or its budget does not let it go (429).
 pub async fn evict(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     call.read_options("CreateOptions")?;
-    let eviction: Eviction = read_as(&mut call, body, EVICTION)?;
+    let mut eviction: Eviction = read_as(&mut call, body, EVICTION)?;
+    place(&call, &mut eviction.metadata)?;
     let name = call.info.name.clone();
     let eviction = admit(&mut call, eviction).await?;
     let options = eviction.delete_options.unwrap_or_default();
@@ -78,7 +79,7 @@ pub async fn evict(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
 /// Asks whether it may be, and how.
 async fn admit(call: &mut Call, eviction: Eviction) -> Result<Eviction, StatusError> {
     let mut eviction = Unstored(eviction);
-    let attributes = Attributes::of_body(call, &eviction, BODY);
+    let attributes = Attributes::of_body(call, Operation::Create, &eviction, BODY);
     call.server.admission.mutate(&attributes, &mut eviction, None).await?;
     if eviction.0.metadata.name.as_deref().unwrap_or_default() != call.info.name {
         return Err(StatusError::bad_request("name in URL does not match name in Eviction object"));

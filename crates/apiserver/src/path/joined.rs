@@ -13,7 +13,8 @@ use crate::http::BoxError;
 
 /// Bytes of a piece, about.
 const PIECE: usize = 64 * 1024;
-const END: &[u8] = b"]}";
+/// As every compact document ends.
+const END: &[u8] = b"]}\n";
 
 /// The objects of a list.
 pub struct Items {
@@ -171,9 +172,9 @@ mod tests {
     fn objects_stand_in_a_list_without_their_kind() {
         let known = Some("{\"kind\":\"X\",");
         let cases: [(&[&str], Option<&str>, &str); 3] = [
-            (&[], known, "{\"items\":[]}"),
-            (&["{\"kind\":\"X\",\"a\":1}", "{\"b\":2}"], known, "{\"items\":[{\"a\":1},{\"b\":2}]}"),
-            (&["{\"kind\":\"X\",\"a\":1}"], None, "{\"items\":[{\"kind\":\"X\",\"a\":1}]}"),
+            (&[], known, "{\"items\":[]}\n"),
+            (&["{\"kind\":\"X\",\"a\":1}", "{\"b\":2}"], known, "{\"items\":[{\"a\":1},{\"b\":2}]}\n"),
+            (&["{\"kind\":\"X\",\"a\":1}"], None, "{\"items\":[{\"kind\":\"X\",\"a\":1}]}\n"),
         ];
         for (items, type_meta, text) in cases {
             let body = list(items, type_meta);
@@ -194,7 +195,7 @@ mod tests {
             let items = Items { objects: vec![cached(a, 12), cached(b, 0)], made: None };
             let body = Joined::new(Bytes::from_static(b"["), items, type_meta.map(str::to_owned));
             let text =
-                format!("[{first},{{\"kind\":\"Another\",\"metadata\":{{\"resourceVersion\":\"7\"}}}}]}}");
+                format!("[{first},{{\"kind\":\"Another\",\"metadata\":{{\"resourceVersion\":\"7\"}}}}]}}\n");
             assert_eq!(body.size_hint().exact(), Some(text.len() as u64), "{text}");
             assert_eq!(body.whole(), text);
         }

@@ -1,5 +1,6 @@
 //! The way of every request to a resource, whatever its kind.
 
+mod binding;
 mod call;
 mod delete;
 mod eviction;
@@ -13,6 +14,7 @@ mod select;
 mod shape;
 mod sockets;
 mod subresource;
+mod token;
 mod versions;
 mod write;
 
@@ -20,10 +22,10 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use krate_api::{StatusError, Verbs};
 
+pub use binding::bind_pod;
 pub use call::{Call, manager, method_not_allowed, no_such_resource, odd, unclassified, write_options};
 pub(crate) use options::{Continue, number};
 pub use ownership::{of_answer, owned_by_server};
-pub use subresource::bind_pod;
 pub use write::now;
 
 use crate::http::{self as wire, Reply, Shape, Wanted};

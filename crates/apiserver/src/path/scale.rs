@@ -12,18 +12,22 @@ use super::call::{Call, odd};
 use super::ownership::{Ownership, check_options, merged};
 use super::subresource::read_as;
 use super::versions::Converted;
-use super::write::{change, newest};
+use super::write::{Guise, Made, change, newest};
 use super::{patch, shape};
+use crate::admission::{Attributes, Body, Operation};
 use crate::apiextensions::{plain, set_plain};
 use crate::http::{self as wire, Reply, Shape, media_type};
 use crate::registry::Column;
 use crate::registry::column::{age, definition, integer, selector_text, text};
-use crate::registry::erased::{Object, Registry};
+use crate::registry::erased::{Object, Registry, ScalePaths, Unstored};
 use crate::storage::{Current, Written, with_revision};
 use crate::yaml;
 
 const SCALE: Gvk<'static> = Gvk { group: "autoscaling", version: "v1", kind: "Scale" };
 const API_VERSION: &str = "autoscaling/v1";
+const BODY: Body = Body { kind: SCALE, decode: Unstored::<Scale>::decode };
+/// What a custom resource's Scale has, to who changes a part of it, where the resource says nothing of replicas.
+const UNSAID: i64 = -2_147_483_648;
 
 const COLUMNS: [Column<Scale>; 4] = [
     text("Name", "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta.name", |scale| {
@@ -66,10 +70,19 @@ fn scale_of(object: &Value, registry: &dyn Registry) -> Value {
         spec["replicas"] = n;
     }
     let running = replicas(paths.map_or(".status.replicas", |p| &p.status));
+    let mut status = json!({"replicas": running.unwrap_or_else(|| 0.into())});
+    if !selector.is_empty() {
+        status["selector"] = selector.into();
+    }
     json!({
-        "kind": SCALE.kind, "apiVersion": API_VERSION, "metadata": metadata, "spec": spec,
-        "status": {"replicas": running.unwrap_or_else(|| 0.into()), "selector": selector},
+        "kind": SCALE.kind, "apiVersion": API_VERSION, "metadata": metadata, "spec": spec, "status": status,
     })
+}
+
+/// Where a custom resource is to say how many replicas there are to be, and does not.
+fn unsaid<'r>(object: &Value, registry: &'r dyn Registry) -> Option<&'r str> {
+    let path = registry.scale_paths()?.spec.as_str();
+    plain(object, path).is_none_or(Value::is_null).then_some(path)
 }
 
 /// Where an object says how many replicas there are to be.
@@ -77,17 +90,30 @@ fn replicas_path(registry: &dyn Registry) -> &str {
     registry.scale_paths().map_or(".spec.replicas", |paths| &paths.spec)
 }
 
-fn scale_at(call: &Call, current: &Current) -> Result<Value, StatusError> {
+fn read(current: &Current) -> Result<Value, StatusError> {
     let bytes = with_revision(&current.json, current.revision);
-    let object = serde_json::from_slice(&bytes).map_err(StatusError::internal)?;
-    Ok(scale_of(&object, &*call.storage.registry))
+    serde_json::from_slice(&bytes).map_err(StatusError::internal)
+}
+
+/// The Scale that a patch changes.
+fn patched_at(current: &Current, registry: &dyn Registry) -> Result<Value, StatusError> {
+    let object = read(current)?;
+    let mut scale = scale_of(&object, registry);
+    if unsaid(&object, registry).is_some() {
+        scale["spec"]["replicas"] = UNSAID.into();
+    }
+    Ok(scale)
 }
 
 /// # Errors
 /// There is no such object.
 pub async fn get(call: Call) -> Result<Reply, StatusError> {
-    let current = newest(&call, &call.info.name).await?;
-    told(&call, &scale_at(&call, &current)?)
+    let object = read(&newest(&call, &call.info.name).await?)?;
+    let registry = &*call.storage.registry;
+    if let Some(path) = unsaid(&object, registry) {
+        return Err(StatusError::internal(format!("the spec replicas field {path:?} does not exist")));
+    }
+    told(&call, &scale_of(&object, registry))
 }
 
 /// # Errors
@@ -115,7 +141,7 @@ pub async fn patch(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
     }
     let current = call.storage.current(&call.info.namespace, &call.info.name).await?;
     let written = change(&mut call, current, true, Ownership::Changes, |call, current| {
-        let mut scale = scale_at(call, current).map_err(Some)?;
+        let mut scale = patched_at(current, &*call.storage.registry).map_err(Some)?;
         patch::apply_body(&mut scale, &call.headers, &body, SCALE).map_err(Some)?;
         with_replicas(call, current, &scale)
     });
@@ -145,7 +171,8 @@ async fn apply(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
             let mut made = made.map_err(|error| Some(of_scale(error, &call.kind().api_version())))?;
             // What kubectl applied last of the object itself is another matter.
             made.meta_mut().annotations.clone_from(&current.object.meta().annotations);
-            Ok(made)
+            let scale = seen(&*made, &*call.storage.registry).map_err(Some)?;
+            Ok(Made { object: made, guise: Guise::Scale(Box::new(scale)) })
         })
         .await;
         // What others know it as has to be asked for; meanwhile it may have changed.
@@ -214,7 +241,6 @@ fn check_scale(call: &Call, current: &Current, scale: &Value) -> Result<(), Opti
     let is_named = call.info.verb != "patch" || !said(scale, "name").is_empty();
     let name = if is_named { said(scale, "name") } else { &call.info.name };
     call.check_place(said(scale, "namespace"), name).map_err(Some)?;
-    check_replicas(&call.info.name, scale).map_err(Some)?;
     let (kind, uid) = (call.kind(), current.object.meta().uid.as_deref().unwrap_or_default());
     let asked = said(scale, "uid");
     if !asked.is_empty() && asked != uid {
@@ -229,8 +255,12 @@ fn check_scale(call: &Call, current: &Current, scale: &Value) -> Result<(), Opti
     if version.is_empty() || version == current.revision.to_string() { Ok(()) } else { Err(None) }
 }
 
-fn check_replicas(name: &str, scale: &Value) -> Result<(), StatusError> {
-    let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+fn check_replicas(name: &str, replicas: i64, paths: Option<&ScalePaths>) -> Result<(), StatusError> {
+    if let Some(paths) = paths {
+        let why = format!("the spec replicas field {:?} cannot be empty", paths.spec);
+        // Whether there can be so many is for the resource's own validation to say.
+        return if replicas == UNSAID { Err(StatusError::bad_request(why)) } else { Ok(()) };
+    }
     if replicas >= 0 {
         return Ok(());
     }
@@ -240,19 +270,85 @@ fn check_replicas(name: &str, scale: &Value) -> Result<(), StatusError> {
     Err(StatusError::invalid(SCALE, name, &errors))
 }
 
-fn with_replicas(
-    call: &Call,
-    current: &Current,
-    scale: &Value,
-) -> Result<Box<dyn Object>, Option<StatusError>> {
+fn with_replicas(call: &Call, current: &Current, scale: &Value) -> Result<Made, Option<StatusError>> {
     check_scale(call, current, scale)?;
-    let internal = |error: serde_json::Error| Some(StatusError::internal(error));
-    let mut object: Value = serde_json::from_slice(&current.json).map_err(internal)?;
-    let registry = &call.storage.registry;
-    let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
-    set_plain(&mut object, replicas_path(&**registry), replicas.into());
-    let bytes = serde_json::to_vec(&object).map_err(internal)?;
-    registry.decode(&bytes).map_err(|error| Some(StatusError::internal(error)))
+    let scale = Box::new(typed(call, scale.clone()).map_err(Some)?);
+    let registry = &*call.storage.registry;
+    let object = replicated(&current.json, registry, replicas_of(&scale)).map_err(Some)?;
+    Ok(Made { object, guise: Guise::Scale(scale) })
+}
+
+/// An object, of which there are to be so many.
+fn replicated(json: &[u8], registry: &dyn Registry, replicas: i64) -> Result<Box<dyn Object>, StatusError> {
+    let mut object: Value = serde_json::from_slice(json).map_err(StatusError::internal)?;
+    set_plain(&mut object, replicas_path(registry), replicas.into());
+    let bytes = serde_json::to_vec(&object).map_err(StatusError::internal)?;
+    registry.decode(&bytes).map_err(StatusError::internal)
+}
+
+fn replicas_of(scale: &Unstored<Scale>) -> i64 {
+    scale.0.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0).into()
+}
+
+/// A Scale as it was sent, in its place.
+fn typed(call: &Call, mut scale: Value) -> Result<Unstored<Scale>, StatusError> {
+    if let Some(fields) = scale.as_object_mut() {
+        fields.insert("kind".to_owned(), SCALE.kind.into());
+        fields.insert("apiVersion".to_owned(), API_VERSION.into());
+    }
+    let scale = serde_json::from_value(scale);
+    let mut scale: Scale = scale.map_err(|error| StatusError::bad_request(error.to_string()))?;
+    if call.kind().is_namespaced() {
+        scale.metadata.namespace = Some(call.info.namespace.clone());
+    }
+    // None are told as nothing.
+    let spec = scale.spec.get_or_insert_default();
+    spec.replicas = spec.replicas.filter(|replicas| *replicas != 0);
+    scale.status.get_or_insert_default();
+    Ok(Unstored(scale))
+}
+
+/// The Scale of an object, as those see it who are asked about it.
+fn seen(object: &dyn Object, registry: &dyn Registry) -> Result<Unstored<Scale>, StatusError> {
+    let object = serde_json::from_slice(&object.to_json()).map_err(StatusError::internal)?;
+    serde_json::from_value(scale_of(&object, registry)).map(Unstored).map_err(StatusError::internal)
+}
+
+/// Asks those who may change a Scale, and makes of its object what they make of it.
+///
+/// # Errors
+/// Somebody refuses, or it is no Scale of this object any more.
+pub async fn mutate(
+    call: &mut Call,
+    object: &mut dyn Object,
+    old: &dyn Object,
+    scale: &mut Unstored<Scale>,
+) -> Result<(), StatusError> {
+    let before = replicas_of(scale);
+    let old = seen(old, &*call.storage.registry)?;
+    let attributes = Attributes::of_body(call, Operation::Update, &*scale, BODY);
+    call.server.admission.mutate(&attributes, &mut *scale, Some(&old)).await?;
+    call.warnings.extend(attributes.take_warnings());
+    let (replicas, registry) = (replicas_of(scale), &*call.storage.registry);
+    check_replicas(&call.info.name, replicas, registry.scale_paths())?;
+    if replicas != before {
+        let made = replicated(&object.to_json(), registry, replicas)?;
+        object.assign(&*made);
+    }
+    Ok(())
+}
+
+/// Asks those who only say yes or no to a Scale.
+///
+/// # Errors
+/// Somebody says no.
+pub async fn validate(call: &mut Call, object: &dyn Object, old: &dyn Object) -> Result<(), StatusError> {
+    let registry = &*call.storage.registry;
+    let (new, old) = (seen(object, registry)?, seen(old, registry)?);
+    let attributes = Attributes::of_body(call, Operation::Update, &new, BODY);
+    call.server.admission.validate(&attributes, Some(&new), Some(&old)).await?;
+    call.warnings.extend(attributes.take_warnings());
+    Ok(())
 }
 
 async fn changed(call: &Call, written: &Written) -> Result<Reply, StatusError> {
@@ -285,7 +381,10 @@ fn table(scale: &Value) -> Result<(Value, Vec<Value>), StatusError> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::apps::v1::Deployment;
+
     use super::*;
+    use crate::registry::erased::Typed;
 
     #[test]
     fn a_scale_is_shown_with_its_replicas() {
@@ -330,11 +429,42 @@ mod tests {
 
     #[test]
     fn there_are_no_fewer_than_no_replicas() {
-        let check = |n: i64| check_replicas("d", &json!({"spec": {"replicas": n}}));
+        let check = |n: i64| check_replicas("d", n, None);
         assert!(check(0).is_ok());
         assert_eq!(
             check(-1).expect_err("fewer").to_string(),
             "Scale.autoscaling \"d\" is invalid: spec.replicas: Invalid value: -1: must be greater than or equal to 0"
         );
+    }
+
+    #[test]
+    fn of_a_custom_resource_some_number_is_to_be_said() {
+        let paths =
+            ScalePaths { spec: ".spec.size".to_owned(), status: ".status.n".to_owned(), selector: None };
+        assert!(check_replicas("w", -1, Some(&paths)).is_ok(), "its own validation says so");
+        let refused = check_replicas("w", UNSAID, Some(&paths)).expect_err("nothing");
+        let told = "the spec replicas field \".spec.size\" cannot be empty";
+        assert_eq!((refused.code(), refused.to_string().as_str()), (400, told));
+    }
+
+    #[test]
+    fn who_is_asked_about_a_scale_sees_one() {
+        let registry = <Typed<Deployment> as Default>::default();
+        let deployment: Deployment = serde_json::from_value(json!({
+            "metadata": {"name": "d", "namespace": "ns", "labels": {"a": "b"}, "resourceVersion": "7"},
+            "spec": {"replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": {}},
+        }))
+        .expect("a Deployment");
+        let told = seen(&deployment, &registry).expect("a Scale");
+        let told: Value = serde_json::from_slice(&told.to_json()).expect("JSON");
+        assert_eq!(
+            told,
+            json!({"apiVersion": "autoscaling/v1", "kind": "Scale",
+                "metadata": {"name": "d", "namespace": "ns", "resourceVersion": "7"},
+                "spec": {"replicas": 2}, "status": {"replicas": 0, "selector": "a=b"}})
+        );
+        let more = replicated(&deployment.to_json(), &registry, 5).expect("a Deployment");
+        let more = more.is::<Deployment>().and_then(|more| more.spec.as_ref()?.replicas);
+        assert_eq!(more, Some(5));
     }
 }

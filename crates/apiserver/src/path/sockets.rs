@@ -1,30 +1,21 @@
 //! A watch in the messages of a WebSocket, one an event: whoever watches from a browser has nothing else that streams.
 
 use bytes::Bytes;
-use futures::{SinkExt as _, Stream, StreamExt as _};
-use http::header::{
-    CONNECTION, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
-};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use futures::{Stream, StreamExt as _};
+use http::header::{ORIGIN, SEC_WEBSOCKET_KEY};
+use http::{HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use krate_api::{Reason, StatusError};
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::call::Call;
-use crate::http::{self as wire, Reply};
-use crate::logs::is_websocket;
-
-/// The subprotocol that is no protocol but a token's place.
-const TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
+use crate::http::Reply;
+use crate::logs;
 
 /// A WebSocket that a client opens to watch.
 pub struct Socket {
     upgrade: OnUpgrade,
-    agreed: HeaderMap,
+    agreed: Reply,
 }
 
 impl Socket {
@@ -33,7 +24,7 @@ impl Socket {
     /// # Errors
     /// It does not ask as it should.
     pub fn asked(call: &mut Call) -> Result<Option<Self>, StatusError> {
-        if !is_websocket(&call.headers) {
+        if !logs::is_websocket(&call.headers) {
             return Ok(None);
         }
         let agreed = agreed(&call.headers)?;
@@ -42,31 +33,8 @@ impl Socket {
 
     /// Agrees, and tells the events once the client's side stands. What the client says is not listened to.
     pub fn tell(self, events: impl Stream<Item = Bytes> + Send + 'static, is_text: bool) -> Reply {
-        let Socket { upgrade, agreed } = self;
-        let mut reply = Response::new(wire::full(Bytes::new()));
-        *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        *reply.headers_mut() = agreed;
-        tokio::spawn(async move {
-            let Ok(client) = upgrade.await else { return };
-            let socket = WebSocketStream::from_raw_socket(TokioIo::new(client), Role::Server, None).await;
-            let (mut sink, mut source) = socket.split();
-            let tell = async {
-                let mut events = std::pin::pin!(events);
-                while let Some(event) = events.next().await {
-                    sink.send(message(event, is_text)).await?;
-                }
-                sink.close().await
-            };
-            // Reading answers pings, and sees the client go.
-            let gone = async { while source.next().await.is_some_and(|read| read.is_ok()) {} };
-            tokio::select! {
-                told = tell => if let Err(error) = told {
-                    tracing::debug!(%error, "a watch's WebSocket ended");
-                },
-                () = gone => {}
-            }
-        });
-        reply
+        tokio::spawn(logs::tell(self.upgrade, events.map(move |event| message(event, is_text))));
+        self.agreed
     }
 }
 
@@ -79,36 +47,24 @@ fn message(event: Bytes, is_text: bool) -> Message {
 }
 
 /// What is answered to who asks for a WebSocket. Only pages ask, and these say where they are from.
-fn agreed(headers: &HeaderMap) -> Result<HeaderMap, StatusError> {
+fn agreed(headers: &HeaderMap) -> Result<Reply, StatusError> {
     let Some(key) = headers.get(SEC_WEBSOCKET_KEY) else {
         return Err(StatusError::bad_request("mismatch challenge/response"));
     };
     if headers.get(ORIGIN).is_none_or(HeaderValue::is_empty) {
         return Err(StatusError::new(Reason::Forbidden, "null origin"));
     }
-    let mut agreed = HeaderMap::new();
-    agreed.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    agreed.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key.as_bytes())) {
-        agreed.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    match logs::offered(headers).as_slice() {
+        [] => Ok(logs::agreed(key, "")),
+        [only] => Ok(logs::agreed(key, only)),
+        _ => Err(StatusError::bad_request("missing or bad WebSocket-Protocol")),
     }
-    let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
-    let offered = offered.flat_map(|value| value.split(',')).map(str::trim);
-    let offered: Vec<&str> = offered.filter(|name| !name.is_empty() && !name.starts_with(TOKEN)).collect();
-    match offered.as_slice() {
-        [] => {}
-        [only] => {
-            if let Ok(only) = HeaderValue::from_str(only) {
-                agreed.insert(SEC_WEBSOCKET_PROTOCOL, only);
-            }
-        }
-        _ => return Err(StatusError::bad_request("missing or bad WebSocket-Protocol")),
-    }
-    Ok(agreed)
 }
 
 #[cfg(test)]
 mod tests {
+    use http::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL};
+
     use super::*;
 
     fn asking(origin: &str, protocols: &str) -> Result<String, u16> {
@@ -120,6 +76,7 @@ mod tests {
             }
         }
         let agreed = agreed(&headers).map_err(|error| error.code())?;
+        let agreed = agreed.headers();
         assert_eq!(agreed[SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         let protocol = agreed.get(SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok());
         Ok(protocol.unwrap_or_default().to_owned())
@@ -129,11 +86,7 @@ mod tests {
     fn a_page_that_asks_for_a_watch_is_agreed_with() {
         let cases = [
             ("https://a", "", Ok("")),
-            (
-                "https://a",
-                "base64url.bearer.authorization.k8s.io.dG9rZW4, binary.k8s.io",
-                Ok("binary.k8s.io"),
-            ),
+            ("https://a", "binary.k8s.io", Ok("binary.k8s.io")),
             ("https://a", "a, b", Err(400)),
             ("", "", Err(403)),
         ];

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
+use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use krate_api::names::{NameRule, generate_name, mask_trailing_dash};
 use krate_api::{FieldErrors, FieldPath, Reason, StatusError, meta};
@@ -16,10 +17,11 @@ use super::call::{Call, unclassified};
 use super::delete::{is_finished, release};
 use super::options::unread;
 use super::ownership::{self, Ownership};
+use super::scale;
 use crate::admission::{Attributes, Operation};
 use crate::http::Reply;
-use crate::registry::erased::Object;
-use crate::registry::lifecycle::no_matter;
+use crate::registry::erased::{Object, Unstored};
+use crate::registry::lifecycle::{self, no_matter};
 use crate::storage::{Current, Outcome, Written, with_revision};
 
 /// How often a write that nobody conditioned is tried again when others were first.
@@ -44,9 +46,7 @@ pub async fn create_object(
 ) -> Result<Written, StatusError> {
     let has_version = version_of(object.meta()).is_ok_and(|version| version.is_some());
     let registry = std::sync::Arc::clone(&call.storage.registry);
-    let prefix = object.meta().generate_name.clone().filter(|p| !p.is_empty());
-    let named = object.meta().name.as_deref().is_some_and(|n| !n.is_empty());
-    begin(object.meta_mut());
+    wipe(object.meta_mut());
     registry.default(&mut *object);
     if call.info.verb != "patch" {
         drop_repeated_owners(call, &mut *object, false);
@@ -55,6 +55,19 @@ pub async fn create_object(
     if ownership == Ownership::Changes {
         ownership::track(call, &mut *object, None).await?;
     }
+    let attributes = Attributes::of(call, Operation::Create, &*object);
+    if call.storage.is_closing() {
+        let why = "create not allowed while custom resource definition is terminating";
+        return Err(attributes.forbidden(why));
+    }
+    // Who changes a new object is asked once, before it has a name made.
+    call.server.admission.mutate(&attributes, &mut *object, None).await?;
+    call.warnings.extend(attributes.take_warnings());
+    drop_repeated_owners(call, &mut *object, true);
+    // What admission put in has defaults of its own.
+    registry.default(&mut *object);
+    let prefix = object.meta().generate_name.clone().filter(|p| !p.is_empty());
+    let named = object.meta().name.as_deref().is_some_and(|n| !n.is_empty());
     let attempts = if named || prefix.is_none() { 1 } else { NAMES };
     let mut untried = Some(object);
     for attempt in 1.. {
@@ -65,16 +78,7 @@ pub async fn create_object(
         if let (false, Some(prefix)) = (named, &prefix) {
             trial.meta_mut().name = Some(generate_name(prefix, rand::random));
         }
-        let attributes = Attributes::of(call, Operation::Create, &*trial);
-        if call.storage.is_closing() {
-            let why = "create not allowed while custom resource definition is terminating";
-            return Err(attributes.forbidden(why));
-        }
-        call.server.admission.mutate(&attributes, &mut *trial, None).await?;
-        call.warnings.extend(attributes.take_warnings());
-        drop_repeated_owners(call, &mut *trial, true);
-        // What admission put in has defaults of its own.
-        registry.default(&mut *trial);
+        begin(trial.meta_mut());
         registry.prepare_for_create(&mut *trial, &call.context());
         check_new(call, &*trial)?;
         call.warnings.extend(registry.warnings(&*trial, None));
@@ -82,14 +86,19 @@ pub async fn create_object(
             // He may change what is there, but nothing was.
             call.server.authorizer.check(&call.user, &creating).await?;
         }
-        let attributes = Attributes::of(call, Operation::Create, &*trial);
-        call.server.admission.validate(&attributes, Some(&*trial), None).await?;
-        call.warnings.extend(attributes.take_warnings());
-        let name = trial.meta().name.clone().unwrap_or_default();
+        // Who judges an object sees what it is given.
         let taken = match call.server.lifecycles.of(call.kind()) {
             Some(hooks) => hooks.before_create(trial.as_any_mut(), &call.context()).await?,
             None => no_matter(),
         };
+        let attributes = Attributes::of(call, Operation::Create, &*trial);
+        let judged = call.server.admission.validate(&attributes, Some(&*trial), None).await;
+        if let Err(refused) = judged {
+            taken(false).await;
+            return Err(refused);
+        }
+        call.warnings.extend(attributes.take_warnings());
+        let name = trial.meta().name.clone().unwrap_or_default();
         if call.dry_run {
             taken(false).await;
             if is_there(call, &*trial).await? {
@@ -170,8 +179,15 @@ fn take_repeated(owners: &mut Vec<OwnerReference>) -> Vec<String> {
 
 /// What the server alone says of a new object.
 fn begin(meta: &mut ObjectMeta) {
+    wipe(meta);
     meta.uid = Some(Uuid::new_v4().to_string());
     meta.creation_timestamp = Some(now());
+}
+
+/// Nobody else does.
+fn wipe(meta: &mut ObjectMeta) {
+    meta.uid = None;
+    meta.creation_timestamp = None;
     meta.deletion_timestamp = None;
     meta.deletion_grace_period_seconds = None;
     meta.self_link = None;
@@ -256,14 +272,36 @@ fn version_of(meta: &ObjectMeta) -> Result<Option<Revision>, StatusError> {
     }
 }
 
+/// As what those who are asked about a change see it.
+pub enum Guise {
+    /// As one of the object.
+    Object,
+    /// As one of the object's Scale, as it is to be.
+    Scale(Box<Unstored<Scale>>),
+    /// Nobody is asked: what has it made was admitted already.
+    Admitted,
+}
+
+/// What a change makes of an object.
+pub struct Made {
+    pub object: Box<dyn Object>,
+    pub guise: Guise,
+}
+
+impl From<Box<dyn Object>> for Made {
+    fn from(object: Box<dyn Object>) -> Self {
+        Made { object, guise: Guise::Object }
+    }
+}
+
 /// Changes an object: `make` gives the new one from what is there, or `Err(None)` if the caller has not seen that.
 /// With `again`, it is asked anew when somebody else was first.
-pub async fn change(
+pub async fn change<M: Into<Made>>(
     call: &mut Call,
     mut current: Current,
     again: bool,
     ownership: Ownership,
-    mut make: impl FnMut(&mut Call, &Current) -> Result<Box<dyn Object>, Option<StatusError>>,
+    mut make: impl FnMut(&mut Call, &Current) -> Result<M, Option<StatusError>>,
 ) -> Result<Written, StatusError> {
     let name = call.info.name.clone();
     let attempts = if again { ATTEMPTS } else { 1 };
@@ -271,14 +309,15 @@ pub async fn change(
     let mut from_cache = true;
     let mut attempt = 0;
     loop {
-        let made = match make(call, &current) {
-            Ok(mut object) => {
-                finish_update(call, &mut object, &current, ownership).await.map(|()| object).map_err(Some)
-            }
+        let made = match make(call, &current).map(|made| -> Made { made.into() }) {
+            Ok(Made { mut object, guise }) => finish_update(call, &mut object, &current, ownership, guise)
+                .await
+                .map(|taken| (object, taken))
+                .map_err(Some),
             Err(why) => Err(why),
         };
-        let mut object = match made {
-            Ok(object) => object,
+        let (mut object, taken) = match made {
+            Ok(made) => made,
             Err(why) => match newer(call, &name, &current, &mut from_cache).await? {
                 // What is refused of a state that is behind may be right of the newest.
                 Some(there) => {
@@ -290,9 +329,10 @@ pub async fn change(
         };
         let old = &*current.object;
         let ends = old.meta().deletion_timestamp.is_some() && is_finished(&*object);
-        let mut value = call.storage.to_value(&mut *object).await?;
+        let value = call.storage.to_value(&mut *object).await?;
         let changes_nothing = value == current.value && !ends && !call.storage.is_stale(&*object).await?;
         if changes_nothing || call.dry_run {
+            taken(false).await;
             if let Some(there) = newer(call, &name, &current, &mut from_cache).await? {
                 current = there;
                 continue;
@@ -303,14 +343,6 @@ pub async fn change(
                 bytes: with_revision(&value, current.revision),
             });
         }
-        let taken = match call.server.lifecycles.of(call.kind()) {
-            Some(hooks) if call.info.subresource.is_empty() => {
-                let taken = hooks.before_update(object.as_any_mut(), old.as_any(), &call.context()).await?;
-                value = call.storage.to_value(&mut *object).await?;
-                taken
-            }
-            _ => no_matter(),
-        };
         let outcome = if ends {
             call.storage.delete(&*object, value, current.revision).await
         } else {
@@ -376,13 +408,15 @@ impl Door {
     }
 }
 
-/// Defaults, admission, preparation and validation of an object that replaces another.
+/// Defaults, admission, preparation and validation of an object that replaces another. What is returned is to be told
+/// whether it came to be written.
 async fn finish_update(
     call: &mut Call,
     object: &mut Box<dyn Object>,
     current: &Current,
     ownership: Ownership,
-) -> Result<(), StatusError> {
+    mut guise: Guise,
+) -> Result<lifecycle::Outcome, StatusError> {
     let registry = std::sync::Arc::clone(&call.storage.registry);
     let old = &*current.object;
     let door = Door::of(&call.info.subresource);
@@ -421,9 +455,15 @@ async fn finish_update(
         ownership::track(call, &mut **object, Some(current)).await?;
         object.meta_mut().resource_version = Some(current.revision.to_string());
     }
-    let attributes = Attributes::of(call, Operation::Update, &**object);
-    call.server.admission.mutate(&attributes, &mut **object, Some(old)).await?;
-    call.warnings.extend(attributes.take_warnings());
+    match &mut guise {
+        Guise::Object => {
+            let attributes = Attributes::of(call, Operation::Update, &**object);
+            call.server.admission.mutate(&attributes, &mut **object, Some(old)).await?;
+            call.warnings.extend(attributes.take_warnings());
+        }
+        Guise::Scale(scale) => scale::mutate(call, &mut **object, old, scale).await?,
+        Guise::Admitted => {}
+    }
     drop_repeated_owners(call, &mut **object, true);
     registry.default(&mut **object);
     match door {
@@ -452,11 +492,39 @@ async fn finish_update(
     if !errors.is_empty() {
         return Err(call.invalid(&name, &errors));
     }
-    call.warnings.extend(registry.warnings(&**object, Some(old)));
-    let attributes = Attributes::of(call, Operation::Update, &**object);
-    call.server.admission.validate(&attributes, Some(&**object), Some(old)).await?;
-    call.warnings.extend(attributes.take_warnings());
-    Ok(())
+    if !matches!(guise, Guise::Admitted) {
+        call.warnings.extend(registry.warnings(&**object, Some(old)));
+    }
+    let taken = match call.server.lifecycles.of(call.kind()) {
+        Some(hooks) if call.info.subresource.is_empty() => {
+            hooks.before_update(object.as_any_mut(), old.as_any(), &call.context()).await?
+        }
+        _ => no_matter(),
+    };
+    if let Err(refused) = judge(call, &**object, old, &guise).await {
+        taken(false).await;
+        return Err(refused);
+    }
+    Ok(taken)
+}
+
+/// Asks those who only say yes or no to a change.
+async fn judge(
+    call: &mut Call,
+    object: &dyn Object,
+    old: &dyn Object,
+    guise: &Guise,
+) -> Result<(), StatusError> {
+    match guise {
+        Guise::Object => {
+            let attributes = Attributes::of(call, Operation::Update, object);
+            call.server.admission.validate(&attributes, Some(object), Some(old)).await?;
+            call.warnings.extend(attributes.take_warnings());
+            Ok(())
+        }
+        Guise::Scale(_) => scale::validate(call, object, old).await,
+        Guise::Admitted => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -46,6 +46,29 @@ fn answer(path: &str, review: &Value) -> Option<Value> {
                 patch(json!([{"op": "replace", "path": "/container", "value": "d d"}])).into();
             response["patchType"] = "JSONPatch".into();
         }
+        "/rewrite" => {
+            let (sort, operation) = match request["kind"]["kind"].as_str() {
+                Some("Scale") if request["oldObject"]["spec"]["replicas"] == 1 => {
+                    ("UPDATE", json!({"op": "add", "path": "/spec/replicas", "value": 5}))
+                }
+                Some("Binding") => {
+                    ("CREATE", json!({"op": "add", "path": "/metadata/labels", "value": {"gained": "yes"}}))
+                }
+                Some("TokenRequest") => {
+                    ("CREATE", json!({"op": "add", "path": "/spec/audiences", "value": ["changed"]}))
+                }
+                _ => ("", Value::Null),
+            };
+            if request["operation"] == sort && request["object"]["kind"] == request["kind"]["kind"] {
+                response["patch"] = patch(json!([operation])).into();
+                response["patchType"] = "JSONPatch".into();
+            }
+        }
+        "/tell" => {
+            response["allowed"] = false.into();
+            let told = json!([request["kind"]["kind"], request["options"], request["object"]["spec"]]);
+            response["status"] = json!({"code": 403, "message": told.to_string()});
+        }
         "/judge" => response["warnings"] = json!(["it is not very good"]),
         _ => {}
     }
@@ -205,4 +228,87 @@ async fn a_connection_is_made_as_webhooks_leave_its_options() {
     assert_eq!(told.message(), "container x is not valid for pod p", "nobody is asked about this");
     let told = cluster.ask("GET", &format!("{pod}/attach?stdin=true&container=c"), Value::Null).await;
     assert_eq!(told.message(), "container d d is not valid for pod p");
+}
+
+/// What a webhook tells of what it was asked: the kind, the options, and the specification of the object.
+fn told(answer: &crate::asking::Answer) -> Value {
+    let (_, told) = answer.message().split_once("denied the request: ").expect("a denial");
+    serde_json::from_str(told).expect("what was asked")
+}
+
+#[tokio::test]
+async fn what_is_not_stored_is_asked_about_as_what_it_is() {
+    let (cluster, webhook) = cluster().await;
+    let sets = "/apis/apps/v1/namespaces/a/replicasets";
+    let template =
+        json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let spec = json!({"replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "template": template});
+    cluster.post(sets, json!({"metadata": {"name": "s"}, "spec": spec})).await.created();
+    cluster.post("/api/v1/namespaces/a/pods", crate::asking::pod("p", json!({}))).await.created();
+    let rule = |group: &str, operation: &str, resource: &str| json!({"apiGroups": [group], "apiVersions": ["v1"], "operations": [operation], "resources": [resource]});
+    let rules = json!([
+        rule("apps", "UPDATE", "replicasets/scale"),
+        rule("", "CREATE", "pods/binding"),
+        rule("", "CREATE", "serviceaccounts/token"),
+        // What a binding makes of its pod is asked of nobody.
+        rule("", "UPDATE", "pods/*"),
+    ]);
+    let hooks = json!([hook(&webhook, "rewrite.example.com", "/rewrite", json!({"rules": rules}))]);
+    configure(&cluster, "mutatingwebhookconfigurations", "m", hooks).await;
+
+    let scale = json!({"metadata": {"name": "s"}, "spec": {"replicas": 3}});
+    let scaled = cluster.ask("PUT", &format!("{sets}/s/scale"), scale).await;
+    assert_eq!((scaled.code, &scaled.body["spec"]["replicas"]), (200, &json!(5)), "{}", scaled.body);
+    assert_eq!(cluster.get(&format!("{sets}/s")).await["spec"]["replicas"], 5);
+
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    cluster.post("/api/v1/namespaces/a/pods/p/binding", binding).await.created();
+    let bound = cluster.get("/api/v1/namespaces/a/pods/p").await;
+    assert_eq!(
+        (&bound["spec"]["nodeName"], &bound["metadata"]["labels"]["gained"]),
+        (&json!("n"), &json!("yes"))
+    );
+
+    let asked = json!({"spec": {"audiences": ["asked"]}});
+    let token = cluster.post("/api/v1/namespaces/a/serviceaccounts/default/token", asked).await.created();
+    assert_eq!(token["spec"]["audiences"], json!(["changed"]), "{token}");
+    let account = cluster.get("/api/v1/namespaces/a/serviceaccounts/default").await;
+    assert_eq!(token["metadata"]["uid"], account["metadata"]["uid"]);
+}
+
+#[tokio::test]
+async fn who_judges_sees_what_is_asked_for_and_what_it_is_given() {
+    let (cluster, webhook) = cluster().await;
+    cluster.post(MAPS, config_map("x", json!({}))).await.created();
+    let rules = json!([
+        {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["DELETE"], "resources": ["configmaps"]},
+        {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["services"]},
+        {"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["replicasets/scale"]},
+    ]);
+    let hooks = json!([hook(&webhook, "tell.example.com", "/tell", json!({"rules": rules}))]);
+    configure(&cluster, "validatingwebhookconfigurations", "v", hooks).await;
+
+    let options = json!({"gracePeriodSeconds": 5, "propagationPolicy": "Background"});
+    let seen = told(&cluster.ask("DELETE", &format!("{MAPS}/x"), options).await);
+    let expected = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1", "gracePeriodSeconds": 5,
+        "propagationPolicy": "Background"});
+    assert_eq!(seen[1], expected);
+    let query = format!("{MAPS}/x?propagationPolicy=Orphan&dryRun=All");
+    let seen = told(&cluster.ask("DELETE", &query, Value::Null).await);
+    let expected = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1", "dryRun": ["All"],
+        "propagationPolicy": "Orphan"});
+    assert_eq!(seen[1], expected);
+
+    let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    let seen = told(&cluster.post("/api/v1/namespaces/a/services", service).await);
+    assert!(seen[2]["clusterIP"].as_str().is_some_and(|ip| !ip.is_empty()), "{seen}");
+
+    let sets = "/apis/apps/v1/namespaces/a/replicasets";
+    let template =
+        json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let spec = json!({"replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "template": template});
+    cluster.post(sets, json!({"metadata": {"name": "s"}, "spec": spec})).await.created();
+    let scale = json!({"spec": {"replicas": 3}});
+    let seen = told(&cluster.ask("PATCH", &format!("{sets}/s/scale"), scale).await);
+    assert_eq!((&seen[0], &seen[2]), (&json!("Scale"), &json!({"replicas": 3})));
 }

@@ -221,7 +221,10 @@ impl MutatingPolicies {
             patched(&json, &made).map_err(Failed::Policy)?
         } else {
             let storage = kinds.at(kind.group, kind.version, kind.plural);
-            let schema = storage.as_ref().and_then(|storage| storage.registry.schema());
+            let schema = match attributes.body {
+                Some(body) => krate_api::schema::of(body.kind),
+                None => storage.as_ref().and_then(|storage| storage.registry.schema()),
+            };
             Some(applied(&json, &made, schema).map_err(Failed::Policy)?)
         };
         let Some(new) = new else { return Ok(()) };

@@ -103,27 +103,32 @@ impl Denial {
 #[derive(Default)]
 struct Verdict {
     denials: Vec<Denial>,
-    /// What each expression that holds took.
-    passed: Vec<Duration>,
+    /// What could not be told and is let pass, for the policy ignores failures.
+    ignored: Vec<Denial>,
     /// Keys and values for the audit log.
     annotations: Vec<(String, String)>,
     /// Audit annotations that have no value, which refuse whatever the binding's actions are.
     errors: Vec<String>,
 }
 
+impl Verdict {
+    /// It could not be told whether a validation is satisfied.
+    fn failed(&mut self, policy: &Policy, message: String, validation: usize, took: Duration) {
+        let error = error_type(&message);
+        let denials = if policy.fails() { &mut self.denials } else { &mut self.ignored };
+        denials.push(Denial { message, reason: None, validation, error, took });
+    }
+}
+
 fn judge(policy: &Policy, input: &Input, params: &Value, counts: Counts<'_>) -> Verdict {
     let scope = Scope::new(input, params, &policy.variables);
     let mut verdict = Verdict::default();
     let mut began = Instant::now();
-    let failed = |message: String, validation: usize, took: Duration| {
-        let error = error_type(&message);
-        policy.fails().then_some(Denial { message, reason: None, validation, error, took })
-    };
     match counts.conditions(&scope, &policy.name, &policy.conditions) {
         Ok(true) => {}
         Ok(false) => return verdict,
         Err(error) => {
-            verdict.denials.extend(failed(error, 0, began.elapsed()));
+            verdict.failed(policy, error, 0, began.elapsed());
             return verdict;
         }
     }
@@ -135,9 +140,15 @@ fn judge(policy: &Policy, input: &Input, params: &Value, counts: Counts<'_>) -> 
         let took = now - began;
         began = now;
         match value {
-            Ok(Value::Bool(true)) => verdict.passed.push(took),
+            Ok(Value::Bool(true)) => {}
             Ok(_) => {
-                let said = message.as_ref().and_then(|m| scope.evaluate(m, &mut budget).ok());
+                let said = match message.as_ref().map(|m| scope.evaluate(m, &mut budget)) {
+                    Some(Err(error)) if budget.left() == 0 => {
+                        verdict.failed(policy, format!("failed messageExpression: {error}"), i, took);
+                        continue;
+                    }
+                    said => said.and_then(Result::ok),
+                };
                 let said = said.as_ref().and_then(Value::as_str).map(str::trim).map(str::to_owned);
                 let said = said.filter(|m| !m.is_empty() && m.len() <= LONGEST_MESSAGE && !m.contains('\n'));
                 let own = validation.message.as_deref().map(str::trim).filter(|m| !m.is_empty());
@@ -145,9 +156,15 @@ fn judge(policy: &Policy, input: &Input, params: &Value, counts: Counts<'_>) -> 
                     .or_else(|| own.map(str::to_owned))
                     .unwrap_or_else(|| format!("failed expression: {}", validation.expression.trim()));
                 let reason = validation.reason.clone();
-                verdict.denials.push(Denial { message, reason, validation: i, error: "no_error", took });
+                verdict.denials.push(Denial { message, reason, validation: i, error: "invalid_error", took });
             }
-            Err(error) => verdict.denials.extend(failed(error, i, took)),
+            // What was said before it counts for nothing then.
+            Err(error) if budget.left() == 0 => {
+                verdict = Verdict::default();
+                verdict.failed(policy, error, 0, took);
+                return verdict;
+            }
+            Err(error) => verdict.failed(policy, error, i, took),
         }
     }
     let mut budget = Budget::new(PER_POLICY);
@@ -275,13 +292,15 @@ impl Admit for ValidatingPolicies {
                 let counts = Counts { metrics: &self.metrics, operation: attributes.operation };
                 for given in &all {
                     let verdict = judge(policy, input, given, counts);
-                    for took in verdict.passed {
-                        self.metrics.validated(&policy.name, name, "no_error", "allow", took);
+                    let counted = |denial: &Denial, action: &str| {
+                        self.metrics.validated(&policy.name, name, denial.error, action, denial.took);
+                    };
+                    for ignored in &verdict.ignored {
+                        counted(ignored, "allow");
                     }
                     for denial in verdict.denials {
                         for action in &spec.validation_actions {
-                            let told = action.to_ascii_lowercase();
-                            self.metrics.validated(&policy.name, name, denial.error, &told, denial.took);
+                            counted(&denial, &action.to_ascii_lowercase());
                             match action.as_str() {
                                 "Deny" => {
                                     refused.get_or_insert_with(|| {
@@ -303,6 +322,7 @@ impl Admit for ValidatingPolicies {
                     }
                     for message in verdict.errors {
                         let denial = Denial::of_policy(message);
+                        counted(&denial, "deny");
                         refused.get_or_insert_with(|| refusal(attributes, &policy.name, Some(name), &denial));
                     }
                     for (key, value) in verdict.annotations {
