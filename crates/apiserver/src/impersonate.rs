@@ -2,12 +2,17 @@
 //! (KEP-5284) asks for two rights: to act as that one, and to do by it what is asked; who has the older right, to
 //! `impersonate`, needs no other.
 
+use std::collections::HashMap;
+use std::time::Instant;
+
 use http::HeaderMap;
 use krate_api::StatusError;
 use krate_api::names::is_dns1123_subdomain;
+use parking_lot::Mutex;
 
 use crate::apiextensions::text;
 use crate::audit;
+use crate::auth::metrics::METRICS;
 use crate::auth::{ANONYMOUS, AUTHENTICATED, Authorizer, MASTERS, UNAUTHENTICATED, User, forbidden};
 use crate::request::{RequestInfo, percent_decode};
 
@@ -44,6 +49,34 @@ const MODES: [(Mode, &str); 5] = [
     (Mode::UserInfo, "user-info"),
     (Mode::Legacy, ""),
 ];
+
+/// Of how many users it is remembered in which way they were allowed last.
+const MOST: usize = 10_000;
+
+/// In which way each user was allowed last: that one is tried first, and a refusal tells of it.
+#[derive(Default)]
+pub struct LastModes(Mutex<HashMap<String, Mode>>);
+
+impl LastModes {
+    fn of(&self, user: &str) -> Option<Mode> {
+        self.0.lock().get(user).copied()
+    }
+
+    fn note(&self, user: &str, mode: Mode) {
+        let mut modes = self.0.lock();
+        if modes.len() >= MOST && !modes.contains_key(user) {
+            // Which of them goes makes no difference but in what is tried first.
+            let any = modes.keys().next().cloned();
+            any.and_then(|user| modes.remove(&user));
+        }
+        modes.insert(user.to_owned(), mode);
+    }
+}
+
+/// A way as it is counted.
+fn counted(name: &'static str) -> &'static str {
+    if name.is_empty() { "legacy" } else { name }
+}
 
 /// The namespace and the name of a service account.
 fn account(name: &str) -> Option<(&str, &str)> {
@@ -125,12 +158,20 @@ pub async fn effective(
     headers: &HeaderMap,
 ) -> Result<User, StatusError> {
     let Some(wanted) = wanted(headers)? else { return Ok(user) };
+    let (began, counts) = (Instant::now(), &METRICS.impersonation);
+    let last = authorizer.impersonated.of(&user.name);
+    let (tried, others): (Vec<_>, Vec<_>) = MODES.into_iter().partition(|(mode, _)| Some(*mode) == last);
     let mut first = None;
-    for (mode, name) in MODES.into_iter().filter(|(mode, _)| mode.applies(&wanted, &user)) {
+    let modes = tried.into_iter().chain(others).filter(|(mode, _)| mode.applies(&wanted, &user));
+    for (mode, name) in modes {
         match (Attempt { authorizer, who: &user, mode, name }).check(&wanted, info).await {
             Ok(acts) => {
                 let constraint = if mode == Mode::Legacy { "" } else { text(&format!("impersonate:{name}")) };
                 audit::impersonates(&acts, constraint);
+                counts.attempted(counted(name), true, began.elapsed());
+                if last != Some(mode) {
+                    authorizer.impersonated.note(&user.name, mode);
+                }
                 return Ok(acts);
             }
             Err(error) => {
@@ -138,6 +179,7 @@ pub async fn effective(
             }
         }
     }
+    counts.attempted("", false, began.elapsed());
     Err(first.unwrap_or_else(|| StatusError::internal("all impersonation modes failed")))
 }
 
@@ -170,12 +212,20 @@ impl Attempt<'_> {
 
     async fn may(&self, info: &RequestInfo) -> Result<(), StatusError> {
         if self.mode != Mode::AssociatedNode {
-            return self.authorizer.check(self.who, info).await;
+            return self.asks(self.who, info).await;
         }
         // Which node it is has been looked at: the right is one for whichever it runs on.
         let keys = self.who.extra.keys().cloned().collect();
         let who = User { extra: [(NODE_KEYS.to_owned(), keys)].into(), ..self.who.clone() };
-        self.authorizer.check(&who, info).await
+        self.asks(&who, info).await
+    }
+
+    /// Whether one has a right. Here it is no fault of the server's if that cannot be told.
+    async fn asks(&self, who: &User, info: &RequestInfo) -> Result<(), StatusError> {
+        let began = Instant::now();
+        let found = self.authorizer.why(who, info).await;
+        METRICS.impersonation.asked(counted(self.name), found.is_ok(), began.elapsed());
+        found.map(drop).map_err(|reason| forbidden(who, info, &reason))
     }
 
     async fn check(&self, wanted: &User, info: &RequestInfo) -> Result<User, StatusError> {
@@ -361,6 +411,58 @@ mod tests {
         let old = json!({"verbs": ["impersonate"], "apiGroups": [""], "resources": ["users"]});
         allow(&authorizer, "amy", json!([old]));
         assert_eq!(ask(&listing("secrets"), &[(USER, "joe")]).await.expect("allowed").name, "joe");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_tells_of_the_way_that_was_allowed_last() {
+        let authorizer = Authorizer::default();
+        let old = json!({"verbs": ["impersonate"], "apiGroups": [""], "resources": ["users"], "resourceNames": ["joe"]});
+        allow(&authorizer, "amy", json!([old]));
+        let ask = async |name: &'static str| {
+            let amy = User::authenticated("amy", &[]);
+            effective(&authorizer, amy, &listing("pods"), &headers(&[(USER, name)])).await
+        };
+        let refused = ask("jane").await.expect_err("refused").to_string();
+        assert!(refused.contains("cannot impersonate-on:user-info:list resource \"pods\""), "{refused}");
+        assert_eq!(ask("joe").await.expect("allowed").name, "joe");
+        let refused = ask("jane").await.expect_err("refused").to_string();
+        let told = "users \"jane\" is forbidden: User \"amy\" cannot impersonate resource";
+        assert!(refused.contains(told), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn attempts_and_what_they_ask_for_are_counted() {
+        let counted = |family: &str, mode: &str, decision: &str| {
+            let name = format!("apiserver_impersonation_{family}");
+            let is_it = |metric: &prometheus::proto::Metric| {
+                let has = |name: &str, value: &str| {
+                    metric.get_label().iter().any(|label| label.name() == name && label.value() == value)
+                };
+                has("mode", mode) && has("decision", decision)
+            };
+            let families = METRICS.registry().gather();
+            let family = families.iter().find(|family| family.name() == name);
+            let row = family.and_then(|family| family.get_metric().iter().find(|metric| is_it(metric)));
+            row.map_or(0.0, |row| row.get_counter().get_value())
+        };
+        let rows = [
+            ("attempts_total", "legacy", "allowed"),
+            ("attempts_total", "", "denied"),
+            ("authorization_attempts_total", "legacy", "allowed"),
+            ("authorization_attempts_total", "user-info", "denied"),
+        ];
+        let before = rows.map(|(family, mode, decision)| counted(family, mode, decision));
+        let authorizer = Authorizer::default();
+        let old = json!({"verbs": ["impersonate"], "apiGroups": [""], "resources": ["users"], "resourceNames": ["joe"]});
+        allow(&authorizer, "amy", json!([old]));
+        for name in ["joe", "jane"] {
+            let amy = User::authenticated("amy", &[]);
+            drop(effective(&authorizer, amy, &listing("pods"), &headers(&[(USER, name)])).await);
+        }
+        // Other tests count too.
+        for ((family, mode, decision), before) in rows.into_iter().zip(before) {
+            assert!(counted(family, mode, decision) >= before + 1.0, "{family} {mode} {decision}");
+        }
     }
 
     #[tokio::test]

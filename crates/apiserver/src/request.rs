@@ -21,6 +21,8 @@ pub struct RequestInfo {
     pub name: String,
     /// The field selector of a list, a watch or the deletion of a collection.
     pub field_selector: String,
+    /// The label selector of one.
+    pub label_selector: String,
     /// What follows the subresource: the path that a proxy is to ask.
     pub rest: String,
 }
@@ -42,7 +44,7 @@ impl RequestInfo {
         };
         let mut info =
             RequestInfo { verb: method_verb(method), path: path.to_owned(), ..RequestInfo::default() };
-        let mut parts: Vec<&str> = path.trim_matches('/').split('/').filter(|p| !p.is_empty()).collect();
+        let mut parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         match parts.first() {
             Some(&"api") if parts.len() >= 3 => {
                 parts[1].clone_into(&mut info.version);
@@ -57,8 +59,9 @@ impl RequestInfo {
         }
         info.is_resource = true;
         info.verb = resource_verb(method);
-        // The old way to watch: /api/v1/watch/…
-        if parts[0] == "watch" && parts.len() > 1 {
+        // The old way to watch: /api/v1/watch/… Nothing is selected by it, as far as authorization goes.
+        let is_old = parts[0] == "watch" && parts.len() > 1;
+        if is_old {
             info.verb = "watch";
             parts.remove(0);
         }
@@ -77,7 +80,8 @@ impl RequestInfo {
             (*subresource).clone_into(&mut info.subresource);
         }
         if parts.len() > 3 {
-            info.rest = parts[3..].join("/");
+            let rest = parts[3..].join("/");
+            rest.strip_prefix('/').unwrap_or(&rest).clone_into(&mut info.rest);
             if path.ends_with('/') {
                 info.rest.push('/');
             }
@@ -89,7 +93,10 @@ impl RequestInfo {
                 "delete" => info.verb = "deletecollection",
                 _ => {}
             }
-            if let Some(selector) = query.get("fieldSelector") {
+            if let Some(selector) = query.get("labelSelector").filter(|_| !is_old) {
+                selector.clone_into(&mut info.label_selector);
+            }
+            if let Some(selector) = query.get("fieldSelector").filter(|_| !is_old) {
                 selector.clone_into(&mut info.field_selector);
                 // A selector of one name is, to authorization, about that object.
                 if matches!(info.verb, "list" | "watch")
@@ -116,8 +123,13 @@ impl RequestInfo {
 fn named(selector: &str) -> Option<String> {
     selector.split(',').find_map(|term| {
         let (field, value) = term.split_once('=')?;
-        (field == "metadata.name").then(|| value.trim_start_matches('=').to_owned()).filter(|v| !v.is_empty())
+        (field == "metadata.name").then(|| value.trim_start_matches('=').to_owned()).filter(|v| is_segment(v))
     })
+}
+
+/// Whether a text can be the part of a path that names an object.
+fn is_segment(text: &str) -> bool {
+    !matches!(text, "" | "." | "..") && !text.contains(['/', '%'])
 }
 
 fn method_verb(method: &Method) -> &'static str {
@@ -170,9 +182,10 @@ impl Query {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Whether a boolean parameter is set: `?watch`, `?watch=1`, `?watch=true`.
+    /// Whether a boolean parameter is set, by what is said of it first: `?watch`, `?watch=1`, `?watch=true`.
     pub fn flag(&self, name: &str) -> bool {
-        self.0.iter().any(|(k, v)| k == name && !matches!(v.as_str(), "0" | "false" | "False" | "FALSE"))
+        let said = self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        said.is_some_and(|said| said != "0" && !said.eq_ignore_ascii_case("false"))
     }
 }
 
@@ -238,6 +251,11 @@ mod tests {
             ("POST /api/v1/namespaces/a/pods/p/exec?command=ls", "create a pods p exec"),
             ("GET /apis/apps/v1", "get    "),
             ("GET /healthz", "get    "),
+            ("GET /api/v1/namespaces//pods", "list  pods  "),
+            ("GET //api/v1/pods/", "list  pods  "),
+            ("GET /api/v1/pods?fieldSelector=metadata.name%3D..", "list  pods  "),
+            ("GET /api/v1/watch/pods?fieldSelector=metadata.name%3Dx", "watch  pods  "),
+            ("GET /api/v1/pods?watch=fAlse&watch=1", "list  pods  "),
             (
                 "GET /apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
                 "get  clusterroles system:node ",
@@ -273,15 +291,15 @@ mod tests {
     }
 
     #[test]
-    fn proxied_paths_keep_their_end() {
-        let info = RequestInfo::parse(
-            &Method::GET,
-            "/api/v1/namespaces/a/services/s:80/proxy/x/y/",
-            &Query::default(),
-        );
-        assert_eq!(
-            (info.name.as_str(), info.subresource.as_str(), info.rest.as_str()),
-            ("s:80", "proxy", "x/y/")
-        );
+    fn proxied_paths_keep_their_form() {
+        for (path, rest) in [("/x/y/", "x/y/"), ("/x//y", "x//y"), ("//x", "x"), ("", ""), ("/", "")] {
+            let path = format!("/api/v1/namespaces/a/services/s:80/proxy{path}");
+            let info = RequestInfo::parse(&Method::GET, &path, &Query::default());
+            assert_eq!(
+                (info.name.as_str(), info.subresource.as_str(), info.rest.as_str()),
+                ("s:80", "proxy", rest),
+                "{path}"
+            );
+        }
     }
 }

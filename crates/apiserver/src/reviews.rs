@@ -302,8 +302,8 @@ async fn decide(spec: &SubjectAccessReviewSpec, judge: &dyn Judge) -> SubjectAcc
     };
     let user = text(spec.user.as_ref());
     let asked = spec.resource_attributes.as_ref();
-    let (fields, remark) = asked.map(selectors::fields).unwrap_or_default();
-    let remarks: Vec<String> = remark.into_iter().chain(asked.and_then(selectors::labels_remark)).collect();
+    let (fields, of_fields) = asked.map(selectors::fields).unwrap_or_default();
+    let (labels, of_labels) = asked.map(selectors::labels).unwrap_or_default();
     // Who names no version means all.
     let version =
         asked.map_or("", |r| Some(text(r.version.as_ref())).filter(|v| !v.is_empty()).unwrap_or("*"));
@@ -314,16 +314,22 @@ async fn decide(spec: &SubjectAccessReviewSpec, judge: &dyn Judge) -> SubjectAcc
         target,
         version,
         fields: &fields,
+        labels: &labels,
         uid: text(spec.uid.as_ref()),
         extra: spec.extra.as_ref(),
     };
     let decision = judge.decide(&ask).await;
-    let (allowed, denied) =
-        (matches!(decision, Decision::Allow(_)), matches!(decision, Decision::Deny(_)).then_some(true));
-    let (Decision::Allow(reason) | Decision::Deny(reason) | Decision::NoOpinion(reason)) = decision;
+    let failure = decision.failure().map(str::to_owned);
+    let remarks: Vec<String> = failure.into_iter().chain(of_fields).chain(of_labels).collect();
+    let (allowed, denied, reason) = match decision {
+        Decision::Allow(reason) => (true, false, reason),
+        Decision::Deny(reason) => (false, true, reason),
+        Decision::NoOpinion(reason) => (false, false, reason),
+        Decision::Failed { denied, reason, .. } => (false, denied, reason),
+    };
     SubjectAccessReviewStatus {
         allowed,
-        denied,
+        denied: denied.then_some(true),
         reason: Some(reason).filter(|reason| !reason.is_empty()),
         evaluation_error: (!remarks.is_empty()).then(|| remarks.join("; ")),
     }
@@ -341,6 +347,9 @@ mod tests {
             match ask.target {
                 Target::Resource { resource: "pods", .. } => Decision::Allow("because".to_owned()),
                 Target::Resource { resource: "secrets", .. } => Decision::Deny("never".to_owned()),
+                Target::Resource { resource: "events", .. } => {
+                    Decision::Failed { denied: true, reason: "both".to_owned(), why: "it is away".to_owned() }
+                }
                 _ => Decision::NoOpinion(String::new()),
             }
         }
@@ -370,9 +379,12 @@ mod tests {
             ("pods", true, None, Some("because")),
             ("secrets", false, Some(true), Some("never")),
             ("nodes", false, None, None),
+            ("events", false, Some(true), Some("both")),
         ] {
             let answer = subject_access(review(resource), &OnlyPods).await.expect("sound");
             let status = answer.status.expect("decided");
+            let failure = (resource == "events").then_some("it is away");
+            assert_eq!(status.evaluation_error.as_deref(), failure);
             assert_eq!((status.allowed, status.denied, status.reason.as_deref()), (allowed, denied, reason));
         }
     }
@@ -427,7 +439,7 @@ mod tests {
         #[async_trait]
         impl Judge for OfNode {
             async fn decide(&self, ask: &Ask<'_>) -> Decision {
-                let told = format!("{} {}", ask.version, ask.fields);
+                let told = format!("{} {} {}", ask.version, ask.fields, ask.labels);
                 Decision::Allow(told)
             }
 
@@ -442,14 +454,15 @@ mod tests {
         }
         let spec = serde_json::json!({"user": "amy", "resourceAttributes": {"resource": "pods",
             "fieldSelector": {"requirements": [{"key": "spec.nodeName", "operator": "In", "values": ["x"]}]},
-            "labelSelector": {"rawSelector": "a in"}}});
+            "labelSelector": {"requirements": [{"key": "a", "operator": "In", "values": ["b", "c"]},
+                {"key": "d", "operator": "Newer"}]}}});
         let spec = serde_json::from_value(spec).expect("a spec");
         let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
         let status = subject_access(review, &OfNode).await.expect("sound").status.expect("decided");
-        assert_eq!(status.reason.as_deref(), Some("* spec.nodeName=x"));
+        assert_eq!(status.reason.as_deref(), Some("* spec.nodeName=x a in (b,c)"));
         assert_eq!(
             status.evaluation_error.as_deref(),
-            Some("spec.resourceAttributes.labelSelector ignored due to parse error")
+            Some("spec.resourceAttributes.labelSelector partially ignored due to parse error")
         );
         let nothing = serde_json::json!({"user": "amy", "resourceAttributes": {"fieldSelector": {}}});
         let spec = serde_json::from_value(nothing).expect("a spec");

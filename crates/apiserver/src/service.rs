@@ -17,16 +17,16 @@ use http_body_util::BodyExt as _;
 use krate_api::{Kind, Reason, StatusError};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::auth::{Caller, User, forbidden};
+use crate::auth::{ANONYMOUS, Caller, UNAUTHENTICATED, User, forbidden, undecided};
 use crate::fairness::{Matched, Seat, TurnedAway};
-use crate::http::{self as wire, Body, BoxError, Reply, Shape, Wanted};
+use crate::http::{self as wire, Body, BoxError, Reply, Wanted};
 use crate::instruments::{Asked, Filter};
 use crate::metrics;
 use crate::path::{self, Call};
 use crate::request::{Query, RequestInfo};
 use crate::server::{SELF, Server};
 use crate::spans::{self, Root};
-use crate::{aggregation, audit, compress, deadline, debugging, elsewhere, impersonate, proxy, routes};
+use crate::{aggregation, audit, compress, deadline, debugging, elsewhere, impersonate, logs, proxy, routes};
 
 /// What is known of a request, whatever becomes of it.
 struct Noted {
@@ -38,7 +38,17 @@ struct Noted {
     matched: Option<Matched>,
     /// What it spent waiting for its turn.
     waited: Duration,
+    /// Whether it was not let in.
+    is_kept_out: bool,
+    /// Whether nobody knows who asks.
+    is_nobodys: bool,
+    /// What is said to whoever asks for this kind.
+    outdated: Option<String>,
 }
+
+/// The mark of an answer to somebody whom nobody knows.
+#[derive(Clone, Copy)]
+pub(crate) struct ToNobody;
 
 /// A request, and who asks.
 struct Known {
@@ -86,28 +96,40 @@ impl Service {
     /// Answers a request. Whatever goes wrong is this request's alone.
     async fn reply(&self, request: Request<Body>, id: HeaderValue) -> Reply {
         let is_head = request.method() == Method::HEAD;
-        let wanted = Wanted::of(request.headers(), false)
-            .map_or(Wanted::JSON, |wanted| Wanted { shape: Shape::Object, ..wanted });
-        let refusal = |error: &StatusError| {
-            let said = wire::refusal(error, wanted);
-            if is_head { wire::without_body(said) } else { said }
+        let query = Query::parse(request.uri().query());
+        let wanted = Wanted::of_refusal(request.headers(), &query);
+        let mut noted = Noted {
+            id,
+            since: Instant::now(),
+            asked: None,
+            matched: None,
+            waited: Duration::ZERO,
+            is_kept_out: false,
+            is_nobodys: false,
+            outdated: None,
         };
-        let mut noted =
-            Noted { id, since: Instant::now(), asked: None, matched: None, waited: Duration::ZERO };
+        let said = |reply: Reply| if is_head { wire::without_body(reply) } else { reply };
         let (answered, elsewhere) = {
-            let answering = AssertUnwindSafe(self.within_time(request, &mut noted)).catch_unwind();
+            let answering = AssertUnwindSafe(self.within_time(request, query, &mut noted)).catch_unwind();
             let mut answering = pin!(elsewhere::measured(answering));
             (answering.as_mut().await, elsewhere::of(answering))
         };
         let mut reply = match answered {
             Ok(Ok(reply)) => reply,
-            Ok(Err(error)) => refusal(&error),
+            Ok(Err(error)) => said(wire::refusal(&error, wanted)),
             Err(_) => {
                 tracing::error!("a request panicked");
                 audit::panicked();
-                refusal(&StatusError::internal("this request caused the server to panic"))
+                said(panicked())
             }
         };
+        wire::warn(&mut reply, noted.outdated.as_slice());
+        if noted.is_kept_out {
+            wire::no_sniffing(&mut reply);
+        }
+        if noted.is_nobodys {
+            reply.extensions_mut().insert(ToNobody);
+        }
         if let Some(matched) = noted.matched {
             matched.write(reply.headers_mut());
         }
@@ -120,8 +142,13 @@ impl Service {
     }
 
     /// Answers a request in the time that it has.
-    async fn within_time(&self, request: Request<Body>, noted: &mut Noted) -> Result<Reply, StatusError> {
-        let query = Query::parse(request.uri().query());
+    async fn within_time(
+        &self,
+        request: Request<Body>,
+        query: Query,
+        noted: &mut Noted,
+    ) -> Result<Reply, StatusError> {
+        let is_head = request.method() == Method::HEAD;
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
         if info.is_long_running() {
             let time = self.server.limits.request_timeout;
@@ -136,7 +163,8 @@ impl Service {
         if let Some(asked) = &noted.asked {
             self.server.instruments.terminated(asked, StatusCode::GATEWAY_TIMEOUT);
         }
-        Err(deadline::exceeded())
+        let over = deadline::exceeded();
+        Ok(if is_head { wire::without_body(over) } else { over })
     }
 
     /// Answers a request, and notes on the way what is known of it.
@@ -156,6 +184,7 @@ impl Service {
         let found = self.server.authenticator.who(&parts.headers, &self.caller, &info.path).await;
         let known = Instant::now();
         instruments.authenticated(found.as_ref().ok().map(|user| user.name.as_str()), known - noted.since);
+        noted.is_nobodys = found.as_ref().map_or(true, |user| is_nobody(user));
         let Ok(user) = found else {
             audit::unidentified(&info);
             return Err(StatusError::new(Reason::Unauthorized, "Unauthorized"));
@@ -166,9 +195,13 @@ impl Service {
         }
         let is_own = user.name == SELF;
         self.server.authenticator.strip(&mut parts.headers);
+        logs::without_token(&mut parts.headers);
         let user = if impersonate::is_asked(&parts.headers) {
             let user = User::clone(&user);
-            Arc::new(impersonate::effective(&self.server.authorizer, user, &info, &parts.headers).await?)
+            let effective =
+                impersonate::effective(&self.server.authorizer, user, &info, &parts.headers).await;
+            noted.is_kept_out = effective.is_err();
+            Arc::new(effective?)
         } else {
             user
         };
@@ -214,8 +247,14 @@ impl Service {
         };
         let decision = self.server.authorizer.decision(&user, &info).await;
         instruments.authorized(&decision, entered.elapsed());
+        if let Some(why) = decision.failure() {
+            audit::undecided();
+            let told = undecided(&parts.uri, why);
+            return Ok(if parts.method == Method::HEAD { wire::without_body(told) } else { told });
+        }
         let allowed = decision.allowed();
         audit::decided(&allowed);
+        noted.is_kept_out = allowed.is_err();
         allowed.map_err(|reason| forbidden(&user, &info, &reason))?;
         count(noted);
         if let Some(remote) = self.server.aggregation.serving(&info.path) {
@@ -241,11 +280,16 @@ impl Service {
         if !routes::serves(&self.server, &info.group, &info.version) {
             return Ok(routes::not_found());
         }
-        let wanted = Wanted::of(&parts.headers, query.flag("pretty"));
         let Some(storage) = self.server.kinds.at(&info.group, &info.version, &info.resource) else {
             let body = wire::read(body).await?;
             let answer = routes::unstored(&self.server, &info, &query, &parts.headers, &user, body);
             return Box::pin(answer).await;
+        };
+        let is_custom = storage.kind().custom;
+        let wanted = if is_custom {
+            Wanted::of_custom(&parts.headers, &query)
+        } else {
+            Wanted::of(&parts.headers, &query)
         };
         // What is passed on to a node is in the form that the node gives it.
         let wanted = if upgrade.is_some() || matches!(info.subresource.as_str(), "log" | "proxy") {
@@ -258,6 +302,8 @@ impl Service {
             // To authorization a namespace is in itself; in the store it is in none.
             info.namespace = String::new();
         }
+        // As upstream has it, custom resources alone are read by `HEAD`.
+        let is_read_by_head = is_custom && parts.method == Method::HEAD;
         if proxy::leads_on(&info.subresource) {
             proxy::forwarded_for(&mut parts.headers, self.peer);
         }
@@ -267,7 +313,7 @@ impl Service {
             info,
             query,
             raw_query: parts.uri.query().unwrap_or_default().to_owned(),
-            method: parts.method,
+            method: if is_read_by_head { Method::GET } else { parts.method },
             headers: parts.headers,
             user,
             wanted,
@@ -275,6 +321,12 @@ impl Service {
             warnings: Vec::new(),
             upgrade,
         };
+        let named = spans::of_verb(call.info.verb);
+        let described = spans::describe(&call.info, self.server.tracer.is_some());
+        if proxy::carries(&call) {
+            let carried = Box::pin(proxy::carry(call, body));
+            return spans::within(named, || described, carried).await;
+        }
         let body = if call.upgrade.is_some() { Bytes::new() } else { wire::read(body).await? };
         if let Some(asked) = &noted.asked
             && matches!(call.info.verb, "create" | "update" | "patch" | "delete")
@@ -282,25 +334,28 @@ impl Service {
         {
             instruments.read(asked, call.info.verb, body.len());
         }
-        let passed_on = matches!(call.info.subresource.as_str(), "log" | "proxy");
-        let gzip = !passed_on && compress::accepts_gzip(&call.headers);
-        let outdated = deprecated(call.kind());
-        if outdated.is_some() {
+        let gzip = call.info.subresource != "log" && compress::accepts_gzip(&call.headers);
+        noted.outdated = deprecated(call.kind());
+        if noted.outdated.is_some() {
             instruments.deprecated(call.kind(), &call.info.subresource);
         }
-        let wanted = call.wanted;
-        let named = spans::of_verb(call.info.verb);
-        let described = spans::describe(&call.info, self.server.tracer.is_some());
-        let answered = spans::within(named, || described, path::answer(call, body)).await;
-        let mut reply = match answered {
-            Err(error) if outdated.is_some() => {
-                wire::refusal(&error, Wanted { shape: Shape::Object, ..wanted })
-            }
-            answered => answered?,
-        };
-        wire::warn(&mut reply, outdated.as_slice());
+        let reply = spans::within(named, || described, path::answer(call, body)).await?;
+        if is_read_by_head {
+            return Ok(wire::without_body(reply));
+        }
         Ok(if gzip { Box::pin(compress::gzip(reply)).await } else { reply })
     }
+}
+
+/// What is answered in place of what panicked, as upstream says it.
+fn panicked() -> Reply {
+    let text = "This request caused apiserver to panic. Look in the logs for details.\n";
+    wire::plain(StatusCode::INTERNAL_SERVER_ERROR, text)
+}
+
+/// Whether a user is one who has not said who he is.
+fn is_nobody(user: &User) -> bool {
+    user.name == ANONYMOUS || user.groups.iter().any(|group| group == UNAUTHENTICATED)
 }
 
 /// What a request holds while it is served; of a watch, until it has begun.
@@ -352,5 +407,25 @@ where
         let service = self.clone();
         let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
         Box::pin(async move { Ok(service.answer(request).await) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_not_said_who_he_is_is_nobody() {
+        assert!(is_nobody(&User::anonymous()));
+        assert!(is_nobody(&User { name: "a".to_owned(), ..User::anonymous() }));
+        assert!(!is_nobody(&User::authenticated("a", &[])));
+    }
+
+    #[test]
+    fn a_panic_is_told_in_plain_text() {
+        let told = panicked();
+        assert_eq!(told.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(told.headers()["content-type"], "text/plain; charset=utf-8");
+        assert_eq!(told.headers()["x-content-type-options"], "nosniff");
     }
 }

@@ -162,6 +162,11 @@ pub fn decided(found: &Result<String, String>) {
     annotate("authorization.k8s.io/reason", reason);
 }
 
+/// It could not be told whether it is allowed.
+pub fn undecided() {
+    annotate("authorization.k8s.io/reason", "internal error");
+}
+
 /// The object, the patch or the options that were sent, as JSON.
 pub fn requested(json: &[u8]) {
     note(|notes| {

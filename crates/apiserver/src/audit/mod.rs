@@ -16,7 +16,7 @@ mod webhook;
 
 pub use entry::{
     Peer, annotate, around, decided, identified, impersonates, is_told, panicked, patched, requested,
-    responded, unidentified,
+    responded, undecided, unidentified,
 };
 pub use options::{Batch, LogOptions, Mode, Options, Truncate, WebhookOptions};
 pub use policy::Policy;

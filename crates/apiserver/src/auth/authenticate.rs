@@ -21,8 +21,7 @@ use super::token_webhook::{self, TokenWebhook};
 use super::tokens::{Tokens, Union};
 use super::{Signer, User, aggregate, token};
 use crate::kinds::Kinds;
-
-const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
+use crate::logs;
 
 /// The credentials are wrong. (Who brings none is anonymous.)
 #[derive(Debug, PartialEq, Eq)]
@@ -184,7 +183,12 @@ impl Authenticator {
                 Err(()) => failed = true,
             }
         }
-        if let Some(token) = bearer(headers) {
+        let offered = of_websocket(headers).unwrap_or_else(|why| {
+            tracing::debug!(why, "a WebSocket's token is none");
+            failed = true;
+            None
+        });
+        if let Some(token) = bearer(headers).or(offered) {
             return match self.tokens.whose(&token, &self.audiences).await {
                 Ok((user, _)) => Ok(Arc::new(user)),
                 Err(why) => {
@@ -227,17 +231,35 @@ fn nobodys(why: Vec<String>) -> String {
 
 /// The token of a request. Only one blank stands before it, as upstream has it, and what follows it is no part of it.
 fn bearer(headers: &HeaderMap) -> Option<String> {
-    if let Some(value) = headers.get(AUTHORIZATION) {
-        let mut words = value.to_str().ok()?.trim().split(' ');
-        let (scheme, token) = (words.next()?, words.next()?);
-        return (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned());
+    let mut words = headers.get(AUTHORIZATION)?.to_str().ok()?.trim().split(' ');
+    let (scheme, token) = (words.next()?, words.next()?);
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned())
+}
+
+/// The token of a page's WebSocket, which cannot set headers: it is among the subprotocols.
+///
+/// # Errors
+/// There is no other subprotocol that could be agreed on, or it is no one token.
+fn of_websocket(headers: &HeaderMap) -> Result<Option<String>, &'static str> {
+    if !logs::is_websocket(headers) {
+        return Ok(None);
     }
-    // A browser's WebSocket cannot set headers: the token is a subprotocol.
-    let protocols = headers.get_all("sec-websocket-protocol").iter().filter_map(|v| v.to_str().ok());
-    let encoded =
-        protocols.flat_map(|list| list.split(',')).find_map(|p| p.trim().strip_prefix(WEBSOCKET_TOKEN))?;
-    let token = URL_SAFE_NO_PAD.decode(encoded).ok()?;
-    String::from_utf8(token).ok().filter(|t| !t.is_empty())
+    let (mut token, mut others) = (None, 0);
+    for protocol in logs::offered(headers) {
+        let Some(encoded) = protocol.strip_prefix(logs::TOKEN) else {
+            others += 1;
+            continue;
+        };
+        if token.is_some() {
+            return Err("more than one token");
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| "not base64")?;
+        token = Some(String::from_utf8(bytes).map_err(|_| "not text")?);
+    }
+    match token.filter(|token| !token.is_empty()) {
+        Some(_) if others == 0 => Err("no other subprotocol"),
+        token => Ok(token),
+    }
 }
 
 #[cfg(test)]
@@ -281,7 +303,23 @@ mod tests {
         assert_eq!(of("authorization", "bearer t").as_deref(), Some("t"));
         assert_eq!(of("authorization", "Basic dTpw"), None);
         assert_eq!(of("authorization", "Bearer "), None);
-        let protocols = format!("v5.channel.k8s.io, {WEBSOCKET_TOKEN}dA");
-        assert_eq!(of("sec-websocket-protocol", &protocols).as_deref(), Some("t"));
+    }
+
+    #[test]
+    fn a_websocket_offers_one_token_beside_its_protocol() {
+        let of = |protocols: &str| {
+            let headers =
+                [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-protocol", protocols)];
+            let header = |(name, value): (&'static str, &str)| {
+                (http::HeaderName::from_static(name), value.parse().expect("a value"))
+            };
+            of_websocket(&headers.into_iter().map(header).collect())
+        };
+        let token = format!("{}dA", logs::TOKEN);
+        assert_eq!(of(&format!("v5.channel.k8s.io, {token}")), Ok(Some("t".to_owned())));
+        assert_eq!(of("v5.channel.k8s.io"), Ok(None));
+        assert_eq!(of(&token), Err("no other subprotocol"));
+        assert_eq!(of(&format!("{token}, v5.channel.k8s.io, {token}")), Err("more than one token"));
+        assert_eq!(of(&format!("{}?, v5.channel.k8s.io", logs::TOKEN)), Err("not base64"));
     }
 }

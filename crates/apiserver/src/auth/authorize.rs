@@ -6,6 +6,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures::FutureExt as _;
+use http::header::X_CONTENT_TYPE_OPTIONS;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, StatusCode, Uri};
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
 use krate_api::{Reason, StatusError};
@@ -13,8 +16,10 @@ use prometheus::{IntCounter, IntCounterVec, Registry};
 
 use super::abac::Abac;
 use super::authorizer_webhook::{self, Webhook};
-use super::{MASTERS, User};
+use super::{MASTERS, User, aggregate};
 use crate::features::Features;
+use crate::http::{self as wire, Reply};
+use crate::impersonate::LastModes;
 use crate::instruments::{Alpha, Families};
 use crate::node_authorizer::{NodeAuthorizer, node_of};
 use crate::rbac::{Ask, Rbac, Target};
@@ -28,6 +33,13 @@ pub enum Decision {
     Deny(String),
     /// The next one is asked. If there is none, it is as good as a no.
     NoOpinion(String),
+    /// It could not be decided, and why. The next one is asked only where that is no no; whoever is not allowed in the
+    /// end is told of it as of a fault of the server's.
+    Failed {
+        denied: bool,
+        reason: String,
+        why: String,
+    },
 }
 
 impl Decision {
@@ -39,6 +51,16 @@ impl Decision {
         match self {
             Decision::Allow(reason) => Ok(reason),
             Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(reason),
+            Decision::Failed { reason, why, .. } if reason.is_empty() => Err(why),
+            Decision::Failed { reason, why, .. } => Err(format!("{why}: {reason}")),
+        }
+    }
+
+    /// Why it could not be decided.
+    pub fn failure(&self) -> Option<&str> {
+        match self {
+            Decision::Failed { why, .. } => Some(why),
+            Decision::Allow(_) | Decision::Deny(_) | Decision::NoOpinion(_) => None,
         }
     }
 }
@@ -84,6 +106,8 @@ enum Source {
 pub struct Authorizer {
     pub nodes: Arc<NodeAuthorizer>,
     pub rbac: Arc<Rbac>,
+    /// In which way each user was allowed last to act as another.
+    pub(crate) impersonated: Arc<LastModes>,
     /// Others may take their place while the server runs.
     sources: Arc<ArcSwap<Vec<Counted>>>,
     decided: Arc<Decided>,
@@ -142,6 +166,7 @@ impl Default for Authorizer {
         let all = Authorizer {
             nodes: Arc::default(),
             rbac: Arc::default(),
+            impersonated: Arc::default(),
             sources: Arc::default(),
             decided: Arc::default(),
         };
@@ -214,9 +239,13 @@ impl Authorizer {
     /// Whether a request is allowed.
     ///
     /// # Errors
-    /// It is not: 403, in upstream's words.
+    /// It is not: 403, in upstream's words. It cannot be told: 500.
     pub async fn check(&self, user: &User, info: &RequestInfo) -> Result<(), StatusError> {
-        self.why(user, info).await.map(drop).map_err(|reason| forbidden(user, info, &reason))
+        let decision = self.decision(user, info).await;
+        if let Some(why) = decision.failure() {
+            return Err(StatusError::internal(why));
+        }
+        decision.allowed().map(drop).map_err(|reason| forbidden(user, info, &reason))
     }
 
     /// Why it is allowed, if it is; for those who cannot wait otherwise. Where an authorizer stands elsewhere, the thread
@@ -231,7 +260,7 @@ impl Authorizer {
         };
         match decision {
             Decision::Allow(reason) => Some(reason),
-            Decision::Deny(_) | Decision::NoOpinion(_) => None,
+            Decision::Deny(_) | Decision::NoOpinion(_) | Decision::Failed { .. } => None,
         }
     }
 
@@ -266,7 +295,7 @@ impl Judge for Authorizer {
         if ask.groups.iter().any(|group| group == MASTERS) {
             return Decision::Allow(String::new());
         }
-        let mut reasons = Vec::new();
+        let (mut reasons, mut failures) = (Vec::new(), Vec::new());
         let yes = || Decision::Allow(String::new());
         let unsure = |why: &str| Decision::NoOpinion(why.to_owned());
         let sources = self.sources.load_full();
@@ -283,13 +312,18 @@ impl Judge for Authorizer {
             match decision {
                 Decision::NoOpinion(reason) if reason.is_empty() => {}
                 Decision::NoOpinion(reason) => reasons.push(reason),
+                Decision::Failed { denied: false, why, .. } => failures.push(why),
                 decided => {
                     counts[usize::from(!matches!(decided, Decision::Allow(_)))].inc();
                     return decided;
                 }
             }
         }
-        Decision::NoOpinion(reasons.join("\n"))
+        let reason = reasons.join("\n");
+        if failures.is_empty() {
+            return Decision::NoOpinion(reason);
+        }
+        Decision::Failed { denied: false, reason, why: aggregate(failures) }
     }
 
     fn rules_of(&self, user: &str, groups: &[String], namespace: &str) -> Vec<PolicyRule> {
@@ -335,9 +369,21 @@ fn ask<'a>(user: &'a User, info: &'a RequestInfo) -> Ask<'a> {
         target,
         version: &info.version,
         fields: &info.field_selector,
+        labels: &info.label_selector,
         uid: &user.uid,
         extra: Some(&user.extra),
     }
+}
+
+/// The answer to a request of which it could not be told whether it is allowed. It is text, as upstream's.
+pub fn undecided(uri: &Uri, why: &str) -> Reply {
+    let asked = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let said = format!("Internal Server Error: {asked:?}: {why}");
+    let said = said.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let mut reply =
+        wire::reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", format!("{said}\n"));
+    reply.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    reply
 }
 
 /// The refusal of a request; the reason may be empty.
@@ -369,6 +415,8 @@ pub fn forbidden(user: &User, info: &RequestInfo, reason: &str) -> StatusError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http::Method;
 
     use super::*;
@@ -431,6 +479,80 @@ mod tests {
         let denied = Authorizer::open(&[Mode::AlwaysDeny], &Features::default()).await.expect("opened");
         let refused = denied.check(&amy, &get("/logs")).await.expect_err("refused").to_string();
         assert_eq!(refused, "forbidden: User \"amy\" cannot get path \"/logs\": Everything is forbidden.");
+    }
+
+    #[test]
+    fn authorizers_are_told_which_part_of_a_list_is_asked_for() {
+        let query = Query::parse(Some("fieldSelector=spec.nodeName%3Dx&labelSelector=a%3Db"));
+        let (amy, info) =
+            (User::authenticated("amy", &[]), RequestInfo::parse(&Method::GET, "/api/v1/pods", &query));
+        let told = ask(&amy, &info);
+        assert_eq!((told.fields, told.labels), ("spec.nodeName=x", "a=b"));
+    }
+
+    /// A webhook where nobody listens.
+    fn nobody(fails_closed: bool) -> (tempfile::TempDir, Mode) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let authority = rcgen::CertificateParams::default().self_signed(&key).expect("signed").pem();
+        let (ca, kubeconfig) = (dir.path().join("ca"), dir.path().join("kubeconfig"));
+        std::fs::write(&ca, authority).expect("written");
+        let server = serde_json::json!({"server": "https://127.0.0.1:1/", "certificate-authority": ca});
+        let text = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "a",
+            "clusters": [{"name": "a", "cluster": server}],
+            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+            "users": [{"name": "a", "user": {}}],
+        });
+        std::fs::write(&kubeconfig, text.to_string()).expect("written");
+        let settings = authorizer_webhook::Settings {
+            name: "nobody".to_owned(),
+            kubeconfig,
+            timeout: Duration::from_secs(5),
+            authorized: Duration::ZERO,
+            unauthorized: Duration::ZERO,
+            version: "v1".to_owned(),
+            fails_closed,
+            conditions: Vec::new(),
+        };
+        (dir, Mode::Webhook(settings))
+    }
+
+    #[tokio::test]
+    async fn a_webhook_that_cannot_be_asked_is_the_servers_fault_unless_another_allows() {
+        let amy = User::authenticated("amy", &[]);
+        for (fails_closed, then, allowed, denied) in [
+            (false, Mode::AlwaysDeny, false, false),
+            (false, Mode::AlwaysAllow, true, false),
+            (true, Mode::AlwaysAllow, false, true),
+        ] {
+            let (_dir, webhook) = nobody(fails_closed);
+            let modes = [webhook, then];
+            let authorizer = Authorizer::open(&modes, &Features::default()).await.expect("opened");
+            let decision = authorizer.decision(&amy, &get("/logs")).await;
+            let checked = authorizer.check(&amy, &get("/logs")).await;
+            if allowed {
+                assert_eq!(decision, Decision::Allow(String::new()));
+                assert!(checked.is_ok());
+                continue;
+            }
+            let Decision::Failed { denied: found, reason, why } = &decision else { panic!("{decision:?}") };
+            let told = if denied { "" } else { "Everything is forbidden." };
+            assert_eq!((*found, reason.as_str()), (denied, told));
+            let refused = checked.expect_err("undecided");
+            assert_eq!(refused.code(), 500);
+            assert!(refused.to_string().contains(why.as_str()), "{refused}: {why}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_decided_is_told_as_text() {
+        let reply = undecided(&"/api/v1/pods?limit=1&watch=1".parse().expect("a URI"), "no <b>");
+        assert_eq!(reply.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(reply.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
+        let body = wire::read(reply.into_body()).now_or_never().expect("whole").expect("read");
+        let told = "Internal Server Error: \"/api/v1/pods?limit=1&amp;watch=1\": no &lt;b&gt;\n";
+        assert_eq!(body, told.as_bytes());
     }
 
     #[test]

@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use krate_api::selector::{FieldTerm, Operator, Requirement};
+use krate_api::{FieldSelector, LabelSelector};
 use serde_json::{Map, Value as Json, json};
 
+use super::aggregate;
 use super::authorize::Decision;
 use super::cache::Cache;
 use super::metrics::{Asked, METRICS};
@@ -105,7 +108,7 @@ impl Webhook {
         match self.is_asked(&spec) {
             Ok(true) => {}
             Ok(false) => return Decision::NoOpinion(String::new()),
-            Err(why) => return self.failed(&why),
+            Err(why) => return self.failed(why),
         }
         let question = spec.to_string();
         if let Some(known) = self.answers.get(&question) {
@@ -132,7 +135,7 @@ impl Webhook {
                 if !self.settings.fails_closed {
                     METRICS.failed_open(self.name(), asked);
                 }
-                return self.failed(&why.to_string());
+                return self.failed(why.to_string());
             }
         };
         let status = &answer["status"];
@@ -140,7 +143,8 @@ impl Webhook {
         let said = |field: &str| status[field].as_bool().unwrap_or_default();
         let (decision, life) = match (said("allowed"), said("denied")) {
             (true, true) => {
-                return self.failed("webhook subject access review returned both allow and deny response");
+                let why = "webhook subject access review returned both allow and deny response".to_owned();
+                (Decision::Failed { denied: true, reason, why }, self.settings.authorized)
             }
             (true, false) => (Decision::Allow(reason), self.settings.authorized),
             (false, true) => (Decision::Deny(reason), self.settings.unauthorized),
@@ -171,13 +175,13 @@ impl Webhook {
         spec
     }
 
-    fn failed(&self, why: &str) -> Decision {
-        tracing::warn!(authorizer = self.settings.name, why, "an authorizer could not be asked");
-        if self.settings.fails_closed {
-            Decision::Deny(String::new())
-        } else {
-            Decision::NoOpinion(String::new())
-        }
+    fn failed(&self, why: String) -> Decision {
+        tracing::warn!(
+            authorizer = self.settings.name,
+            why = why.as_str(),
+            "an authorizer could not be asked"
+        );
+        Decision::Failed { denied: self.settings.fails_closed, reason: String::new(), why }
     }
 }
 
@@ -201,6 +205,13 @@ pub fn spec(ask: &Ask<'_>) -> Json {
                     attributes.insert(field.to_owned(), value.into());
                 }
             }
+            for (field, requirements) in
+                [("fieldSelector", of_fields(ask.fields)), ("labelSelector", of_labels(ask.labels))]
+            {
+                if !requirements.is_empty() {
+                    attributes.insert(field.to_owned(), json!({"requirements": requirements}));
+                }
+            }
             put("resourceAttributes", attributes.into());
         }
         Target::Path(path) => put("nonResourceAttributes", json!({"path": path, "verb": ask.verb})),
@@ -216,6 +227,34 @@ pub fn spec(ask: &Ask<'_>) -> Json {
         put("extra", json!(extra));
     }
     spec.into()
+}
+
+/// What a field selector requires, as reviews tell it; nothing where it cannot be read, which asks for more.
+fn of_fields(selector: &str) -> Vec<Json> {
+    let told = |term: &FieldTerm| {
+        let operator = if term.equal { "In" } else { "NotIn" };
+        json!({"key": term.field, "operator": operator, "values": [term.value]})
+    };
+    FieldSelector::parse(selector).unwrap_or_default().terms().iter().map(told).collect()
+}
+
+/// What a label selector requires, as reviews tell it: they have no words for more and less.
+fn of_labels(selector: &str) -> Vec<Json> {
+    let told = |requirement: &Requirement| {
+        let operator = match requirement.operator() {
+            Operator::Equals | Operator::DoubleEquals | Operator::In => "In",
+            Operator::NotEquals | Operator::NotIn => "NotIn",
+            Operator::Exists => "Exists",
+            Operator::DoesNotExist => "DoesNotExist",
+            Operator::GreaterThan | Operator::LessThan => return None,
+        };
+        let mut told = json!({"key": requirement.key(), "operator": operator});
+        if !requirement.values().is_empty() {
+            told["values"] = json!(requirement.values());
+        }
+        Some(told)
+    };
+    LabelSelector::parse(selector).unwrap_or_default().requirements().iter().filter_map(told).collect()
 }
 
 /// Whether all conditions hold for a review's spec: one that does not decides, whatever the others are.
@@ -244,16 +283,27 @@ fn matches(conditions: &[Program], spec: &Json) -> Result<bool, String> {
             seen[field] = empty;
         }
     }
+    for selector in ["fieldSelector", "labelSelector"] {
+        let requirements = seen.pointer_mut(&format!("/resourceAttributes/{selector}/requirements"));
+        for requirement in requirements.and_then(Json::as_array_mut).into_iter().flatten() {
+            if requirement["values"].is_null() {
+                requirement["values"] = json!([]);
+            }
+        }
+    }
     let variables = [("request", Value::from_json(&seen))];
-    let (mut budget, mut error) = (Budget::new(cel::PER_MATCH_CONDITIONS), None);
+    let (mut budget, mut errors) = (Budget::new(cel::PER_MATCH_CONDITIONS), Vec::new());
     for condition in conditions {
         match condition.evaluate(&variables[..], &mut budget) {
             Ok(Value::Bool(true)) => {}
             Ok(_) => return Ok(false),
-            Err(why) => error = Some(format!("cel evaluation error: {why}")),
+            Err(why) => errors.push(format!(
+                "cel evaluation error: expression '{}' resulted in error: {why}",
+                condition.source()
+            )),
         }
     }
-    error.map_or(Ok(true), Err)
+    if errors.is_empty() { Ok(true) } else { Err(aggregate(errors)) }
 }
 
 #[cfg(test)]
@@ -284,9 +334,51 @@ mod tests {
             assert_eq!(matches(&compiled, &pods).map_err(drop), of_pods, "{conditions:?}");
             assert_eq!(matches(&compiled, &path).map_err(drop), of_path, "{conditions:?}");
         }
+        let path_only = "request.nonResourceAttributes.path == '/metrics'";
+        let why = matches(&[condition(path_only).expect("sound")], &pods).expect_err("no such field");
+        let told = format!("cel evaluation error: expression '{path_only}' resulted in error: ");
+        assert!(why.starts_with(&told), "{why}");
         assert!(condition("request.").is_err() && condition("object.x").is_err());
         assert_eq!(condition("request.user").expect_err("a text"), "must evaluate to bool but got string");
         let why = condition("request.resourceAttributes.resources == 'pods'").expect_err("no such field");
         assert!(why.contains("undefined field 'resources'"), "{why}");
+    }
+
+    #[test]
+    fn a_webhook_is_told_what_part_of_a_list_is_asked_for() {
+        let target =
+            Target::Resource { group: "", resource: "pods", subresource: "", namespace: "", name: "" };
+        let asked = |fields, labels| {
+            let ask = Ask { user: "amy", verb: "list", target, fields, labels, ..Ask::default() };
+            spec(&ask)["resourceAttributes"].clone()
+        };
+        let node = "spec.nodeName=one,status.phase!=Failed";
+        let told = asked(node, "a=b,c in (d,e),f notin (g),h,!i,j>1");
+        let (is, is_not) = (json!("In"), json!("NotIn"));
+        assert_eq!(
+            told["fieldSelector"],
+            json!({"requirements": [
+                {"key": "spec.nodeName", "operator": is, "values": ["one"]},
+                {"key": "status.phase", "operator": is_not, "values": ["Failed"]},
+            ]})
+        );
+        assert_eq!(
+            told["labelSelector"],
+            json!({"requirements": [
+                {"key": "a", "operator": is, "values": ["b"]},
+                {"key": "c", "operator": is, "values": ["d", "e"]},
+                {"key": "f", "operator": is_not, "values": ["g"]},
+                {"key": "h", "operator": "Exists"},
+                {"key": "i", "operator": "DoesNotExist"},
+            ]})
+        );
+        for (fields, labels) in [("", ""), ("spec.nodeName", "a in"), ("", "j>1")] {
+            let told = asked(fields, labels);
+            assert!(told["fieldSelector"].is_null() && told["labelSelector"].is_null(), "{told}");
+        }
+        let values = "request.resourceAttributes.labelSelector.requirements.all(r, r.values.size() == 0)";
+        let ask = Ask { user: "amy", verb: "list", target, labels: "h", ..Ask::default() };
+        let holds = matches(&[condition(values).expect("sound")], &spec(&ask));
+        assert_eq!(holds, Ok(true));
     }
 }

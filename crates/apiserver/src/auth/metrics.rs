@@ -4,6 +4,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use krate_metrics::powers;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry};
 use sha2::{Digest as _, Sha256};
 
@@ -97,8 +98,57 @@ impl Drop for Fetching<'_> {
     }
 }
 
+/// Attempts to act as others, and what was asked of authorizers for them.
+pub struct Impersonation {
+    attempts: (IntCounterVec, HistogramVec),
+    asked: (IntCounterVec, HistogramVec),
+}
+
+impl Impersonation {
+    fn new(families: &Families) -> Self {
+        const LABELS: &[&str] = &["mode", "decision"];
+        let both = |what: &str, of: &str| {
+            let name = |end: &str| format!("apiserver_impersonation_{what}_{end}");
+            (
+                families.counters(Alpha, &name("total"), of, LABELS),
+                families.histograms(
+                    Alpha,
+                    &name("duration_seconds"),
+                    "How long they took.",
+                    LABELS,
+                    &powers(0.001, 2.0, 15),
+                ),
+            )
+        };
+        Impersonation {
+            attempts: both("attempts", "Attempts to act as others, by the way in which it was allowed."),
+            asked: both(
+                "authorization_attempts",
+                "Rights that were asked for so that one may act as another.",
+            ),
+        }
+    }
+
+    /// Counts an attempt; one that was refused was so in every way.
+    pub fn attempted(&self, mode: &str, allowed: bool, took: Duration) {
+        Self::count(&self.attempts, mode, allowed, took);
+    }
+
+    /// Counts a right that was asked for.
+    pub fn asked(&self, mode: &str, allowed: bool, took: Duration) {
+        Self::count(&self.asked, mode, allowed, took);
+    }
+
+    fn count((counts, durations): &(IntCounterVec, HistogramVec), mode: &str, allowed: bool, took: Duration) {
+        let labels = [mode, if allowed { "allowed" } else { "denied" }];
+        counts.with_label_values(&labels).inc();
+        durations.with_label_values(&labels).observe(took.as_secs_f64());
+    }
+}
+
 pub struct Metrics {
     families: Families,
+    pub impersonation: Impersonation,
     pub accounts: AccountTokens,
     pub cache: TokenCache,
     issuers: HistogramVec,
@@ -121,6 +171,7 @@ impl Metrics {
         };
         let authorization = |end: &str| format!("apiserver_authorization_{end}");
         Metrics {
+            impersonation: Impersonation::new(&families),
             accounts: account_tokens(&families),
             cache: token_cache(&families),
             issuers: histograms(

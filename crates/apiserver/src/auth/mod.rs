@@ -22,7 +22,7 @@ mod token_webhook;
 mod tokens;
 
 pub use authenticate::{Anonymous, Authenticator, Caller, OpenError, Settings, Unauthorized};
-pub use authorize::{Authorizer, Decision, Mode, forbidden};
+pub use authorize::{Authorizer, Decision, Mode, forbidden, undecided};
 pub use authorizer_webhook::Settings as WebhookAuthorizer;
 pub use certificate::{AnyBearer, Authorities};
 pub use keys::KeyError;

@@ -113,7 +113,7 @@ pub struct Instruments {
     authentications: [(IntCounter, Histogram); 2],
     users: [(&'static str, IntCounter); 7],
     certificates: Histogram,
-    authorizations: [(IntCounter, Histogram); 3],
+    authorizations: [(IntCounter, Histogram); 4],
     handshake_errors: IntCounter,
     watch_events: IntCounterVec,
     watch_sizes: HistogramVec,
@@ -268,7 +268,7 @@ impl Instruments {
                     LASTS,
                 )
                 .with_label_values::<&str>(&[]),
-            authorizations: ["allowed", "denied", "no-opinion"]
+            authorizations: ["allowed", "denied", "no-opinion", "error"]
                 .map(|label| result((&decisions, &authorization), label)),
             handshake_errors: families.counter(
                 Alpha,
@@ -330,6 +330,7 @@ impl Instruments {
             Decision::Allow(_) => 0,
             Decision::Deny(_) => 1,
             Decision::NoOpinion(_) => 2,
+            Decision::Failed { .. } => 3,
         }];
         attempts.inc();
         durations.observe(took.as_secs_f64());

@@ -49,3 +49,12 @@ fn a_watch_runs_until_its_body_is_gone() {
     assert!(text.contains(&running(0)), "{text}");
     assert!(text.contains("apiserver_request_duration_seconds_count{component=\"apiserver\",dry_run=\"\""));
 }
+
+#[test]
+fn what_could_not_be_decided_is_counted_as_an_error() {
+    let instruments = Instruments::new(&Features::default(), None);
+    let (reason, why) = (String::new(), "it is away".to_owned());
+    instruments.authorized(&Decision::Failed { denied: true, reason, why }, Duration::ZERO);
+    let text = gathered(&instruments);
+    assert!(text.contains("authorization_attempts_total{result=\"error\"} 1\n"), "{text}");
+}

@@ -15,6 +15,14 @@ pub struct Admission {
     /// Admission plugins that are not asked, although they are by default
     #[arg(long, value_name = "PLUGINS", value_delimiter = ',')]
     pub disable_admission_plugins: Vec<String>,
+
+    /// For how many seconds pods bear a node that is not ready, where they do not say so [default: 300]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub default_not_ready_toleration_seconds: Option<i64>,
+
+    /// For how many seconds pods bear a node that cannot be reached, where they do not say so [default: 300]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub default_unreachable_toleration_seconds: Option<i64>,
 }
 
 impl Topic for Admission {
@@ -35,7 +43,12 @@ impl Topic for Admission {
             let why = format!("{plugin:?} is how the kinds themselves work, and cannot be left out");
             return Err(OptionError::new("disable-admission-plugins", why));
         }
-        config.admission = admission::Settings { enabled: on.clone(), disabled: off.clone() };
+        let before = config.admission.tolerated;
+        let tolerated = admission::Tolerated {
+            not_ready: self.default_not_ready_toleration_seconds.unwrap_or(before.not_ready),
+            unreachable: self.default_unreachable_toleration_seconds.unwrap_or(before.unreachable),
+        };
+        config.admission = admission::Settings { enabled: on.clone(), disabled: off.clone(), tolerated };
         Ok(())
     }
 }

@@ -35,8 +35,9 @@ pub struct Ask<'a> {
     /// What authorizers that stand elsewhere are told besides: the version of the resource, and what else is known of the
     /// user.
     pub version: &'a str,
-    /// The field selector of a list or a watch.
+    /// The field selector of a list or a watch, and its label selector.
     pub fields: &'a str,
+    pub labels: &'a str,
     pub uid: &'a str,
     pub extra: Option<&'a BTreeMap<String, Vec<String>>>,
 }

@@ -4,7 +4,7 @@
 use k8s_openapi::api::authorization::v1::{
     FieldSelectorAttributes, LabelSelectorAttributes, ResourceAttributes,
 };
-use krate_api::selector::FieldTerm;
+use krate_api::selector::{FieldTerm, Operator, Requirement};
 use krate_api::{FieldErrors, FieldPath, FieldSelector, LabelSelector, names};
 
 /// What is wrong with the selectors of a question.
@@ -104,17 +104,32 @@ pub fn fields(asked: &ResourceAttributes) -> (String, Option<String>) {
     (terms.join(","), remark)
 }
 
-/// What is said of what was passed over of the label selector.
-pub fn labels_remark(asked: &ResourceAttributes) -> Option<String> {
-    let selector = asked.label_selector.as_ref()?;
+/// The label selector of a question, as [`fields`] tells the field selector.
+pub fn labels(asked: &ResourceAttributes) -> (String, Option<String>) {
+    let Some(selector) = &asked.label_selector else { return (String::new(), None) };
+    let raw = selector.raw_selector.as_deref().unwrap_or_default();
     let requirements = selector.requirements.as_deref().unwrap_or_default();
     if requirements.is_empty() {
-        let is_read = LabelSelector::parse(selector.raw_selector.as_deref().unwrap_or_default()).is_ok();
-        return (!is_read).then(|| ignored("labelSelector", false));
+        let is_read = LabelSelector::parse(raw).is_ok();
+        let text = if is_read { raw.to_owned() } else { String::new() };
+        return (text, (!is_read).then(|| ignored("labelSelector", false)));
     }
-    let is_known = |operator: &str| matches!(operator, "In" | "NotIn" | "Exists" | "DoesNotExist");
-    let read = requirements.iter().filter(|requirement| is_known(&requirement.operator)).count();
-    (read < requirements.len()).then(|| ignored("labelSelector", read > 0))
+    let terms: Vec<String> = requirements
+        .iter()
+        .filter_map(|requirement| {
+            let operator = match requirement.operator.as_str() {
+                "In" => Operator::In,
+                "NotIn" => Operator::NotIn,
+                "Exists" => Operator::Exists,
+                "DoesNotExist" => Operator::DoesNotExist,
+                _ => return None,
+            };
+            let values = requirement.values.clone().unwrap_or_default();
+            Some(Requirement::new(&requirement.key, operator, values).ok()?.to_string())
+        })
+        .collect();
+    let remark = (terms.len() < requirements.len()).then(|| ignored("labelSelector", !terms.is_empty()));
+    (terms.join(","), remark)
 }
 
 fn ignored(selector: &str, in_part: bool) -> String {
@@ -179,6 +194,20 @@ mod tests {
     }
 
     #[test]
+    fn labels_are_told_by_their_selector() {
+        let some =
+            |operator: &str, values: &[&str]| json!({"key": "a", "operator": operator, "values": values});
+        let parts = [some("In", &["b", "c"]), some("NotIn", &["d"]), some("Exists", &[]), some("Newer", &[])];
+        for (of, text, in_part) in [
+            (json!({"rawSelector": "a=b,!c"}), "a=b,!c", false),
+            (json!({"requirements": parts}), "a in (b,c),a notin (d),a", true),
+        ] {
+            let (found, remark) = labels(&asked(json!({"labelSelector": of})));
+            assert_eq!((found.as_str(), remark.is_some()), (text, in_part));
+        }
+    }
+
+    #[test]
     fn what_is_not_understood_of_a_selector_is_passed_over_and_said() {
         let node = json!({"key": "spec.nodeName", "operator": "In", "values": ["x"]});
         let newer = json!({"key": "spec.a", "operator": "Newer"});
@@ -197,7 +226,9 @@ mod tests {
         ] {
             let asked = asked(of.clone());
             let (fields, of_fields) = fields(&asked);
-            let found = of_fields.or_else(|| labels_remark(&asked));
+            let (labels, of_labels) = labels(&asked);
+            let found = of_fields.or(of_labels);
+            assert!(labels.is_empty(), "{of}");
             assert_eq!(fields, text, "{of}");
             let remark = remark.map(|what| format!("spec.resourceAttributes.{what} due to parse error"));
             assert_eq!(found, remark, "{of}");

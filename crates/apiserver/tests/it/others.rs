@@ -185,7 +185,7 @@ async fn who_cannot_be_asked_fails_as_its_policy_says() {
     let dir = tempfile::tempdir().expect("a directory");
     let gone = Other { url: "https://localhost:1".to_owned(), ca: Ca::new("x").pem, asked: Arc::default() };
     let kubeconfig = gone.kubeconfig(&dir);
-    for (fails_closed, expected) in [(true, 403), (false, 200)] {
+    for (fails_closed, expected) in [(true, 500), (false, 200)] {
         let webhook = Mode::Webhook(WebhookAuthorizer {
             name: "gone".to_owned(),
             kubeconfig: kubeconfig.clone(),
