@@ -290,7 +290,9 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
     }
 
     fn validate_new(&self, object: &dyn Object, errors: &mut FieldErrors) {
-        typed::<S>(object).validate_new(&FieldPath::new(""), errors);
+        let object = typed::<S>(object);
+        pod_spec::refuse_disabled(object.pod_spec(), None, S::pod_spec_place, errors);
+        object.validate_new(&FieldPath::new(""), errors);
     }
 
     fn validate_update(
@@ -300,10 +302,11 @@ impl<S: Strategy + k8s_openapi::Resource> Registry for Typed<S> {
         subresource: &str,
         errors: &mut FieldErrors,
     ) {
-        let (object, at) = (typed::<S>(object), FieldPath::new(""));
+        let (object, old, at) = (typed::<S>(object), typed::<S>(old), FieldPath::new(""));
+        pod_spec::refuse_disabled(object.pod_spec(), old.pod_spec(), S::pod_spec_place, errors);
         match subresource {
-            "" => object.validate_update(typed(old), &at, errors),
-            through => object.validate_through(through, typed(old), &at, errors),
+            "" => object.validate_update(old, &at, errors),
+            through => object.validate_through(through, old, &at, errors),
         }
     }
 

@@ -2,6 +2,7 @@
 //! through its own door.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use krate_api::FieldPath;
 use serde::Serialize;
 
 use super::encode::part_to_vec;
@@ -94,6 +95,26 @@ macro_rules! counted {
     };
 }
 
+/// A place that is given as fields of Rust, by the names that those who write it know.
+pub fn place(parts: &[&str]) -> FieldPath {
+    let fields = parts.iter().filter(|part| **part != "?");
+    fields.fold(FieldPath::new(""), |at, field| at.child(&camel_case(field)))
+}
+
+fn camel_case(field: &str) -> String {
+    let mut name = String::new();
+    let mut upper = false;
+    for c in field.chars() {
+        if c == '_' {
+            upper = true;
+        } else {
+            name.push(if upper { c.to_ascii_uppercase() } else { c });
+            upper = false;
+        }
+    }
+    name
+}
+
 /// Where a kind has the spec of its pod, field by field; `?` where one may be missing.
 macro_rules! pod_spec_at {
     ($($path:tt)*) => {
@@ -103,6 +124,10 @@ macro_rules! pod_spec_at {
 
         fn pod_spec_mut(&mut self) -> Option<&mut k8s_openapi::api::core::v1::PodSpec> {
             $crate::registry::prepare::reach!(as_mut, self, $($path)*)
+        }
+
+        fn pod_spec_place() -> krate_api::FieldPath {
+            $crate::registry::prepare::place(&[$(stringify!($path)),*])
         }
     };
 }
@@ -121,3 +146,17 @@ pub(crate) use counted;
 pub(crate) use pod_spec_at;
 pub(crate) use reach;
 pub(crate) use spec_and_status;
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::batch::v1::CronJob;
+    use k8s_openapi::api::core::v1::Pod;
+
+    use crate::registry::Strategy;
+
+    #[test]
+    fn a_pod_is_where_its_fields_lead() {
+        assert_eq!(Pod::pod_spec_place().as_str(), "spec");
+        assert_eq!(CronJob::pod_spec_place().as_str(), "spec.jobTemplate.spec.template.spec");
+    }
+}

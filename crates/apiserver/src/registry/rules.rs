@@ -6,19 +6,19 @@ use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use krate_api::field::{Fault, FieldError};
 use krate_api::meta::{validate_annotations, validate_labels};
 pub use krate_api::names::{
     is_config_map_key as config_key, is_label_value as label_value, is_port_name as port_name,
     is_qualified_name as qualified_name,
 };
-use krate_api::names::{is_dns1123_label, is_dns1123_subdomain};
+use krate_api::names::{is_dns1123_label, is_dns1123_subdomain, is_path_segment_name};
 pub use krate_api::selector::validate_label_selector as label_selector;
 use krate_api::{FieldErrors, FieldPath};
 use serde::Serialize;
 
 pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 pub const IMMUTABLE: &str = "field is immutable";
-pub const NOT_AN_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 
 fn between(low: i64, high: i64) -> String {
     format!("must be between {low} and {high}, inclusive")
@@ -84,15 +84,23 @@ pub fn dns_subdomain(value: &str, at: &FieldPath, errors: &mut FieldErrors) {
     each(is_dns1123_subdomain(value), value, at, errors);
 }
 
-pub fn immutable<T: PartialEq + Serialize>(new: &T, old: &T, at: &FieldPath, errors: &mut FieldErrors) {
-    if new != old {
-        errors.invalid(at, new, IMMUTABLE);
+/// A name that has to be there, and that a path can hold.
+pub fn path_segment(value: &str, at: &FieldPath, errors: &mut FieldErrors) {
+    if value.is_empty() {
+        errors.required(at, "");
+    } else {
+        each(is_path_segment_name(value, false), value, at, errors);
     }
 }
 
-pub fn ip(value: &str, at: &FieldPath, errors: &mut FieldErrors) {
-    if value.parse::<IpAddr>().is_err() {
-        errors.invalid(at, value, NOT_AN_IP);
+/// What is wrong with something whose value is not shown.
+pub fn invalid_unshown(at: &FieldPath, why: &str, errors: &mut FieldErrors) {
+    errors.push(FieldError { fault: Fault::Invalid, field: at.clone(), value: None, detail: why.to_owned() });
+}
+
+pub fn immutable<T: PartialEq + Serialize>(new: &T, old: &T, at: &FieldPath, errors: &mut FieldErrors) {
+    if new != old {
+        errors.invalid(at, new, IMMUTABLE);
     }
 }
 

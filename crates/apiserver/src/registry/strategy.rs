@@ -87,6 +87,11 @@ pub trait Strategy:
         None
     }
 
+    /// Where that spec stands.
+    fn pod_spec_place() -> FieldPath {
+        FieldPath::new("")
+    }
+
     /// Fills what upstream's `SetDefaults_…` fill.
     fn default(&mut self) {}
 

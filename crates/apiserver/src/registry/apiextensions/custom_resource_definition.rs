@@ -13,6 +13,7 @@ use crate::registry::{Column, Context, Strategy};
 impl Strategy for CustomResourceDefinition {
     const KIND: &'static Kind = &kinds::CUSTOM_RESOURCE_DEFINITION;
     const COLUMNS: &'static [Column<Self>] = &[name(), created_at()];
+    const ALLOW_UNCONDITIONAL_UPDATE: bool = false;
     const CLEANUP_FINALIZER: Option<&'static str> = Some(apiextensions::CLEANUP);
 
     fn default(&mut self) {
@@ -94,5 +95,16 @@ impl Strategy for CustomResourceDefinition {
         let mut now = validation::warnings(self);
         now.retain(|warning| !before.contains(warning));
         now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::erased::{Registry, Typed};
+
+    #[test]
+    fn who_replaces_a_definition_says_which_state_of_it() {
+        assert!(!<Typed<CustomResourceDefinition> as Default>::default().allows_unconditional_update());
     }
 }

@@ -1,13 +1,12 @@
 //! APIService: a group and version, and who serves it.
 
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::{
     APIService, APIServiceCondition, APIServiceStatus,
 };
 use krate_api::names::{is_dns1035_label, is_path_segment_name, is_port_number};
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
+use crate::path::now;
 use crate::registry::column::{age, name, text};
 use crate::registry::prepare::spec_and_status;
 use crate::registry::rules::{dns_subdomain, each, one_of};
@@ -146,13 +145,12 @@ impl Strategy for APIService {
 
 /// What is true of a group and version that this server serves itself.
 fn available() -> APIServiceStatus {
-    let now = Timestamp::now();
     let condition = APIServiceCondition {
         type_: "Available".to_owned(),
         status: "True".to_owned(),
         reason: Some("Local".to_owned()),
         message: Some("Local APIServices are always available".to_owned()),
-        last_transition_time: Some(Time(Timestamp::from_second(now.as_second()).unwrap_or(now))),
+        last_transition_time: Some(now()),
     };
     APIServiceStatus { conditions: Some(vec![condition]) }
 }

@@ -7,8 +7,8 @@ use krate_api::names::is_path_segment_name;
 use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
 
-use crate::registry::core::pod_spec::resource_name;
-use crate::registry::rules::{dns_label, each, one_of};
+use crate::registry::core::pod_spec::container_resource_name;
+use crate::registry::rules::{dns_label, each, one_of, path_segment};
 
 const TYPES: &[&str] = &["ContainerResource", "External", "Object", "Pods", "Resource"];
 const TARGETS: &[&str] = &["AverageValue", "Utilization", "Value"];
@@ -106,7 +106,7 @@ fn source(metric: &MetricSpec, field: &str, at: &FieldPath, errors: &mut FieldEr
             if m.name.is_empty() {
                 errors.required(&at.child("name"), "must specify a resource name");
             } else {
-                container_resource(&m.name, &at.child("name"), errors);
+                container_resource_name(&m.name, &at.child("name"), errors);
             }
             if m.container.is_empty() {
                 errors.required(&at.child("container"), "must specify a container");
@@ -118,23 +118,10 @@ fn source(metric: &MetricSpec, field: &str, at: &FieldPath, errors: &mut FieldEr
     }
 }
 
-fn container_resource(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
-    resource_name(name, at, errors);
-    let known = ["cpu", "memory", "ephemeral-storage"].contains(&name) || name.starts_with("hugepages-");
-    if !known && !name.contains('/') {
-        errors.invalid(at, name, "must be a standard resource for containers");
-    }
-}
-
 /// The kind and the name of another object.
 pub fn named(kind: &str, name: &str, at: &FieldPath, errors: &mut FieldErrors) {
-    for (field, value) in [("kind", kind), ("name", name)] {
-        if value.is_empty() {
-            errors.required(&at.child(field), "");
-        } else {
-            each(is_path_segment_name(value, false), value, &at.child(field), errors);
-        }
-    }
+    path_segment(kind, &at.child("kind"), errors);
+    path_segment(name, &at.child("name"), errors);
 }
 
 /// The version of another object; `core` where its group may be the one without a name.
@@ -285,6 +272,15 @@ mod tests {
               AverageValue"
                 .to_owned()
         ));
+        let of_quota = json!({"type": "ContainerResource", "containerResource": {"name": "requests.example.com/a",
+            "container": "c", "target": {"type": "AverageValue", "averageValue": "1"}}});
+        assert_eq!(
+            said(of_quota),
+            [
+                "m[0].containerResource.name: Invalid value: \"requests.example.com/a\": doesn't follow extended \
+                 resource name standard",
+            ]
+        );
         let object = json!({"type": "Object", "object": {"metric": {"name": "a/b"}, "target": none,
             "describedObject": {"kind": "Service", "name": "s"}}});
         assert_eq!(

@@ -7,12 +7,12 @@ use k8s_openapi::api::batch::v1::{Job, JobSpec, JobStatus, UncountedTerminatedPo
 use krate_api::{FieldErrors, FieldPath};
 use serde::Serialize;
 
-use super::{indexes, invalid_unshown};
-use crate::registry::rules::not_negative;
+use super::indexes;
+use crate::registry::rules::{invalid_unshown, not_negative};
 
 /// A status, and what it says in its conditions.
-struct Said {
-    status: JobStatus,
+struct Said<'a> {
+    status: &'a JobStatus,
     complete: bool,
     failed: bool,
     failing: bool,
@@ -21,9 +21,8 @@ struct Said {
     resumed: bool,
 }
 
-impl Said {
-    fn of(job: &Job) -> Self {
-        let status = job.status.clone().unwrap_or_default();
+impl<'a> Said<'a> {
+    fn of(status: &'a JobStatus) -> Self {
         let is = |kind: &str, value: &str| {
             status.conditions.iter().flatten().any(|c| c.type_ == kind && c.status == value)
         };
@@ -48,15 +47,17 @@ impl Said {
 }
 
 pub fn validate_update(job: &Job, old: &Job, at: &FieldPath, errors: &mut FieldErrors) {
-    let spec = job.spec.clone().unwrap_or_default();
-    let (new, old) = (Said::of(job), Said::of(old));
-    counts(&new.status, at, errors);
+    let (no_spec, no_status) = (JobSpec::default(), JobStatus::default());
+    let spec = job.spec.as_ref().unwrap_or(&no_spec);
+    let new = Said::of(job.status.as_ref().unwrap_or(&no_status));
+    let old = Said::of(old.status.as_ref().unwrap_or(&no_status));
+    counts(new.status, at, errors);
     uncounted(new.status.uncounted_terminated_pods.as_ref(), &at.child("uncountedTerminatedPods"), errors);
     conditions(&new, &old, &at.child("conditions"), errors);
-    times(&new, &old, &spec, at, errors);
+    times(&new, &old, spec, at, errors);
     finished(&new, &old, at, errors);
-    completed(&new, &old, &spec, at, errors);
-    never_back(&new, &old, &spec, at, errors);
+    completed(&new, &old, spec, at, errors);
+    never_back(&new, &old, spec, at, errors);
     if new.succeeding && new.failed {
         let why = "cannot set SuccessCriteriaMet=True and Failed=true conditions";
         invalid_unshown(&at.child("conditions"), why, errors);
@@ -98,7 +99,7 @@ fn uncounted(pods: Option<&UncountedTerminatedPods>, at: &FieldPath, errors: &mu
     }
 }
 
-fn conditions(new: &Said, old: &Said, at: &FieldPath, errors: &mut FieldErrors) {
+fn conditions(new: &Said<'_>, old: &Said<'_>, at: &FieldPath, errors: &mut FieldErrors) {
     let completes = new.complete != old.complete;
     let fails = new.failed != old.failed;
     let failed_indexes = new.status.failed_indexes != old.status.failed_indexes;
@@ -134,7 +135,7 @@ fn conditions(new: &Said, old: &Said, at: &FieldPath, errors: &mut FieldErrors) 
     }
 }
 
-fn times(new: &Said, old: &Said, spec: &JobSpec, at: &FieldPath, errors: &mut FieldErrors) {
+fn times(new: &Said<'_>, old: &Said<'_>, spec: &JobSpec, at: &FieldPath, errors: &mut FieldErrors) {
     let (start, end) = (&new.status.start_time, &new.status.completion_time);
     let starts = *start != old.status.start_time;
     let ends = *end != old.status.completion_time;
@@ -175,8 +176,8 @@ struct PodsInMemory<'a> {
     failed: Option<&'a [String]>,
 }
 
-fn finished(new: &Said, old: &Said, at: &FieldPath, errors: &mut FieldErrors) {
-    let (is, was) = (&new.status, &old.status);
+fn finished(new: &Said<'_>, old: &Said<'_>, at: &FieldPath, errors: &mut FieldErrors) {
+    let (is, was) = (new.status, old.status);
     let finishes = new.finished() != old.finished();
     let active = is.active.unwrap_or(0);
     let other_active = active != was.active.unwrap_or(0);
@@ -208,7 +209,7 @@ fn finished(new: &Said, old: &Said, at: &FieldPath, errors: &mut FieldErrors) {
     }
 }
 
-fn completed(new: &Said, old: &Said, spec: &JobSpec, at: &FieldPath, errors: &mut FieldErrors) {
+fn completed(new: &Said<'_>, old: &Said<'_>, spec: &JobSpec, at: &FieldPath, errors: &mut FieldErrors) {
     let done = new.completed_indexes();
     let failed = new.status.failed_indexes.as_deref();
     let other_done = done != old.completed_indexes();
@@ -243,14 +244,14 @@ fn completed(new: &Said, old: &Said, spec: &JobSpec, at: &FieldPath, errors: &mu
     }
 }
 
-fn never_back(new: &Said, old: &Said, spec: &JobSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let failed = |said: &Said| said.status.failed.unwrap_or(0);
+fn never_back(new: &Said<'_>, old: &Said<'_>, spec: &JobSpec, at: &FieldPath, errors: &mut FieldErrors) {
+    let failed = |said: &Said<'_>| said.status.failed.unwrap_or(0);
     if failed(new) < failed(old) {
         errors.invalid(&at.child("failed"), failed(new), "cannot decrease the failed counter");
     }
     // An Indexed Job of as many completions as pods may be made smaller.
     let elastic = spec.completion_mode.as_deref() == Some("Indexed") && spec.completions == spec.parallelism;
-    let succeeded = |said: &Said| said.status.succeeded.unwrap_or(0);
+    let succeeded = |said: &Said<'_>| said.status.succeeded.unwrap_or(0);
     if !elastic && succeeded(new) < succeeded(old) {
         errors.invalid(&at.child("succeeded"), succeeded(new), "cannot decrease the succeeded counter");
     }

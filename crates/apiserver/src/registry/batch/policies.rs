@@ -9,8 +9,8 @@ use k8s_openapi::api::batch::v1::{
 use krate_api::{FieldErrors, FieldPath};
 use serde::Serialize;
 
-use super::{indexes, invalid_unshown};
-use crate::registry::rules::{label_name, not_negative, one_of};
+use super::indexes;
+use crate::registry::rules::{invalid_unshown, label_name, not_negative, one_of};
 
 const ACTIONS: &[&str] = &["Count", "FailIndex", "FailJob", "Ignore"];
 const MAX_RULES: usize = 20;

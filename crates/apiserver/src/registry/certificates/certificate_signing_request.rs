@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use krate_pki::pem;
 use serde_json::Value;
@@ -349,8 +348,7 @@ impl Conditions for CertificateSigningRequest {
 
     /// Conditions are dated by the server, by when they first were what they are.
     fn stamp(&mut self, old: &Self) {
-        let now = jiff::Timestamp::now();
-        let now = Time(jiff::Timestamp::from_second(now.as_second()).unwrap_or(now));
+        let now = crate::path::now();
         for condition in self.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten()) {
             condition.last_update_time.get_or_insert_with(|| now.clone());
             let before = of_kind(old, &condition.type_).find(|before| before.status == condition.status);

@@ -5,7 +5,6 @@ use std::sync::LazyLock;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1beta1::PodCertificateRequest;
-use krate_api::field::{Fault, FieldError};
 use krate_api::names::is_dns1123_subdomain;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde_json::Value;
@@ -15,7 +14,7 @@ use super::public_key::{CertificateRequest, Curve, PublicKey};
 use super::signer::{is_kubernetes, signer_name, user_annotations};
 use crate::registry::column::{labels, name, text};
 use crate::registry::prepare::differ;
-use crate::registry::rules::{IMMUTABLE, each};
+use crate::registry::rules::{IMMUTABLE, each, invalid_unshown};
 use crate::registry::{Column, Context, Selectable, Strategy};
 
 /// For how long a certificate may be asked, in seconds: of any signer, and of the Kubernetes project's.
@@ -149,17 +148,12 @@ fn key_and_proof(request: &PodCertificateRequest, at: &FieldPath, errors: &mut F
     match (stub.0.is_empty(), pkix.0.is_empty(), proof.0.is_empty()) {
         (false, true, true) => of_request(&stub.0, &at.child("stubPKCS10Request"), errors),
         (true, false, false) => of_key(pkix, &proof.0, spec.pod_uid.as_bytes(), at, errors),
-        _ => unsaid(
+        _ => invalid_unshown(
             at,
             "exactly one of (stubPKCS10Request) or (pkixPublicKey, proofOfPossession) must be set",
             errors,
         ),
     }
-}
-
-/// Says that a field is wrong without showing it.
-pub fn unsaid(at: &FieldPath, why: &str, errors: &mut FieldErrors) {
-    errors.push(FieldError { fault: Fault::Invalid, field: at.clone(), value: None, detail: why.to_owned() });
 }
 
 fn of_key(pkix: &ByteString, proof: &[u8], uid: &[u8], at: &FieldPath, errors: &mut FieldErrors) {
@@ -180,7 +174,7 @@ fn of_key(pkix: &ByteString, proof: &[u8], uid: &[u8], at: &FieldPath, errors: &
     } else if let Err((shown, why)) = is_supported(&key, "elliptic public keys must use curve P256 or P384") {
         errors.invalid(&key_at, shown, why);
     } else if !key.has_signed(uid, proof) {
-        unsaid(&proof_at, "could not verify proof-of-possession signature", errors);
+        invalid_unshown(&proof_at, "could not verify proof-of-possession signature", errors);
     }
 }
 
@@ -190,16 +184,16 @@ fn of_request(stub: &[u8], at: &FieldPath, errors: &mut FieldErrors) {
         return;
     }
     let Some(request) = CertificateRequest::read(stub) else {
-        unsaid(at, "must be a valid PKCS#10 CSR", errors);
+        invalid_unshown(at, "must be a valid PKCS#10 CSR", errors);
         return;
     };
     let curves = "elliptic public keys must use curve P256, P384, or P521";
     if request.key == PublicKey::Other {
-        unsaid(at, "unknown public key type; supported types are Ed25519, ECDSA, and RSA", errors);
+        invalid_unshown(at, "unknown public key type; supported types are Ed25519, ECDSA, and RSA", errors);
     } else if let Err((shown, why)) = is_supported(&request.key, curves) {
         errors.invalid(at, shown, why);
     } else if !request.is_signed {
-        unsaid(at, "invalid signature", errors);
+        invalid_unshown(at, "invalid signature", errors);
     }
 }
 

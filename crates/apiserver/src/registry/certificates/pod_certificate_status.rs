@@ -12,11 +12,10 @@ use krate_pki::pem;
 use regex::Regex;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::pod_certificate_request::unsaid;
 use super::public_key::{CertificateRequest, PublicKey};
 use crate::formats::is_email;
 use crate::registry::prepare::differ;
-use crate::registry::rules::{label_name, one_of};
+use crate::registry::rules::{invalid_unshown, label_name, one_of};
 
 /// What a request may come to; each excludes the others.
 pub const ENDS: [&str; 3] = ["Denied", "Failed", "Issued"];
@@ -57,7 +56,7 @@ pub fn validate(
     }
     let must_be = |wanted: &PodCertificateRequestStatus, why: &str, errors: &mut FieldErrors| {
         if differ(&status, wanted) {
-            unsaid(at, why, errors);
+            invalid_unshown(at, why, errors);
         }
     };
     if ENDS.iter().any(|end| has(old, end)) {
@@ -267,7 +266,7 @@ fn key_of(asked: &PodCertificateRequest, at: &FieldPath) -> Result<PublicKey, Re
     let spec = &asked.spec;
     let unread = |field: &str, why: &'static str| -> Refusal {
         let at = at.child(field);
-        Box::new(move |errors| unsaid(&at, why, errors))
+        Box::new(move |errors| invalid_unshown(&at, why, errors))
     };
     if spec.stub_pkc_s10_request.0.is_empty() {
         let key = spec.pkix_public_key.as_ref().and_then(|key| PublicKey::of_pkix(&key.0));

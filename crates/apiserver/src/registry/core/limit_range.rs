@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use uuid::Uuid;
 
-use super::pod_spec::{Amounts, is_extended, resource_name};
+use super::pod_spec::{Amounts, container_resource_name, resource_name};
 use crate::registry::column::{created_at, name};
 use crate::registry::quantities::more;
 use crate::registry::rules::{each, qualified_name};
@@ -72,12 +72,10 @@ fn fill(item: &mut LimitRangeItem) {
 /// What is limited, and whether it can be.
 fn names(item: &LimitRangeItem, at: &FieldPath, errors: &mut FieldErrors) {
     let is_of_pod = item.type_ == "Pod";
+    let check = if is_of_pod || item.type_ == "Container" { container_resource_name } else { resource_name };
     let mut named = |field: &str, amounts: &Option<Amounts>| {
         for name in amounts.iter().flatten().map(|(name, _)| name) {
-            resource_name(name, &at.child(field).key(name), errors);
-            if is_of_pod || item.type_ == "Container" {
-                of_container(name, &at.child(field).key(name), errors);
-            }
+            check(name, &at.child(field).key(name), errors);
         }
     };
     named("max", &item.max);
@@ -96,16 +94,6 @@ fn names(item: &LimitRangeItem, at: &FieldPath, errors: &mut FieldErrors) {
     if item.type_ == "PersistentVolumeClaim" && !has_storage(&item.min) && !has_storage(&item.max) {
         let why = "either minimum or maximum storage value is required, but neither was provided";
         errors.required(&at.child("limits"), why);
-    }
-}
-
-fn of_container(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
-    if !name.contains('/') {
-        if !["cpu", "memory", "ephemeral-storage"].contains(&name) && !name.starts_with("hugepages-") {
-            errors.invalid(at, name, "must be a standard resource for containers");
-        }
-    } else if !name.contains("kubernetes.io/") && !is_extended(name) {
-        errors.invalid(at, name, "doesn't follow extended resource name standard");
     }
 }
 

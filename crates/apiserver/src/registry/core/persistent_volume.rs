@@ -4,12 +4,12 @@ mod sources;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeSpec, VolumeNodeAffinity};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-use super::pod_spec::node_selector;
+use super::pod_spec::{access_modes, node_selector};
+use crate::path::now;
 use crate::registry::column::{age, name, text, wide};
 use crate::registry::node_labels::deprecated;
 use crate::registry::prepare::differ;
@@ -29,7 +29,7 @@ impl Strategy for PersistentVolume {
             storage(spec(v).capacity.as_ref())
         }),
         text("Access Modes", "io.k8s.api.core.v1.PersistentVolumeSpec.accessModes", |v| {
-            access_modes(spec(v).access_modes.as_deref())
+            initials(spec(v).access_modes.as_deref())
         }),
         text(
             "Reclaim Policy",
@@ -203,15 +203,14 @@ fn default_source(spec: &mut PersistentVolumeSpec) {
     }
 }
 
-fn now() -> Time {
-    let now = jiff::Timestamp::now();
-    Time(jiff::Timestamp::from_second(now.as_second()).unwrap_or(now))
-}
-
 fn rules(volume: &PersistentVolume, at: &FieldPath, errors: &mut FieldErrors) {
     let at = at.child("spec");
     let spec = spec(volume);
-    access(spec.access_modes.as_deref().unwrap_or_default(), &at.child("accessModes"), errors);
+    let (modes, at_modes) = (spec.access_modes.as_deref().unwrap_or_default(), at.child("accessModes"));
+    if modes.is_empty() {
+        errors.required(&at_modes, "");
+    }
+    access_modes(modes, &at_modes, errors);
     capacity(&spec.capacity.clone().unwrap_or_default(), &at.child("capacity"), errors);
     let policy = spec.persistent_volume_reclaim_policy.as_deref().unwrap_or_default();
     let at_policy = at.child("persistentVolumeReclaimPolicy");
@@ -246,21 +245,6 @@ fn rules(volume: &PersistentVolume, at: &FieldPath, errors: &mut FieldErrors) {
         if spec.csi.is_none() {
             errors.required(&at.child("csi"), "has to be specified when using volumeAttributesClassName");
         }
-    }
-}
-
-fn access(modes: &[String], at: &FieldPath, errors: &mut FieldErrors) {
-    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    const ALONE: &str = "ReadWriteOncePod";
-    if modes.is_empty() {
-        errors.required(at, "");
-    }
-    for mode in modes {
-        one_of(mode, MODES, at, errors);
-    }
-    let has_others = modes.iter().any(|mode| mode != ALONE && MODES.contains(&mode.as_str()));
-    if has_others && modes.iter().any(|mode| mode == ALONE) {
-        errors.forbidden(at, "may not use ReadWriteOncePod with other access modes");
     }
 }
 
@@ -403,7 +387,7 @@ fn warnings(volume: &PersistentVolume) -> Vec<String> {
 }
 
 /// `RWO,ROX`: the modes by their initials, each once, in upstream's order.
-pub fn access_modes(modes: Option<&[String]>) -> Value {
+pub fn initials(modes: Option<&[String]>) -> Value {
     let has = |mode: &str| modes.unwrap_or_default().iter().any(|m| m == mode);
     let short = [
         ("ReadWriteOnce", "RWO"),
@@ -522,7 +506,7 @@ mod tests {
         let at = |v: &PersistentVolume| v.status.as_ref().and_then(|s| s.last_phase_transition_time.clone());
         assert!(at(&old).is_some());
         old.status.get_or_insert_default().last_phase_transition_time =
-            Some(Time(jiff::Timestamp::UNIX_EPOCH));
+            serde_json::from_value(json!("1970-01-01T00:00:00Z")).expect("a time");
         let mut same = old.clone();
         same.status.get_or_insert_default().last_phase_transition_time = None;
         same.prepare_for_status_update(&old, &Context::default());

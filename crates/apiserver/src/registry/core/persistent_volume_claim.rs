@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde_json::Value;
 
-use super::persistent_volume::{access_modes, storage};
+use super::persistent_volume::{initials, storage};
 use super::pod_spec;
 use crate::registry::column::{age, name, text, wide};
 use crate::registry::prepare::differ;
@@ -34,7 +34,7 @@ impl Strategy for PersistentVolumeClaim {
         }),
         text("Access Modes", "io.k8s.api.core.v1.PersistentVolumeClaimStatus.accessModes", |c| {
             let modes = c.status.as_ref().and_then(|s| s.access_modes.as_deref());
-            if bound(c) { access_modes(modes) } else { "".into() }
+            if bound(c) { initials(modes) } else { "".into() }
         }),
         text("StorageClass", "StorageClass of the pvc", |c| {
             beta_class(c).cloned().or(spec(c).storage_class_name).unwrap_or_default().into()
@@ -281,8 +281,7 @@ fn resource(name: &str, at: &FieldPath, errors: &mut FieldErrors) -> bool {
         each(wrong, name, at, errors);
         return false;
     }
-    let is_native = !name.contains('/') || name.contains("kubernetes.io/");
-    if is_native && name != "storage" {
+    if pod_spec::is_native(name) && name != "storage" {
         errors.not_supported(at, name, &["storage"]);
         return false;
     }

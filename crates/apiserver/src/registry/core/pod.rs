@@ -162,10 +162,12 @@ impl Strategy for Pod {
         pod_spec::status(self, old, &at.child("status"), errors);
     }
 
-    /// Upstream warns of new pods alone: who updates one is rarely a person.
+    /// Upstream warns of new pods, and of what a node says: who else updates one is rarely a person.
     fn warnings(&self, old: Option<&Self>) -> Vec<String> {
-        if old.is_some() {
-            return Vec::new();
+        if let Some(old) = old {
+            // Only through its own endpoint does the status change.
+            let said = self.status.as_ref().filter(|_| self.status != old.status);
+            return said.map(|s| pod_spec::status_warnings(s, &FieldPath::new("status"))).unwrap_or_default();
         }
         let name = pod_spec::of_name(&self.metadata, "the Pod's hostname");
         name.into_iter().chain(pod_spec::of_pod(self)).collect()
@@ -231,10 +233,11 @@ fn same_addresses(status: &mut PodStatus) {
 }
 
 fn annotations_update(new: &Pod, old: &Pod, at: &FieldPath, errors: &mut FieldErrors) {
-    let none = BTreeMap::new();
+    let (none, empty) = (BTreeMap::new(), PodSpec::default());
     let (is, was) = (new.metadata.annotations.as_ref(), old.metadata.annotations.as_ref());
+    let spec = new.spec.as_ref().unwrap_or(&empty);
     let at = at.child("metadata").child("annotations");
-    pod_spec::annotations_update(is.unwrap_or(&none), was.unwrap_or(&none), &at, errors);
+    pod_spec::annotations_update(is.unwrap_or(&none), was.unwrap_or(&none), spec, &at, errors);
 }
 
 /// What pods are selected by.
@@ -399,6 +402,12 @@ mod tests {
         let warnings = named.warnings(None);
         assert!(warnings.len() == 2 && warnings[0].starts_with("metadata.name: "), "{warnings:?}");
         assert!(named.warnings(Some(&named)).is_empty());
+        let mut told = named.clone();
+        told.status = Some(PodStatus {
+            pod_ips: Some(vec![PodIP { ip: "FD00::1".to_owned() }]),
+            ..PodStatus::default()
+        });
+        assert_eq!(told.warnings(Some(&named)).len(), 1);
     }
 
     #[test]

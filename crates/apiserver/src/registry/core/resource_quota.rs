@@ -9,11 +9,11 @@ use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::pod_spec::{Amounts, amount, is_standard};
+use super::pod_spec::{Amounts, amount, is_standard, resource_name};
 use crate::registry::column::{age, name, text};
 use crate::registry::prepare::spec_and_status;
 use crate::registry::quantities::more;
-use crate::registry::rules::{IMMUTABLE, each, qualified_name};
+use crate::registry::rules::IMMUTABLE;
 use crate::registry::{Column, Strategy};
 
 const SCOPES: &[&str] = &[
@@ -85,25 +85,16 @@ impl Strategy for ResourceQuota {
     }
 }
 
-fn is_hugepages(name: &str) -> bool {
-    name.starts_with("hugepages-") || name.starts_with("requests.hugepages-")
-}
-
 /// What a quota may limit by a name without a domain. How much storage there is, claims alone say.
 fn is_limited(name: &str) -> bool {
-    (is_standard(name) && name != "storage") || is_hugepages(name)
+    is_standard(name) && name != "storage"
 }
 
 fn limits(amounts: Option<&Amounts>, at: &FieldPath, errors: &mut FieldErrors) {
     for (name, value) in amounts.into_iter().flatten() {
         let at = at.key(name);
-        let wrong = qualified_name(name);
-        let has_domain = name.contains('/');
-        if wrong.is_empty() && !has_domain && !is_standard(name) && !is_hugepages(name) {
-            errors.invalid(&at, name, "must be a standard resource type or fully qualified");
-        }
-        each(wrong, name, &at, errors);
-        if !has_domain && !is_limited(name) {
+        resource_name(name, &at, errors);
+        if !name.contains('/') && !is_limited(name) {
             errors.invalid(&at, name, "must be a standard resource for quota");
         }
         amount(name, value, &at, errors);

@@ -10,20 +10,10 @@ pub mod service_cidr;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::TypedLocalObjectReference;
-use krate_api::names::is_path_segment_name;
 use krate_api::{FieldErrors, FieldPath};
 
 use super::core::addresses::legacy_ip;
-use super::rules::{dns_subdomain, each};
-
-/// A name that has to be there, and that a path can hold.
-fn path_segment(value: &str, at: &FieldPath, errors: &mut FieldErrors) {
-    if value.is_empty() {
-        errors.required(at, "");
-    } else {
-        each(is_path_segment_name(value, false), value, at, errors);
-    }
-}
+use super::rules::{dns_subdomain, path_segment};
 
 /// What another object is: its group, its kind and its name.
 fn reference(to: &TypedLocalObjectReference, at: &FieldPath, errors: &mut FieldErrors) {

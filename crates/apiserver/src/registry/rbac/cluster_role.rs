@@ -1,10 +1,11 @@
 //! ClusterRole: permissions everywhere, or a set of them to be bound in a namespace.
 
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use krate_api::names::is_path_segment_name;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 use serde_json::Value;
 
-use super::{path_segment, rule};
+use super::rule;
 use crate::registry::column::{created_at, name};
 use crate::registry::rules::label_selector;
 use crate::registry::{Column, Strategy};
@@ -15,7 +16,7 @@ impl Strategy for ClusterRole {
     const ALLOW_CREATE_ON_UPDATE: bool = true;
 
     fn validate_name(name: &str) -> Vec<String> {
-        path_segment(name)
+        is_path_segment_name(name, false)
     }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {

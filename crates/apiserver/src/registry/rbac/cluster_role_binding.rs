@@ -1,9 +1,10 @@
 //! ClusterRoleBinding: who has the permissions of a role everywhere.
 
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use krate_api::names::is_path_segment_name;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::{default_ref, default_subjects, named, path_segment, role_ref, role_ref_changed, subjects};
+use super::{default_ref, default_subjects, named, role_ref, role_ref_changed, subjects};
 use crate::registry::column::{age, name, text, wide};
 use crate::registry::{Column, Strategy};
 
@@ -31,7 +32,7 @@ impl Strategy for ClusterRoleBinding {
     }
 
     fn validate_name(name: &str) -> Vec<String> {
-        path_segment(name)
+        is_path_segment_name(name, false)
     }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {

@@ -9,21 +9,9 @@ use k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef, Subject};
 use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
 
-use super::rules::{one_of, required};
+use super::rules::{one_of, path_segment, required};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
-
-/// A name that is a part of a path.
-fn path_segment(name: &str) -> Vec<String> {
-    match name {
-        "." | ".." => vec![format!("may not be '{name}'")],
-        _ => ["/", "%"]
-            .iter()
-            .filter(|c| name.contains(**c))
-            .map(|c| format!("may not contain '{c}'"))
-            .collect(),
-    }
-}
 
 fn rule(rule: &PolicyRule, namespaced: bool, at: &FieldPath, errors: &mut FieldErrors) {
     let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|l| !l.is_empty());
@@ -78,11 +66,7 @@ fn role_ref(reference: &RoleRef, kinds: &[&str], at: &FieldPath, errors: &mut Fi
     }
     // Upstream names the kinds in this order.
     one_of(&reference.kind, kinds, &at.child("kind"), errors);
-    if reference.name.is_empty() {
-        errors.required(&at.child("name"), "");
-    } else {
-        super::rules::each(path_segment(&reference.name), &reference.name, &at.child("name"), errors);
-    }
+    path_segment(&reference.name, &at.child("name"), errors);
 }
 
 /// The reference is shown as upstream holds it in memory.

@@ -1,9 +1,10 @@
 //! Role: permissions in one namespace.
 
 use k8s_openapi::api::rbac::v1::Role;
+use krate_api::names::is_path_segment_name;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::{path_segment, rule};
+use super::rule;
 use crate::registry::column::{created_at, name};
 use crate::registry::{Column, Strategy};
 
@@ -13,7 +14,7 @@ impl Strategy for Role {
     const ALLOW_CREATE_ON_UPDATE: bool = true;
 
     fn validate_name(name: &str) -> Vec<String> {
-        path_segment(name)
+        is_path_segment_name(name, false)
     }
 
     fn validate(&self, at: &FieldPath, errors: &mut FieldErrors) {

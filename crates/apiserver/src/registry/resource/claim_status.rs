@@ -66,8 +66,8 @@ pub fn drop_deallocated(new: &mut ResourceClaimStatus, old: &ResourceClaimStatus
 
 /// Judges an update of the status, at its place.
 pub fn validate(new: &ResourceClaim, old: &ResourceClaim, at: &FieldPath, errors: &mut FieldErrors) {
-    let status = new.status.clone().unwrap_or_default();
-    let was = old.status.clone().unwrap_or_default();
+    let none = ResourceClaimStatus::default();
+    let (status, was) = (new.status.as_ref().unwrap_or(&none), old.status.as_ref().unwrap_or(&none));
     let requests = Requests::of(&new.spec);
     let at_users = at.child("reservedFor");
     distinct(status.reserved_for.as_deref(), MOST_USERS, &at_users, errors, |user| &user.uid, user);

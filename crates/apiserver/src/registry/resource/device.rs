@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use k8s_openapi::api::resource::v1::{Device, DeviceAttribute, DeviceCounterConsumption};
+use k8s_openapi::api::resource::v1::{Counter, Device, DeviceAttribute, DeviceCounterConsumption};
 use krate_api::{FieldErrors, FieldPath};
 use regex::Regex;
 use serde::Serialize;
@@ -20,7 +20,7 @@ use crate::registry::rules::{dns_label, dns_subdomain};
 const MOST_ENTRIES: usize = 32;
 const MOST_VALUES: usize = 48;
 const MOST_COUNTER_SETS: usize = 2;
-pub const MOST_COUNTERS: usize = 32;
+const MOST_COUNTERS: usize = 32;
 /// The longest value of an attribute, in bytes.
 const LONGEST: usize = 64;
 
@@ -181,13 +181,17 @@ fn version(value: &str, at: &FieldPath, errors: &mut FieldErrors) {
 
 fn consumption(consumed: &DeviceCounterConsumption, at: &FieldPath, errors: &mut FieldErrors) {
     counter(&consumed.counter_set, &at.child("counterSet"), errors);
-    let at = at.child("counters");
-    if consumed.counters.is_empty() {
-        errors.required(&at, "");
-    } else if consumed.counters.len() > MOST_COUNTERS {
-        errors.too_many(&at, consumed.counters.len(), MOST_COUNTERS);
+    counters(&consumed.counters, &at.child("counters"), errors);
+}
+
+/// The counters of a set, or what a device takes from them.
+pub fn counters(all: &BTreeMap<String, Counter>, at: &FieldPath, errors: &mut FieldErrors) {
+    if all.is_empty() {
+        errors.required(at, "");
+    } else if all.len() > MOST_COUNTERS {
+        errors.too_many(at, all.len(), MOST_COUNTERS);
     } else {
-        entries(Some(&consumed.counters), COUNTER, &at, errors, dns_label, |_, _, _| ());
+        entries(Some(all), COUNTER, at, errors, dns_label, |_, _, _| ());
     }
 }
 

@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use k8s_openapi::api::resource::v1::{CounterSet, Device, ResourceSlice, ResourceSliceSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use krate_api::{FieldErrors, FieldPath, Kind, kinds};
 
-use super::device::{MOST_COUNTERS, device, is_list};
-use super::lists::{distinct, entries};
-use super::names::{COUNTER, counter, driver, pool};
+use super::device::{counters, device, is_list};
+use super::lists::distinct;
+use super::names::{counter, driver, pool};
+use crate::path::now;
 use crate::registry::column::{age, name, text};
 use crate::registry::core::pod_spec::node_selector;
 use crate::registry::prepare::{differ, first_generation, next_generation};
-use crate::registry::rules::{IMMUTABLE, dns_label, dns_subdomain};
+use crate::registry::rules::{IMMUTABLE, dns_subdomain};
 use crate::registry::{Column, Context, Selectable, Strategy};
 
 const MAX_DEVICES: usize = 128;
@@ -86,12 +85,6 @@ impl Strategy for ResourceSlice {
             ("spec.driver", self.spec.driver.clone()),
         ]
     }
-}
-
-/// Times are told to the second.
-fn now() -> Time {
-    let now = Timestamp::now();
-    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
 }
 
 fn has_lists(spec: &ResourceSliceSpec) -> bool {
@@ -230,14 +223,7 @@ fn place(spec: &ResourceSliceSpec, at: &FieldPath, errors: &mut FieldErrors) {
 
 fn counter_set(set: &CounterSet, at: &FieldPath, errors: &mut FieldErrors) {
     counter(&set.name, &at.child("name"), errors);
-    let at = at.child("counters");
-    if set.counters.is_empty() {
-        errors.required(&at, "");
-    } else if set.counters.len() > MOST_COUNTERS {
-        errors.too_many(&at, set.counters.len(), MOST_COUNTERS);
-    } else {
-        entries(Some(&set.counters), COUNTER, &at, errors, dns_label, |_, _, _| ());
-    }
+    counters(&set.counters, &at.child("counters"), errors);
 }
 
 #[cfg(test)]

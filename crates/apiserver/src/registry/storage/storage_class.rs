@@ -93,14 +93,14 @@ type Meant<'a> = BTreeMap<&'a str, BTreeSet<&'a String>>;
 fn topologies(terms: Option<&[TopologySelectorTerm]>, at: &FieldPath, errors: &mut FieldErrors) {
     let terms = terms.unwrap_or_default();
     // Upstream compares each term with as many empty ones as there are terms, besides those before it.
-    let mut known: Vec<Meant<'_>> = vec![Meant::new(); terms.len()];
+    let mut known = BTreeMap::from([(Meant::new(), terms.len())]);
     for (i, term) in terms.iter().enumerate() {
         let at = at.index(i).child("matchLabelExpressions");
-        let meant = term_of(term, &at, errors);
-        for _ in known.iter().filter(|before| **before == meant) {
+        let before = known.entry(term_of(term, &at, errors)).or_default();
+        for _ in 0..*before {
             errors.duplicate(&at, "");
         }
-        known.push(meant);
+        *before += 1;
     }
 }
 

@@ -1,13 +1,11 @@
 //! Where a volume's storage is: one place, each kind with rules of its own.
 
-use std::sync::LazyLock;
-
 use k8s_openapi::api::core::v1::{PersistentVolumeSpec, SecretReference};
 use krate_api::{FieldErrors, FieldPath};
-use regex::Regex;
 
-use crate::registry::core::pod_spec::{driver_name, no_back_steps, of_quobyte, path_of_the_host};
-use crate::registry::rules::{dns_label, dns_subdomain, in_range, one_of, required};
+use crate::registry::core::pod_spec::storage::{self, shared};
+use crate::registry::core::pod_spec::{driver_name, no_back_steps};
+use crate::registry::rules::{dns_label, dns_subdomain, in_range, required};
 
 /// A kind of storage: its field, whether a volume is of it, and what is to be said of it.
 struct Source {
@@ -29,24 +27,24 @@ const FLEX: &str = "flexVolume";
 /// In upstream's order: the first that is set is the volume's, and others are too many. Fields are spelt as upstream
 /// spells them when it says so.
 const SOURCES: [Source; 22] = [
-    source("hostPath", |s| s.host_path.is_some(), host_path),
-    source("gcePersistentDisk", |s| s.gce_persistent_disk.is_some(), gce_disk),
-    source("awsElasticBlockStore", |s| s.aws_elastic_block_store.is_some(), aws_disk),
+    shared!("hostPath", host_path, storage::host_path),
+    shared!("gcePersistentDisk", gce_persistent_disk, storage::gce_disk),
+    shared!("awsElasticBlockStore", aws_elastic_block_store, storage::aws_disk),
     source("glusterfs", |s| s.glusterfs.is_some(), glusterfs),
-    source("flocker", |s| s.flocker.is_some(), flocker),
-    source("nfs", |s| s.nfs.is_some(), nfs),
+    shared!("flocker", flocker, storage::flocker),
+    shared!("nfs", nfs, storage::nfs),
     source("rbd", |s| s.rbd.is_some(), rbd),
-    source("quobyte", |s| s.quobyte.is_some(), quobyte),
+    shared!("quobyte", quobyte, storage::quobyte),
     source("cephFS", |s| s.cephfs.is_some(), ceph_fs),
     source("iscsi", |s| s.iscsi.is_some(), iscsi),
     source("cinder", |s| s.cinder.is_some(), cinder),
-    source("fc", |s| s.fc.is_some(), fibre_channel),
+    shared!("fc", fc, storage::fibre_channel),
     source(FLEX, |s| s.flex_volume.is_some(), flex),
     source("azureFile", |s| s.azure_file.is_some(), azure_file),
-    source("vsphereVolume", |s| s.vsphere_volume.is_some(), vsphere),
-    source("photonPersistentDisk", |s| s.photon_persistent_disk.is_some(), photon),
-    source("portworxVolume", |s| s.portworx_volume.is_some(), portworx),
-    source("azureDisk", |s| s.azure_disk.is_some(), azure_disk),
+    shared!("vsphereVolume", vsphere_volume, storage::vsphere),
+    shared!("photonPersistentDisk", photon_persistent_disk, storage::photon),
+    shared!("portworxVolume", portworx_volume, storage::portworx),
+    shared!("azureDisk", azure_disk, storage::azure_disk),
     source("scaleIO", |s| s.scale_io.is_some(), scale_io),
     source("local", |s| s.local.is_some(), local),
     source("storageos", |s| s.storageos.is_some(), storage_os),
@@ -76,34 +74,6 @@ fn text(value: Option<&String>) -> &str {
     value.map_or("", String::as_str)
 }
 
-fn host_path(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    if let Some(s) = &spec.host_path {
-        path_of_the_host(s, &at.child("hostPath"), errors);
-    }
-}
-
-fn partition(number: Option<i32>, at: &FieldPath, errors: &mut FieldErrors) {
-    if let Some(number) = number
-        && !(0..=255).contains(&number)
-    {
-        errors.invalid(&at.child("partition"), number, "must be between 1 and 255, inclusive");
-    }
-}
-
-fn gce_disk(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(s) = &spec.gce_persistent_disk else { return };
-    let at = at.child("persistentDisk");
-    required(Some(&s.pd_name), &at.child("pdName"), errors);
-    partition(s.partition, &at, errors);
-}
-
-fn aws_disk(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(s) = &spec.aws_elastic_block_store else { return };
-    let at = at.child("awsElasticBlockStore");
-    required(Some(&s.volume_id), &at.child("volumeID"), errors);
-    partition(s.partition, &at, errors);
-}
-
 fn glusterfs(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
     let Some(s) = &spec.glusterfs else { return };
     let at = at.child("glusterfs");
@@ -117,31 +87,6 @@ fn glusterfs(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErro
         }
         Some(namespace) => dns_label(namespace, &at, errors),
         None => {}
-    }
-}
-
-fn flocker(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(s) = &spec.flocker else { return };
-    let at = at.child("flocker");
-    let (name, uuid) = (text(s.dataset_name.as_ref()), text(s.dataset_uuid.as_ref()));
-    if name.is_empty() && uuid.is_empty() {
-        errors.required(&at, "one of datasetName and datasetUUID is required");
-    }
-    if !name.is_empty() && !uuid.is_empty() {
-        errors.invalid(&at, "resource", "datasetName and datasetUUID can not be specified simultaneously");
-    }
-    if name.contains('/') {
-        errors.invalid(&at.child("datasetName"), name, "must not contain '/'");
-    }
-}
-
-fn nfs(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(s) = &spec.nfs else { return };
-    let at = at.child("nfs");
-    required(Some(&s.server), &at.child("server"), errors);
-    required(Some(&s.path), &at.child("path"), errors);
-    if !s.path.starts_with('/') {
-        errors.invalid(&at.child("path"), &s.path, "must be an absolute path");
     }
 }
 
@@ -162,23 +107,6 @@ fn ceph_fs(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors
     monitors(&s.monitors, &at.child("cephfs"), errors);
 }
 
-fn quobyte(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    if let Some(s) = &spec.quobyte {
-        of_quobyte(s, &at.child("quobyte"), errors);
-    }
-}
-
-static IQN: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r"iqn\.[0-9]{4}-[0-9]{2}\.([[:alnum:]\-.]+)(:[^,;*&$|\s]+)$").ok());
-static EUI_OR_NAA: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new("^(eui.[[:alnum:]]{16}|naa.[[:alnum:]]{32})$").ok());
-
-/// Whether it is a name in one of the three ways that SCSI over networks has.
-fn is_scsi_name(name: &str) -> bool {
-    let form = if name.starts_with("iqn") { &IQN } else { &EUI_OR_NAA };
-    form.as_ref().is_some_and(|form| form.is_match(name))
-}
-
 fn iscsi(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
     const ODD: &str = "must be valid format";
     let Some(s) = &spec.iscsi else { return };
@@ -186,7 +114,7 @@ fn iscsi(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) 
     required(Some(&s.target_portal), &at.child("targetPortal"), errors);
     if s.iqn.is_empty() {
         errors.required(&at.child("iqn"), "");
-    } else if !is_scsi_name(&s.iqn) {
+    } else if !storage::is_scsi_name(&s.iqn) {
         errors.invalid(&at.child("iqn"), &s.iqn, ODD);
     }
     in_range(s.lun, 0, 255, &at.child("lun"), errors);
@@ -196,7 +124,7 @@ fn iscsi(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) 
         Some(secret) => required(secret.name.as_deref(), &at.child("secretRef").child("name"), errors),
         None => {}
     }
-    if let Some(initiator) = s.initiator_name.as_ref().filter(|name| !is_scsi_name(name)) {
+    if let Some(initiator) = s.initiator_name.as_ref().filter(|name| !storage::is_scsi_name(name)) {
         errors.invalid(&at.child("initiatorname"), initiator, ODD);
     }
 }
@@ -225,40 +153,9 @@ fn cinder(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors)
     }
 }
 
-fn fibre_channel(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(s) = &spec.fc else { return };
-    let at = at.child("fc");
-    let names = s.target_wwns.as_deref().unwrap_or_default();
-    let ids = s.wwids.as_deref().unwrap_or_default();
-    let at_names = at.child("targetWWNs");
-    match (names, ids) {
-        ([], []) => {
-            errors.required(&at_names, "must specify either targetWWNs or wwids, but not both");
-        }
-        ([_, ..], [_, ..]) => {
-            errors.invalid(&at_names, names, "targetWWNs and wwids can not be specified simultaneously");
-        }
-        _ => {}
-    }
-    if !names.is_empty() {
-        match s.lun {
-            None => errors.required(&at.child("lun"), "lun is required if targetWWNs is specified"),
-            Some(lun) => in_range(lun, 0, 255, &at.child("lun"), errors),
-        }
-    }
-}
-
 fn flex(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(s) = &spec.flex_volume else { return };
-    let at = at.child(FLEX);
-    required(Some(&s.driver), &at.child("driver"), errors);
-    for key in s.options.iter().flatten().map(|(key, _)| key) {
-        let domain = key.split_once('/').map_or(key.as_str(), |(domain, _)| domain);
-        let domain = format!(".{}", domain.to_lowercase());
-        if domain.ends_with(".kubernetes.io") || domain.ends_with(".k8s.io") {
-            let why = "kubernetes.io and k8s.io namespaces are reserved";
-            errors.invalid(&at.child("options").key(key), key, why);
-        }
+    if let Some(s) = &spec.flex_volume {
+        storage::flex_volume(&s.driver, s.options.as_ref(), at, errors);
     }
 }
 
@@ -269,40 +166,6 @@ fn azure_file(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErr
     required(Some(&s.share_name), &at.child("shareName"), errors);
     if s.secret_namespace.is_some() {
         required(s.secret_namespace.as_deref(), &at.child("secretNamespace"), errors);
-    }
-}
-
-fn vsphere(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(s) = &spec.vsphere_volume else { return };
-    required(Some(&s.volume_path), &at.child("vsphereVolume").child("volumePath"), errors);
-}
-
-fn photon(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(s) = &spec.photon_persistent_disk else { return };
-    required(Some(&s.pd_id), &at.child("photonPersistentDisk").child("pdID"), errors);
-}
-
-fn portworx(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(s) = &spec.portworx_volume else { return };
-    required(Some(&s.volume_id), &at.child("portworxVolume").child("volumeID"), errors);
-}
-
-fn azure_disk(spec: &PersistentVolumeSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    const MANAGED: &str =
-        "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
-    const BLOB: &str = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
-    let Some(s) = &spec.azure_disk else { return };
-    let at = at.child("azureDisk");
-    required(Some(&s.disk_name), &at.child("diskName"), errors);
-    required(Some(&s.disk_uri), &at.child("diskURI"), errors);
-    if let Some(mode) = &s.caching_mode {
-        one_of(mode, &["None", "ReadOnly", "ReadWrite"], &at.child("cachingMode"), errors);
-    }
-    let Some(kind) = &s.kind else { return };
-    one_of(kind, &["Dedicated", "Managed", "Shared"], &at.child("kind"), errors);
-    let (start, form) = if kind == "Managed" { ("/subscriptions/", MANAGED) } else { ("https://", BLOB) };
-    if !s.disk_uri.starts_with(start) {
-        errors.not_supported(&at.child("diskURI"), &s.disk_uri, &[form]);
     }
 }
 
@@ -422,19 +285,6 @@ mod tests {
             ),
         ] {
             assert_eq!(wrong(spec), texts);
-        }
-    }
-
-    #[test]
-    fn names_of_scsi_are_of_three_forms() {
-        for (name, is) in [
-            ("iqn.2015-02.example.com:test", true),
-            ("iqn.2015-02.example.com", false),
-            ("eui.0123456789abcdef", true),
-            ("naa.0123456789abcdef0123456789abcdef", true),
-            ("naa.0123456789abcdef", false),
-        ] {
-            assert_eq!(is_scsi_name(name), is, "{name}");
         }
     }
 }

@@ -135,8 +135,14 @@ fn same(said: &str, of: &str, kind: &str, file: Option<&str>, at: &FieldPath, er
     }
 }
 
-/// What an update may not do to them; `at` is their place.
-pub fn update(new: &Annotations, old: &Annotations, at: &FieldPath, errors: &mut FieldErrors) {
+/// What an update may not do to them, be it of the status; `at` is their place.
+pub fn update(
+    new: &Annotations,
+    old: &Annotations,
+    spec: &PodSpec,
+    at: &FieldPath,
+    errors: &mut FieldErrors,
+) {
     for key in old.keys().filter(|key| new.get(*key) != old.get(*key)) {
         if key.starts_with(APP_ARMOR) {
             errors.forbidden(&at.key(key), "may not remove or update AppArmor annotations");
@@ -153,6 +159,7 @@ pub fn update(new: &Annotations, old: &Annotations, at: &FieldPath, errors: &mut
             errors.forbidden(&at.key(key), "may not add mirror pod annotation");
         }
     }
+    check(new, spec, at, errors);
 }
 
 /// The profile that an annotation means.
@@ -320,13 +327,18 @@ mod tests {
         let (none, mirror) = (Annotations::new(), notes(MIRROR, "x"));
         let said = |new: &Annotations, old: &Annotations| {
             let mut errors = FieldErrors::new();
-            update(new, old, &FieldPath::new("a"), &mut errors);
+            update(new, old, &spec(json!({"nodeName": "n"})), &FieldPath::new("a"), &mut errors);
             errors.aggregate()
         };
         assert_eq!(said(&mirror, &mirror), "[]");
         let at = "a[kubernetes.io/config.mirror]: Forbidden:";
         assert_eq!(said(&mirror, &none), format!("{at} may not add mirror pod annotation"));
         assert_eq!(said(&none, &mirror), format!("{at} may not remove or update mirror pod annotation"));
+        let cost = notes(DELETION_COST, "x");
+        assert_eq!(
+            said(&cost, &none),
+            "a[controller.kubernetes.io/pod-deletion-cost]: Invalid value: \"x\": must be a 32bit integer"
+        );
     }
 
     #[test]

@@ -12,9 +12,21 @@ use super::resources::amount;
 use crate::registry::quantities::{is_negative, is_zero};
 use crate::registry::rules::{dns_label, dns_subdomain, each, label_selector, one_of, required};
 
+/// In which ways a volume may be used, and a claim for one.
+pub fn access_modes(modes: &[String], at: &FieldPath, errors: &mut FieldErrors) {
+    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+    const ALONE: &str = "ReadWriteOncePod";
+    for mode in modes {
+        one_of(mode, MODES, at, errors);
+    }
+    let has_others = modes.iter().any(|mode| mode != ALONE && MODES.contains(&mode.as_str()));
+    if has_others && modes.iter().any(|mode| mode == ALONE) {
+        errors.forbidden(at, "may not use ReadWriteOncePod with other access modes");
+    }
+}
+
 /// A claim for storage, on its own or as a template.
 pub fn claim(spec: &PersistentVolumeClaimSpec, at: &FieldPath, errors: &mut FieldErrors) {
-    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
     let modes = spec.access_modes.as_deref().unwrap_or_default();
     if modes.is_empty() {
         errors.required(&at.child("accessModes"), "at least 1 access mode is required");
@@ -22,14 +34,7 @@ pub fn claim(spec: &PersistentVolumeClaimSpec, at: &FieldPath, errors: &mut Fiel
     if let Some(selector) = &spec.selector {
         label_selector(selector, &at.child("selector"), errors);
     }
-    for mode in modes {
-        one_of(mode, MODES, &at.child("accessModes"), errors);
-    }
-    let is_of_one_pod = |mode: &String| mode == "ReadWriteOncePod";
-    let is_of_others = |mode: &String| !is_of_one_pod(mode) && MODES.contains(&mode.as_str());
-    if modes.iter().any(is_of_one_pod) && modes.iter().any(is_of_others) {
-        errors.forbidden(&at.child("accessModes"), "may not use ReadWriteOncePod with other access modes");
-    }
+    access_modes(modes, &at.child("accessModes"), errors);
     let size_at = at.child("resources").key("storage");
     let requests = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
     match requests.and_then(|r| r.get("storage")) {

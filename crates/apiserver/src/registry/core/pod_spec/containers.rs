@@ -183,7 +183,7 @@ pub fn only_for_pods(spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
     }
 }
 
-fn image_as_pods_name_it(c: &Container, at: &FieldPath, errors: &mut FieldErrors) {
+pub fn image_as_pods_name_it(c: &Container, at: &FieldPath, errors: &mut FieldErrors) {
     let image = c.image.as_deref().unwrap_or_default();
     if image.trim() != image {
         errors.invalid(&at.child("image"), image, "must not have leading or trailing whitespace");

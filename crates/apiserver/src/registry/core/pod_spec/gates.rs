@@ -2,11 +2,13 @@
 //! already, it keeps.
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Lifecycle, PodSpec, PodStatus, VolumeProjection};
+use krate_api::{FieldErrors, FieldPath};
 
 use crate::features::{
     CLUSTER_TRUST_BUNDLE_PROJECTION, CONTAINER_STOP_SIGNALS, DRA_NODE_ALLOCATABLE_RESOURCES, Features,
     GENERIC_WORKLOAD, IMAGE_VOLUME_WITH_DIGEST, POD_CERTIFICATE_REQUEST,
 };
+use crate::registry::rules::one_of;
 
 /// A feature, whether a source of a projected volume is of it, and how that is taken away.
 type Gate = (&'static str, fn(&VolumeProjection) -> bool, fn(&mut VolumeProjection));
@@ -46,7 +48,7 @@ pub fn drop_disabled(spec: Option<&mut PodSpec>, old: Option<&PodSpec>, features
     }
 }
 
-/// The same for what a node says of a pod.
+/// The same as [`drop_disabled`] for what a node says of a pod.
 pub fn drop_disabled_status(status: &mut PodStatus, old: &PodStatus, features: &Features) {
     let has_claims = |s: &PodStatus| {
         s.node_allocatable_resource_claim_statuses.as_ref().is_some_and(|claims| !claims.is_empty())
@@ -63,6 +65,22 @@ pub fn drop_disabled_status(status: &mut PodStatus, old: &PodStatus, features: &
         let all = lists.into_iter().flat_map(|list| list.iter_mut().flatten());
         all.flat_map(|c| c.volume_mounts.iter_mut().flatten()).for_each(|mount| mount.volume_status = None);
     }
+}
+
+/// Refuses a value that only a feature brings which is off (`SELinuxMount`). Where `old` has the field, with whatever
+/// value, it may have any. `at` is where the spec stands.
+pub fn refuse_disabled(
+    spec: Option<&PodSpec>,
+    old: Option<&PodSpec>,
+    at: fn() -> FieldPath,
+    errors: &mut FieldErrors,
+) {
+    fn policy(spec: Option<&PodSpec>) -> Option<&str> {
+        spec?.security_context.as_ref()?.se_linux_change_policy.as_deref()
+    }
+    let Some(asked) = policy(spec) else { return };
+    let all: &[&str] = if policy(old).is_some() { &["MountOption", "Recursive"] } else { &["Recursive"] };
+    one_of(asked, all, &at().child("securityContext").child("seLinuxChangePolicy"), errors);
 }
 
 fn has_digests(status: &PodStatus) -> bool {
@@ -156,6 +174,26 @@ mod tests {
         assert!(kept.stop_signal.is_none() && kept.pre_stop.is_some());
         assert_eq!(left("", Some(&asked)), asked);
         assert_eq!(left("ContainerStopSignals=true,GenericWorkload=true", None), asked);
+    }
+
+    #[test]
+    fn volumes_are_labelled_by_mounting_only_where_a_policy_was_there() {
+        let of = |policy: Option<&str>| -> PodSpec {
+            let context = json!({"seLinuxChangePolicy": policy});
+            serde_json::from_value(json!({"containers": [], "securityContext": context})).expect("a spec")
+        };
+        let said = |new: Option<&str>, old: Option<&PodSpec>| {
+            let mut errors = FieldErrors::new();
+            refuse_disabled(Some(&of(new)), old, || FieldPath::new("spec"), &mut errors);
+            errors.aggregate()
+        };
+        let told = "spec.securityContext.seLinuxChangePolicy: Unsupported value: \"MountOption\": supported values: \
+                    \"Recursive\"";
+        assert_eq!(said(Some("Recursive"), None), "[]");
+        assert_eq!(said(Some("MountOption"), None), told);
+        assert_eq!(said(Some("MountOption"), Some(&of(None))), told);
+        assert_eq!(said(Some("MountOption"), Some(&of(Some("Recursive")))), "[]");
+        assert_eq!(said(None, None), "[]");
     }
 
     #[test]

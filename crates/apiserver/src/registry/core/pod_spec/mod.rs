@@ -2,6 +2,7 @@
 
 mod annotations;
 mod claims;
+mod container_status;
 mod containers;
 mod defaults;
 mod env;
@@ -19,6 +20,7 @@ mod resources;
 mod scheduling;
 mod security;
 mod status;
+pub mod storage;
 mod update;
 mod validate;
 mod visit;
@@ -28,18 +30,20 @@ mod warnings;
 pub use annotations::{
     fill_app_armor, match_fields as annotations_match_fields, update as annotations_update,
 };
-pub use claims::claim;
+pub use claims::{access_modes, claim};
 pub use defaults::{
     claim as default_claim, pod_only as default_pod, spec as default_spec, template as default_template,
 };
-pub use gates::{drop_disabled, drop_disabled_status};
+pub use gates::{drop_disabled, drop_disabled_status, refuse_disabled};
 pub use merge_keys::merge_label_keys;
-pub use plugins::of_quobyte;
 pub use resize::{MIRROR, is_mirror, keep_all_else, resize};
-pub use resources::{Amounts, amount, is_extended, is_standard, overhead, qos_class, resource_name};
+pub use resources::{
+    Amounts, amount, container_resource_name, is_extended, is_native, is_standard, overhead, qos_class,
+    resource_name,
+};
 pub use scheduling::{node_selector, toleration};
-pub use status::{keep_observed_generations, status};
+pub use status::{keep_observed_generations, status, status_warnings};
 pub use update::{ephemeral_update, update};
 pub use validate::{pod, template};
-pub use volumes::{driver_name, no_back_steps, path_of_the_host};
+pub use volumes::{driver_name, no_back_steps};
 pub use warnings::{of_name, of_pod, of_template};

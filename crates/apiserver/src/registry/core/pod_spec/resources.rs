@@ -13,8 +13,7 @@ use crate::registry::rules::{NOT_NEGATIVE, dns_label, each, qualified_name};
 
 pub type Amounts = BTreeMap<String, Quantity>;
 
-const NATIVE: &[&str] = &["cpu", "ephemeral-storage", "memory", "storage"];
-/// What any object may name besides: resources by quota.
+/// What any object may name, resources by quota among it.
 const STANDARD: &[&str] = &[
     "cpu",
     "memory",
@@ -52,7 +51,7 @@ pub fn is_extended(name: &str) -> bool {
 }
 
 pub fn is_native(name: &str) -> bool {
-    !name.contains('/') || name.split('/').next().is_some_and(|p| p.contains("kubernetes.io"))
+    !name.contains('/') || name.contains("kubernetes.io/")
 }
 
 /// A name that any object may use for a resource.
@@ -60,12 +59,13 @@ pub fn resource_name(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
     let wrong = qualified_name(name);
     if !wrong.is_empty() {
         each(wrong, name, at, errors);
-    } else if !name.contains('/') && !STANDARD.contains(&name) && !is_hugepages(name) {
+    } else if !name.contains('/') && !is_standard(name) {
         errors.invalid(at, name, "must be a standard resource type or fully qualified");
     }
 }
 
-fn container_resource_name(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
+/// The name of a resource that a container may ask for.
+pub fn container_resource_name(name: &str, at: &FieldPath, errors: &mut FieldErrors) {
     resource_name(name, at, errors);
     if !name.contains('/') {
         if !["cpu", "memory", "ephemeral-storage"].contains(&name) && !is_hugepages(name) {
@@ -291,8 +291,10 @@ pub fn overhead(amounts: &Amounts, at: &FieldPath, errors: &mut FieldErrors) {
     }
 }
 
+/// A name that needs no domain.
 pub fn is_standard(name: &str) -> bool {
-    STANDARD.contains(&name) || NATIVE.contains(&name)
+    let is_of_pages = is_hugepages(name.strip_prefix("requests.").unwrap_or(name));
+    STANDARD.contains(&name) || is_of_pages
 }
 
 #[cfg(test)]
@@ -344,6 +346,26 @@ mod tests {
         ] {
             assert_eq!(said(json!({"claims": claims}), &["a", "b"]), told);
         }
+    }
+
+    #[test]
+    fn only_some_domains_are_kubernetes_own() {
+        for (name, is) in [
+            ("cpu", true),
+            ("a.kubernetes.io/b", true),
+            ("kubernetes.io.example.com/b", false),
+            ("example.com/b", false),
+        ] {
+            assert_eq!((is_native(name), is_extended(name)), (is, !is), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_quota_calls_huge_pages_is_a_name_that_no_container_has() {
+        let mut errors = FieldErrors::new();
+        container_resource_name("requests.hugepages-2Mi", &FieldPath::new("n"), &mut errors);
+        let told = "n: Invalid value: \"requests.hugepages-2Mi\": must be a standard resource for containers";
+        assert_eq!(errors.aggregate(), told);
     }
 
     #[test]

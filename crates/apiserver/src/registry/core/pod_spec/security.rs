@@ -12,7 +12,7 @@ use super::{os, visit};
 use crate::registry::rules::{in_range, one_of};
 
 /// An id of a user or a group.
-fn id(value: Option<i64>, at: &FieldPath, errors: &mut FieldErrors) {
+pub fn id(value: Option<i64>, at: &FieldPath, errors: &mut FieldErrors) {
     if let Some(value) = value {
         in_range(value, 0, i64::from(i32::MAX), at, errors);
     }
@@ -33,9 +33,6 @@ pub fn pod_context(spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
     }
     if let Some(policy) = &context.supplemental_groups_policy {
         one_of(policy, &["Merge", "Strict"], &at.child("supplementalGroupsPolicy"), errors);
-    }
-    if let Some(policy) = &context.se_linux_change_policy {
-        one_of(policy, &["MountOption", "Recursive"], &at.child("seLinuxChangePolicy"), errors);
     }
     seccomp(context.seccomp_profile.as_ref(), &at.child("seccompProfile"), errors);
     app_armor(context.app_armor_profile.as_ref(), &at.child("appArmorProfile"), errors);

@@ -1,15 +1,17 @@
 //! What a node may say of a pod (`ValidatePodStatusUpdate`).
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerRestartRule, ContainerStatus, Pod, PodCondition, PodSpec, PodStatus,
 };
 use krate_api::{FieldErrors, FieldPath};
+use serde::Serialize;
 
+use super::container_status::{self, extended_claim};
 use super::visit::inits;
-use crate::registry::rules::{IMMUTABLE, dns_subdomain, ip, label_name};
+use crate::registry::core::addresses::{ip_warning, legacy_ip, sloppy_ip};
+use crate::registry::rules::{IMMUTABLE, dns_subdomain, label_name};
 
 /// The conditions that Kubernetes itself sets.
 const OWN: [&str; 3] = ["PodScheduled", "Ready", "Initialized"];
@@ -50,8 +52,10 @@ pub fn status(new: &Pod, old: &Pod, at: &FieldPath, errors: &mut FieldErrors) {
         errors,
     );
     claims(is, spec, &at.child("resourceClaimStatuses"), errors);
+    extended_claim(is, spec, &at.child("extendedResourceClaimStatus"), errors);
     pod_ips(is, was, &at.child("podIPs"), errors);
     host_ips(is, was, &at.child("hostIPs"), errors);
+    container_status::check(is, spec, at, errors);
 }
 
 fn conditions(all: &[PodCondition], at: &FieldPath, errors: &mut FieldErrors) {
@@ -150,40 +154,52 @@ fn pod_ips(new: &PodStatus, old: &PodStatus, at: &FieldPath, errors: &mut FieldE
     let all = |status: &PodStatus| -> Vec<String> {
         status.pod_ips.iter().flatten().map(|each| each.ip.clone()).collect()
     };
-    let (is, was) = (all(new), all(old));
-    sound(&is, &was, at, errors);
-    if is.len() > 1 && !one_of_each(&is) {
-        errors.invalid(at, &new.pod_ips, ONE_OF_EACH);
-    }
+    addresses(&all(new), &all(old), at, errors);
 }
 
 fn host_ips(new: &PodStatus, old: &PodStatus, at: &FieldPath, errors: &mut FieldErrors) {
     let all = |status: &PodStatus| -> Vec<String> {
         status.host_ips.iter().flatten().map(|each| each.ip.clone()).collect()
     };
-    let (is, was) = (all(new), all(old));
+    let is = all(new);
     let Some(first) = is.first() else { return };
     if new.host_ip.as_deref().unwrap_or_default() != first {
         errors.invalid(&at.index(0).child("ip"), first, "must be equal to `hostIP`");
     }
-    sound(&is, &was, at, errors);
-    if is.len() > 1 && !one_of_each(&is) {
-        errors.invalid(at, &new.host_ips, ONE_OF_EACH);
-    }
+    addresses(&is, &all(old), at, errors);
 }
 
 const ONE_OF_EACH: &str = "may specify no more than one IP for each IP family";
 
+/// An address as upstream shows it in a list: by the name of its Go field.
+#[derive(Serialize)]
+struct GoAddress<'a> {
+    #[serde(rename = "IP")]
+    ip: &'a str,
+}
+
 /// What was there before may stay, whatever it is.
-fn sound(new: &[String], old: &[String], at: &FieldPath, errors: &mut FieldErrors) {
-    for (i, address) in new.iter().enumerate().filter(|(_, address)| !old.contains(address)) {
-        ip(address, &at.index(i), errors);
+fn addresses(new: &[String], old: &[String], at: &FieldPath, errors: &mut FieldErrors) {
+    for (i, address) in new.iter().enumerate() {
+        legacy_ip(address, old, &at.index(i), errors);
     }
+    if new.len() > 1 && !one_of_each(new) {
+        let shown: Vec<_> = new.iter().map(|ip| GoAddress { ip }).collect();
+        errors.invalid(at, shown, ONE_OF_EACH);
+    }
+}
+
+/// What a node is told of addresses that it writes in an unusual way.
+pub fn status_warnings(status: &PodStatus, at: &FieldPath) -> Vec<String> {
+    let (at_pod, at_host) = (at.child("podIPs"), at.child("hostIPs"));
+    let of_pod = status.pod_ips.iter().flatten().enumerate().map(|(i, each)| (at_pod.index(i), &each.ip));
+    let of_host = status.host_ips.iter().flatten().enumerate().map(|(i, each)| (at_host.index(i), &each.ip));
+    of_pod.chain(of_host).filter_map(|(at, ip)| ip_warning(ip, &at.child("ip"))).collect()
 }
 
 fn one_of_each(all: &[String]) -> bool {
     let families: BTreeSet<_> =
-        all.iter().filter_map(|each| each.parse::<IpAddr>().ok()).map(|ip| ip.is_ipv4()).collect();
+        all.iter().filter_map(|each| sloppy_ip(each)).map(|ip| ip.to_canonical().is_ipv4()).collect();
     all.len() == 2 && families.len() == 2
 }
 
@@ -257,12 +273,35 @@ mod tests {
             |all: &[&str]| json!({"podIPs": all.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>()});
         let none = json!({});
         assert_eq!(said(&none, ips(&["10.0.0.1", "fd00::1"]), json!({})), "[]");
-        assert!(said(&none, ips(&["10.0.0.1", "10.0.0.2"]), json!({})).ends_with(ONE_OF_EACH));
+        assert_eq!(
+            said(&none, ips(&["10.0.0.1", "10.0.0.2"]), json!({})),
+            format!(
+                "status.podIPs: Invalid value: [{{\"IP\":\"10.0.0.1\"}},{{\"IP\":\"10.0.0.2\"}}]: {ONE_OF_EACH}"
+            )
+        );
+        assert_eq!(
+            said(&none, ips(&["010.0.0.1"]), json!({})),
+            "status.podIPs[0]: Invalid value: \"010.0.0.1\": must not have leading 0s"
+        );
+        assert_eq!(said(&none, ips(&["::ffff:1.2.3.4", "fd00::1"]), ips(&["::ffff:1.2.3.4"])), "[]");
         assert!(said(&none, ips(&["x"]), json!({})).starts_with("status.podIPs[0]: Invalid value: \"x\""));
         assert_eq!(said(&none, ips(&["x"]), ips(&["x"])), "[]");
         assert_eq!(
             said(&none, json!({"hostIP": "10.0.0.1", "hostIPs": [{"ip": "10.0.0.2"}]}), json!({})),
             "status.hostIPs[0].ip: Invalid value: \"10.0.0.2\": must be equal to `hostIP`"
+        );
+    }
+
+    #[test]
+    fn a_node_is_told_how_addresses_are_written() {
+        let told = json!({"podIPs": [{"ip": "10.0.0.1"}, {"ip": "FD00::1"}], "hostIPs": [{"ip": "FD00::2"}]});
+        let told = pod(&json!({}), told);
+        assert_eq!(
+            status_warnings(told.status.as_ref().expect("a status"), &FieldPath::new("status")),
+            [
+                "status.podIPs[1].ip: IPv6 address \"FD00::1\" should be in RFC 5952 canonical format (\"fd00::1\")",
+                "status.hostIPs[0].ip: IPv6 address \"FD00::2\" should be in RFC 5952 canonical format (\"fd00::2\")",
+            ]
         );
     }
 

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Affinity, Container, NodeSelectorTerm, PodSpec, Toleration};
 use krate_api::{FieldErrors, FieldPath};
 
+use super::containers::image_as_pods_name_it;
 use super::scheduling::toleration;
 use super::visit::inits;
 use crate::registry::prepare::differ;
@@ -72,14 +73,11 @@ fn images(new: &[Container], old: &[Container], at: &FieldPath, errors: &mut Fie
         return false;
     }
     for (i, c) in new.iter().enumerate() {
-        let image = c.image.as_deref().unwrap_or_default();
-        let at = at.index(i).child("image");
-        if image.is_empty() {
-            errors.required(&at, "");
+        let at = at.index(i);
+        if c.image.as_deref().is_none_or(str::is_empty) {
+            errors.required(&at.child("image"), "");
         }
-        if image.trim() != image {
-            errors.invalid(&at, image, "must not have leading or trailing whitespace");
-        }
+        image_as_pods_name_it(c, &at, errors);
     }
     true
 }

@@ -7,6 +7,7 @@ use krate_api::{FieldErrors, FieldPath};
 
 use super::containers::{self, Pod};
 use super::{annotations, claims, env, os, pod_level, resources, scheduling, security, volumes};
+use crate::registry::core::addresses::legacy_ip;
 use crate::registry::rules::{
     dns_label, dns_subdomain, each, in_range, label_name, labels, required_one_of, template_metadata,
 };
@@ -92,7 +93,7 @@ fn spec(spec: &PodSpec, of: Option<&ObjectMeta>, at: &FieldPath, errors: &mut Fi
     }
     for (i, alias) in spec.host_aliases.iter().flatten().enumerate() {
         let at = at.child("hostAliases").index(i);
-        crate::registry::rules::ip(&alias.ip, &at.child("ip"), errors);
+        legacy_ip(&alias.ip, &[], &at.child("ip"), errors);
         for (j, name) in alias.hostnames.iter().flatten().enumerate() {
             dns_subdomain(name, &at.child("hostnames").index(j), errors);
         }
@@ -182,7 +183,7 @@ fn dns(spec: &PodSpec, at: &FieldPath, errors: &mut FieldErrors) {
         errors.invalid(&at.child("nameservers"), servers, "must not have more than 3 nameservers");
     }
     for (i, server) in servers.iter().enumerate() {
-        crate::registry::rules::ip(server, &at.child("nameservers").index(i), errors);
+        legacy_ip(server, &[], &at.child("nameservers").index(i), errors);
     }
     let searches = config.searches.as_deref().unwrap_or_default();
     if searches.len() > 32 {
@@ -234,6 +235,7 @@ fn search_domain(domain: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::core::addresses::NOT_AN_IP;
     use serde_json::{Value, json};
 
     #[test]
@@ -311,6 +313,30 @@ mod tests {
              character (e.g. 'example.com', regex used for validation is \
              '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')"
         );
+    }
+
+    #[test]
+    fn addresses_are_written_in_one_way() {
+        let said = |ip: &str| {
+            judged(
+                json!({"name": "p"}),
+                json!({"hostAliases": [{"ip": ip}], "dnsConfig": {"nameservers": [ip]}}),
+            )
+        };
+        assert_eq!(said("FD00::1"), "[]");
+        for (ip, why) in [
+            ("::ffff:1.2.3.4", "must not be an IPv4-mapped IPv6 address"),
+            ("010.0.0.1", "must not have leading 0s"),
+            ("x", NOT_AN_IP),
+        ] {
+            assert_eq!(
+                said(ip),
+                format!(
+                    "[spec.dnsConfig.nameservers[0]: Invalid value: \"{ip}\": {why}, \
+                     spec.hostAliases[0].ip: Invalid value: \"{ip}\": {why}]"
+                )
+            );
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, PodSpec, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use krate_api::{FieldErrors, FieldPath};
 use serde_json::Value;
@@ -13,10 +13,9 @@ use super::env::{field_ref, resource_field};
 use super::mounts::Volumes;
 use super::plugins;
 use super::projected::projected;
+use super::storage::{self, shared};
 use crate::registry::quantities::is_negative;
-use crate::registry::rules::{
-    annotations, dns_label, dns_subdomain, each, label_name, labels, one_of, required,
-};
+use crate::registry::rules::{annotations, dns_label, dns_subdomain, each, label_name, labels, required};
 
 /// Checks all volumes, and returns those that are sound: nothing may be mounted of others. `pod` is the metadata of a
 /// pod; none for a template of one.
@@ -85,29 +84,29 @@ const fn source(
 /// spells them when it says so.
 static SOURCES: [Source; 30] = [
     source("emptyDir", |v| v.empty_dir.is_some(), empty_dir),
-    source("hostPath", |v| v.host_path.is_some(), host_path),
+    shared!("hostPath", host_path, storage::host_path),
     source("gitRepo", |v| v.git_repo.is_some(), plugins::git_repo),
-    source("gcePersistentDisk", |v| v.gce_persistent_disk.is_some(), plugins::gce_disk),
-    source("awsElasticBlockStore", |v| v.aws_elastic_block_store.is_some(), plugins::aws_disk),
+    shared!("gcePersistentDisk", gce_persistent_disk, storage::gce_disk),
+    shared!("awsElasticBlockStore", aws_elastic_block_store, storage::aws_disk),
     source("secret", |v| v.secret.is_some(), secret),
-    source("nfs", |v| v.nfs.is_some(), nfs),
+    shared!("nfs", nfs, storage::nfs),
     source("iscsi", |v| v.iscsi.is_some(), plugins::iscsi),
     source("glusterfs", |v| v.glusterfs.is_some(), plugins::glusterfs),
-    source("flocker", |v| v.flocker.is_some(), plugins::flocker),
+    shared!("flocker", flocker, storage::flocker),
     source("persistentVolumeClaim", |v| v.persistent_volume_claim.is_some(), claimed),
     source("rbd", |v| v.rbd.is_some(), plugins::rbd),
     source("cinder", |v| v.cinder.is_some(), plugins::cinder),
     source("cephFS", |v| v.cephfs.is_some(), plugins::ceph_fs),
-    source("quobyte", |v| v.quobyte.is_some(), plugins::quobyte),
+    shared!("quobyte", quobyte, storage::quobyte),
     source("downwarAPI", |v| v.downward_api.is_some(), downward_api),
-    source("fc", |v| v.fc.is_some(), plugins::fibre_channel),
+    shared!("fc", fc, storage::fibre_channel),
     source("flexVolume", |v| v.flex_volume.is_some(), plugins::flex_volume),
     source("configMap", |v| v.config_map.is_some(), config_map),
     source("azureFile", |v| v.azure_file.is_some(), plugins::azure_file),
-    source("vsphereVolume", |v| v.vsphere_volume.is_some(), plugins::vsphere),
-    source("photonPersistentDisk", |v| v.photon_persistent_disk.is_some(), plugins::photon),
-    source("portworxVolume", |v| v.portworx_volume.is_some(), plugins::portworx),
-    source("azureDisk", |v| v.azure_disk.is_some(), plugins::azure_disk),
+    shared!("vsphereVolume", vsphere_volume, storage::vsphere),
+    shared!("photonPersistentDisk", photon_persistent_disk, storage::photon),
+    shared!("portworxVolume", portworx_volume, storage::portworx),
+    shared!("azureDisk", azure_disk, storage::azure_disk),
     source("storageos", |v| v.storageos.is_some(), plugins::storage_os),
     source("projected", |v| v.projected.is_some(), all_projected),
     source("scaleIO", |v| v.scale_io.is_some(), plugins::scale_io),
@@ -149,34 +148,6 @@ fn empty_dir(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
     }
 }
 
-fn host_path(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
-    if let Some(s) = &v.host_path {
-        path_of_the_host(s, &at.child("hostPath"), errors);
-    }
-}
-
-/// A path of the node, in a pod or as a volume of its own.
-pub fn path_of_the_host(s: &HostPathVolumeSource, at: &FieldPath, errors: &mut FieldErrors) {
-    const TYPES: &[&str] = &[
-        "",
-        "BlockDevice",
-        "CharDevice",
-        "Directory",
-        "DirectoryOrCreate",
-        "File",
-        "FileOrCreate",
-        "Socket",
-    ];
-    if s.path.is_empty() {
-        errors.required(&at.child("path"), "");
-        return;
-    }
-    no_back_steps(&s.path, &at.child("path"), errors);
-    if let Some(kind) = s.type_.as_deref() {
-        one_of(kind, TYPES, &at.child("type"), errors);
-    }
-}
-
 fn secret(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
     let Some(s) = &v.secret else { return };
     let at = at.child("secret");
@@ -212,16 +183,6 @@ fn all_projected(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
 fn claimed(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
     let Some(s) = &v.persistent_volume_claim else { return };
     required(Some(&s.claim_name), &at.child("persistentVolumeClaim").child("claimName"), errors);
-}
-
-fn nfs(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {
-    let Some(s) = &v.nfs else { return };
-    let at = at.child("nfs");
-    required(Some(&s.server), &at.child("server"), errors);
-    required(Some(&s.path), &at.child("path"), errors);
-    if !s.path.starts_with('/') {
-        errors.invalid(&at.child("path"), &s.path, "must be an absolute path");
-    }
 }
 
 fn csi(v: &Volume, at: &FieldPath, errors: &mut FieldErrors) {

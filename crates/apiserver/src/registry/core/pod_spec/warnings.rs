@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv6Addr;
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, EnvVar, NodeSelectorTerm, Pod, PodAffinityTerm, PodSpec, PodTemplateSpec,
@@ -17,6 +16,7 @@ use super::annotations::elders;
 use super::overlaps::overlaps;
 use super::resources::Amounts;
 use super::visit;
+use crate::registry::core::addresses::ip_warning;
 use crate::registry::node_labels::deprecated;
 use crate::registry::quantities::is_whole;
 use crate::registry::rules::label_value;
@@ -325,22 +325,12 @@ fn terms(
 
 /// Addresses that could be written in another way.
 fn addresses(spec: &PodSpec, at: &FieldPath, warnings: &mut Vec<String>) {
-    let mut check = |ip: &str, at: FieldPath| {
-        let written = ip.parse::<Ipv6Addr>().map(|ip| ip.to_string());
-        if let Ok(written) = written.as_deref()
-            && written != ip
-        {
-            warnings.push(format!(
-                "{at}: IPv6 address \"{ip}\" should be in RFC 5952 canonical format (\"{written}\")"
-            ));
-        }
-    };
     let servers = spec.dns_config.iter().flat_map(|config| config.nameservers.iter().flatten());
     for (i, server) in servers.enumerate() {
-        check(server, at.child("dnsConfig").child("nameservers").index(i));
+        warnings.extend(ip_warning(server, &at.child("dnsConfig").child("nameservers").index(i)));
     }
     for (i, alias) in spec.host_aliases.iter().flatten().enumerate() {
-        check(&alias.ip, at.child("hostAliases").index(i).child("ip"));
+        warnings.extend(ip_warning(&alias.ip, &at.child("hostAliases").index(i).child("ip")));
     }
 }
 
