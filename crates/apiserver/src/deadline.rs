@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
-use krate_api::{Reason, StatusError, duration};
+use http::StatusCode;
+use krate_api::{StatusError, duration};
 
+use crate::http::{self as wire, Reply};
 use crate::request::Query;
 
 /// The time of a request by its own word, within what the server allows.
@@ -21,17 +22,22 @@ pub fn of(query: &Query, most: Duration) -> Result<Duration, StatusError> {
     Ok(wanted.map_or(most, |time| time.min(most)))
 }
 
-/// What is answered when the time is over.
-pub fn exceeded() -> StatusError {
-    StatusError::with_details(
-        Reason::Timeout,
-        "Timeout: request did not complete within the allotted timeout",
-        Some(StatusDetails::default()),
-    )
+/// What upstream answers when the time is over, in which form ever an answer is wanted: a `Status` that does not say that
+/// it is one, and is not said to be JSON. Clients put their own words in its place.
+pub fn exceeded() -> Reply {
+    let text = concat!(
+        r#"{"metadata":{},"status":"Failure","#,
+        r#""message":"Timeout: request did not complete within the allotted timeout","#,
+        r#""reason":"Timeout","details":{},"code":504}"#,
+        "\n"
+    );
+    wire::reply(StatusCode::GATEWAY_TIMEOUT, "text/plain; charset=utf-8", text)
 }
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
     #[test]
@@ -60,6 +66,15 @@ mod tests {
             let said = error.to_string();
             assert_eq!(said, format!("invalid timeout specified in the request URL - time: {expected}"));
         }
-        assert_eq!(exceeded().code(), 504);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_ready_in_time_is_told_as_upstream_does() {
+        let told = exceeded();
+        assert_eq!((told.status(), told.headers().len()), (StatusCode::GATEWAY_TIMEOUT, 1));
+        assert_eq!(told.headers()["content-type"], "text/plain; charset=utf-8");
+        let text = told.into_body().collect().await.expect("a body").to_bytes();
+        let status: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        assert_eq!((&status["reason"], status.get("kind")), (&"Timeout".into(), None));
     }
 }

@@ -227,9 +227,8 @@ fn storage_version_hash(kind: &Kind, all: &[&Kind]) -> String {
     STANDARD.encode(&Sha256::digest(text.as_bytes())[..8])
 }
 
-/// Aggregated discovery (`APIGroupDiscoveryList`) of the core group (`/api`) or of all others (`/apis`), in version `v2` or
-/// `v2beta1`.
-pub fn aggregated(kinds: &[&Kind], others: &[Other], core: bool, version: &str) -> Value {
+/// Aggregated discovery (`APIGroupDiscoveryList`) of the core group (`/api`) or of all others (`/apis`).
+pub fn aggregated(kinds: &[&Kind], others: &[Other], core: bool) -> Value {
     METRICS.aggregated.inc();
     let items: Vec<Value> = groups(kinds, others)
         .iter()
@@ -238,7 +237,7 @@ pub fn aggregated(kinds: &[&Kind], others: &[Other], core: bool, version: &str) 
         .collect();
     json!({
         "kind": "APIGroupDiscoveryList",
-        "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+        "apiVersion": "apidiscovery.k8s.io/v2",
         "metadata": {},
         "items": items,
     })
@@ -334,9 +333,9 @@ mod tests {
 
     #[test]
     fn the_core_group_is_alone_in_its_document() {
-        let core = aggregated(kinds::ALL, &[], true, "v2");
+        let core = aggregated(kinds::ALL, &[], true);
         assert_eq!(core["items"].as_array().map(Vec::len), Some(1));
-        let others = aggregated(kinds::ALL, &[], false, "v2");
+        let others = aggregated(kinds::ALL, &[], false);
         assert_eq!(others["items"].as_array().map(Vec::len), Some(20));
         assert_eq!(api_versions("h:1")["versions"][0], "v1");
         assert_eq!(api_group(kinds::ALL, &[], "apps").expect("served")["preferredVersion"]["version"], "v1");
@@ -364,7 +363,7 @@ mod tests {
         assert_eq!(names.last(), Some(&"a.example.com"));
         let apps = api_group(kinds::ALL, &others, "apps").expect("served");
         assert_eq!(apps["preferredVersion"]["version"], "v1", "its version has the higher priority");
-        let all = aggregated(kinds::ALL, &others, false, "v2");
+        let all = aggregated(kinds::ALL, &others, false);
         let z = &all["items"][1];
         assert_eq!(
             (&z["metadata"]["name"], &z["versions"][0]["freshness"]),

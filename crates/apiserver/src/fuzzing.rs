@@ -233,6 +233,6 @@ fn request(bytes: &[u8]) {
         let _ = RequestInfo::parse(&method, path, &query);
     }
     if let Ok(value) = HeaderValue::from_str(accept) {
-        let _ = Wanted::of(&HeaderMap::from_iter([(ACCEPT, value)]), false);
+        let _ = Wanted::of(&HeaderMap::from_iter([(ACCEPT, value)]), &query);
     }
 }

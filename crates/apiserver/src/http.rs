@@ -5,7 +5,9 @@ use std::convert::Infallible;
 
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use http::header::{
+    ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -14,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails;
 use krate_api::{Reason, StatusError, protobuf};
 use serde_json::Value;
 
+use crate::request::Query;
 use crate::{audit, yaml};
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -27,6 +30,7 @@ const MAX_BODY: usize = 3 * 1024 * 1024;
 const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+const PLAIN: &str = "text/plain; charset=utf-8";
 
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
@@ -85,22 +89,50 @@ pub struct Wanted {
 impl Wanted {
     /// An object in JSON, as who says nothing gets it.
     pub const JSON: Wanted = Wanted { shape: Shape::Object, form: Form::Json, pretty: false };
+    /// The same, laid out.
+    pub const LAID_OUT: Wanted = Wanted { pretty: true, ..Wanted::JSON };
 
     /// Reads `Accept` by the form in it that is liked best of those that are served. People are shown what they can read.
     ///
     /// # Errors
     /// None of them is: 406.
-    pub fn of(headers: &HeaderMap, pretty: bool) -> Result<Self, StatusError> {
-        let pretty = pretty || is_for_people(headers);
-        let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        if accept.trim().is_empty() {
-            return Ok(Wanted { pretty, ..Wanted::JSON });
+    pub fn of(headers: &HeaderMap, query: &Query) -> Result<Self, StatusError> {
+        let accept = accepted(headers);
+        if !accept.is_empty() && !accept.split(',').any(is_known) {
+            return Err(not_acceptable());
         }
-        if !accept.split(',').any(is_known) {
-            return Err(not_acceptable(&REPRESENTATIONS));
+        Self::liked(accept, is_pretty(headers, query), |_| true).ok_or_else(only_accepted)
+    }
+
+    /// The same for a custom resource, whose objects have no encoding in protobuf.
+    ///
+    /// # Errors
+    /// As those of [`Wanted::of`].
+    pub fn of_custom(headers: &HeaderMap, query: &Query) -> Result<Self, StatusError> {
+        let has_encoding = |wanted: &Self| wanted.form != Form::Protobuf;
+        Self::liked(accepted(headers), is_pretty(headers, query), has_encoding).ok_or_else(only_accepted)
+    }
+
+    /// The same for what has one shape only.
+    ///
+    /// # Errors
+    /// It is taken in none of its forms: 406.
+    pub fn of_whole(headers: &HeaderMap, query: &Query) -> Result<Self, StatusError> {
+        let is_whole = |wanted: &Self| wanted.shape == Shape::Object;
+        Self::liked(accepted(headers), is_pretty(headers, query), is_whole).ok_or_else(only_accepted)
+    }
+
+    /// How a refusal is told. Who takes it in no form is told in one that people can read, as upstream does.
+    pub fn of_refusal(headers: &HeaderMap, query: &Query) -> Self {
+        Self::of_whole(headers, query).unwrap_or(Wanted::LAID_OUT)
+    }
+
+    /// The form that is liked best of those that are served and allowed.
+    fn liked(accept: &str, pretty: bool, allows: impl Fn(&Self) -> bool) -> Option<Self> {
+        if accept.is_empty() {
+            return Some(Wanted { pretty, ..Wanted::JSON });
         }
-        let mut forms = liked_first(accept).into_iter();
-        forms.find_map(|form| Self::of_form(form, pretty)).ok_or_else(|| not_acceptable(&REPRESENTATIONS))
+        liked_first(accept).into_iter().filter_map(|form| Self::of_form(form, pretty)).find(allows)
     }
 
     /// What has no columns is told in no table.
@@ -108,14 +140,7 @@ impl Wanted {
     /// # Errors
     /// A table is wanted: 406.
     pub fn without_table(self) -> Result<Self, StatusError> {
-        if self.shape == Shape::Table {
-            return Err(StatusError::new(
-                Reason::NotAcceptable,
-                "only the following media types are accepted: application/json, application/yaml, \
-                 application/vnd.kubernetes.protobuf",
-            ));
-        }
-        Ok(self)
+        if self.shape == Shape::Table { Err(only_accepted()) } else { Ok(self) }
     }
 
     fn of_form(form: &str, pretty: bool) -> Option<Self> {
@@ -156,6 +181,18 @@ impl Wanted {
     }
 }
 
+fn accepted(headers: &HeaderMap) -> &str {
+    headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default().trim()
+}
+
+/// Whether JSON is to be laid out: as the query says, or else by who asks.
+pub fn is_pretty(headers: &HeaderMap, query: &Query) -> bool {
+    match query.get("pretty") {
+        Some(said) => matches!(said, "1" | "t" | "T" | "true" | "TRUE" | "True"),
+        None => is_for_people(headers),
+    }
+}
+
 /// Whether who asks is known to show to people what he is told.
 fn is_for_people(headers: &HeaderMap) -> bool {
     let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
@@ -183,15 +220,24 @@ const REPRESENTATIONS: [&str; 3] = [JSON, YAML, PROTOBUF];
 
 fn is_known(form: &str) -> bool {
     let media = form.split(';').next().unwrap_or_default().trim();
-    matches!(media, "*/*" | "application/*") || REPRESENTATIONS.contains(&media)
+    media == "*/*" || REPRESENTATIONS.contains(&media)
 }
 
-/// What is answered to who takes none of what there is.
-fn not_acceptable(representations: &[&str]) -> StatusError {
+/// What is answered to who names none of the forms that there are, before it is seen what he asks for.
+fn not_acceptable() -> StatusError {
     StatusError::with_details(
         Reason::NotAcceptable,
-        format!("406: Not Acceptable\n\nAvailable representations: {}", representations.join(", ")),
+        format!("406: Not Acceptable\n\nAvailable representations: {}", REPRESENTATIONS.join(", ")),
         Some(StatusDetails::default()),
+    )
+}
+
+/// What is answered to who takes nothing of what it is in a form that it has.
+fn only_accepted() -> StatusError {
+    let accepted = REPRESENTATIONS.join(", ");
+    StatusError::new(
+        Reason::NotAcceptable,
+        format!("only the following media types are accepted: {accepted}"),
     )
 }
 
@@ -208,11 +254,6 @@ pub fn unsupported_media_type() -> StatusError {
 pub fn media_type(headers: &HeaderMap) -> &str {
     let header = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     header.split(';').next().unwrap_or_default().trim()
-}
-
-/// Whether a body is said to be YAML.
-fn is_yaml(headers: &HeaderMap) -> bool {
-    matches!(media_type(headers), YAML | "application/x-yaml" | "text/yaml")
 }
 
 /// Reads YAML, of which JSON is a part. The error is as upstream words it.
@@ -250,23 +291,23 @@ fn converted(headers: &HeaderMap, body: Bytes) -> Result<Sent, StatusError> {
         let json = serde_json::to_vec(value).map_err(StatusError::internal)?.into();
         Ok(Sent { json, repeated })
     };
-    match media_type(headers) {
-        "" | JSON => Ok(Sent { json: body, repeated: None }),
-        _ if is_yaml(headers) => {
-            let document = yaml::read(&body).map_err(StatusError::bad_request)?;
-            written(&document.value, document.repeated)
-        }
-        PROTOBUF => {
-            let value =
-                protobuf::decode(&body).map_err(|error| StatusError::bad_request(error.to_string()))?;
-            written(&value, None)
-        }
-        _ => Err(StatusError::new(
-            Reason::UnsupportedMediaType,
-            "the body of the request was in an unknown format - accepted media types include: application/json, \
-             application/yaml, application/vnd.kubernetes.protobuf",
-        )),
+    let is = |known: &str| media_type(headers).eq_ignore_ascii_case(known);
+    if is("") || is(JSON) {
+        return Ok(Sent { json: body, repeated: None });
     }
+    if is(YAML) {
+        let document = yaml::read(&body).map_err(StatusError::bad_request)?;
+        return written(&document.value, document.repeated);
+    }
+    if is(PROTOBUF) {
+        let value = protobuf::decode(&body).map_err(|error| StatusError::bad_request(error.to_string()))?;
+        return written(&value, None);
+    }
+    Err(StatusError::new(
+        Reason::UnsupportedMediaType,
+        "the body of the request was in an unknown format - accepted media types include: application/json, \
+         application/yaml, application/vnd.kubernetes.protobuf",
+    ))
 }
 
 pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
@@ -274,6 +315,18 @@ pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes
     *reply.status_mut() = code;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     reply
+}
+
+/// Plain text, which a browser must not take for something else: what Go's servers say for themselves.
+pub fn plain(code: StatusCode, text: impl Into<Bytes>) -> Reply {
+    let mut reply = reply(code, PLAIN, text);
+    no_sniffing(&mut reply);
+    reply
+}
+
+/// Forbids browsers to guess what an answer is.
+pub fn no_sniffing(reply: &mut Reply) {
+    reply.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
 /// An answer to `HEAD`: what is said of a body, without it.
@@ -302,20 +355,35 @@ pub fn json(code: StatusCode, wanted: Wanted, json: Bytes) -> Reply {
         Form::Yaml => reply(code, YAML, yaml::to_text(&value())),
         Form::Protobuf => match protobuf::encode(&value()) {
             Ok(encoded) => reply(code, PROTOBUF, encoded),
-            Err(_) => reply(code, JSON, json),
+            Err(_) => reply(code, JSON, line(json)),
         },
         Form::Json if wanted.pretty => {
             reply(code, JSON, serde_json::to_vec_pretty(&value()).unwrap_or_default())
         }
-        Form::Json => reply(code, JSON, json),
+        Form::Json => reply(code, JSON, line(json)),
     }
+}
+
+/// JSON ends its line, as Go's encoder has it, unless it is laid out.
+fn line(json: Bytes) -> Bytes {
+    if json.ends_with(b"\n") {
+        return json;
+    }
+    let mut line = json.try_into_mut().unwrap_or_else(|shared| {
+        let mut own = BytesMut::with_capacity(shared.len() + 1);
+        own.extend_from_slice(&shared);
+        own
+    });
+    line.extend_from_slice(b"\n");
+    line.freeze()
 }
 
 /// A refusal as it is sent.
 pub fn refusal(error: &StatusError, wanted: Wanted) -> Reply {
     let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut out = json(code, wanted, error.to_json().into());
-    if let Some(seconds) = error.0.details.as_ref().and_then(|d| d.retry_after_seconds) {
+    let after = error.0.details.as_ref().and_then(|details| details.retry_after_seconds);
+    if let Some(seconds) = after.filter(|seconds| *seconds > 0) {
         out.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     out
@@ -356,7 +424,7 @@ mod tests {
     fn accept(text: &'static str) -> Result<Wanted, StatusError> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(text));
-        Wanted::of(&headers, false)
+        Wanted::of(&headers, &Query::default())
     }
 
     #[test]
@@ -372,6 +440,40 @@ mod tests {
     }
 
     #[test]
+    fn who_takes_nothing_that_there_is_is_told_what_there_is() {
+        let told = |text| accept(text).expect_err("not served").to_string();
+        let all = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+        let unseen = format!("406: Not Acceptable\n\nAvailable representations: {all}");
+        assert_eq!((told("text/html"), told("application/*")), (unseen.clone(), unseen));
+        let seen = format!("only the following media types are accepted: {all}");
+        assert_eq!(told("application/json;as=Odd;v=v1;g=meta.k8s.io"), seen);
+    }
+
+    #[test]
+    fn a_custom_resource_has_no_form_in_protobuf() {
+        let custom = |text| {
+            let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(text))]);
+            Wanted::of_custom(&headers, &Query::default()).map(|wanted| wanted.form)
+        };
+        let both = custom("application/vnd.kubernetes.protobuf,application/yaml");
+        assert_eq!(both.expect("served"), Form::Yaml);
+        assert_eq!(custom("application/*").expect("served"), Form::Json);
+        assert_eq!(custom("application/vnd.kubernetes.protobuf").expect_err("not served").code(), 406);
+    }
+
+    #[test]
+    fn a_refusal_is_told_whole_and_so_that_someone_can_read_it() {
+        let told = |text| {
+            let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(text))]);
+            Wanted::of_refusal(&headers, &Query::default())
+        };
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        assert_eq!((told(table), told("text/html")), (Wanted::LAID_OUT, Wanted::LAID_OUT));
+        let either = told("application/json;as=Table;v=v1;g=meta.k8s.io,application/yaml");
+        assert_eq!(either, Wanted { form: Form::Yaml, ..Wanted::JSON });
+    }
+
+    #[test]
     fn forms_are_taken_in_the_order_in_which_they_are_liked() {
         let form = |text| accept(text).expect("served").form;
         assert_eq!(form("application/json;q=0.5, application/yaml;q=0.9"), Form::Yaml);
@@ -382,13 +484,46 @@ mod tests {
     }
 
     #[test]
-    fn people_are_shown_what_they_can_read() {
-        let wanted = |agent: &'static str| {
+    fn people_are_shown_what_they_can_read_unless_they_say_otherwise() {
+        for (agent, query, pretty) in [
+            ("curl/8.0", "", true),
+            ("Mozilla/5.0 (X11)", "pretty=", true),
+            ("curl/8.0", "pretty=false", false),
+            ("Wget/1.21", "pretty=yes", false),
+            ("kubectl/v1.36.2", "", false),
+            ("kubectl/v1.36.2", "pretty=true", true),
+        ] {
             let headers = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static(agent))]);
-            Wanted::of(&headers, false).expect("served").pretty
-        };
-        assert!(wanted("curl/8.0") && wanted("Mozilla/5.0 (X11)"));
-        assert!(!wanted("kubectl/v1.36.2"));
+            let wanted = Wanted::of(&headers, &Query::parse(Some(query))).expect("served");
+            assert_eq!(wanted.pretty, pretty, "{agent} {query}");
+        }
+    }
+
+    #[tokio::test]
+    async fn json_ends_its_line_unless_it_is_laid_out() {
+        let shared = Bytes::from_static(b"{\"a\":1}");
+        for (wanted, text) in [(Wanted::JSON, "{\"a\":1}\n"), (Wanted::LAID_OUT, "{\n  \"a\": 1\n}")] {
+            let said = json(StatusCode::OK, wanted, shared.clone()).into_body();
+            let told = said.collect().await.expect("a body").to_bytes();
+            assert_eq!(told, text);
+        }
+        assert_eq!(line(Bytes::from(vec![b'1'])), "1\n");
+        assert_eq!(line(Bytes::from_static(b"1\n")), "1\n");
+    }
+
+    #[test]
+    fn a_body_is_what_it_is_said_to_be() {
+        for (said, body, taken) in [
+            ("", "{}", true),
+            ("Application/JSON; charset=utf-8", "{}", true),
+            ("application/yaml", "a: 1", true),
+            ("application/x-yaml", "a: 1", false),
+            ("text/yaml", "a: 1", false),
+        ] {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(said))]);
+            let sent = to_json(&headers, Bytes::from_static(body.as_bytes()));
+            assert_eq!(sent.err().map(|error| error.code()), (!taken).then_some(415), "{said}");
+        }
     }
 
     #[test]

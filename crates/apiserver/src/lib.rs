@@ -9,6 +9,7 @@ mod apiextensions;
 pub mod audit;
 pub mod auth;
 pub mod bootstrap;
+mod browsers;
 pub mod cel;
 mod compress;
 mod config_file;

@@ -1,4 +1,4 @@
-//! How much the server takes on at a time, and for how long.
+//! How much the server takes on at a time, and for how long; and from whose pages.
 
 use std::time::Duration;
 
@@ -21,6 +21,10 @@ pub struct Limits {
     pub goaway_chance: f64,
     /// `--shutdown-delay-duration`: for how long the server serves on, as not ready, once it is told to stop.
     pub shutdown_delay: Duration,
+    /// `--cors-allowed-origins`: regular expressions of the origins whose pages may ask.
+    pub allowed_origins: Vec<String>,
+    /// `--strict-transport-security-directives`: what browsers are told of asking over TLS alone.
+    pub transport_security: Vec<String>,
     /// What a client may take to send a request's head.
     pub read_header_timeout: Duration,
 }
@@ -35,6 +39,8 @@ impl Default for Limits {
             min_request_timeout: Duration::from_mins(30),
             goaway_chance: 0.0,
             shutdown_delay: Duration::ZERO,
+            allowed_origins: Vec::new(),
+            transport_security: Vec::new(),
             read_header_timeout: Duration::from_secs(32),
         }
     }

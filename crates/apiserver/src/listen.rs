@@ -23,9 +23,10 @@ use tower::Service as _;
 
 use crate::audit::Peer;
 use crate::auth::{AnyBearer, Caller};
+use crate::browsers::{self, Browsers};
 use crate::http::Reply;
 use crate::server::Server;
-use crate::service::Service;
+use crate::service::{Service, ToNobody};
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -95,6 +96,8 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerCo
     let connections = TaskTracker::new();
     let ended = Arc::new(Notify::new());
     let draining = server.draining.clone();
+    let limits = &server.limits;
+    let browsers = Arc::new(Browsers::new(&limits.allowed_origins, &limits.transport_security));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -113,9 +116,10 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerCo
         let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
         let (acceptor, server, ended) = (acceptor.clone(), Arc::clone(&server), Arc::clone(&ended));
+        let browsers = Arc::clone(&browsers);
         connections.spawn(async move {
             match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => connection(server, stream, Peer(peer)).await,
+                Ok(Ok(stream)) => connection(server, stream, Peer(peer), browsers).await,
                 _ => server.instruments.handshake_failed(),
             }
             ended.notify_one();
@@ -139,8 +143,12 @@ fn uncached(mut reply: Reply) -> Reply {
     reply
 }
 
+fn is_to_nobody(reply: &Reply) -> bool {
+    reply.extensions().get::<ToNobody>().is_some()
+}
+
 /// Serves one connection until its end.
-async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>, peer: Peer) {
+async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>, peer: Peer, browsers: Arc<Browsers>) {
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let caller = Caller::Peer(Arc::new(server.authenticator.peer(chain)));
     let (limits, draining) = (server.limits.clone(), server.draining.clone());
@@ -155,11 +163,26 @@ async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>, peer: Pee
         }
         has_asked.store(true, Ordering::Relaxed);
         let by_chance = chance > 0.0 && rand::random::<f64>() < chance;
-        if by_chance && request.version() == http::Version::HTTP_2 {
+        let is_http2 = request.version() == http::Version::HTTP_2;
+        if by_chance && is_http2 {
             moves_on.notify_one();
         }
+        let origin = browsers.origin(request.headers());
+        let preflight = browsers::preflight(request.method(), origin.as_ref());
         let answered = service.clone().call(request);
-        async move { answered.await.map(uncached) }
+        let (moves_on, browsers) = (Arc::clone(&moves_on), Arc::clone(&browsers));
+        async move {
+            let reply = if let Some(reply) = preflight { Ok(reply) } else { answered.await };
+            let reply = reply.map(uncached).map(|mut reply| {
+                browsers.tell(&mut reply, origin);
+                reply
+            });
+            // Streams cost the server more than their client (CVE-2023-44487): nobody gets many of them.
+            if is_http2 && reply.as_ref().is_ok_and(is_to_nobody) {
+                moves_on.notify_one();
+            }
+            reply
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -204,6 +227,14 @@ async fn connection(server: Arc<Server>, stream: TlsStream<TcpStream>, peer: Pee
 mod tests {
     use super::*;
     use crate::http as wire;
+
+    #[test]
+    fn an_answer_to_nobody_is_known_by_its_mark() {
+        let mut reply = wire::reply(StatusCode::OK, "text/plain", "ok");
+        assert!(!is_to_nobody(&reply));
+        reply.extensions_mut().insert(ToNobody);
+        assert!(is_to_nobody(&reply));
+    }
 
     #[test]
     fn an_answer_is_nobody_elses_unless_it_says_so() {

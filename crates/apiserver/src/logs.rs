@@ -1,10 +1,13 @@
 //! A container's log on its way to the client: a node's refusal as a `Status`, and the log in a WebSocket's messages
 //! where the client asked for one.
 
+use std::future::ready;
+use std::pin::pin;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures::{SinkExt as _, StreamExt as _};
+use futures::{SinkExt as _, Stream, StreamExt as _, stream};
 use http::header::{
     CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
@@ -24,6 +27,9 @@ use crate::http::{self as wire, Body, Reply};
 
 /// So much of a node's refusal is read, in bytes.
 const REFUSAL: usize = 50_000;
+
+/// The subprotocol that is no protocol but a token's place.
+pub const TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// How bytes lie in messages, by the subprotocol's name. Who asks for none gets the first.
 const PROTOCOLS: [(&str, Encoding); 3] =
@@ -46,13 +52,79 @@ impl Encoding {
 
 /// Whether a client asks for a WebSocket.
 pub fn is_websocket(headers: &HeaderMap) -> bool {
+    let says = |said: &HeaderValue| said.to_str().is_ok_and(|s| s.to_ascii_lowercase().contains("upgrade"));
     headers.get(UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && headers.get_all(CONNECTION).iter().any(says)
+}
+
+/// The subprotocols that a client offers.
+pub fn offered(headers: &HeaderMap) -> Vec<&str> {
+    let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|name| !name.is_empty()).collect()
+}
+
+/// Takes away the token that a page has put among the subprotocols: it is nobody's business further on.
+pub fn without_token(headers: &mut HeaderMap) {
+    if !is_websocket(headers) {
+        return;
+    }
+    let offered = offered(headers);
+    let others: Vec<&str> = offered.iter().copied().filter(|name| !name.starts_with(TOKEN)).collect();
+    if others.len() == offered.len() {
+        return;
+    }
+    let others = others.join(",");
+    headers.remove(SEC_WEBSOCKET_PROTOCOL);
+    if let Ok(others) = HeaderValue::try_from(others)
+        && !others.is_empty()
+    {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, others);
+    }
+}
+
+/// Agrees to a WebSocket that is asked for with this key; an empty protocol is none.
+pub fn agreed(key: &HeaderValue, protocol: &str) -> Reply {
+    let mut reply = Response::new(wire::full(Bytes::new()));
+    *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = reply.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::try_from(derive_accept_key(key.as_bytes())) {
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    if let Ok(protocol) = HeaderValue::from_str(protocol)
+        && !protocol.is_empty()
+    {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    reply
+}
+
+/// Tells messages once the client's side of a WebSocket stands, until it goes. What it says is not listened to.
+pub async fn tell(upgrade: OnUpgrade, messages: impl Stream<Item = Message>) {
+    let Ok(client) = upgrade.await else { return };
+    let socket = WebSocketStream::from_raw_socket(TokioIo::new(client), Role::Server, None).await;
+    let (mut sink, mut source) = socket.split();
+    let tell = async {
+        let mut messages = pin!(messages);
+        while let Some(message) = messages.next().await {
+            sink.send(message).await?;
+        }
+        sink.close().await
+    };
+    // Reading answers pings, and sees the client go.
+    let gone = async { while source.next().await.is_some_and(|read| read.is_ok()) {} };
+    tokio::select! {
+        told = tell => if let Err(error) = told {
+            tracing::debug!(%error, "a WebSocket ended");
+        },
+        () = gone => {}
+    }
 }
 
 /// A WebSocket that a client opens to read a log.
 pub struct Socket {
-    accept: String,
-    protocol: &'static str,
+    agreed: Reply,
     encoding: Encoding,
 }
 
@@ -65,15 +137,7 @@ impl Socket {
         let (true, Some(key)) = (is_websocket(headers), headers.get(SEC_WEBSOCKET_KEY)) else {
             return Ok(None);
         };
-        let offered: Vec<&str> = headers
-            .get_all(SEC_WEBSOCKET_PROTOCOL)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .map(str::trim)
-            // A token's place, and no protocol.
-            .filter(|name| !name.is_empty() && !name.starts_with("base64url.bearer.authorization.k8s.io."))
-            .collect();
+        let offered = offered(headers);
         let known = if offered.is_empty() {
             Some(PROTOCOLS[0])
         } else {
@@ -81,46 +145,21 @@ impl Socket {
         };
         let (protocol, encoding) = known
             .ok_or_else(|| StatusError::new(Reason::Forbidden, format!("unknown protocol: {offered:?}")))?;
-        Ok(Some(Self { accept: derive_accept_key(key.as_bytes()), protocol, encoding }))
+        Ok(Some(Self { agreed: agreed(key, protocol), encoding }))
     }
 
     /// Agrees, and tells the log once the client's side stands: an empty message at first, as a sign of life.
     pub fn tell(self, upgrade: OnUpgrade, body: Body, shutdown: CancellationToken) -> Reply {
-        let mut reply = Response::new(wire::full(Bytes::new()));
-        *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = reply.headers_mut();
-        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        if let Ok(accept) = HeaderValue::from_str(&self.accept) {
-            headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-        }
-        if !self.protocol.is_empty() {
-            headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(self.protocol));
-        }
-        let encoding = self.encoding;
+        let Socket { agreed, encoding } = self;
+        let data = body.into_data_stream().take_while(|read| ready(read.is_ok()));
+        let pieces = stream::once(ready(Bytes::new())).chain(data.filter_map(|read| ready(read.ok())));
         tokio::spawn(async move {
-            let Ok(client) = upgrade.await else { return };
-            let socket = WebSocketStream::from_raw_socket(TokioIo::new(client), Role::Server, None).await;
-            let (mut sink, mut source) = socket.split();
-            let tell = async {
-                sink.send(encoding.message(Bytes::new())).await?;
-                let mut data = body.into_data_stream();
-                while let Some(Ok(bytes)) = data.next().await {
-                    sink.send(encoding.message(bytes)).await?;
-                }
-                sink.close().await
-            };
-            // Reading answers pings, and sees the client go.
-            let gone = async { while source.next().await.is_some_and(|read| read.is_ok()) {} };
             tokio::select! {
-                told = tell => if let Err(error) = told {
-                    tracing::debug!(%error, "a log's WebSocket ended");
-                },
-                () = gone => {}
+                () = tell(upgrade, pieces.map(|piece| encoding.message(piece))) => {}
                 () = shutdown.cancelled() => {}
             }
         });
-        reply
+        agreed
     }
 }
 
@@ -186,6 +225,7 @@ mod tests {
     fn asking(protocols: &str) -> Result<Option<Socket>, StatusError> {
         let mut headers = HeaderMap::new();
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(CONNECTION, HeaderValue::from_static("keep-alive, Upgrade"));
         headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="));
         if !protocols.is_empty() {
             headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_str(protocols).expect("a header"));
@@ -199,13 +239,40 @@ mod tests {
             ("", Some("")),
             ("binary.k8s.io", Some("binary.k8s.io")),
             ("other, base64.binary.k8s.io", Some("base64.binary.k8s.io")),
-            ("base64url.bearer.authorization.k8s.io.dG9rZW4, binary.k8s.io", Some("binary.k8s.io")),
             ("channel.k8s.io", None),
         ] {
-            let found = asking(offered).ok().flatten().map(|socket| socket.protocol);
-            assert_eq!(found, agreed, "{offered:?}");
+            let found = asking(offered).ok().flatten().map(|socket| {
+                let protocol = socket.agreed.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
+                protocol.map_or_else(String::new, |protocol| protocol.to_str().expect("text").to_owned())
+            });
+            assert_eq!(found.as_deref(), agreed, "{offered:?}");
         }
-        assert!(matches!(Socket::asked(&HeaderMap::new()), Ok(None)));
+        let unconnected = HeaderMap::from_iter([(UPGRADE, HeaderValue::from_static("websocket"))]);
+        assert!(!is_websocket(&unconnected) && matches!(Socket::asked(&HeaderMap::new()), Ok(None)));
+    }
+
+    #[test]
+    fn a_token_among_the_subprotocols_goes_no_further() {
+        let token = "base64url.bearer.authorization.k8s.io.dG9rZW4";
+        for (upgrade, offered, left) in [
+            (
+                "websocket",
+                format!("{token}, v5.channel.k8s.io,v4.channel.k8s.io"),
+                "v5.channel.k8s.io,v4.channel.k8s.io",
+            ),
+            ("WebSocket", "a, b".to_owned(), "a, b"),
+            ("websocket", token.to_owned(), ""),
+            ("SPDY/3.1", token.to_owned(), token),
+        ] {
+            let mut headers = HeaderMap::from_iter([
+                (UPGRADE, HeaderValue::from_static(upgrade)),
+                (CONNECTION, HeaderValue::from_static("Upgrade")),
+                (SEC_WEBSOCKET_PROTOCOL, HeaderValue::try_from(&offered).expect("a header")),
+            ]);
+            without_token(&mut headers);
+            let found = headers.get(SEC_WEBSOCKET_PROTOCOL).map_or("", |left| left.to_str().expect("text"));
+            assert_eq!(found, left, "{offered}");
+        }
     }
 
     #[test]

@@ -283,7 +283,7 @@ pub async fn answer(
     if !matches!(info.verb, "get" | "list") {
         return Err(path::method_not_allowed());
     }
-    let wanted = Wanted::of(headers, query.flag("pretty"))?;
+    let wanted = Wanted::of(headers, query)?;
     let mut info = info.clone();
     if !kind.is_namespaced() {
         info.namespace = String::new();

@@ -19,7 +19,7 @@ use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use krate_api::{Reason, StatusError};
+use krate_api::{Kind, Reason, StatusError, Verbs};
 use krate_pki::Current;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -35,7 +35,7 @@ use crate::http::{self as wire, Body, Reply};
 use crate::logs;
 use crate::path::{Call, no_such_resource};
 use crate::reach::{self, Trust};
-use crate::request::{Query, escape_path};
+use crate::request::{Query, RequestInfo, escape_path};
 use crate::server::{Server, path};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -103,8 +103,23 @@ fn unreachable(error: impl std::fmt::Display) -> StatusError {
     StatusError::new(Reason::ServiceUnavailable, format!("error trying to reach service: {error}"))
 }
 
+/// Whether a call's body goes on as it comes, however long it is.
+pub fn carries(call: &Call) -> bool {
+    call.upgrade.is_none() && is_proxied(call.kind(), &call.info, &call.method)
+}
+
+fn is_proxied(kind: &Kind, info: &RequestInfo, method: &Method) -> bool {
+    let does = |verbs: Verbs| *method == Method::OPTIONS || verbs.names().any(|verb| verb == info.verb);
+    info.subresource == "proxy" && kind.subresource("proxy").is_some_and(|sub| does(sub.verbs))
+}
+
 /// Answers a request to one of the subresources that are passed on.
-pub async fn answer(mut call: Call, body: Bytes) -> Result<Reply, StatusError> {
+pub async fn answer(call: Call, body: Bytes) -> Result<Reply, StatusError> {
+    carry(call, wire::full(body)).await
+}
+
+/// The same with a body that has not been read.
+pub async fn carry(mut call: Call, body: Body) -> Result<Reply, StatusError> {
     // To read a log is no connection.
     if let Some(options) = connection(&call) {
         let mut attributes = Attributes::of_connection(&call, options.clone());
@@ -391,7 +406,7 @@ pub async fn fetch(server: &Server, node: &Node, path: &str) -> Result<Bytes, St
     if status == StatusCode::OK { Ok(body) } else { Err(unreachable(format!("the node answered {status}"))) }
 }
 
-async fn pass_on(call: Call, target: Target, body: Bytes) -> Result<Reply, StatusError> {
+async fn pass_on(call: Call, target: Target, body: Body) -> Result<Reply, StatusError> {
     let connect = TcpStream::connect((target.host.as_str(), target.port));
     let stream = tokio::time::timeout(CONNECT, connect).await.map_err(unreachable)?.map_err(unreachable)?;
     let _ = stream.set_nodelay(true);
@@ -411,7 +426,7 @@ async fn pass_on(call: Call, target: Target, body: Bytes) -> Result<Reply, Statu
     over(call, target, body, TokioIo::new(stream)).await
 }
 
-async fn over<S>(mut call: Call, target: Target, body: Bytes, stream: S) -> Result<Reply, StatusError>
+async fn over<S>(mut call: Call, target: Target, body: Body, stream: S) -> Result<Reply, StatusError>
 where
     S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {
@@ -426,7 +441,7 @@ where
             headers.insert(HOST, host);
         }
     }
-    let request = request.body(wire::full(body)).map_err(unreachable)?;
+    let request = request.body(body).map_err(unreachable)?;
     exchange(stream, request, upgrade, &call.server.shutdown).await.map_err(unreachable)
 }
 
@@ -487,7 +502,25 @@ where
 
 #[cfg(test)]
 mod tests {
+    use krate_api::kinds;
+
     use super::*;
+
+    #[test]
+    fn only_what_is_proxied_goes_on_as_it_comes() {
+        for (method, path, proxied) in [
+            (Method::POST, "/api/v1/namespaces/a/pods/p/proxy/x", true),
+            (Method::OPTIONS, "/api/v1/namespaces/a/pods/p/proxy", true),
+            (Method::TRACE, "/api/v1/namespaces/a/pods/p/proxy", false),
+            (Method::POST, "/api/v1/namespaces/a/pods/p/exec", false),
+        ] {
+            let info = RequestInfo::parse(&method, path, &Query::default());
+            assert_eq!(is_proxied(&kinds::POD, &info, &method), proxied, "{method} {path}");
+        }
+        let info =
+            RequestInfo::parse(&Method::GET, "/api/v1/namespaces/a/configmaps/c/proxy", &Query::default());
+        assert!(!is_proxied(&kinds::CONFIG_MAP, &info, &Method::GET));
+    }
 
     #[test]
     fn the_kubelet_is_asked_in_its_own_words() {

@@ -66,9 +66,7 @@ fn unreachable(why: &dyn std::fmt::Display) -> Reply {
 
 /// What upstream's aggregator says for itself is plain text.
 fn plainly(code: StatusCode, why: &str) -> Reply {
-    let mut reply = wire::reply(code, "text/plain; charset=utf-8", format!("{why}\n"));
-    set(reply.headers_mut(), "x-content-type-options", "nosniff");
-    reply
+    wire::plain(code, format!("{why}\n"))
 }
 
 fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {

@@ -10,7 +10,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinitionSpec,
 };
 use krate_api::{FieldErrors, FieldPath, Kind, Reason, StatusError};
-use krate_store::cache::{CacheEvent, Freshness, Head, ListQuery, Scope, Start, WatchQuery};
+use krate_store::cache::{
+    CacheEvent, Freshness, Head, ListQuery, Object as Cached, Scope, Start, WatchQuery,
+};
 use parking_lot::Mutex;
 
 use super::conversion::{Converting, Webhook};
@@ -99,20 +101,23 @@ impl Establisher {
                     self.tend(definition).await;
                 }
             }
-        } else if let Some(definition) = self.read(&cached.value) {
+        } else if let Some(definition) = self.read(cached) {
             self.tend(definition).await;
         }
     }
 
-    fn read(&self, value: &[u8]) -> Option<CustomResourceDefinition> {
-        let object = self.definitions.registry.decode(value).ok()?;
-        <dyn Object>::is::<CustomResourceDefinition>(&*object).cloned()
+    /// A definition as it is at its revision: what is written of it holds for that state alone.
+    fn read(&self, cached: &Cached) -> Option<CustomResourceDefinition> {
+        let object = self.definitions.registry.decode(&cached.value).ok()?;
+        let mut definition = <dyn Object>::is::<CustomResourceDefinition>(&*object).cloned()?;
+        definition.metadata.resource_version = Some(cached.revision.to_string());
+        Some(definition)
     }
 
     async fn all(&self) -> Vec<CustomResourceDefinition> {
         let query = ListQuery::new(Scope::all(), Freshness::Latest);
         let list = self.definitions.cache.list(&query).await;
-        list.map(|list| list.items.iter().filter_map(|o| self.read(&o.value)).collect()).unwrap_or_default()
+        list.map(|list| list.items.iter().filter_map(|o| self.read(o)).collect()).unwrap_or_default()
     }
 
     /// Brings a definition one step further. The write that this makes comes back as an event.

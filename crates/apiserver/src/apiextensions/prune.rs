@@ -106,41 +106,34 @@ fn prune_nulls_in(value: &mut Value, schema: &Value) {
 
 /// Fills what is not there, and what is null and may not be, by the schema's defaults.
 pub fn default(fields: &mut Map<String, Value>, schema: &Value) {
-    for (name, inner) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        let Some(wanted) = inner.get("default") else { continue };
-        match fields.get(name) {
-            None => {}
-            Some(Value::Null) if !says(inner, "nullable") => {}
-            Some(_) => continue,
-        }
-        fields.insert(name.clone(), wanted.clone());
-    }
     let properties = schema.get("properties").and_then(Value::as_object);
+    for (name, inner) in properties.into_iter().flatten() {
+        if let Some(wanted) = inner.get("default")
+            && !fields.contains_key(name)
+        {
+            fields.insert(name.clone(), wanted.clone());
+        }
+    }
     let additional = additional(schema);
     for (name, value) in fields.iter_mut() {
-        let Some(inner) = properties.and_then(|p| p.get(name)).or(additional) else { continue };
-        if value.is_null()
-            && !says(inner, "nullable")
-            && let Some(wanted) = inner.get("default")
-        {
-            *value = wanted.clone();
+        if let Some(inner) = properties.and_then(|p| p.get(name)).or(additional) {
+            default_value(value, inner);
         }
-        default_value(value, inner);
     }
 }
 
 fn default_value(value: &mut Value, schema: &Value) {
+    if value.is_null()
+        && !says(schema, "nullable")
+        && let Some(wanted) = schema.get("default")
+    {
+        *value = wanted.clone();
+    }
     match value {
         Value::Object(fields) => default(fields, schema),
         Value::Array(items) => {
             let Some(inner) = schema.get("items") else { return };
             for item in items {
-                if item.is_null()
-                    && !says(inner, "nullable")
-                    && let Some(wanted) = inner.get("default")
-                {
-                    *item = wanted.clone();
-                }
                 default_value(item, inner);
             }
         }
@@ -236,6 +229,20 @@ mod tests {
             Value::Object(fields),
             json!({"a": {"b": 1, "n": 2}, "list": [{"p": "TCP"}, {"p": "UDP"}]})
         );
+        let schema = json!({
+            "properties": {"list": {"items": {"type": "string", "default": "d"}}},
+            "additionalProperties": {"type": "object", "default": {}, "properties": {"x": {"default": 1}}},
+        });
+        let mut fields = object(json!({"list": [null, "a"], "other": null}));
+        default(&mut fields, &schema);
+        assert_eq!(Value::Object(fields), json!({"list": ["d", "a"], "other": {"x": 1}}));
+    }
+
+    #[test]
+    fn what_may_be_null_stays_so() {
+        let schema = json!({"properties": {
+            "a": {"properties": {"b": {"default": 1}, "n": {"default": 2, "nullable": true}}},
+        }});
         let mut fields = object(json!({"a": {"b": null, "n": null}}));
         default(&mut fields, &schema);
         assert_eq!(Value::Object(fields), json!({"a": {"b": 1, "n": null}}));

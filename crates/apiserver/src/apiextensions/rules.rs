@@ -14,6 +14,8 @@ use crate::formats;
 pub const RULES: &str = "x-kubernetes-validations";
 const OUT_OF_BUDGET: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
+const MESSAGE_OUT_OF_BUDGET: &str = "messageExpression evaluation failed due to running out of cost budget, no further \
+                                     validation rules will be run";
 
 /// The longest message that an expression may make, in bytes.
 const LONGEST_MESSAGE: usize = 5 * 1024;
@@ -84,13 +86,27 @@ impl Rule {
         self.said.as_deref().unwrap_or_else(|| self.program.source().trim())
     }
 
-    /// What is said of a value that the rule does not hold for.
-    fn told(&self, variables: &[(&str, Value)], budget: &mut Budget) -> String {
-        let made =
-            self.message_expression.as_ref().and_then(|program| program.evaluate(variables, budget).ok());
+    /// What is said of a value that the rule does not hold for. Here an older value is never optional, as upstream has it.
+    ///
+    /// # Errors
+    /// It costs too much to say it, and no other rule is asked.
+    fn told(&self, this: &Value, was: Option<&Value>, budget: &mut Budget) -> Result<String, String> {
+        let Some(program) = &self.message_expression else { return Ok(self.message.clone()) };
+        let mut variables = vec![("self", this.clone())];
+        variables.extend(was.map(|was| ("oldSelf", was.clone())));
+        let made = match program.evaluate(&variables[..], budget) {
+            Err(Error::OutOfBudget) if budget.left() == 0 => return Err(MESSAGE_OUT_OF_BUDGET.to_owned()),
+            Err(Error::OutOfBudget) => {
+                return Err(format!(
+                    "no further validation rules will be run due to call cost exceeds limit for messageExpression: {:?}",
+                    program.source()
+                ));
+            }
+            made => made.ok(),
+        };
         let made = made.as_ref().and_then(Value::as_str).map(str::trim);
         let fits = |told: &&str| !told.is_empty() && told.len() <= LONGEST_MESSAGE && !told.contains('\n');
-        made.filter(fits).unwrap_or(&self.message).to_owned()
+        Ok(made.filter(fits).unwrap_or(&self.message).to_owned())
     }
 }
 
@@ -221,24 +237,31 @@ impl Check<'_> {
         let this = typed(value, schema);
         let was = before.value.map(|old| typed(old, schema));
         for rule in &rules.own {
-            let was = match (&was, rule.optional_old) {
+            let old = match (&was, rule.optional_old) {
                 (was, true) => was.clone().map_or(Value::NONE, Value::some),
                 (Some(was), false) => was.clone(),
                 (None, false) if rule.is_transition => continue,
                 (None, false) => Value::Null,
             };
-            let variables = [("self", this.clone()), ("oldSelf", was)];
+            let variables = [("self", this.clone()), ("oldSelf", old)];
             match rule.program.evaluate(&variables[..], &mut self.budget) {
                 Ok(Value::Bool(true)) => {}
                 Ok(_) => {
-                    let told = rule.told(&variables, &mut self.budget);
+                    let told = rule.told(&this, was.as_ref(), &mut self.budget);
+                    self.over = told.is_err();
                     let at = rule.path.iter().fold(at.clone(), |at, path| at.child(path));
                     let mut error = FieldErrors::new();
-                    add(&mut error, rule.reason, &at, plain(value, schema), told);
+                    match told {
+                        Ok(told) => add(&mut error, rule.reason, &at, plain(value, schema), told),
+                        Err(told) => add(&mut error, Fault::Invalid, &at, Some(&kind), told),
+                    }
                     if before.kept && !rule.is_transition {
                         self.errors.forgive(error);
                     } else {
                         self.errors.extend(error);
+                    }
+                    if self.over {
+                        return;
                     }
                 }
                 Err(Error::OutOfBudget) => {
@@ -455,6 +478,33 @@ mod tests {
         let old = of(&[("a", 1), ("b", 2)]);
         assert_eq!(faults(&schema, &of(&[("b", 2), ("new", 7), ("a", 1)]), Some(&old)), [""; 0]);
         assert_eq!(faults(&schema, &of(&[("b", 3)]), Some(&old)), ["ports[0]: Invalid value: fixed"]);
+    }
+
+    #[test]
+    fn a_message_that_costs_too_much_is_the_last_that_is_said() {
+        let dear = "self.all(a, self.all(b, self.all(c, a + b + c > 0))) ? 'all' : 'some'";
+        let schema = json!({"type": "object", "properties": {"l": {"type": "array", "items": {"type": "integer"}, RULES: [
+            {"rule": "size(self) == 0", "messageExpression": dear},
+            {"rule": "size(self) == 1", "message": "not one"},
+        ]}}});
+        let few = faults(&schema, &json!({"l": [1, 1]}), None);
+        assert_eq!(few, ["l: Invalid value: all", "l: Invalid value: not one"]);
+        let told = "l: Invalid value: \"array\": no further validation rules will be run due to call cost exceeds limit for \
+                    messageExpression: ";
+        let many = faults(&schema, &json!({"l": vec![1; 500]}), None);
+        assert_eq!(many, [format!("{told}{dear:?}")]);
+    }
+
+    #[test]
+    fn to_a_message_an_older_value_is_not_optional() {
+        let schema = json!({"type": "object", "properties": {"n": {"type": "integer", RULES: [{
+            "rule": "oldSelf.hasValue() && self == oldSelf.value()", "optionalOldSelf": true, "message": "odd",
+            "messageExpression": "oldSelf.hasValue() ? 'it was' : 'it is new'",
+        }]}}});
+        let of = |n: i64| json!({"n": n});
+        for old in [None, Some(of(1))] {
+            assert_eq!(faults(&schema, &of(2), old.as_ref()), ["n: Invalid value: 2: odd"]);
+        }
     }
 
     #[test]

@@ -88,7 +88,7 @@ fn type_of(value: &Value) -> (&'static str, &'static str) {
 
 /// Checks a value's type; whether it is right.
 pub fn is_of_type(value: &Value, schema: &Value, spot: Spot<'_>, errors: &mut FieldErrors) -> bool {
-    let (wanted, format, (kind, own)) = (wanted(schema), format_of(schema), type_of(value));
+    let (wanted, (kind, own)) = (wanted(schema), type_of(value));
     let takes = |kind: &str| wanted.split(',').any(|one| one == kind);
     if value.is_null() {
         let fits = wanted.is_empty() || says(schema, "nullable");
@@ -101,9 +101,12 @@ pub fn is_of_type(value: &Value, schema: &Value, spot: Spot<'_>, errors: &mut Fi
     let fits = takes(kind)
         || (kind == "integer" && takes("number"))
         || (kind == "number" && takes("integer") && is_whole());
+    if fits {
+        return true;
+    }
+    let format = format_of(schema);
     let is_text = matches!(value, Value::String(_) | Value::Array(_));
-    let by_format = is_text && !format.is_empty() && !takes("number") && !takes("integer");
-    if fits || by_format {
+    if is_text && !format.is_empty() && !takes("number") && !takes("integer") {
         return true;
     }
     if is_text || format.is_empty() {

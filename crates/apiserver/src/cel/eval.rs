@@ -6,19 +6,21 @@ use std::sync::Arc;
 use ::cel::IdedExpr;
 use ::cel::common::ast::{CallExpr, EntryExpr, Expr, LiteralValue, SelectExpr};
 
+use super::library::regex::Patterns;
 use super::value::{Key, Map, Value};
 use super::{Budget, Error, Result, Variables, check, cost, declared, library, operators};
 
 pub struct Evaluation<'a> {
     variables: &'a dyn Variables,
+    patterns: &'a Patterns,
     budget: &'a mut Budget,
     /// What macros bind, the innermost last. A variable that accumulates may hold an error for a while.
     scopes: Vec<(&'a str, Result<Value>)>,
 }
 
 impl<'a> Evaluation<'a> {
-    pub fn new(variables: &'a dyn Variables, budget: &'a mut Budget) -> Self {
-        Evaluation { variables, budget, scopes: Vec::new() }
+    pub fn new(variables: &'a dyn Variables, patterns: &'a Patterns, budget: &'a mut Budget) -> Self {
+        Evaluation { variables, patterns, budget, scopes: Vec::new() }
     }
 
     pub fn spend(&mut self, cost: u64) -> Result<()> {
@@ -206,10 +208,8 @@ impl<'a> Evaluation<'a> {
 
     fn apply(&mut self, name: &str, args: Vec<Value>) -> Result<Value> {
         self.spend(cost::call(name, &args))?;
-        match operators::apply(name, &args) {
-            Some(value) => value,
-            None => library::call(name, &args),
-        }
+        let made = operators::apply(name, &args).or_else(|| self.patterns.call(name, &args));
+        made.unwrap_or_else(|| library::call(name, &args))
     }
 
     /// `&&` and `||`: either side decides, even if the other has no value.

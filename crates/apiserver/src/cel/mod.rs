@@ -30,6 +30,8 @@ use std::time::Instant;
 use ::cel::IdedExpr;
 use ::cel::parser::Parser;
 
+use library::regex::Patterns;
+
 pub use declared::{Declared, is_reserved};
 pub use library::authz::{Authz, Check, Question};
 pub use library::signatures;
@@ -136,6 +138,7 @@ fn with_room<T>(depth: usize, shallow: usize, work: impl FnOnce() -> T) -> T {
 pub struct Program {
     source: Arc<str>,
     root: Arc<IdedExpr>,
+    patterns: Arc<Patterns>,
     kind: Type,
     /// How deep it is nested.
     depth: usize,
@@ -193,7 +196,8 @@ impl Program {
             let start = |id: u64| info.offset_for(id).map_or(0, |(start, _)| start as usize);
             return Err(CompileError(position::all(source, &faults, start)));
         }
-        Ok(Program { source: source.into(), root: Arc::new(root), kind: checked.kind, depth })
+        let patterns = Arc::new(Patterns::of(&root));
+        Ok(Program { source: source.into(), root: Arc::new(root), patterns, kind: checked.kind, depth })
     }
 
     pub fn source(&self) -> &str {
@@ -222,7 +226,7 @@ impl Program {
         let mut own = Budget::new(PER_CALL.min(budget.left()));
         let before = own.left();
         let result = with_room(self.depth, SHALLOW_TO_EVALUATE, || {
-            eval::Evaluation::new(&Erased(variables), &mut own).value(&self.root)
+            eval::Evaluation::new(&Erased(variables), &self.patterns, &mut own).value(&self.root)
         });
         budget.spend(before - own.left())?;
         result

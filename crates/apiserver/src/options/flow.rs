@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{OptionError, Topic, duration};
+use crate::browsers;
 use crate::server::Config;
 
 /// The most by which clients may be sent elsewhere.
@@ -38,6 +39,14 @@ pub struct Flow {
     #[arg(long, value_name = "CHANCE")]
     pub goaway_chance: Option<f64>,
 
+    /// The origins whose pages may ask, as regular expressions that match the whole host [default: none]
+    #[arg(long, value_name = "EXPRESSIONS", value_delimiter = ',')]
+    pub cors_allowed_origins: Vec<String>,
+
+    /// What browsers are told of asking over TLS alone, such as max-age=31536000,includeSubDomains [default: nothing]
+    #[arg(long, value_name = "DIRECTIVES", value_delimiter = ',')]
+    pub strict_transport_security_directives: Vec<String>,
+
     /// How long the server serves on, as not ready, once it is told to stop [default: 0s]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub shutdown_delay_duration: Option<Duration>,
@@ -60,6 +69,20 @@ impl Topic for Flow {
                 return Err(OptionError::new("goaway-chance", "can not be less than 0 or greater than 0.02"));
             }
             limits.goaway_chance = chance;
+        }
+        if let Some(why) = self.cors_allowed_origins.iter().find_map(|origin| browsers::wrong_origin(origin))
+        {
+            return Err(OptionError::new("cors-allowed-origins", why));
+        }
+        let security = &self.strict_transport_security_directives;
+        if let Some(why) = security.iter().find_map(|directive| browsers::wrong_security(directive)) {
+            return Err(OptionError::new("strict-transport-security-directives", why));
+        }
+        if !self.cors_allowed_origins.is_empty() {
+            limits.allowed_origins.clone_from(&self.cors_allowed_origins);
+        }
+        if !security.is_empty() {
+            limits.transport_security.clone_from(security);
         }
         limits.shutdown_delay = self.shutdown_delay_duration.unwrap_or(limits.shutdown_delay);
         Ok(())
@@ -87,6 +110,8 @@ mod tests {
             "min-request-timeout=60",
             "goaway-chance=0.01",
             "shutdown-delay-duration=500ms",
+            "cors-allowed-origins=^https://a$,^https://b$",
+            "strict-transport-security-directives=max-age=1,preload",
         ];
         let limits = applied(&flags).expect("sound").limits;
         assert!(!limits.fairness);
@@ -94,8 +119,12 @@ mod tests {
         assert_eq!(limits.request_timeout, Duration::from_secs(90));
         assert_eq!(limits.min_request_timeout, Duration::from_mins(1));
         assert_eq!(limits.shutdown_delay, Duration::from_millis(500));
+        assert_eq!(limits.allowed_origins, ["^https://a$", "^https://b$"]);
+        assert_eq!(limits.transport_security, ["max-age=1", "preload"]);
         for (flag, told) in [
             ("goaway-chance=0.5", "--goaway-chance: can not be less than 0 or greater than 0.02"),
+            ("cors-allowed-origins=a", "does not pin to start/end of host"),
+            ("strict-transport-security-directives=odd", "allowed values: max-age=expireTime"),
             ("request-timeout=5", "missing unit in duration"),
             ("shutdown-delay-duration=-5s", "can not be negative value"),
             ("max-requests-inflight=-1", "--max-requests-inflight"),

@@ -8,7 +8,7 @@ mod lists;
 pub mod net;
 mod printf;
 mod quantity;
-mod regex;
+pub mod regex;
 pub mod semver;
 mod sets;
 pub mod signatures;
